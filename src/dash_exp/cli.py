@@ -1,0 +1,72 @@
+"""Around Hydra's main: the user's command line in, one clear message out when something is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dash_exp.errors import UserError
+from dash_exp.overrides import number_of_kl
+from dash_exp.sweep import cell_name
+
+OmegaConf.register_new_resolver("cell", cell_name, replace=True)
+OmegaConf.register_new_resolver("asset", lambda name: str(Path(__file__).parent / "assets" / name), replace=True)
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Run Hydra's `main`. Errors that the user can mend end with a message and status 1, without a traceback.
+
+    HYDRA_FULL_ERROR=1 asks for the traceback. An error of the program's own always shows it.
+    """
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the exception and exits by itself
+    sys.argv[1:] = number_of_kl(sys.argv[1:])
+    try:
+        main()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        sys.exit(f"error: {explain(error)}")
+
+
+def explain(error: Exception) -> str:
+    """The message for people: the cause that the user can mend, in one piece."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__
+    if isinstance(error, InstantiationException):
+        return str(error).strip()
+    message = str(error).splitlines()[0]
+    if found := re.match(r"Could not override '(.+?)'", message):
+        return f"{found[1]}: there is no such setting.{_did_you_mean(found[1])} `python train.py --cfg job` shows them all."
+    if "Could not find 'kl/" in message:
+        return f"{message}. kl takes a number of at least 0, such as kl=0 or kl=0.04."
+    return "\n".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
+
+
+def _did_you_mean(key: str) -> str:
+    from hydra import compose, initialize_config_dir
+
+    try:
+        with initialize_config_dir(str(Path(sys.argv[0]).resolve().parent / "conf"), version_base="1.3"):
+            known = list(_keys(OmegaConf.to_container(compose("config"))))
+    except Exception:
+        return ""
+    close = difflib.get_close_matches(key, known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _keys(tree: object, prefix: str = "") -> list[str]:
+    if not isinstance(tree, dict):
+        return []
+    return [key for k, v in tree.items() for key in (f"{prefix}{k}", *_keys(v, f"{prefix}{k}."))]

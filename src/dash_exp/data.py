@@ -1,0 +1,210 @@
+"""Data sets as lists of `Problem`: from the hub, from JSON lines, or generated (`arithmetic`).
+
+Each loader takes a split and returns its problems. Nothing here shuffles: the order of training is keyed in `rollout`.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dash_exp.errors import UserError
+from dash_exp.types import Problem
+
+Row = Mapping[str, Any]
+Parse = Callable[[Row, str, str], Problem]  # a row, where it stands ("FILE, line 3") and its id ("train/3") -> Problem
+
+
+def gsm8k(path: str, split: str) -> list[Problem]:
+    """GSM8K: fields `question` and `answer` (reasoning, then `#### number`). `path`: a folder, or the hub name."""
+
+    def parse(row: Row, where: str, name: str) -> Problem:
+        solution = _text(row, "answer", where)
+        if "####" not in solution:
+            raise UserError(f"{where}, field answer", "has no '#### number' at its end", "GSM8K rows end with it")
+        reasoning, answer = solution.rsplit("####", 1)
+        prompt = _text(row, "question", where)
+        return Problem(name, prompt, answer.strip().replace(",", ""), f"{reasoning.strip()}\n#### {answer.strip()}")
+
+    return _load(path, split, parse, hub={"name": "main"})
+
+
+def math(path: str, split: str, hub_splits: str | None = None) -> list[Problem]:
+    """MATH: fields `problem`, `solution`, and `answer` or else the last \\boxed{} of the solution.
+
+    `path`: a folder, or a hub name, of which `hub_splits` (such as "train+test") names the splits where they differ.
+    """
+
+    def parse(row: Row, where: str, name: str) -> Problem:
+        solution = _text(row, "solution", where)
+        answer = row.get("answer") or last_boxed(solution)
+        if not answer:
+            raise UserError(f"{where}, field solution", "has no \\boxed{answer}", "Give it, or a field 'answer'")
+        return Problem(str(row.get("unique_id") or name), _text(row, "problem", where), str(answer), solution)
+
+    return _load(path, hub_splits or split, parse, hub={}, file=split)
+
+
+def jsonl(path: str, split: str, prompt: str, answer: str, solution: str | None = None) -> list[Problem]:
+    """Any JSON lines: a folder with train.jsonl and test.jsonl. `prompt`, `answer`, `solution` name the fields."""
+
+    def parse(row: Row, where: str, name: str) -> Problem:
+        trace = _text(row, solution, where) if solution else None
+        return Problem(str(row.get("id", name)), _text(row, prompt, where), _text(row, answer, where), trace)
+
+    return _load(path, split, parse, hub={})
+
+
+def without(problems: Iterable[Problem], test: Iterable[Problem]) -> list[Problem]:
+    """The problems whose prompt is not in the test sets: no run is graded on what it was trained on."""
+    seen = {p.prompt.strip() for p in test}
+    return [p for p in problems if p.prompt.strip() not in seen]
+
+
+def last_boxed(text: str) -> str | None:
+    """Content of the last \\boxed{...}, braces matched. `"so \\boxed{\\frac{1}{2}}." -> "\\frac{1}{2}"`."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, begin = 0, start + len("\\boxed{")
+    for i in range(begin, len(text)):
+        if text[i] == "}" and depth == 0:
+            return text[begin:i]
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+    return None
+
+
+# --- files and the hub -------------------------------------------------------------------------------------------------
+
+
+def _load(path: str, split: str, parse: Parse, hub: dict[str, str], file: str | None = None) -> list[Problem]:
+    rows = _local(path, file or split) if _is_local(path) else _hub(path, split, hub)
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    for row, where, name in rows:
+        problem = parse(row, where, name)
+        if problem.id in seen:
+            raise UserError(where, f"has the id {problem.id!r} of {seen[problem.id]}", "Ids must be unique")
+        seen[problem.id] = where
+        problems.append(problem)
+    if not problems:
+        raise UserError(f"data.path={path}", f"its {file or split} split is empty", "Give at least one row")
+    return problems
+
+
+def _is_local(path: str) -> bool:
+    return Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
+
+
+def _local(path: str, split: str) -> Iterator[tuple[Row, str, str]]:
+    folder = Path(path).expanduser()
+    file = folder / f"{split}.jsonl"
+    if not file.is_file():
+        raise UserError(f"data.path={path}", f"there is no file {file}", "Give a folder that holds train.jsonl and test.jsonl")
+    with file.open(encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                where = f"{file}, line {number}"
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise UserError(where, "is not a JSON object", 'Write one object a line: {"field": value, ...}')
+                yield row, where, f"{split}/{number}"
+        except json.JSONDecodeError as error:
+            raise UserError(where, f"is not valid JSON ({error.msg}, column {error.colno})", "Mend the line") from error
+        except UnicodeDecodeError as error:
+            raise UserError(str(file), f"is not UTF-8 ({error.reason})", "Save it as UTF-8") from error
+
+
+def _hub(path: str, split: str, hub: dict[str, str]) -> Iterator[tuple[Row, str, str]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(path, split=split, **hub)
+    except Exception as error:  # whatever the hub client raises, the user needs the same two answers
+        raise UserError(
+            f"data.path={path}",
+            f"could not be loaded from the hub ({type(error).__name__}: {str(error).splitlines()[0][:200]})",
+            "Check the name and the network, or give a folder with train.jsonl and test.jsonl",
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield row, f"{path}, {split} row {number}", f"{split}/{number}"
+
+
+def _text(row: Row, field: str, where: str) -> str:
+    if field not in row:
+        raise UserError(where, f"has no field {field!r}", f"Its fields are {', '.join(map(repr, row)) or '(none)'}")
+    value = row[field]
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise UserError(f"{where}, field {field}", f"is {value!r}", "Give text or a number that is not empty")
+    return str(value)
+
+
+# --- arithmetic: the embedded default ----------------------------------------------------------------------------------
+
+OPERATORS = {"+": "plus", "-": "minus", "*": "times"}
+
+
+def arithmetic(
+    split: str,
+    form: str | Mapping[str, float],
+    size: int,
+    operands: tuple[int, int] = (3, 6),
+    direct: Sequence[float] = (),
+    error_rate: float = 0.0,
+) -> list[Problem]:
+    """Chains of one-digit numbers, worked from left to right modulo 100: what MATH and GSM8K are, in the small.
+
+    `form`: "symbols" (`3+4*2=`, the training distribution), "words" (`3 plus 4 times 2 is`, out of distribution), or shares of
+    both. `operands`: fewest and most numbers in a chain. Solutions are spelled out (`3+4=7 7*2=14 A:14`); `direct` gives for
+    each length of chain, shortest first, the share that is bare (`A:14`). `error_rate`: chance that a step's written result is
+    wrong. Base models learn from both, as people answer short problems from the head and make mistakes.
+
+    The problems depend on the arguments alone, never on the seed of a run.
+    """
+    forms = {form: 1.0} if isinstance(form, str) else dict(form)
+    if not forms or set(forms) - {"symbols", "words"}:
+        raise UserError("data.form", f"is {form!r}", "Use symbols, words, or shares of both")
+    fewest, most = operands
+    bare = list(direct) or [0.0] * (most - fewest + 1)
+    if len(bare) != most - fewest + 1:
+        raise UserError("data.direct", f"has {len(bare)} shares", f"Give one for each length from {fewest} to {most}")
+    rng = np.random.default_rng(zlib.crc32(f"{split} {forms} {size} {fewest} {most} {bare} {error_rate}".encode()))
+    problems: dict[str, Problem] = {}
+    while len(problems) < size:
+        numbers = rng.integers(0, 10, size=rng.integers(fewest, most + 1)).tolist()
+        signs = [list(OPERATORS)[i] for i in rng.integers(0, 3, size=len(numbers) - 1)]
+        prompt = _write(numbers, signs, _draw(forms, rng))
+        answer = _work_out(numbers, signs, 0.0, rng).rpartition("A:")[2]
+        spelled_out = rng.random() >= bare[len(numbers) - fewest]
+        solution = _work_out(numbers, signs, error_rate, rng) if spelled_out else f"A:{answer}"
+        problems.setdefault(prompt, Problem(f"arithmetic/{split}/{prompt}", prompt, answer, solution))
+    return list(problems.values())
+
+
+def _draw(shares: Mapping[str, float], rng: np.random.Generator) -> str:
+    weights = np.array(list(shares.values()), dtype=float)
+    return list(shares)[rng.choice(len(weights), p=weights / weights.sum())]
+
+
+def _write(numbers: list[int], signs: list[str], form: str) -> str:
+    if form == "symbols":
+        return "".join(f"{n}{s}" for n, s in zip(numbers, [*signs, "="], strict=True))
+    return " ".join(f"{n} {s}" for n, s in zip(numbers, [*(OPERATORS[s] for s in signs), "is"], strict=True))
+
+
+def _work_out(numbers: list[int], signs: list[str], error_rate: float, rng: np.random.Generator) -> str:
+    """The trace of one chain. An error in a step is carried on, as a person would."""
+    steps, value = [], numbers[0]
+    for sign, number in zip(signs, numbers[1:], strict=True):
+        right = {"+": value + number, "-": value - number, "*": value * number}[sign] % 100
+        result = int(rng.integers(0, 100)) if rng.random() < error_rate else right
+        steps.append(f"{value}{sign}{number}={result}")
+        value = result
+    return f"{' '.join(steps)} A:{value}"

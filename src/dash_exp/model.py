@@ -1,0 +1,92 @@
+"""Policy, reference and tokenizer: loaded from a folder or by hub name, or made with random weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dash_exp.errors import UserError
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def load_policy(
+    path: str,
+    dtype: str = "float32",
+    architecture: Mapping[str, Any] | None = None,
+    gradient_checkpointing: bool = False,
+    attn_implementation: str = "sdpa",
+) -> PreTrainedModel:
+    """A causal language model in training mode.
+
+    `path`: a Transformers folder or a hub name. `architecture`: settings of a Transformers configuration (`model_type` among
+    them); with it, weights are random and `path` is not read. Remote code is never run; weights are safetensors only.
+    """
+    torch_dtype = getattr(torch, dtype)
+    if architecture:
+        config = AutoConfig.for_model(**architecture)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=attn_implementation)
+    else:
+        _check_folder(path)
+        model = _from_hub_or_folder(
+            AutoModelForCausalLM, path, dtype=torch_dtype, use_safetensors=True, attn_implementation=attn_implementation
+        )
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name. One without a padding token pads with its end-of-sequence token."""
+    tokenizer: PreTrainedTokenizerBase = _from_hub_or_folder(AutoTokenizer, path)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.tokenizer={path}", "has no end-of-sequence token", "Set eos_token in the tokenizer")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
+    """The reference: the policy as it is now, in evaluation mode and without gradients."""
+    reference = copy.deepcopy(policy).eval()
+    return reference.requires_grad_(False)
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a completion: the tokenizer's, and those of the model's generation config."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    extra = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [tokenizer.eos_token_id, *extra] if i is not None)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The most tokens, prompt and completion together, that the model was made for."""
+    return int(model.config.max_position_embeddings)
+
+
+def _check_folder(path: str) -> None:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path={path}", "the folder has no config.json", "Give a Transformers model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model.path={path}", "the folder has no weights (*.safetensors)", "Save the model with save_pretrained"
+        )
+
+
+def _from_hub_or_folder(auto_class: Any, path: str, **kwargs: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(path, trust_remote_code=False, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.path={path}",
+            f"could not be loaded ({str(error).splitlines()[0][:300]})",
+            "Give a Transformers folder or a hub name, and check the network",
+        ) from error

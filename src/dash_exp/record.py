@@ -1,0 +1,123 @@
+"""What a run leaves behind while it trains: `metrics.csv`, `completions/`, `checkpoints/`, and the same in the tracker."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dash_exp.metrics import MetricsFile
+from dash_exp.module import PolicyModule
+from dash_exp.types import Rollouts
+
+
+class RunRecord(L.Callback):
+    """Writes a row of metrics per outer step, the completions of every `completions_every`-th, and two checkpoints.
+
+    `checkpoints/last` is the policy after the last step, `checkpoints/best` the one with the highest in-distribution accuracy
+    so far, saved when it is evaluated. Both are Transformers folders. The choice of `best` looks at the test set, so the
+    result of a run is that of `last`.
+    """
+
+    def __init__(self, run_dir: Path, tokenizer: PreTrainedTokenizerBase, completions_every: int, table_rows: int) -> None:
+        self.run_dir = run_dir
+        self.tokenizer = tokenizer
+        self.completions_every = completions_every
+        self.table_rows = table_rows
+        self.rows: list[dict[str, float | int | None]] = []
+        self.best = -1.0
+        (run_dir / "completions").mkdir(parents=True, exist_ok=True)
+        self.file = MetricsFile(run_dir / "metrics.csv")
+        self._start = 0.0
+        self._eval_s = 0.0
+
+    def write_base(self, module: PolicyModule) -> None:
+        """Row 0: the accuracies of the base model."""
+        self._write({"step": 0, "policy/version": 0, "time/elapsed_s": 0.0, **_accuracies(module)})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        self._start = time.perf_counter()
+        self._eval_s = pl_module.clock.seconds["eval"]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        accuracy = pl_module.accuracy["in_dist"]
+        if accuracy > self.best:
+            self.best = accuracy
+            save_model(pl_module.policy, self.tokenizer, self.run_dir / "checkpoints" / "best")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        row = pl_module.finish_row()
+        evaluating = pl_module.clock.seconds["eval"] - self._eval_s
+        row["time/elapsed_s"] = time.perf_counter() - self._start - evaluating
+        self._write(row)
+        step = int(row["step"] or 0)
+        if step % self.completions_every == 0 or step == trainer.max_epochs:
+            self._write_completions(step, pl_module.rollouts_of_step)
+        self._track(trainer, row, step, pl_module.rollouts_of_step)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        save_model(pl_module.policy, self.tokenizer, self.run_dir / "checkpoints" / "last")
+
+    def _write(self, row: dict[str, float | int | None]) -> None:
+        self.rows.append(row)
+        self.file.append(row)
+
+    def _write_completions(self, step: int, rollouts: list[Rollouts]) -> None:
+        with (self.run_dir / "completions" / f"step_{step:05d}.jsonl").open("w", encoding="utf-8") as file:
+            for completion in completions_of(rollouts):
+                file.write(json.dumps(completion, ensure_ascii=False) + "\n")
+
+    def _track(self, trainer: L.Trainer, row: dict[str, Any], step: int, rollouts: list[Rollouts]) -> None:
+        values = {k: v for k, v in row.items() if v is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+            if isinstance(logger, WandbLogger) and step == trainer.max_epochs:
+                sample = [list(c.values()) for c, _ in zip(completions_of(rollouts), range(self.table_rows), strict=False)]
+                columns = list(next(completions_of(rollouts)))
+                logger.log_text("completions", columns=columns, data=sample, step=step)
+
+
+def completions_of(rollouts: list[Rollouts]) -> Iterator[dict[str, Any]]:
+    """One record per completion, in the order in which they were sampled."""
+    for call in rollouts:
+        rewards, advantages = call.rewards_PG.view(-1).tolist(), call.advantages_PG.view(-1).tolist()
+        keep = call.keep_PG.view(-1).tolist()
+        for i, (completion, text) in enumerate(zip(call.completions, call.texts, strict=True)):
+            problem = call.prompts[i // call.group_size].problem
+            yield {
+                "problem": problem.id,
+                "prompt": problem.prompt,
+                "completion": text,
+                "answer": problem.answer,
+                "reward": rewards[i],
+                "advantage": round(advantages[i], 6),
+                "kept": keep[i],
+                "policy_version": call.policy_version,
+                "tokens": len(completion.ids),
+                "truncated": completion.truncated,
+            }
+
+
+def save_model(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A Transformers folder, complete or not there: it is written beside its place and then moved."""
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    policy.save_pretrained(new)
+    tokenizer.save_pretrained(new)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+
+
+def _accuracies(module: PolicyModule) -> dict[str, float | int | None]:
+    return {f"accuracy/{name}": value for name, value in module.accuracy.items()}

@@ -1,0 +1,75 @@
+"""The result of one run: `result.json`, the table at its end and `curves.png`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dash_exp.metrics import PHASES
+from dash_exp.progress import duration
+
+PHASE_COLOURS = dict(zip(PHASES, ["#4c72b0", "#8172b3", "#dd8452", "#937860", "#c7c7c7"], strict=True))
+
+
+def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
+    """`result.json`, whole or not at all."""
+    new = run_dir / "result.json.new"
+    new.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(new, run_dir / "result.json")
+
+
+def result_table(result: Mapping[str, Any]) -> str:
+    """The end of a run for people: accuracy, seconds by phase, counts."""
+
+    def percent(name: str) -> str:
+        value = result.get(name)
+        return "      -" if value is None else f"{100 * value:6.1f}%"
+
+    total = result["time/total_s"]
+    lines = [f"{'accuracy (greedy)':24}{'base':>8}{'final':>8}"]
+    for name, label in (("in_dist", "in distribution"), ("out_dist", "out of distribution")):
+        lines.append(f"  {label:22}{percent(f'accuracy/{name}/base'):>8}{percent(f'accuracy/{name}/final'):>8}")
+    lines.append(f"{'time':24}{duration(total):>8}")
+    accounted = 0.0
+    for phase in PHASES:
+        seconds = result[f"time/{phase}_s"]
+        accounted += seconds
+        lines.append(f"  {phase:22}{seconds:7.1f}s{100 * seconds / max(total, 1e-9):7.0f}%")
+    lines.append(f"  {'other (set-up, files)':22}{total - accounted:7.1f}s{100 * (1 - accounted / max(total, 1e-9)):7.0f}%")
+    lines.append(f"completions {result['completions/sampled']:,} sampled, {result['completions/kept']:,} kept")
+    lines.append(f"tokens {result['tokens/sampled']:,} sampled, {result['tokens/trained']:,} trained on")
+    return "\n".join(lines)
+
+
+def plot_curves(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float], path: Path) -> None:
+    """Reward and accuracy against seconds of training, and seconds by phase (those of training and those of evaluation)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def points(name: str) -> tuple[list[float], list[float]]:
+        found = [(r["time/elapsed_s"], r[name]) for r in rows if r.get(name) is not None]
+        return [x for x, _ in found], [y for _, y in found]
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[3, 1], layout="constrained")
+    left.plot(*points("reward/mean"), color="#4c72b0", label="reward, sampled completions")
+    left.plot(*points("accuracy/in_dist"), "o-", color="#dd8452", label="accuracy in distribution, greedy")
+    if points("accuracy/out_dist")[0]:
+        left.plot(*points("accuracy/out_dist"), "s--", color="#55a868", label="accuracy out of distribution, greedy")
+    left.set(xlabel="seconds of training (evaluation excluded)", ylabel="reward, accuracy")
+    left.set_ylim(bottom=0)
+    left.grid(alpha=0.3)
+    left.legend(frameon=False)
+    bottom = 0.0
+    for phase in PHASES:
+        right.bar(["run"], [seconds[phase]], bottom=bottom, color=PHASE_COLOURS[phase], label=phase, width=0.5)
+        bottom += seconds[phase]
+    right.set(ylabel="seconds", title="time by phase", xlim=(-0.5, 0.5))
+    handles, labels = right.get_legend_handles_labels()
+    right.legend(handles[::-1], labels[::-1], frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

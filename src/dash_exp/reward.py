@@ -1,0 +1,108 @@
+"""Rewards: problems and completions in, one number each out. Correct is 1, wrong is 0.
+
+Grading that takes too long or breaks is never passed off as a wrong answer: it is counted apart (`Scores.timeouts`,
+`Scores.errors`), although its reward can only be 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import re
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import Protocol
+
+from pebble import ProcessPool
+
+from dash_exp.errors import UserError
+from dash_exp.grading import math_equal
+from dash_exp.types import Problem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One reward per completion, and how many gradings did not come to an end."""
+
+    rewards: list[float]
+    timeouts: int = 0
+    errors: int = 0
+
+
+class Reward(Protocol):
+    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
+        """Grade `texts[i]` as a completion of `problems[i]`."""
+
+
+class ExactReward:
+    """1 where the last match of `pattern` (its first group) is the answer, character by character.
+
+    `pattern: null` compares the whole completion, stripped.
+    """
+
+    def __init__(self, pattern: str | None = None) -> None:
+        try:
+            self.pattern = re.compile(pattern) if pattern else None
+        except re.error as error:
+            raise UserError(f"reward.pattern={pattern}", f"is no regular expression ({error})", "Mend it") from error
+        if self.pattern and self.pattern.groups != 1:
+            raise UserError(
+                f"reward.pattern={pattern}",
+                f"has {self.pattern.groups} groups",
+                "Put one pair of ( ) around the answer",
+            )
+
+    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
+        return Scores([float(self._answer(t) == p.answer.strip()) for p, t in zip(problems, texts, strict=True)])
+
+    def _answer(self, text: str) -> str | None:
+        if self.pattern is None:
+            return text.strip()
+        found = self.pattern.findall(text)
+        return found[-1].strip() if found else None
+
+
+class MathReward:
+    """1 where math-verify finds the last answer of the completion equivalent to the gold answer (numbers, LaTeX, sets...).
+
+    math-verify's own time limits are alarms, which work on a main thread only and cannot break into a long computation in C.
+    Here every answer is graded in one of `workers` processes and a process that needs more than `timeout_s` seconds for one
+    is killed and replaced: this works from any thread. The pool starts with the first call and serves every later one.
+    """
+
+    def __init__(self, timeout_s: float = 5.0, workers: int = 2) -> None:
+        self.timeout_s = timeout_s
+        self.workers = workers
+        self._pool: ProcessPool | None = None
+
+    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
+        if self._pool is None:
+            # forkserver or spawn: forking a process that runs torch's threads can deadlock the child
+            self._pool = ProcessPool(max_workers=self.workers, context=multiprocessing.get_context("spawn"))
+            self._pool.schedule(math_equal, args=["1", "1"]).result()  # imports are not part of anyone's time limit
+        futures = [
+            self._pool.schedule(math_equal, args=[p.answer, t], timeout=self.timeout_s)
+            for p, t in zip(problems, texts, strict=True)
+        ]
+        rewards, timeouts, errors = [], 0, 0
+        for problem, future in zip(problems, futures, strict=True):
+            reward = 0.0
+            try:
+                reward = float(future.result())
+            except FutureTimeoutError:
+                timeouts += 1
+            except Exception as error:  # a worker that died, or math-verify's own failure: counted and shown
+                errors += 1
+                log.warning("grading failed on %s: %s: %s", problem.id, type(error).__name__, error)
+            rewards.append(reward)
+        return Scores(rewards, timeouts, errors)
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None

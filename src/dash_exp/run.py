@@ -1,0 +1,198 @@
+"""One run: build the parts from the configuration, train, evaluate, and leave the record."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import transformers
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dash_exp import data, model
+from dash_exp.errors import UserError
+from dash_exp.metrics import PHASES, Clock
+from dash_exp.module import PolicyModule
+from dash_exp.progress import Progress
+from dash_exp.record import RunRecord
+from dash_exp.results import plot_curves, result_table, write_result
+from dash_exp.rollout import RolloutDataModule
+from dash_exp.sampler import Sampling
+
+
+@dataclass
+class Parts:
+    """What one run is made of."""
+
+    module: PolicyModule
+    data: RolloutDataModule
+    reward: Any
+    tokenizer: Any
+    clock: Clock
+
+
+def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
+    """Run one arm to its end and return its result, which is also in `result.json` of `run_dir`."""
+    start = time.perf_counter()
+    quiet()
+    if cfg.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    L.seed_everything(cfg.seed, verbose=False)
+    parts = build(cfg)
+    record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows)
+    tracker = cfg.logger.wandb and instantiate(cfg.logger.wandb)(
+        run_dir=run_dir,
+        name=run_dir.name if in_sweep else f"{cfg.name}/{run_dir.name}",
+        group=cfg.name if in_sweep else None,
+        settings=OmegaConf.to_container(cfg, resolve=True),
+    )
+    trainer: L.Trainer = instantiate(
+        cfg.trainer, callbacks=[record, Progress(cfg.steps)], logger=tracker or False, default_root_dir=run_dir
+    )
+    print(sizes(cfg, parts, run_dir), flush=True)
+    result: dict[str, Any] = {"status": "failed", "git": git_revision()}
+    try:
+        trainer.validate(parts.module, datamodule=parts.data, verbose=False)
+        record.write_base(parts.module)
+        result |= {f"accuracy/{name}/base": value for name, value in parts.module.accuracy.items()}
+        trainer.fit(parts.module, datamodule=parts.data)
+        if parts.module.accuracy_version != parts.module.policy_version:
+            trainer.validate(parts.module, datamodule=parts.data, verbose=False)
+        result |= {f"accuracy/{name}/final": value for name, value in parts.module.accuracy.items()}
+        result["status"] = "done"
+    except (KeyboardInterrupt, SystemExit):
+        result["status"] = "stopped"
+        raise
+    finally:
+        result |= totals(parts.clock, record, time.perf_counter() - start)
+        write_result(run_dir, result)
+        if tracker:
+            tracker.experiment.finish()
+        if hasattr(parts.reward, "close"):
+            parts.reward.close()
+    plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
+    print(f"{result_table(result)}\nrun folder {run_dir}", flush=True)
+    return result
+
+
+def build(cfg: DictConfig) -> Parts:
+    """The parts of a run, from values and callables alone: none of them sees the configuration."""
+    clock = Clock()
+    tokenizer = model.load_tokenizer(cfg.model.tokenizer)
+    tests = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
+    train = data.without(instantiate(cfg.data.train), [p for problems in tests.values() for p in problems])
+    reward = instantiate(cfg.reward)
+    policy = model.load_policy(
+        cfg.model.path,
+        cfg.model.dtype,
+        OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None,  # type: ignore[arg-type]
+        cfg.model.gradient_checkpointing,
+        cfg.model.attn_implementation,
+    )
+    compute_dtype = getattr(torch, cfg.model.compute_dtype)
+    sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
+    datamodule = RolloutDataModule(
+        train=train,
+        tests=tests,
+        tokenizer=tokenizer,
+        sampler=sampler,
+        train_sampler=instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer) if cfg.algo.train_sampler else None,
+        reward=reward,
+        advantage=instantiate(cfg.algo.advantage),
+        keep=instantiate(cfg.filter),
+        clock=clock,
+        prompts=cfg.batch.prompts,
+        group_size=cfg.batch.group_size,
+        sample_prompts=cfg.batch.sample_prompts,
+        sampling=Sampling(cfg.rollout.max_response_tokens, cfg.rollout.temperature),
+        context=model.context_length(policy),
+        max_prompt_tokens=cfg.data.max_prompt_tokens,
+        eval_prompts=cfg.eval.prompts,
+        seed=cfg.seed,
+    )
+    module = PolicyModule(
+        policy=policy,
+        reference=model.frozen_copy(policy) if cfg.kl.coef > 0 else None,
+        sampler=sampler,
+        loss=instantiate(cfg.algo.loss),
+        weighting=instantiate(cfg.algo.weighting),
+        denominator=instantiate(cfg.algo.denominator),
+        kl=instantiate(cfg.kl.estimator),
+        kl_coef=cfg.kl.coef,
+        optimizer=instantiate(cfg.optimizer),
+        schedule=instantiate(cfg.schedule),
+        clip_norm=cfg.clip_norm,
+        micro_tokens=cfg.batch.micro_tokens,
+        temperature=cfg.rollout.temperature,
+        pad_id=tokenizer.pad_token_id,
+        clock=clock,
+        test_names=list(tests),
+        compute_dtype=compute_dtype,
+    )
+    return Parts(module, datamodule, reward, tokenizer, clock)
+
+
+def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
+    """The derived sizes, so that nobody has to guess what "batch size" means here."""
+    batch, data_ = cfg.batch, parts.data
+    completions = batch.prompts * batch.group_size
+    per_call = data_.sample_prompts * batch.group_size
+    parameters = sum(p.numel() for p in parts.module.policy.parameters())
+    tests = ", ".join(f"{len(p):,} {name}" for name, p in data_.test_prompts.items())
+    return "\n".join(
+        [
+            f"{cfg.algo.name} on {cfg.data.name}, seed {cfg.seed} -> {run_dir}",
+            f"  policy                    {parameters:,} parameters, {cfg.model.compute_dtype}, {cfg.trainer.accelerator}",
+            f"  problems                  {len(data_.train_prompts):,} to train on; tests: {tests}",
+            f"  outer steps               {cfg.steps}",
+            f"  completions per step      {completions} = {batch.prompts} prompts x {batch.group_size}",
+            f"  completions per sampling  {per_call} ({data_.sampling_calls} sampling call(s) per step)",
+            "  optimizer steps per step  1",
+            f"  tokens per backward pass  at most {batch.micro_tokens:,}, padding counted",
+            f"  KL coefficient            {cfg.kl.coef} ({'with' if cfg.kl.coef > 0 else 'no'} reference model)",
+        ]
+    )
+
+
+def totals(clock: Clock, record: RunRecord, total_s: float) -> dict[str, Any]:
+    """Seconds by phase and the counts of the whole run."""
+    result: dict[str, Any] = {"time/total_s": round(total_s, 3)}
+    result |= {f"time/{phase}_s": round(clock.seconds[phase], 3) for phase in PHASES}
+    for name in ("tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept"):
+        result[name] = sum(int(row.get(name) or 0) for row in record.rows)
+    return result
+
+
+def git_revision() -> str | None:
+    """Commit of the source, with "+changes" where the working tree differs from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def quiet() -> None:
+    """Leave out what Lightning says about choices that are made on purpose here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    for message in (
+        "does not have many workers",
+        "`IterableDataset` has `__len__`",
+        "LeafSpec",
+        "in eval mode at the start",
+    ):
+        warnings.filterwarnings("ignore", f".*{message}")

@@ -1,0 +1,43 @@
+"""Samplers: what turns prompts into completions. `hf` uses Transformers; `traces` hands out solutions already written."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from dash_exp.types import Completion, Prompt
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample. `temperature` 0 is greedy. `max_tokens` counts completion tokens."""
+
+    max_tokens: int
+    temperature: float = 1.0
+
+
+class Sampler(Protocol):
+    """Hands out completions of the policy whose weights it was last given."""
+
+    @property
+    def version(self) -> int | None:
+        """Policy version of its weights; None where no policy samples."""
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        """`group_size` completions of each prompt, P x G in group-major order, whatever the cutting into batches.
+
+        `key` seeds the noise together with the problem and the index in the group; it must differ from step to step.
+        """
+
+    def load_weights(self, policy: PreTrainedModel, version: int) -> None:
+        """Take over the policy's weights and call them `version`."""
+
+
+def noise_seed(key: tuple[int, ...], problem_id: str, index: int) -> np.random.SeedSequence:
+    """Seed of one completion's noise: (seed, outer step), problem, index in its group."""
+    return np.random.SeedSequence([*key, zlib.crc32(problem_id.encode()), index])

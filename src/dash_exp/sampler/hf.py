@@ -1,0 +1,142 @@
+"""Sampling with the training model itself, through Transformers: no second copy of the weights, nothing to refresh.
+
+Why not `model.generate`: the noise of each completion is keyed (so that the cutting into batches changes nothing), the
+log-probability of each token is kept without holding logits, prompts are read once per group, and rows that have ended
+leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from dash_exp.model import eos_ids
+from dash_exp.ops import autocast, positions
+from dash_exp.sampler import Sampling, noise_seed
+from dash_exp.types import Completion, Prompt
+
+
+class HFSampler:
+    """`max_sequences` bounds how many completions are decoded at a time, and with it the memory of the KV cache."""
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_sequences: int,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.policy = policy
+        self.eos_ids = eos_ids(policy, tokenizer)
+        self.pad_id = int(tokenizer.pad_token_id)
+        self.max_sequences = max_sequences
+        self.compute_dtype = compute_dtype
+        self.version = 0
+
+    def load_weights(self, policy: PreTrainedModel, version: int) -> None:
+        assert policy is self.policy, "this sampler shares the weights of the policy it was made with"
+        self.version = version
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        rows = [(prompt, index) for prompt in prompts for index in range(group_size)]
+        # Rows of like length are decoded together; the order of the result is that of the prompts.
+        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0].ids), i // group_size))
+        completions: list[Completion | None] = [None] * len(rows)
+        was_training = self.policy.training
+        self.policy.eval()
+        try:
+            with torch.inference_mode(), autocast(self.policy.device, self.compute_dtype):
+                for start in range(0, len(order), self.max_sequences):
+                    chosen = order[start : start + self.max_sequences]
+                    for i, completion in zip(chosen, self._decode([rows[i] for i in chosen], sampling, key), strict=True):
+                        completions[i] = completion
+        finally:
+            self.policy.train(was_training)
+        return [c for c in completions if c is not None]
+
+    def _decode(self, rows: Sequence[tuple[Prompt, int]], sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        """One batch of completions, one token of every unfinished row at a time."""
+        device = self.policy.device
+        noise_BT = _noise(rows, sampling, key).to(device)
+        ids_B, logprobs_B = [[] for _ in rows], [[] for _ in rows]  # type: list[list[int]], list[list[float]]
+        logits_BV, cache, mask_BL = self._read_prompts([prompt for prompt, _ in rows])
+        alive = torch.arange(len(rows), device=device)  # the rows that are still in the batch
+        eos = torch.tensor(sorted(self.eos_ids), device=device)
+        for t in range(sampling.max_tokens):
+            tokens_B, logprob_B = choose(logits_BV, sampling.temperature, noise_BT[alive, t])
+            for row, token, logprob in zip(alive.tolist(), tokens_B.tolist(), logprob_B.tolist(), strict=True):
+                ids_B[row].append(token)
+                logprobs_B[row].append(logprob)
+            going = ~torch.isin(tokens_B, eos)
+            if t + 1 == sampling.max_tokens or not going.any():
+                break
+            if not going.all():
+                keep = going.nonzero().flatten()
+                alive, tokens_B, mask_BL = alive[keep], tokens_B[keep], mask_BL[keep]
+                cache.batch_select_indices(keep)
+            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], dim=1)
+            output = self.policy(
+                input_ids=tokens_B[:, None],
+                attention_mask=mask_BL,
+                position_ids=positions(mask_BL)[:, -1:],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits_BV = output.logits[:, -1]
+        return [
+            Completion(tuple(ids), tuple(logprobs), truncated=ids[-1] not in self.eos_ids)
+            for ids, logprobs in zip(ids_B, logprobs_B, strict=True)
+        ]
+
+    def _read_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, DynamicCache, Tensor]:
+        """Next-token logits, KV cache and attention mask of each row; a prompt shared by several rows is read once."""
+        unique = list(dict.fromkeys(prompts))
+        width = max(len(p.ids) for p in unique)
+        ids_PL = torch.full((len(unique), width), self.pad_id)
+        mask_PL = torch.zeros_like(ids_PL)
+        for row, prompt in enumerate(unique):
+            ids_PL[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask_PL[row, width - len(prompt.ids) :] = 1
+        ids_PL, mask_PL = ids_PL.to(self.policy.device), mask_PL.to(self.policy.device)
+        cache = DynamicCache(config=self.policy.config)
+        output = self.policy(
+            input_ids=ids_PL,
+            attention_mask=mask_PL,
+            position_ids=positions(mask_PL),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        index = {prompt: i for i, prompt in enumerate(unique)}
+        rows = torch.tensor([index[p] for p in prompts], device=self.policy.device)
+        cache.batch_select_indices(rows)
+        return output.logits[rows, -1], cache, mask_PL[rows]
+
+
+def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The next token of each row and its log-probability (nats), by the inverse distribution function.
+
+    `noise_B` in [0, 1) picks the first token whose cumulative probability exceeds it. At temperature 0 the token is the
+    most likely one and the log-probability that of temperature 1.
+    """
+    logprobs_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
+    if temperature == 0:
+        logprob_B, tokens_B = logprobs_BV.max(dim=-1)
+        return tokens_B, logprob_B
+    cumulative_BV = logprobs_BV.exp().cumsum(dim=-1)
+    threshold_B1 = noise_B[:, None] * cumulative_BV[:, -1:]  # the last value is 1 only up to rounding
+    tokens_B1 = torch.searchsorted(cumulative_BV, threshold_B1, right=True).clamp(max=logits_BV.shape[-1] - 1)
+    return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]
+
+
+def _noise(rows: Sequence[tuple[Prompt, int]], sampling: Sampling, key: tuple[int, ...]) -> Tensor:
+    """Uniform numbers, shape (B, T), each row from its own key."""
+    if sampling.temperature == 0:
+        return torch.zeros(len(rows), sampling.max_tokens)
+    seeds = [noise_seed(key, prompt.problem.id, index) for prompt, index in rows]
+    noise = [np.random.default_rng(seed).random(sampling.max_tokens, dtype=np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack(noise))

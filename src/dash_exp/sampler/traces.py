@@ -1,0 +1,33 @@
+"""Not a sampler of the policy: it hands out the solutions that the data set carries, so that SFT takes the same path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dash_exp.errors import UserError
+from dash_exp.sampler import Sampling
+from dash_exp.types import Completion, Prompt
+
+
+class TraceSampler:
+    """The solution of each problem, tokenised and closed by the end-of-sequence token, as a group of `group_size`."""
+
+    version = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def load_weights(self, policy: PreTrainedModel, version: int) -> None:
+        """Written traces have no weights."""
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        return [self._trace(prompt, sampling.max_tokens) for prompt in prompts for _ in range(group_size)]
+
+    def _trace(self, prompt: Prompt, max_tokens: int) -> Completion:
+        solution = prompt.problem.solution
+        if not solution:
+            raise UserError(f"problem {prompt.problem.id}", "has no solution to learn from", "SFT needs data with solutions")
+        ids = (*self.tokenizer(solution, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id)
+        return Completion(ids[:max_tokens], None, truncated=len(ids) > max_tokens)

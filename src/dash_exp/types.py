@@ -1,0 +1,99 @@
+"""What flows through one outer step: problems in, completions back, tensors for one backward pass.
+
+Axes: P prompts, G completions of one prompt (the group), B = P x G completions in group-major order (all of prompt 0, then
+all of prompt 1), C prompt tokens, T completion tokens.
+
+Rollouts stay on the CPU as plain lists. Only a `MicroBatch` is padded, and only it goes to the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import BoolTensor, Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One task. `id` is unique within its data set and keys the sampling noise; `solution` is a worked trace, for SFT."""
+
+    id: str
+    prompt: str
+    answer: str
+    solution: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem and its token ids as the model will see them."""
+
+    problem: Problem
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Sampled tokens, the closing end-of-sequence token included where there is one.
+
+    `logprobs` holds the log-probability (nats) of each token under the sampling distribution, temperature included; it is
+    None for text that no policy sampled. `truncated` means that the token limit came before the end-of-sequence token.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The graded completions of one sampling call, B = P x G in group-major order.
+
+    `policy_version` is the number of optimizer steps behind the weights that sampled them, or None if no policy did.
+    `grader_timeouts` and `grader_errors` count completions whose grading did not come to an end; their reward is 0.
+    """
+
+    prompts: list[Prompt]
+    completions: list[Completion]
+    texts: list[str]
+    rewards_PG: Tensor
+    advantages_PG: Tensor
+    keep_PG: BoolTensor
+    policy_version: int | None
+    grader_timeouts: int = 0
+    grader_errors: int = 0
+
+    @property
+    def group_size(self) -> int:
+        return len(self.completions) // len(self.prompts)
+
+    def kept(self) -> list[Sample]:
+        """The completions that the filter kept, each with its prompt and its advantage."""
+        return [
+            Sample(self.prompts[i // self.group_size].ids, self.completions[i].ids, float(self.advantages_PG.view(-1)[i]))
+            for i in self.keep_PG.view(-1).nonzero().flatten().tolist()
+        ]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion on its way into the loss."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    advantage: float
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward pass. Prompts are padded on the left and completions on the right, so the completion tokens
+    of every row are the last T columns:
+
+        input_ids_BL       [pad pad p p p | c c c pad]     L = C + T
+        attention_mask_BL  [ 0   0  1 1 1 | 1 1 1  0 ]
+        completion_mask_BT                [ 1 1 1  0 ]
+    """
+
+    input_ids_BL: Tensor
+    attention_mask_BL: Tensor
+    completion_mask_BT: Tensor
+    advantages_B: Tensor

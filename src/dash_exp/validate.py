@@ -1,0 +1,103 @@
+"""Refuses settings that make no sense, before anything is loaded. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from dash_exp.errors import UserError
+
+
+def validate(cfg: DictConfig) -> None:
+    """Raise UserError for the first setting that cannot be used."""
+    try:
+        OmegaConf.resolve(cfg.copy())
+        missing = sorted(OmegaConf.missing_keys(cfg))
+    except MissingMandatoryValue as error:
+        missing = [str(error.full_key)]
+    except OmegaConfBaseException as error:
+        raise UserError(str(error.full_key), str(error).splitlines()[0], "Mend the reference") from error
+    if missing:
+        raise UserError(missing[0], "is not given", f"Add {missing[0]}=... to the command")
+
+    number(cfg, "steps", whole=True, least=1)
+    number(cfg, "seed", whole=True, least=0)
+    number(cfg, "clip_norm", above=0)
+    number(cfg, "eval.every", whole=True, least=1)
+    number(cfg, "eval.prompts", whole=True, least=1)
+    number(cfg, "completions_every", whole=True, least=1)
+    number(cfg, "optimizer.lr", above=0)
+    number(cfg, "kl.coef", least=0)
+    number(cfg, "filter.threshold", least=0, optional=True)
+    number(cfg, "rollout.temperature", above=0)
+    number(cfg, "rollout.max_response_tokens", whole=True, least=1)
+    number(cfg, "rollout.sampler.max_sequences", whole=True, least=1, optional=True)
+    number(cfg, "data.max_prompt_tokens", whole=True, least=1, optional=True)
+    number(cfg, "reward.timeout_s", above=0, optional=True)
+    number(cfg, "reward.workers", whole=True, least=1, optional=True)
+    number(cfg, "batch.prompts", whole=True, least=1)
+    number(cfg, "batch.sample_prompts", whole=True, least=1, optional=True)
+    number(cfg, "batch.micro_tokens", whole=True, least=1)
+    number(cfg, "batch.group_size", whole=True, least=1)
+    _group_size(cfg)
+    _sampling_calls(cfg)
+    _known(cfg, "model.dtype", ["float32", "bfloat16", "float16"])
+    _known(cfg, "model.compute_dtype", ["float32", "bfloat16", "float16"])
+
+
+def number(
+    cfg: DictConfig,
+    key: str,
+    *,
+    whole: bool = False,
+    least: float | None = None,
+    above: float | None = None,
+    optional: bool = False,
+) -> None:
+    """`key` must be a finite number, a whole one where asked, and at least `least` or more than `above`."""
+    value = OmegaConf.select(cfg, key)
+    if value is None and optional:
+        return
+    wanted = "a whole number" if whole else "a number"
+    if least is not None:
+        wanted += f" of at least {least}"
+    if above is not None:
+        wanted += f" above {above}"
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = good and not (whole and value != int(value))
+    good = good and (least is None or value >= least) and (above is None or value > above)
+    if not good:
+        raise UserError(f"{key}={_shown(value)}", f"is not {wanted}", f"Write {wanted}{' or null' if optional else ''}")
+
+
+def _group_size(cfg: DictConfig) -> None:
+    relative = "group_" in str(OmegaConf.select(cfg, "algo.advantage._target_"))
+    if relative and cfg.batch.group_size < 2:
+        raise UserError(
+            f"batch.group_size={cfg.batch.group_size}",
+            "leaves nothing to compare a completion with: group-relative advantages would all be 0",
+            "Use batch.group_size=2 or more",
+        )
+
+
+def _sampling_calls(cfg: DictConfig) -> None:
+    per_call = cfg.batch.sample_prompts
+    if per_call is not None and per_call > cfg.batch.prompts:
+        raise UserError(
+            f"batch.sample_prompts={per_call}",
+            f"is more than the {cfg.batch.prompts} prompts of an outer step",
+            "Lower it to batch.prompts, or write null to sample all at once",
+        )
+
+
+def _known(cfg: DictConfig, key: str, allowed: list[str]) -> None:
+    value = OmegaConf.select(cfg, key)
+    if value not in allowed:
+        raise UserError(f"{key}={_shown(value)}", "is not known", f"Use one of {', '.join(allowed)}")
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

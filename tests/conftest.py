@@ -1,0 +1,96 @@
+"""What the tests share: a very small random policy, the character tokenizer, and runs of the real program."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import dash_exp.cli  # noqa: F401  registers the resolvers of the configuration
+from dash_exp import model
+from dash_exp.types import Problem, Prompt
+
+ROOT = Path(__file__).parent.parent
+NANO = {
+    "model_type": "qwen2",
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "initializer_range": 0.3,  # far from uniform, so that mistakes show
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return model.load_tokenizer(str(model.ASSETS / "tiny"))
+
+
+@pytest.fixture
+def policy() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return model.load_policy("", architecture=NANO)
+
+
+@pytest.fixture(scope="session")
+def prompts(tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    texts = ["3+4*2=", "1+1=", "9 minus 8 is", "7*7*7*7="]
+    return [Prompt(Problem(t, t, "1", "A:1"), tuple(tokenizer(t).input_ids)) for t in texts]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """`python train.py ...` as a user runs it, in a folder of the test's own."""
+
+    def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
+        environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "HF_HUB_OFFLINE": "1", **(env or {})}
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+
+    return run
+
+
+# A run of the real program in some seconds: nano policy, few and short completions, no tracker.
+SMALL = [
+    "model=tiny_random",
+    "logger=csv",
+    "steps=2",
+    "batch.prompts=8",
+    "batch.group_size=4",
+    "rollout.max_response_tokens=12",
+    "data.train.size=64",
+    "data.tests.in_dist.size=16",
+    "data.tests.out_dist.size=16",
+    "name=small",
+    *(f"model.architecture.{key}={NANO[key]}" for key in ("hidden_size", "intermediate_size", "num_hidden_layers")),
+]

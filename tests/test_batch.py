@@ -1,0 +1,43 @@
+import random
+
+from dash_exp.batch import collate, cut, micro_batches
+from dash_exp.types import Sample
+
+
+def test_cut_by_hand():
+    # longest first: (3,3) alone takes 6; with (1,4) it would be 2 x (3 + 4) = 14 > 12; (1,4) and (2,1): 2 x (2 + 4) = 12
+    assert cut([(2, 1), (3, 3), (1, 4)], micro_tokens=12) == [[1], [2, 0]]
+
+
+def test_a_sample_longer_than_the_budget_goes_alone():
+    assert cut([(50, 50), (1, 1), (1, 1)], micro_tokens=4) == [[0], [1, 2]]
+
+
+def test_nothing_to_cut():
+    assert cut([], micro_tokens=4) == []
+
+
+def test_every_sample_comes_once_and_the_budget_holds():
+    rng = random.Random(0)
+    for _ in range(50):
+        lengths = [(rng.randint(1, 30), rng.randint(1, 60)) for _ in range(rng.randint(1, 40))]
+        budget = rng.randint(90, 400)
+        batches = cut(lengths, budget)
+        assert sorted(i for rows in batches for i in rows) == list(range(len(lengths)))
+        for rows in batches:
+            width = max(lengths[i][0] for i in rows) + max(lengths[i][1] for i in rows)
+            assert len(rows) * width <= budget
+
+
+def test_collate_pads_prompts_left_and_completions_right():
+    batch = collate([Sample((5, 6), (7,), 0.5), Sample((8,), (9, 9, 1), -0.5)], pad_id=0)
+    assert batch.input_ids_BL.tolist() == [[5, 6, 7, 0, 0], [0, 8, 9, 9, 1]]
+    assert batch.attention_mask_BL.tolist() == [[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]]
+    assert batch.completion_mask_BT.tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert batch.advantages_B.tolist() == [0.5, -0.5]
+
+
+def test_micro_batches_hold_the_samples():
+    samples = [Sample((1,), (2,) * n, float(n)) for n in (1, 2, 3)]
+    batches = micro_batches(samples, micro_tokens=8, pad_id=0)
+    assert sorted(a for b in batches for a in b.advantages_B.tolist()) == [1.0, 2.0, 3.0]

@@ -1,0 +1,72 @@
+"""`python train.py` as typed: what works, and what a mistake looks like."""
+
+import json
+
+import pytest
+from conftest import SMALL
+
+
+def test_the_users_sweep(train, tmp_path):
+    done = train("-m", *SMALL, "algo=grpo,dash", "kl=0,0.04")
+    assert done.returncode == 0, done.stderr
+    results = sorted((tmp_path / "multirun" / "small").rglob("result.json"))
+    assert len(results) == 4
+    assert {json.loads(r.read_text())["status"] for r in results} == {"done"}
+    for algo in ("grpo", "dash"):
+        for kl in ("0", "0.04"):
+            assert [r for r in results if f"algo={algo}" in str(r) and str(r.parent).endswith(f"kl.coef={kl}")] or [
+                r for r in results if f"algo={algo}" in str(r) and f"kl.coef={kl}," in str(r)
+            ]
+    again = train("-m", *SMALL, "algo=grpo,dash", "kl=0,0.04")
+    assert again.returncode == 0
+    assert again.stdout.count("done before, skipped") == 4
+
+
+def test_a_single_run_with_any_coefficient(train, tmp_path):
+    done = train(*SMALL, "kl=0.01")
+    assert done.returncode == 0, done.stderr
+    assert "KL coefficient            0.01 (with reference model)" in done.stdout
+    assert "completions per step      32 = 8 prompts x 4" in done.stdout
+    assert "step 2/2" in done.stdout
+    assert "out of distribution" in done.stdout
+    (folder,) = (tmp_path / "outputs" / "small").iterdir()
+    assert "coef: 0.01" in (folder / "config.yaml").read_text()
+
+
+MISTAKES = [
+    (["kl=-1"], ["kl.coef=-1", "at least 0"]),
+    (["kl=abc"], ["kl/abc", "kl takes a number"]),
+    (["stepz=3"], ["stepz", "no such setting", "Did you mean steps?"]),
+    (["batch.groupsize=3"], ["batch.groupsize", "Did you mean batch.group_size?"]),
+    (["algo=gpro"], ["algo/gpro", "dash"]),
+    (["batch.group_size=1"], ["batch.group_size=1", "group-relative"]),
+    (["data=gsm8k", "data.path=./nowhere"], ["data.path=./nowhere", "train.jsonl"]),
+    (["data=jsonl"], ["data.path", "is not given"]),
+    (["model.path=/nowhere/model"], ["model.path=/nowhere/model"]),
+    (["rollout.max_response_tokens=5000"], ["does not fit", "context of 2048"]),
+    (["batch.prompts=100000"], ["batch.prompts=100000", "training problems"]),
+    (["steps"], ["steps"]),
+    (["-m", "algo=grpo,dash", "kl=0,-1"], ["kl.coef=-1", "cell algo=grpo"]),
+    (["-m", "algo=grpo,none"], ["algo/none"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_mistakes_end_with_one_message(train, tmp_path, arguments, says):
+    done = train(*arguments)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    for part in says:
+        assert part in done.stderr
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_the_traceback_comes_when_asked_for(train):
+    assert "Traceback" in train("kl=-1", env={"HYDRA_FULL_ERROR": "1"}).stderr
+
+
+def test_help_needs_no_torch(train):
+    done = train("--help")
+    assert done.returncode == 0
+    assert "algo: dash, grpo" in done.stdout

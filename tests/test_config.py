@@ -1,0 +1,146 @@
+"""Every YAML under conf/ and sweeps/ composes, passes validation and instantiates."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import NANO, ROOT, composed
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from dash_exp import model, run
+from dash_exp.errors import UserError
+from dash_exp.validate import validate
+
+CONF = ROOT / "conf"
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+FILES = sorted(p.relative_to(CONF) for p in CONF.rglob("*.yaml") if p.name != "config.yaml")
+TINY = str(model.ASSETS / "tiny")
+
+
+def rows(folder: Path) -> Path:
+    """A folder whose rows have the fields of every data set at once."""
+    folder.mkdir()
+    row = {"question": "1+{}?", "problem": "1+{}?", "prompt": "1+{}?", "answer": "#### 2", "solution": "\\boxed{{2}}"}
+    for split in ("train", "test"):
+        lines = [json.dumps({k: v.format(f"{split}{i}") for k, v in row.items()}) for i in range(80)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def override(file: Path) -> str:
+    group, name = file.parent.as_posix(), file.stem
+    name = file.name.removesuffix(".yaml")
+    return f"{group}='{name}'" if group == "kl" else f"{group}={name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_composes_and_instantiates(file, tmp_path):
+    """What needs the network gets a local stand-in of the same kind; everything else is built as it stands."""
+    overrides = [override(file)]
+    path = rows(tmp_path / "data")
+    cfg = composed(*overrides, *(["data.path=" + str(path)] if file.stem == "jsonl" else []))
+    validate(cfg)
+    if "path" in cfg.data:
+        for key in ("path", "test_path", "gsm8k_path"):
+            if key in cfg.data:
+                cfg.data[key] = str(path)
+    if not cfg.model.path.startswith("/"):
+        cfg.model.path = TINY
+    if not torch.cuda.is_available():
+        cfg.trainer.accelerator = "cpu"
+    cfg.model.architecture = cfg.model.architecture and NANO
+    parts = run.build(cfg)
+    assert parts.module.kl_coef == cfg.kl.coef
+    assert (parts.module.reference is None) == (cfg.kl.coef == 0)
+    assert instantiate(cfg.trainer, logger=False).max_epochs == cfg.steps
+
+
+def test_all_groups_are_covered():
+    assert (
+        sorted(["algo", "kl", "batch", "filter", "model", "data", "reward", "rollout", "trainer", "logger", "experiment"])
+        == GROUPS
+    )
+    assert {f.parent.name for f in FILES} == set(GROUPS)
+
+
+def test_dash_and_grpo_bring_their_parts():
+    dash, grpo = composed("algo=dash"), composed("algo=grpo")
+    assert (dash.batch.sample_prompts, dash.filter.threshold) == (None, 0.1)
+    assert grpo.batch.sample_prompts == 2
+    assert grpo.filter._target_ == "dash_exp.filter.keep_all"
+    differ = {k for k in dash if OmegaConf.to_container(dash)[k] != OmegaConf.to_container(grpo)[k]}
+    assert differ == {"algo", "batch", "filter"}
+    names = {k for k in dash.algo if dash.algo[k] != grpo.algo[k]}
+    assert names == {"name"}
+
+
+def test_each_part_can_be_overridden_alone():
+    cfg = composed("algo=dash", "filter=none", "batch=coupled", "batch.sample_prompts=4", "filter=none")
+    assert cfg.filter._target_ == "dash_exp.filter.keep_all"
+    assert cfg.batch.sample_prompts == 4
+    assert composed("filter.threshold=0.3").filter.threshold == 0.3
+    assert composed("data=gsm8k").reward._target_ == "dash_exp.reward.MathReward"
+    assert composed("data=gsm8k", "reward=exact").reward._target_ == "dash_exp.reward.ExactReward"
+
+
+BAD = [
+    ("steps=0", "steps=0: is not a whole number of at least 1"),
+    ("steps=2.5", "steps=2.5"),
+    ("steps=many", "steps=many"),
+    ("seed=-1", "seed=-1"),
+    ("kl.coef=-1", "kl.coef=-1: is not a number of at least 0"),
+    ("kl.coef=inf", "kl.coef=inf"),
+    ("kl.coef=null", "kl.coef=null"),
+    ("filter.threshold=-0.1", "filter.threshold=-0.1: is not a number of at least 0"),
+    ("batch.group_size=1", "batch.group_size=1: leaves nothing to compare"),
+    ("batch.group_size=0", "batch.group_size=0"),
+    ("batch.prompts=0", "batch.prompts=0"),
+    ("batch.sample_prompts=65", "batch.sample_prompts=65: is more than the 64 prompts"),
+    ("batch.micro_tokens=0", "batch.micro_tokens=0"),
+    ("rollout.temperature=0", "rollout.temperature=0"),
+    ("rollout.max_response_tokens=0", "rollout.max_response_tokens=0"),
+    ("optimizer.lr=0", "optimizer.lr=0"),
+    ("eval.every=0", "eval.every=0"),
+    ("clip_norm=true", "clip_norm=True"),
+    ("model.dtype=int8", "model.dtype=int8: is not known"),
+    ("data=jsonl", "data.path: is not given"),
+    ("optimizer.lr=${nothing}", "optimizer.lr: "),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD, ids=[b for b, _ in BAD])
+def test_bad_settings_are_refused_by_name(bad, message):
+    with pytest.raises(UserError) as error:
+        validate(composed(bad))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.gpu
+def test_the_gpu_trainer_instantiates():
+    assert instantiate(composed("trainer=gpu").trainer, logger=False).num_devices == 1
+
+
+def test_without_a_gpu_the_gpu_trainer_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch finds no GPU"):
+        run.run(composed("trainer=gpu"), tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_sweep_composes_into_cells_that_pass(file):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        params = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"]
+        cells = BasicSweeper.split_arguments(
+            OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items()]), None
+        )
+        assert len(cells[0]) > 1
+        for cell in cells[0]:
+            validate(compose("config", overrides=cell))

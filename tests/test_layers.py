@@ -1,0 +1,55 @@
+"""Imports go one way, and only the outermost modules know Hydra."""
+
+import ast
+
+from conftest import ROOT
+
+LAYERS = [
+    {"errors", "types", "grading", "overrides", "validate"},
+    {"ops", "metrics"},
+    {"algo", "kl", "filter", "batch"},
+    {"reward", "data", "model", "sampler", "sampler.hf", "sampler.traces", "logger"},
+    {"rollout", "module"},
+    {"record", "progress", "results"},
+    {"run", "sweep"},
+    {"cli"},
+]
+KNOW_HYDRA = {"run", "sweep", "cli", "validate"}
+SOURCE = ROOT / "src" / "dash_exp"
+
+
+def modules():
+    for path in SOURCE.rglob("*.py"):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        if name != "__init__" and not name.startswith("assets"):
+            yield name, ast.parse(path.read_text())
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [alias.name for alias in node.names]
+            yield from ([f"dash_exp.{n}" for n in names] if node.module == "dash_exp" else [node.module])
+
+
+def test_every_module_has_a_layer():
+    assert {name for name, _ in modules()} == set().union(*LAYERS)
+
+
+def test_imports_go_one_way():
+    level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    for name, tree in modules():
+        for target in imported(tree):
+            if target.startswith("dash_exp."):
+                target = target.removeprefix("dash_exp.")
+                inside = name.partition(".")[0] == target.partition(".")[0]
+                same_layer_ok = level[target] == level[name] and not {name, target} <= {"rollout", "module"}
+                assert level[target] < level[name] or inside or same_layer_ok, f"{name} imports {target}"
+
+
+def test_only_the_outermost_know_hydra():
+    for name, tree in modules():
+        if name not in KNOW_HYDRA:
+            assert not [t for t in imported(tree) if t.split(".")[0] in ("hydra", "omegaconf")], name

@@ -1,0 +1,36 @@
+import time
+
+import pytest
+
+from dash_exp.metrics import METRICS, Clock, MetricsFile, read_metrics
+
+
+def test_every_metric_has_a_unit_and_a_meaning():
+    assert all(m.unit and m.meaning for m in METRICS.values())
+
+
+def test_rows_come_back_as_written(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.append({"step": 0, "accuracy/in_dist": 0.25})
+    file.append({"step": 1, "reward/mean": 0.1 + 0.2, "kl/ref_nats_per_token": None})
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert list(rows[0]) == list(METRICS)
+    assert rows[0]["accuracy/in_dist"] == 0.25
+    assert rows[1]["reward/mean"] == 0.1 + 0.2
+    assert rows[1]["kl/ref_nats_per_token"] is None
+
+
+def test_undeclared_metrics_are_refused(tmp_path):
+    with pytest.raises(KeyError, match="reward/men"):
+        MetricsFile(tmp_path / "metrics.csv").append({"reward/men": 1})
+
+
+def test_clock_adds_up_phases_even_when_they_fail():
+    clock = Clock()
+    with clock("sample"):
+        time.sleep(0.01)
+    with pytest.raises(ValueError), clock("sample"):
+        time.sleep(0.01)
+        raise ValueError
+    assert clock.seconds["sample"] >= 0.02
+    assert clock.seconds["update"] == 0

@@ -1,0 +1,254 @@
+"""The optimizer step: what enters the gradient, and what must not change it. Runs Lightning's real loop on a nano policy."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from conftest import NANO
+
+from dash_exp import algo, kl, model, ops
+from dash_exp import filter as filters
+from dash_exp.metrics import Clock
+from dash_exp.module import PolicyModule
+from dash_exp.record import RunRecord
+from dash_exp.reward import Scores
+from dash_exp.rollout import RolloutDataModule
+from dash_exp.sampler import Sampling
+from dash_exp.sampler.hf import HFSampler
+from dash_exp.types import Problem
+
+
+def parity_reward(problems, texts):
+    """Some completions of nearly every group are right: those of even length."""
+    return Scores([float(len(t) % 2 == 0) for t in texts])
+
+
+def never_right(problems, texts):
+    return Scores([0.0] * len(texts))
+
+
+def one_run(tokenizer, tmp_path, *, keep=filters.keep_all, coef=0.0, reward=parity_reward, steps=1, optimizer=None, **batch):
+    """Train the nano policy for `steps` outer steps; returns module, data and the policy before the first step."""
+    torch.manual_seed(0)
+    policy = model.load_policy("", architecture=NANO)
+    before = copy.deepcopy(policy)
+    reference = model.frozen_copy(policy)
+    for parameter in reference.parameters():  # a reference that differs, or the KL term would be 0
+        parameter += 0.05 * torch.randn_like(parameter)
+    sampler = HFSampler(policy, tokenizer, max_sequences=64)
+    clock = Clock()
+    sizes = {"prompts": 6, "group_size": 4, "sample_prompts": None} | {k: v for k, v in batch.items() if k != "micro_tokens"}
+    data = RolloutDataModule(
+        train=[Problem(str(i), f"{i}+{i}=" + "1" * (i % 5), "1") for i in range(12)],
+        tests={"in_dist": [Problem("t", "1+1=", "2")]},
+        tokenizer=tokenizer,
+        sampler=sampler,
+        reward=reward,
+        advantage=algo.group_normalized,
+        keep=keep,
+        clock=clock,
+        sampling=Sampling(10),
+        context=2048,
+        max_prompt_tokens=None,
+        eval_prompts=8,
+        seed=0,
+        **sizes,
+    )
+    module = PolicyModule(
+        policy=policy,
+        reference=reference if coef else None,
+        sampler=sampler,
+        loss=algo.policy_gradient,
+        weighting=ops.sequence_mean,
+        denominator=ops.per_sampled,
+        kl=kl.k3,
+        kl_coef=coef,
+        optimizer=optimizer or partial(torch.optim.SGD, lr=1.0),
+        schedule=partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
+        clip_norm=1e9,
+        micro_tokens=batch.get("micro_tokens", 10_000),
+        temperature=1.0,
+        pad_id=0,
+        clock=clock,
+        test_names=["in_dist"],
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=steps,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=steps,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        callbacks=[RunRecord(tmp_path, tokenizer, 1, 1)],
+    )
+    trainer.fit(module, datamodule=data)
+    return module, data, before
+
+
+def gradient(module, before):
+    """With SGD at learning rate 1 the gradient is what the weights lost."""
+    pairs = zip(before.parameters(), module.policy.parameters(), strict=True)
+    return torch.cat([(old - new).detach().flatten() for old, new in pairs])
+
+
+def written_out(before, rollouts, reference=None, coef=0.0):
+    """The same gradient in plain PyTorch, completion by completion, from the formula in the paper."""
+    policy = copy.deepcopy(before)
+    completions = [c for r in rollouts for c in r.completions]
+    prompts = [p for r in rollouts for p in r.prompts for _ in range(4)]
+    rewards = torch.cat([r.rewards_PG for r in rollouts])
+    advantages = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)).flatten()
+    loss = 0
+    for prompt, completion, advantage in zip(prompts, completions, advantages, strict=True):
+        ids = torch.tensor([prompt.ids + completion.ids])
+        steps = range(len(prompt.ids) - 1, ids.shape[1] - 1)
+        new = torch.log_softmax(policy(ids).logits[0], -1)
+        logprobs = torch.stack([new[t, ids[0, t + 1]] for t in steps])
+        penalty = 0.0
+        if coef:
+            old = torch.log_softmax(reference(ids).logits[0], -1).detach()
+            ratio = torch.stack([old[t, ids[0, t + 1]] for t in steps]) - logprobs
+            penalty = coef * (ratio.exp() - ratio - 1).mean()
+        loss = loss - advantage * logprobs.mean() + penalty
+    (loss / len(completions)).backward()
+    return torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+
+def close(got, expected):
+    """Equal up to float32 rounding, as a share of the largest entry."""
+    assert expected.abs().max() > 1e-4  # there is something to compare
+    torch.testing.assert_close(got / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=2e-5)
+
+
+def test_the_step_is_the_policy_gradient_written_out(tokenizer, tmp_path):
+    module, _, before = one_run(tokenizer, tmp_path)
+    close(gradient(module, before), written_out(before, module.rollouts_of_step))
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 40, 97, 10_000])
+def test_the_gradient_does_not_depend_on_micro_tokens(tokenizer, tmp_path, micro_tokens):
+    whole, _, before = one_run(tokenizer, tmp_path)
+    cut, _, _ = one_run(tokenizer, tmp_path, micro_tokens=micro_tokens)
+    close(gradient(cut, before), gradient(whole, before))
+
+
+@pytest.mark.parametrize("sample_prompts", [1, 2, 4])
+def test_coupled_sampling_gives_the_gradient_of_preemptive_sampling(tokenizer, tmp_path, sample_prompts):
+    preemptive, _, before = one_run(tokenizer, tmp_path)
+    coupled, data, _ = one_run(tokenizer, tmp_path, sample_prompts=sample_prompts)
+    assert len(coupled.rollouts_of_step) == data.sampling_calls > 1
+    close(gradient(coupled, before), gradient(preemptive, before))
+
+
+def test_coupled_sampling_alternates_with_backward(tokenizer, tmp_path, monkeypatch):
+    """Each sampling call is followed by its own backward pass before the next call: nothing is sampled ahead."""
+    events = []
+    sample, backward = HFSampler.sample, PolicyModule.manual_backward
+
+    def note_sample(self, prompts, group_size, sampling, key):
+        if key:  # evaluation has no key
+            events.append("sample")
+        return sample(self, prompts, group_size, sampling, key)
+
+    def note_backward(self, *args, **kwargs):
+        events.append("backward")
+        backward(self, *args, **kwargs)
+
+    monkeypatch.setattr(HFSampler, "sample", note_sample)
+    monkeypatch.setattr(PolicyModule, "manual_backward", note_backward)
+    one_run(tokenizer, tmp_path, sample_prompts=2, steps=2)
+    assert events == ["sample", "backward"] * 6
+
+
+def test_dropped_completions_are_in_no_forward_pass(tokenizer, tmp_path, monkeypatch):
+    """Count every token that reaches the policy or the reference in training: exactly the kept completions and prompts."""
+    seen = []
+    logprobs = ops.token_logprobs
+
+    def count(model_, batch, temperature):
+        seen.append(int(batch.attention_mask_BL.sum()))
+        return logprobs(model_, batch, temperature)
+
+    monkeypatch.setattr("dash_exp.module.token_logprobs", count)
+    some = partial(filters.advantage_above, threshold=0.9)
+    module, _, _ = one_run(tokenizer, tmp_path, keep=some, coef=0.04, micro_tokens=60)
+    kept = [s for r in module.rollouts_of_step for s in r.kept()]
+    assert 0 < len(kept) < 24
+    expected = sum(len(s.prompt_ids) + len(s.completion_ids) for s in kept)
+    assert sum(seen) == 2 * expected  # once through the policy, once through the reference
+    assert module.row["tokens/trained"] == expected
+    assert module.row["completions/kept"] == len(kept)
+    for rollouts in module.rollouts_of_step:
+        assert (rollouts.keep_PG == (rollouts.advantages_PG.abs() > 0.9)).all()
+
+
+def test_filter_at_zero_equals_no_filter_where_every_group_has_a_signal(tokenizer, tmp_path):
+    def mixed(problems, texts):
+        return Scores([float(i % 4 == 0) for i in range(len(texts))])  # 1 0 0 0 in every group
+
+    at_zero = partial(filters.advantage_above, threshold=0.0)
+    filtered, _, before = one_run(tokenizer, tmp_path, keep=at_zero, reward=mixed, coef=0.04)
+    unfiltered, _, _ = one_run(tokenizer, tmp_path, reward=mixed, coef=0.04)
+    assert filtered.row["filter/kept_fraction"] == 1.0
+    assert torch.equal(gradient(filtered, before), gradient(unfiltered, before))
+
+
+def test_filter_at_zero_without_kl_equals_no_filter_always(tokenizer, tmp_path):
+    """Without a KL term, completions with A = 0 have no gradient, and the denominator counts what was sampled."""
+    at_zero = partial(filters.advantage_above, threshold=0.0)
+    filtered, _, before = one_run(tokenizer, tmp_path, keep=at_zero)
+    unfiltered, _, _ = one_run(tokenizer, tmp_path)
+    assert filtered.row["filter/kept_fraction"] < 1.0
+    close(gradient(filtered, before), gradient(unfiltered, before))
+
+
+def test_nothing_kept_steps_as_unfiltered_does(tokenizer, tmp_path):
+    """Adam keeps moving on its momentum when the gradient is 0; dropping every completion must not change that."""
+    above = partial(filters.advantage_above, threshold=0.0)
+    adam = partial(torch.optim.Adam, lr=0.01)
+    calls = []
+
+    def right_once(problems, texts):
+        calls.append(1)
+        return (parity_reward if len(calls) == 1 else never_right)(problems, texts)
+
+    filtered, _, _ = one_run(tokenizer, tmp_path, keep=above, reward=right_once, steps=2, optimizer=adam)
+    calls.clear()
+    unfiltered, _, _ = one_run(tokenizer, tmp_path, reward=right_once, steps=2, optimizer=adam)
+    assert filtered.row["completions/kept"] == 0
+    for a, b in zip(filtered.policy.parameters(), unfiltered.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_kl_in_the_loss_written_out(tokenizer, tmp_path):
+    module, _, before = one_run(tokenizer, tmp_path, coef=0.5)
+    expected = written_out(before, module.rollouts_of_step, module.reference, coef=0.5)
+    close(gradient(module, before), expected)
+    without = written_out(before, module.rollouts_of_step)
+    assert (expected - without).abs().max() > 1e-2 * expected.abs().max()  # the KL term is a part that shows
+    assert module.row["kl/ref_nats_per_token"] > 0
+
+
+def test_no_reference_at_kl_zero(tokenizer, tmp_path):
+    module, _, _ = one_run(tokenizer, tmp_path)
+    assert module.reference is None
+    assert module.row["kl/ref_nats_per_token"] is None
+
+
+def test_versions_and_optimizer_steps_are_counted(tokenizer, tmp_path):
+    module, _, _ = one_run(tokenizer, tmp_path, sample_prompts=2, steps=2)
+    assert module.policy_version == module.sampler.version == module.trainer.global_step == 2
+    assert all(r.policy_version == 1 for r in module.rollouts_of_step)
+
+
+def test_completions_of_another_version_are_refused(tokenizer, tmp_path):
+    module, _, _ = one_run(tokenizer, tmp_path)
+    with pytest.raises(AssertionError, match="another policy version"):
+        module.training_step(module.rollouts_of_step[0], 0)
