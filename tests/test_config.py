@@ -47,7 +47,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     cfg = composed(*overrides, *(["data.path=" + str(path)] if file.stem == "jsonl" else []))
     validate(cfg)
     if "path" in cfg.data:
-        for key in ("path", "test_path", "gsm8k_path"):
+        for key in ("path", "gsm8k_path"):
             if key in cfg.data:
                 cfg.data[key] = str(path)
     if not cfg.model.path.startswith("/"):
@@ -110,6 +110,7 @@ BAD = [
     ("clip_norm=true", "clip_norm=True"),
     ("model.dtype=int8", "model.dtype=int8: is not known"),
     ("data=jsonl", "data.path: is not given"),
+    ("data.tests.in_dist=null", "data.tests.in_dist: is null"),
     ("optimizer.lr=${nothing}", "optimizer.lr: "),
 ]
 

@@ -31,13 +31,14 @@ def gsm8k(path: str, split: str) -> list[Problem]:
         prompt = _text(row, "question", where)
         return Problem(name, prompt, answer.strip().replace(",", ""), f"{reasoning.strip()}\n#### {answer.strip()}")
 
-    return _load(path, split, parse, hub={"name": "main"})
+    return _load(path, split, parse, subset="main")
 
 
-def math(path: str, split: str, hub_splits: str | None = None) -> list[Problem]:
+def math(path: str, split: str, hub_splits: str | None = None, hub_path: str | None = None) -> list[Problem]:
     """MATH: fields `problem`, `solution`, and `answer` or else the last \\boxed{} of the solution.
 
-    `path`: a folder, or a hub name, of which `hub_splits` (such as "train+test") names the splits where they differ.
+    `path`: a folder, or a hub name. On the hub the splits may be called otherwise (`hub_splits`, such as "train+test") and
+    the test set may stand under another name (`hub_path`); a folder holds train.jsonl and test.jsonl.
     """
 
     def parse(row: Row, where: str, name: str) -> Problem:
@@ -47,7 +48,9 @@ def math(path: str, split: str, hub_splits: str | None = None) -> list[Problem]:
             raise UserError(f"{where}, field solution", "has no \\boxed{answer}", "Give it, or a field 'answer'")
         return Problem(str(row.get("unique_id") or name), _text(row, "problem", where), str(answer), solution)
 
-    return _load(path, hub_splits or split, parse, hub={}, file=split)
+    if _is_local(path):
+        return _load(path, split, parse)
+    return _load(hub_path or path, hub_splits or split, parse)
 
 
 def jsonl(path: str, split: str, prompt: str, answer: str, solution: str | None = None) -> list[Problem]:
@@ -57,7 +60,7 @@ def jsonl(path: str, split: str, prompt: str, answer: str, solution: str | None 
         trace = _text(row, solution, where) if solution else None
         return Problem(str(row.get("id", name)), _text(row, prompt, where), _text(row, answer, where), trace)
 
-    return _load(path, split, parse, hub={})
+    return _load(path, split, parse)
 
 
 def without(problems: Iterable[Problem], test: Iterable[Problem]) -> list[Problem]:
@@ -82,8 +85,8 @@ def last_boxed(text: str) -> str | None:
 # --- files and the hub -------------------------------------------------------------------------------------------------
 
 
-def _load(path: str, split: str, parse: Parse, hub: dict[str, str], file: str | None = None) -> list[Problem]:
-    rows = _local(path, file or split) if _is_local(path) else _hub(path, split, hub)
+def _load(path: str, split: str, parse: Parse, subset: str | None = None) -> list[Problem]:
+    rows = _local(path, split) if _is_local(path) else _hub(path, split, subset)
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     for row, where, name in rows:
@@ -93,7 +96,7 @@ def _load(path: str, split: str, parse: Parse, hub: dict[str, str], file: str | 
         seen[problem.id] = where
         problems.append(problem)
     if not problems:
-        raise UserError(f"data.path={path}", f"its {file or split} split is empty", "Give at least one row")
+        raise UserError(f"data.path={path}", f"its {split} split is empty", "Give at least one row")
     return problems
 
 
@@ -122,16 +125,17 @@ def _local(path: str, split: str) -> Iterator[tuple[Row, str, str]]:
             raise UserError(str(file), f"is not UTF-8 ({error.reason})", "Save it as UTF-8") from error
 
 
-def _hub(path: str, split: str, hub: dict[str, str]) -> Iterator[tuple[Row, str, str]]:
+def _hub(path: str, split: str, subset: str | None) -> Iterator[tuple[Row, str, str]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(path, split=split, **hub)
+        rows = datasets.load_dataset(path, name=subset, split=split)
     except Exception as error:  # whatever the hub client raises, the user needs the same two answers
         raise UserError(
             f"data.path={path}",
             f"could not be loaded from the hub ({type(error).__name__}: {str(error).splitlines()[0][:200]})",
-            "Check the name and the network, or give a folder with train.jsonl and test.jsonl",
+            "Check the name and the network, or give a folder with train.jsonl and test.jsonl (data.path=DIR; with data=math "
+            "also data.gsm8k_path=DIR, or data.tests.out_dist=null)",
         ) from error
     for number, row in enumerate(rows, start=1):
         yield row, f"{path}, {split} row {number}", f"{split}/{number}"
@@ -148,6 +152,7 @@ def _text(row: Row, field: str, where: str) -> str:
 
 # --- arithmetic: the embedded default ----------------------------------------------------------------------------------
 
+MODULUS = 100
 OPERATORS = {"+": "plus", "-": "minus", "*": "times"}
 
 
@@ -157,14 +162,16 @@ def arithmetic(
     size: int,
     operands: tuple[int, int] = (3, 6),
     direct: Sequence[float] = (),
-    error_rate: float = 0.0,
+    careless: float = 0.0,
+    error_rate: float = 0.25,
 ) -> list[Problem]:
     """Chains of one-digit numbers, worked from left to right modulo 100: what MATH and GSM8K are, in the small.
 
     `form`: "symbols" (`3+4*2=`, the training distribution), "words" (`3 plus 4 times 2 is`, out of distribution), or shares of
     both. `operands`: fewest and most numbers in a chain. Solutions are spelled out (`3+4=7 7*2=14 A:14`); `direct` gives for
-    each length of chain, shortest first, the share that is bare (`A:14`). `error_rate`: chance that a step's written result is
-    wrong. Base models learn from both, as people answer short problems from the head and make mistakes.
+    each length of chain, shortest first, the share that is bare (`A:14`). A share `careless` of those spelled out has wrong
+    results, each step with probability `error_rate`. A base model learns from all of it, as people answer short problems from
+    the head and make mistakes.
 
     The problems depend on the arguments alone, never on the seed of a run.
     """
@@ -175,15 +182,15 @@ def arithmetic(
     bare = list(direct) or [0.0] * (most - fewest + 1)
     if len(bare) != most - fewest + 1:
         raise UserError("data.direct", f"has {len(bare)} shares", f"Give one for each length from {fewest} to {most}")
-    rng = np.random.default_rng(zlib.crc32(f"{split} {forms} {size} {fewest} {most} {bare} {error_rate}".encode()))
+    rng = np.random.default_rng(zlib.crc32(f"{split} {forms} {size} {fewest} {most} {bare} {careless} {error_rate}".encode()))
     problems: dict[str, Problem] = {}
     while len(problems) < size:
         numbers = rng.integers(0, 10, size=rng.integers(fewest, most + 1)).tolist()
         signs = [list(OPERATORS)[i] for i in rng.integers(0, 3, size=len(numbers) - 1)]
         prompt = _write(numbers, signs, _draw(forms, rng))
         answer = _work_out(numbers, signs, 0.0, rng).rpartition("A:")[2]
-        spelled_out = rng.random() >= bare[len(numbers) - fewest]
-        solution = _work_out(numbers, signs, error_rate, rng) if spelled_out else f"A:{answer}"
+        spelled_out, careful = rng.random() >= bare[len(numbers) - fewest], rng.random() >= careless
+        solution = _work_out(numbers, signs, 0.0 if careful else error_rate, rng) if spelled_out else f"A:{answer}"
         problems.setdefault(prompt, Problem(f"arithmetic/{split}/{prompt}", prompt, answer, solution))
     return list(problems.values())
 
@@ -203,8 +210,8 @@ def _work_out(numbers: list[int], signs: list[str], error_rate: float, rng: np.r
     """The trace of one chain. An error in a step is carried on, as a person would."""
     steps, value = [], numbers[0]
     for sign, number in zip(signs, numbers[1:], strict=True):
-        right = {"+": value + number, "-": value - number, "*": value * number}[sign] % 100
-        result = int(rng.integers(0, 100)) if rng.random() < error_rate else right
+        right = {"+": value + number, "-": value - number, "*": value * number}[sign] % MODULUS
+        result = int(rng.integers(0, MODULUS)) if rng.random() < error_rate else right
         steps.append(f"{value}{sign}{number}={result}")
         value = result
     return f"{' '.join(steps)} A:{value}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -33,14 +34,18 @@ class RunRecord(L.Callback):
         self.table_rows = table_rows
         self.rows: list[dict[str, float | int | None]] = []
         self.best = -1.0
-        (run_dir / "completions").mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(run_dir / "completions", ignore_errors=True)  # of a run that did not finish
+        (run_dir / "completions").mkdir(parents=True)
         self.file = MetricsFile(run_dir / "metrics.csv")
         self._start = 0.0
         self._eval_s = 0.0
 
-    def write_base(self, module: PolicyModule) -> None:
+    def write_base(self, module: PolicyModule, trainer: L.Trainer) -> None:
         """Row 0: the accuracies of the base model."""
-        self._write({"step": 0, "policy/version": 0, "time/elapsed_s": 0.0, **_accuracies(module)})
+        accuracies = {f"accuracy/{name}": value for name, value in module.accuracy.items()}
+        row: dict[str, float | int | None] = {"step": 0, "policy/version": 0, "time/elapsed_s": 0.0, **accuracies}
+        self._write(row)
+        self._track(trainer, row)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
@@ -63,7 +68,9 @@ class RunRecord(L.Callback):
         step = int(row["step"] or 0)
         if step % self.completions_every == 0 or step == trainer.max_epochs:
             self._write_completions(step, pl_module.rollouts_of_step)
-        self._track(trainer, row, step, pl_module.rollouts_of_step)
+        self._track(trainer, row)
+        if step == trainer.max_epochs:
+            self._track_completions(trainer, step, pl_module.rollouts_of_step)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
@@ -78,14 +85,15 @@ class RunRecord(L.Callback):
             for completion in completions_of(rollouts):
                 file.write(json.dumps(completion, ensure_ascii=False) + "\n")
 
-    def _track(self, trainer: L.Trainer, row: dict[str, Any], step: int, rollouts: list[Rollouts]) -> None:
-        values = {k: v for k, v in row.items() if v is not None}
+    def _track(self, trainer: L.Trainer, row: dict[str, Any]) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
-            if isinstance(logger, WandbLogger) and step == trainer.max_epochs:
-                sample = [list(c.values()) for c, _ in zip(completions_of(rollouts), range(self.table_rows), strict=False)]
-                columns = list(next(completions_of(rollouts)))
-                logger.log_text("completions", columns=columns, data=sample, step=step)
+            logger.log_metrics({k: v for k, v in row.items() if v is not None}, step=row["step"])
+
+    def _track_completions(self, trainer: L.Trainer, step: int, rollouts: list[Rollouts]) -> None:
+        sample = list(itertools.islice(completions_of(rollouts), self.table_rows))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_text("completions", columns=list(sample[0]), data=[list(c.values()) for c in sample], step=step)
 
 
 def completions_of(rollouts: list[Rollouts]) -> Iterator[dict[str, Any]]:
@@ -117,7 +125,3 @@ def save_model(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     tokenizer.save_pretrained(new)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
-
-
-def _accuracies(module: PolicyModule) -> dict[str, float | int | None]:
-    return {f"accuracy/{name}": value for name, value in module.accuracy.items()}

@@ -17,7 +17,7 @@ from typing import Protocol
 from pebble import ProcessPool
 
 from dash_exp.errors import UserError
-from dash_exp.grading import math_equal
+from dash_exp.grading import math_equal, warm_up
 from dash_exp.types import Problem
 
 log = logging.getLogger(__name__)
@@ -80,9 +80,9 @@ class MathReward:
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         if self._pool is None:
-            # forkserver or spawn: forking a process that runs torch's threads can deadlock the child
-            self._pool = ProcessPool(max_workers=self.workers, context=multiprocessing.get_context("spawn"))
-            self._pool.schedule(math_equal, args=["1", "1"]).result()  # imports are not part of anyone's time limit
+            # spawn: forking a process that runs torch's threads can deadlock the child
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPool(max_workers=self.workers, initializer=warm_up, context=context)
         futures = [
             self._pool.schedule(math_equal, args=[p.answer, t], timeout=self.timeout_s)
             for p, t in zip(problems, texts, strict=True)

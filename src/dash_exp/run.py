@@ -62,7 +62,7 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     result: dict[str, Any] = {"status": "failed", "git": git_revision()}
     try:
         trainer.validate(parts.module, datamodule=parts.data, verbose=False)
-        record.write_base(parts.module)
+        record.write_base(parts.module, trainer)
         result |= {f"accuracy/{name}/base": value for name, value in parts.module.accuracy.items()}
         trainer.fit(parts.module, datamodule=parts.data)
         if parts.module.accuracy_version != parts.module.policy_version:

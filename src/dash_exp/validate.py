@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from dash_exp.errors import UserError
 
@@ -15,13 +15,11 @@ def validate(cfg: DictConfig) -> None:
     """Raise UserError for the first setting that cannot be used."""
     try:
         OmegaConf.resolve(cfg.copy())
-        missing = sorted(OmegaConf.missing_keys(cfg))
-    except MissingMandatoryValue as error:
-        missing = [str(error.full_key)]
+    except InterpolationToMissingValueError as error:
+        missing = str(error).splitlines()[0].rpartition(": ")[2]
+        raise UserError(missing, "is not given", f"Add {missing}=... to the command") from error
     except OmegaConfBaseException as error:
         raise UserError(str(error.full_key), str(error).splitlines()[0], "Mend the reference") from error
-    if missing:
-        raise UserError(missing[0], "is not given", f"Add {missing[0]}=... to the command")
 
     number(cfg, "steps", whole=True, least=1)
     number(cfg, "seed", whole=True, least=0)
@@ -42,6 +40,8 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "batch.sample_prompts", whole=True, least=1, optional=True)
     number(cfg, "batch.micro_tokens", whole=True, least=1)
     number(cfg, "batch.group_size", whole=True, least=1)
+    if cfg.data.tests.in_dist is None:
+        raise UserError("data.tests.in_dist", "is null", "Give a test set: accuracy and the best checkpoint need it")
     _group_size(cfg)
     _sampling_calls(cfg)
     _known(cfg, "model.dtype", ["float32", "bfloat16", "float16"])

@@ -1,0 +1,49 @@
+import pytest
+import wandb
+from conftest import SMALL, composed
+
+from dash_exp import logger, run
+
+
+@pytest.fixture(autouse=True)
+def no_login(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def test_a_login_is_found_where_wandb_keeps_it(monkeypatch, tmp_path):
+    assert not logger.logged_in()
+    (tmp_path / "netrc").write_text("machine example.org login user password secret\n")
+    assert not logger.logged_in()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert logger.logged_in()
+    monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:8080")
+    assert not logger.logged_in()
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert logger.logged_in()
+
+
+def test_without_a_login_a_run_is_recorded_offline_with_everything(monkeypatch, tmp_path):
+    """Arms of a sweep share the group and are named by what differs; metrics, config and completions are logged."""
+    started, logged = {}, []
+    init = wandb.init
+
+    def spy(**settings):
+        started.update(settings)
+        experiment = init(**settings)
+        log = experiment.log
+        experiment.log = lambda data, **kwargs: (logged.append(data), log(data, **kwargs))
+        return experiment
+
+    monkeypatch.setattr(wandb, "init", spy)
+    arm = tmp_path / "algo=dash,kl.coef=0"
+    run.run(composed(*[o for o in SMALL if o != "logger=csv"], "logger=wandb"), arm, in_sweep=True)
+    assert (started["mode"], started["group"], started["name"]) == ("offline", "small", "algo=dash,kl.coef=0")
+    assert started["config"]["batch"]["prompts"] == 8
+    assert list(arm.glob("wandb/offline-run-*/*.wandb"))
+    assert [d["step"] for d in logged if "step" in d] == [0, 1, 2]
+    (table,) = [d["completions"] for d in logged if "completions" in d]
+    assert {"prompt", "completion", "reward", "advantage", "kept", "policy_version"} <= set(table.columns)
+    assert len(table.data) == 32
+    assert (arm / "metrics.csv").exists()

@@ -1,0 +1,37 @@
+import json
+
+from dash_exp.metrics import PHASES
+from dash_exp.results import plot_curves, result_table, write_result
+
+RESULT = {
+    "accuracy/in_dist/base": 0.25,
+    "accuracy/in_dist/final": 0.9,
+    "time/total_s": 100.0,
+    **{f"time/{phase}_s": 10.0 for phase in PHASES},
+    "completions/sampled": 1000,
+    "completions/kept": 400,
+    "tokens/sampled": 20000,
+    "tokens/trained": 9000,
+}
+
+
+def test_result_is_replaced_whole(tmp_path):
+    write_result(tmp_path, {"status": "failed"})
+    write_result(tmp_path, RESULT)
+    assert json.loads((tmp_path / "result.json").read_text()) == RESULT
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_the_table_says_the_same():
+    lines = [line.split() for line in result_table(RESULT).splitlines()]
+    assert ["in", "distribution", "25.0%", "90.0%"] in lines
+    assert ["out", "of", "distribution", "-", "-"] in lines
+    assert ["time", "1:40"] in lines
+    assert ["sample", "10.0s", "10%"] in lines
+    assert ["other", "(set-up,", "files)", "50.0s", "50%"] in lines
+
+
+def test_curves_are_drawn_also_of_a_run_without_out_of_distribution_tests(tmp_path):
+    rows = [{"time/elapsed_s": float(t), "reward/mean": t / 10, "accuracy/in_dist": t / 5 if t % 2 else None} for t in range(5)]
+    plot_curves(rows, dict.fromkeys(PHASES, 1.0), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
