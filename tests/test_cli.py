@@ -43,7 +43,7 @@ MISTAKES = [
     (["data=gsm8k", "data.path=./nowhere"], ["data.path=./nowhere", "train.jsonl"]),
     (["data=jsonl"], ["data.path", "is not given"]),
     (["model.path=/nowhere/model"], ["model.path=/nowhere/model"]),
-    (["rollout.max_response_tokens=5000"], ["does not fit", "context of 2048"]),
+    (["rollout.max_response_tokens=5000"], ["do not fit", "context of 2048", "rollout.max_response_tokens"]),
     (["batch.prompts=100000"], ["batch.prompts=100000", "training problems"]),
     (["steps"], ["steps"]),
     (["-m", "algo=grpo,dash", "kl=0,-1"], ["kl.coef=-1", "cell algo=grpo"]),

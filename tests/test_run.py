@@ -79,7 +79,7 @@ def test_arms_start_from_the_same_problems_and_noise(small_run):
 
 
 def test_sft_takes_the_same_path(small_run):
-    _, folder = small_run("sft", "algo=sft", "steps=8", "optimizer.lr=0.01")
+    _, folder = small_run("sft", "algo=sft", "rollout.max_response_tokens=64", "steps=8", "optimizer.lr=0.01")
     rows = read_metrics(folder / "metrics.csv")[1:]
     assert rows[-1]["loss/total"] < rows[0]["loss/total"]  # nats per token of the solutions
     first = json.loads((folder / "completions/step_00001.jsonl").read_text().splitlines()[0])

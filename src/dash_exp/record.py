@@ -52,6 +52,10 @@ class RunRecord(L.Callback):
         self._start = time.perf_counter()
         self._eval_s = pl_module.clock.seconds["eval"]
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1  # the last step is always evaluated
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
         accuracy = pl_module.accuracy["in_dist"]

@@ -65,8 +65,6 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
         record.write_base(parts.module, trainer)
         result |= {f"accuracy/{name}/base": value for name, value in parts.module.accuracy.items()}
         trainer.fit(parts.module, datamodule=parts.data)
-        if parts.module.accuracy_version != parts.module.policy_version:
-            trainer.validate(parts.module, datamodule=parts.data, verbose=False)
         result |= {f"accuracy/{name}/final": value for name, value in parts.module.accuracy.items()}
         result["status"] = "done"
     except (KeyboardInterrupt, SystemExit):

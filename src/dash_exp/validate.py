@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from dash_exp.errors import UserError
 
@@ -14,12 +14,13 @@ from dash_exp.errors import UserError
 def validate(cfg: DictConfig) -> None:
     """Raise UserError for the first setting that cannot be used."""
     try:
-        OmegaConf.resolve(cfg.copy())
-    except InterpolationToMissingValueError as error:
-        missing = str(error).splitlines()[0].rpartition(": ")[2]
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
+        pointed_at = isinstance(error, InterpolationToMissingValueError)
+        missing = str(error).splitlines()[0].rpartition(": ")[2] if pointed_at else str(error.full_key)
         raise UserError(missing, "is not given", f"Add {missing}=... to the command") from error
     except OmegaConfBaseException as error:
-        raise UserError(str(error.full_key), str(error).splitlines()[0], "Mend the reference") from error
+        raise UserError(str(error.full_key or "configuration"), str(error).splitlines()[0], "Mend the reference") from error
 
     number(cfg, "steps", whole=True, least=1)
     number(cfg, "seed", whole=True, least=0)
