@@ -151,7 +151,8 @@ class RolloutDataModule(L.LightningDataModule):
                 f"{where}, problem {longest.problem.id}",
                 f"its prompt of {len(longest.ids)} tokens and a completion of up to {self.sampling.max_tokens} do not fit "
                 f"the model's context of {room + self.sampling.max_tokens} tokens",
-                f"Leave longer problems out with data.max_prompt_tokens={max(room, 1)}, or lower rollout.max_response_tokens",
+                "Lower rollout.max_response_tokens"
+                + (f", or leave longer problems out with data.max_prompt_tokens={room}" if room > 0 else ""),
             )
         return kept
 

@@ -27,6 +27,7 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "clip_norm", above=0)
     number(cfg, "eval.every", whole=True, least=1)
     number(cfg, "eval.prompts", whole=True, least=1)
+    number(cfg, "eval.limit", whole=True, least=1, optional=True)
     number(cfg, "completions_every", whole=True, least=1)
     number(cfg, "optimizer.lr", above=0)
     number(cfg, "kl.coef", least=0)

@@ -17,7 +17,11 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from dash_exp.model import eos_ids
 from dash_exp.ops import autocast, positions
 from dash_exp.sampler import Sampling, noise_seed
+from dash_exp.sampler.cache import roomy_cache
 from dash_exp.types import Completion, Prompt
+
+# Rows that have ended leave the batch when they are this share of it: leaving copies the cache of all that stay.
+LEAVE_AT = 1 / 8
 
 
 class HFSampler:
@@ -64,20 +68,22 @@ class HFSampler:
         noise_BT = _noise(rows, sampling, key).to(device)
         ids_B, logprobs_B = [[] for _ in rows], [[] for _ in rows]  # type: list[list[int]], list[list[float]]
         logits_BV, cache, mask_BL = self._read_prompts([prompt for prompt, _ in rows])
-        alive = torch.arange(len(rows), device=device)  # the rows that are still in the batch
+        batch = torch.arange(len(rows), device=device)  # the rows that are still decoded
+        ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
         eos = torch.tensor(sorted(self.eos_ids), device=device)
         for t in range(sampling.max_tokens):
-            tokens_B, logprob_B = choose(logits_BV, sampling.temperature, noise_BT[alive, t])
-            for row, token, logprob in zip(alive.tolist(), tokens_B.tolist(), logprob_B.tolist(), strict=True):
-                ids_B[row].append(token)
-                logprobs_B[row].append(logprob)
-            going = ~torch.isin(tokens_B, eos)
-            if t + 1 == sampling.max_tokens or not going.any():
+            tokens_B, logprob_B = choose(logits_BV, sampling.temperature, noise_BT[batch, t])
+            for row, token, logprob, ended in zip(*map(Tensor.tolist, (batch, tokens_B, logprob_B, ended_B)), strict=True):
+                if not ended:
+                    ids_B[row].append(token)
+                    logprobs_B[row].append(logprob)
+            ended_B = ended_B | torch.isin(tokens_B, eos)
+            if t + 1 == sampling.max_tokens or ended_B.all():
                 break
-            if not going.all():
-                keep = going.nonzero().flatten()
-                alive, tokens_B, mask_BL = alive[keep], tokens_B[keep], mask_BL[keep]
-                cache.batch_select_indices(keep)
+            if ended_B.sum() >= LEAVE_AT * len(ended_B):
+                going = (~ended_B).nonzero().flatten()
+                batch, tokens_B, mask_BL, ended_B = batch[going], tokens_B[going], mask_BL[going], ended_B[going]
+                cache.batch_select_indices(going)
             mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], dim=1)
             output = self.policy(
                 input_ids=tokens_B[:, None],
@@ -102,7 +108,7 @@ class HFSampler:
             ids_PL[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask_PL[row, width - len(prompt.ids) :] = 1
         ids_PL, mask_PL = ids_PL.to(self.policy.device), mask_PL.to(self.policy.device)
-        cache = DynamicCache(config=self.policy.config)
+        cache = roomy_cache(self.policy.config)
         output = self.policy(
             input_ids=ids_PL,
             attention_mask=mask_PL,
