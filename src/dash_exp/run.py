@@ -86,7 +86,7 @@ def build(cfg: DictConfig) -> Parts:
     """The parts of a run, from values and callables alone: none of them sees the configuration."""
     clock = Clock()
     tokenizer = model.load_tokenizer(cfg.model.tokenizer)
-    tests = {name: instantiate(test)[: cfg.eval.limit] for name, test in cfg.data.tests.items() if test is not None}
+    tests = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
     train = data.without(instantiate(cfg.data.train), [p for problems in tests.values() for p in problems])
     reward = instantiate(cfg.reward)
     policy = model.load_policy(
@@ -100,7 +100,7 @@ def build(cfg: DictConfig) -> Parts:
     sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
     datamodule = RolloutDataModule(
         train=train,
-        tests=tests,
+        tests={name: problems[: cfg.eval.limit] for name, problems in tests.items()},
         tokenizer=tokenizer,
         sampler=sampler,
         train_sampler=instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer) if cfg.algo.train_sampler else None,
