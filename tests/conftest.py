@@ -80,17 +80,15 @@ def train(tmp_path: Path) -> Train:
     return run
 
 
-# A run of the real program in some seconds: nano policy, few and short completions, no tracker.
+# A run of the real program in some seconds: the shipped policy, few and short completions, no tracker.
 SMALL = [
-    "model=tiny_random",
     "logger=csv",
     "steps=2",
     "batch.prompts=8",
     "batch.group_size=4",
-    "rollout.max_response_tokens=12",
+    "rollout.max_response_tokens=40",
     "data.train.size=64",
     "data.tests.in_dist.size=16",
     "data.tests.out_dist.size=16",
     "name=small",
-    *(f"model.architecture.{key}={NANO[key]}" for key in ("hidden_size", "intermediate_size", "num_hidden_layers")),
 ]

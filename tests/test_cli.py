@@ -48,6 +48,14 @@ MISTAKES = [
     (["steps"], ["steps"]),
     (["-m", "algo=grpo,dash", "kl=0,-1"], ["kl.coef=-1", "cell algo=grpo"]),
     (["-m", "algo=grpo,none"], ["algo/none"]),
+    (["-m", "kl=0,abc"], ["a group takes the name of a file", "kl=0,0.04"]),
+    (["algo=1"], ["a group takes the name of a file"]),
+    (["kl=0,0.04"], ["add -m"]),
+    (["batch.group_size=4.0"], ["batch.group_size=4.0", "whole number"]),
+    (["filter.threshold=null"], ["filter.threshold=null"]),
+    (["trainer.devices=2"], ["trainer.devices=2", "one device"]),
+    (["data.tests=null"], ["data.tests.in_dist"]),
+    (["data.train.operands=[3,3]"], ["data.size=20000", "at most 4500"]),
 ]
 
 

@@ -34,8 +34,7 @@ def rows(folder: Path) -> Path:
 
 
 def override(file: Path) -> str:
-    group, name = file.parent.as_posix(), file.stem
-    name = file.name.removesuffix(".yaml")
+    group, name = file.parent.as_posix(), file.name.removesuffix(".yaml")
     return f"{group}='{name}'" if group == "kl" else f"{group}={name}"
 
 
@@ -82,7 +81,7 @@ def test_dash_and_grpo_bring_their_parts():
 
 
 def test_each_part_can_be_overridden_alone():
-    cfg = composed("algo=dash", "filter=none", "batch=coupled", "batch.sample_prompts=4", "filter=none")
+    cfg = composed("algo=dash", "filter=none", "batch.sample_prompts=4")
     assert cfg.filter._target_ == "dash_exp.filter.keep_all"
     assert cfg.batch.sample_prompts == 4
     assert composed("filter.threshold=0.3").filter.threshold == 0.3

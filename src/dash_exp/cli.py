@@ -31,8 +31,9 @@ def launch(main: Callable[[], None]) -> None:
     sys.argv[1:] = number_of_kl(sys.argv[1:])
     try:
         main()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
+    except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
+        own = isinstance(error, ValueError) and "Config group override" not in str(error)
+        if wants_traceback or own:
             raise
         sys.exit(f"error: {explain(error)}")
 
@@ -47,6 +48,10 @@ def explain(error: Exception) -> str:
     if isinstance(error, InstantiationException):
         return str(error).strip()
     message = str(error).splitlines()[0]
+    if "Config group override" in message:
+        return "a group takes the name of a file in its folder of conf/, not a number. Only kl takes numbers: kl=0,0.04."
+    if "Ambiguous value" in message:
+        return f"{message} Several values make a sweep: add -m."
     if found := re.match(r"Could not override '(.+?)'", message):
         return f"{found[1]}: there is no such setting.{_did_you_mean(found[1])} `python train.py --cfg job` shows them all."
     if "Could not find 'kl/" in message:

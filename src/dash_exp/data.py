@@ -43,8 +43,8 @@ def math(path: str, split: str, hub_splits: str | None = None, hub_path: str | N
 
     def parse(row: Row, where: str, name: str) -> Problem:
         solution = _text(row, "solution", where)
-        answer = row.get("answer") or last_boxed(solution)
-        if not answer:
+        answer = row.get("answer", last_boxed(solution))
+        if answer is None or not str(answer).strip():
             raise UserError(f"{where}, field solution", "has no \\boxed{answer}", "Give it, or a field 'answer'")
         return Problem(str(row.get("unique_id") or name), _text(row, "problem", where), str(answer), solution)
 
@@ -96,7 +96,7 @@ def _load(path: str, split: str, parse: Parse, subset: str | None = None) -> lis
         seen[problem.id] = where
         problems.append(problem)
     if not problems:
-        raise UserError(f"data.path={path}", f"its {split} split is empty", "Give at least one row")
+        raise UserError(f"data.path={path}", f"its {split} split ({split}.jsonl in a folder) is empty", "Give at least one row")
     return problems
 
 
@@ -182,6 +182,9 @@ def arithmetic(
     bare = list(direct) or [0.0] * (most - fewest + 1)
     if len(bare) != most - fewest + 1:
         raise UserError("data.direct", f"has {len(bare)} shares", f"Give one for each length from {fewest} to {most}")
+    chains = len(forms) * sum(10**n * len(OPERATORS) ** (n - 1) for n in range(fewest, most + 1))
+    if size > chains // 2:
+        raise UserError(f"data.size={size}", f"is too much: there are {chains} such problems", f"Use at most {chains // 2}")
     rng = np.random.default_rng(zlib.crc32(f"{split} {forms} {size} {fewest} {most} {bare} {careless} {error_rate}".encode()))
     problems: dict[str, Problem] = {}
     while len(problems) < size:

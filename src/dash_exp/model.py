@@ -32,7 +32,7 @@ def load_policy(
         config = AutoConfig.for_model(**architecture)
         model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=attn_implementation)
     else:
-        _check_folder(path)
+        check_folder(path)
         model = _from_hub_or_folder(
             AutoModelForCausalLM, path, dtype=torch_dtype, use_safetensors=True, attn_implementation=attn_implementation
         )
@@ -43,7 +43,7 @@ def load_policy(
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name. One without a padding token pads with its end-of-sequence token."""
-    tokenizer: PreTrainedTokenizerBase = _from_hub_or_folder(AutoTokenizer, path)
+    tokenizer: PreTrainedTokenizerBase = _from_hub_or_folder(AutoTokenizer, path, setting="model.tokenizer")
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.tokenizer={path}", "has no end-of-sequence token", "Set eos_token in the tokenizer")
     if tokenizer.pad_token_id is None:
@@ -69,7 +69,8 @@ def context_length(model: PreTrainedModel) -> int:
     return int(model.config.max_position_embeddings)
 
 
-def _check_folder(path: str) -> None:
+def check_folder(path: str) -> None:
+    """Raise UserError where `path` is a folder without a Transformers model in safetensors. Hub names pass."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return
@@ -81,12 +82,12 @@ def _check_folder(path: str) -> None:
         )
 
 
-def _from_hub_or_folder(auto_class: Any, path: str, **kwargs: Any) -> Any:
+def _from_hub_or_folder(auto_class: Any, path: str, setting: str = "model.path", **kwargs: Any) -> Any:
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **kwargs)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.path={path}",
+            f"{setting}={path}",
             f"could not be loaded ({str(error).splitlines()[0][:300]})",
             "Give a Transformers folder or a hub name, and check the network",
         ) from error

@@ -34,7 +34,9 @@ class RunRecord(L.Callback):
         self.table_rows = table_rows
         self.rows: list[dict[str, float | int | None]] = []
         self.best = -1.0
-        shutil.rmtree(run_dir / "completions", ignore_errors=True)  # of a run that did not finish
+        for leftover in ("completions", "checkpoints"):  # of a run that did not finish
+            shutil.rmtree(run_dir / leftover, ignore_errors=True)
+        (run_dir / "result.json").unlink(missing_ok=True)
         (run_dir / "completions").mkdir(parents=True)
         self.file = MetricsFile(run_dir / "metrics.csv")
         self._start = 0.0
@@ -79,6 +81,9 @@ class RunRecord(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
         save_model(pl_module.policy, self.tokenizer, self.run_dir / "checkpoints" / "last")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.on_fit_end(trainer, pl_module)
 
     def _write(self, row: dict[str, float | int | None]) -> None:
         self.rows.append(row)

@@ -69,6 +69,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.sampling = sampling
         self.eval_prompts = eval_prompts
         self.seed = seed
+        self.eval_timeouts = 0
+        self.eval_errors = 0
         room = context - sampling.max_tokens
         self.train_prompts = self._tokenize(train, room, max_prompt_tokens, "data.train")
         if len(self.train_prompts) < prompts:
@@ -77,9 +79,8 @@ class RolloutDataModule(L.LightningDataModule):
                 f"is more than the {len(self.train_prompts)} training problems",
                 "Lower it, or give more problems",
             )
-        self.test_prompts = {
-            name: self._tokenize(problems, room, max_prompt_tokens, f"data.tests.{name}") for name, problems in tests.items()
-        }
+        # A test set is never cut by length: its accuracy would be another one.
+        self.test_prompts = {name: self._tokenize(test, room, None, f"data.tests.{name}") for name, test in tests.items()}
 
     @property
     def sampling_calls(self) -> int:
@@ -130,16 +131,21 @@ class RolloutDataModule(L.LightningDataModule):
         )
 
     def greedy_rewards(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Rewards of one greedy completion of each prompt, shape (P,)."""
+        """Rewards of one greedy completion of each prompt, shape (P,). Failed gradings are counted in `eval_*`."""
         with self.clock("eval"):
             completions = self.sampler.sample(prompts, 1, Sampling(self.sampling.max_tokens, temperature=0.0), key=())
             texts = self._texts(completions)
-            return tensor(self.reward([p.problem for p in prompts], texts).rewards)
+            scores = self.reward([p.problem for p in prompts], texts)
+            self.eval_timeouts += scores.timeouts
+            self.eval_errors += scores.errors
+            return tensor(scores.rewards)
 
     def _texts(self, completions: Sequence[Completion]) -> list[str]:
         return self.tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
 
     def _tokenize(self, problems: Sequence[Problem], room: int, limit: int | None, where: str) -> list[Prompt]:
+        if not problems:
+            raise UserError(where, "has no problem left, test problems taken out", "Give problems that are not in the tests")
         ids = self.tokenizer([p.prompt for p in problems]).input_ids
         prompts = [Prompt(p, tuple(i)) for p, i in zip(problems, ids, strict=True)]
         kept = [p for p in prompts if limit is None or len(p.ids) <= limit]

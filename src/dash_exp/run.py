@@ -65,13 +65,15 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
         record.write_base(parts.module, trainer)
         result |= {f"accuracy/{name}/base": value for name, value in parts.module.accuracy.items()}
         trainer.fit(parts.module, datamodule=parts.data)
+        assert parts.module.accuracy_version == parts.module.policy_version, "the last step was not evaluated"
         result |= {f"accuracy/{name}/final": value for name, value in parts.module.accuracy.items()}
         result["status"] = "done"
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as stop:
         result["status"] = "stopped"
-        raise
+        print(f"stopped; what was done is in {run_dir}", flush=True)
+        raise SystemExit(getattr(stop, "code", None) or 143) from stop  # SIGTERM comes without a status
     finally:
-        result |= totals(parts.clock, record, time.perf_counter() - start)
+        result |= totals(parts, record, time.perf_counter() - start)
         write_result(run_dir, result)
         if tracker:
             tracker.experiment.finish()
@@ -85,6 +87,8 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
 def build(cfg: DictConfig) -> Parts:
     """The parts of a run, from values and callables alone: none of them sees the configuration."""
     clock = Clock()
+    if not cfg.model.architecture:
+        model.check_folder(cfg.model.path)
     tokenizer = model.load_tokenizer(cfg.model.tokenizer)
     tests = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
     train = data.without(instantiate(cfg.data.train), [p for problems in tests.values() for p in problems])
@@ -161,12 +165,14 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
     )
 
 
-def totals(clock: Clock, record: RunRecord, total_s: float) -> dict[str, Any]:
+def totals(parts: Parts, record: RunRecord, total_s: float) -> dict[str, Any]:
     """Seconds by phase and the counts of the whole run."""
     result: dict[str, Any] = {"time/total_s": round(total_s, 3)}
-    result |= {f"time/{phase}_s": round(clock.seconds[phase], 3) for phase in PHASES}
-    for name in ("tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept"):
+    result |= {f"time/{phase}_s": round(parts.clock.seconds[phase], 3) for phase in PHASES}
+    counts = ("tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept", "score/timeouts", "score/errors")
+    for name in counts:
         result[name] = sum(int(row.get(name) or 0) for row in record.rows)
+    result |= {"eval/timeouts": parts.data.eval_timeouts, "eval/errors": parts.data.eval_errors}
     return result
 
 

@@ -25,24 +25,29 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "steps", whole=True, least=1)
     number(cfg, "seed", whole=True, least=0)
     number(cfg, "clip_norm", above=0)
+    number(cfg, "table_rows", whole=True, least=1)
     number(cfg, "eval.every", whole=True, least=1)
     number(cfg, "eval.prompts", whole=True, least=1)
     number(cfg, "eval.limit", whole=True, least=1, optional=True)
     number(cfg, "completions_every", whole=True, least=1)
     number(cfg, "optimizer.lr", above=0)
     number(cfg, "kl.coef", least=0)
-    number(cfg, "filter.threshold", least=0, optional=True)
+    number(cfg, "filter.threshold", least=0)
     number(cfg, "rollout.temperature", above=0)
     number(cfg, "rollout.max_response_tokens", whole=True, least=1)
-    number(cfg, "rollout.sampler.max_sequences", whole=True, least=1, optional=True)
+    number(cfg, "rollout.sampler.max_sequences", whole=True, least=1)
     number(cfg, "data.max_prompt_tokens", whole=True, least=1, optional=True)
-    number(cfg, "reward.timeout_s", above=0, optional=True)
-    number(cfg, "reward.workers", whole=True, least=1, optional=True)
+    number(cfg, "reward.timeout_s", above=0)
+    number(cfg, "reward.workers", whole=True, least=1)
     number(cfg, "batch.prompts", whole=True, least=1)
     number(cfg, "batch.sample_prompts", whole=True, least=1, optional=True)
     number(cfg, "batch.micro_tokens", whole=True, least=1)
     number(cfg, "batch.group_size", whole=True, least=1)
-    if cfg.data.tests.in_dist is None:
+    if cfg.seed >= 2**32:
+        raise UserError(f"seed={cfg.seed}", "is too large", "Use a seed below 4294967296")
+    if cfg.trainer.devices != 1:
+        raise UserError(f"trainer.devices={cfg.trainer.devices}", "is not supported", "A run uses one device: write 1")
+    if OmegaConf.select(cfg, "data.tests.in_dist") is None:
         raise UserError("data.tests.in_dist", "is null", "Give a test set: accuracy and the best checkpoint need it")
     _group_size(cfg)
     _sampling_calls(cfg)
@@ -59,17 +64,18 @@ def number(
     above: float | None = None,
     optional: bool = False,
 ) -> None:
-    """`key` must be a finite number, a whole one where asked, and at least `least` or more than `above`."""
+    """`key`, where the configuration has it, must be a finite number, at least `least` or more than `above`."""
     value = OmegaConf.select(cfg, key)
-    if value is None and optional:
+    parent, _, last = key.rpartition(".")
+    absent = last not in (OmegaConf.select(cfg, parent) if parent else cfg)
+    if value is None and (optional or absent):
         return
     wanted = "a whole number" if whole else "a number"
     if least is not None:
         wanted += f" of at least {least}"
     if above is not None:
         wanted += f" above {above}"
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    good = good and not (whole and value != int(value))
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
     good = good and (least is None or value >= least) and (above is None or value > above)
     if not good:
         raise UserError(f"{key}={_shown(value)}", f"is not {wanted}", f"Write {wanted}{' or null' if optional else ''}")

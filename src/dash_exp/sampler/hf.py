@@ -134,8 +134,9 @@ def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor) -> tuple[Tens
         logprob_B, tokens_B = logprobs_BV.max(dim=-1)
         return tokens_B, logprob_B
     cumulative_BV = logprobs_BV.exp().cumsum(dim=-1)
-    threshold_B1 = noise_B[:, None] * cumulative_BV[:, -1:]  # the last value is 1 only up to rounding
-    tokens_B1 = torch.searchsorted(cumulative_BV, threshold_B1, right=True).clamp(max=logits_BV.shape[-1] - 1)
+    total_B1 = cumulative_BV[:, -1:]  # 1 only up to rounding
+    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
+    tokens_B1 = torch.searchsorted(cumulative_BV, torch.minimum(noise_B[:, None] * total_B1, below_B1), right=True)
     return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]
 
 
