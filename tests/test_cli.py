@@ -74,7 +74,7 @@ def test_the_traceback_comes_when_asked_for(train):
     assert "Traceback" in train("kl=-1", env={"HYDRA_FULL_ERROR": "1"}).stderr
 
 
-def test_help_needs_no_torch(train):
+def test_help_lists_the_choices(train):
     done = train("--help")
     assert done.returncode == 0
     assert "algo: dash, grpo" in done.stdout

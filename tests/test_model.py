@@ -70,6 +70,6 @@ def test_pickled_weights_are_not_loaded(tmp_path, policy):
         model.load_policy(str(tmp_path))
 
 
-def test_a_name_that_the_hub_does_not_know(monkeypatch):
+def test_a_name_that_the_hub_does_not_know():
     with pytest.raises(UserError, match=r"model\.path=nobody/nothing: could not be loaded"):
         model.load_policy("nobody/nothing")

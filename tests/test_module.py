@@ -132,7 +132,7 @@ def test_the_step_is_the_policy_gradient_written_out(tokenizer, tmp_path):
     close(gradient(module, before), written_out(before, module.rollouts_of_step))
 
 
-@pytest.mark.parametrize("micro_tokens", [1, 40, 97, 10_000])
+@pytest.mark.parametrize("micro_tokens", [1, 40, 97])
 def test_the_gradient_does_not_depend_on_micro_tokens(tokenizer, tmp_path, micro_tokens):
     whole, _, before = one_run(tokenizer, tmp_path)
     cut, _, _ = one_run(tokenizer, tmp_path, micro_tokens=micro_tokens)

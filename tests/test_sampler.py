@@ -95,11 +95,10 @@ def test_greedy_agrees_with_transformers_generate(policy, tokenizer, prompts):
         assert list(completion.ids) == expected[0, len(prompt.ids) :].tolist()
 
 
-def test_no_gradient_and_training_mode_restored(policy, tokenizer, prompts):
+def test_training_mode_is_restored(policy, tokenizer, prompts):
     policy.train()
     sampler(policy, tokenizer).sample(prompts, 1, Sampling(3), KEY)
     assert policy.training
-    assert all(p.grad is None for p in policy.parameters())
 
 
 def test_traces_are_the_solutions(tokenizer, prompts):
