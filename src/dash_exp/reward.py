@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pebble import ProcessPool
@@ -25,11 +25,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scores:
-    """One reward per completion, and how many gradings did not come to an end."""
+    """One reward per completion, and how many gradings did not come to an end.
+
+    `components` holds, by name, the parts of a summed reward before their weights: one number per completion each.
+    """
 
     rewards: list[float]
     timeouts: int = 0
     errors: int = 0
+    components: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 class Reward(Protocol):

@@ -15,12 +15,16 @@ from torch import BoolTensor, Tensor
 
 @dataclass(frozen=True)
 class Problem:
-    """One task. `id` is unique within its data set and keys the sampling noise; `solution` is a worked trace, for SFT."""
+    """One task. `id` is unique within its data set and keys the sampling noise; `solution` is a worked trace, for SFT.
+
+    `tests` is for programs: pieces of Python that run in order in one namespace and fail by raising (set-up, then asserts).
+    """
 
     id: str
     prompt: str
     answer: str
     solution: str | None = None
+    tests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
