@@ -1,6 +1,6 @@
 import random
 
-from dash_exp.batch import collate, cut, micro_batches
+from dash_exp.batch import collate, cut, micro_batches, parts
 from dash_exp.types import Sample
 
 
@@ -40,4 +40,24 @@ def test_collate_pads_prompts_left_and_completions_right():
 def test_micro_batches_hold_the_samples():
     samples = [Sample((1,), (2,) * n, float(n)) for n in (1, 2, 3)]
     batches = micro_batches(samples, micro_tokens=8, pad_id=0)
-    assert sorted(a for b in batches for a in b.advantages_B.tolist()) == [1.0, 2.0, 3.0]
+    assert len(batches) > 1
+    for rows, batch in batches:
+        assert batch.advantages_B.tolist() == [samples[i].advantage for i in rows]
+    assert sorted(i for rows, _ in batches for i in rows) == [0, 1, 2]
+
+
+def test_log_probs_of_the_sampling_policy_stand_under_their_tokens():
+    batch = collate([Sample((5, 6), (7,), 0.5, (-1.5,)), Sample((8,), (9, 9), -0.5, (-0.25, -0.5))], pad_id=0)
+    assert batch.old_logprobs_BT.tolist() == [[-1.5, 0.0], [-0.25, -0.5]]
+    assert collate([Sample((5, 6), (7,), 0.5)], pad_id=0).old_logprobs_BT is None
+
+
+def test_parts_are_passes_and_slices():
+    assert parts(4, 2, 1, [0, 0]) == [[0, 1, 2, 3]] * 2
+    sliced = parts(10, 2, 3, [0, 0])
+    assert [len(p) for p in sliced] == [4, 3, 3] * 2
+    for one_pass in (sliced[:3], sliced[3:]):
+        assert sorted(i for p in one_pass for i in p) == list(range(10))
+    assert sliced[:3] != sliced[3:]  # each pass has its own order
+    assert sliced == parts(10, 2, 3, [0, 0])
+    assert sliced != parts(10, 2, 3, [0, 1])

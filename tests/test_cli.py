@@ -25,7 +25,7 @@ def test_the_users_sweep(train, tmp_path):
 def test_a_single_run_with_any_coefficient(train, tmp_path):
     done = train(*SMALL, "kl=0.01")
     assert done.returncode == 0, done.stderr
-    assert "KL coefficient            0.01 (with reference model)" in done.stdout
+    assert "KL                        0.01 constant, k3 in the loss (with reference model)" in done.stdout
     assert "completions per step      32 = 8 prompts x 4" in done.stdout
     assert "step 2/2" in done.stdout
     assert "out of distribution" in done.stdout
@@ -77,4 +77,4 @@ def test_the_traceback_comes_when_asked_for(train):
 def test_help_lists_the_choices(train):
     done = train("--help")
     assert done.returncode == 0
-    assert "algo: dash, grpo" in done.stdout
+    assert "algo: cispo, dapo, dash" in done.stdout

@@ -56,7 +56,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
         cfg.trainer.accelerator = "cpu"
     cfg.model.architecture = cfg.model.architecture and NANO
     parts = run.build(cfg)
-    assert parts.module.kl_coef == cfg.kl.coef
+    assert parts.module.kl_coef(0) == cfg.kl.coef
     assert (parts.module.reference is None) == (cfg.kl.coef == 0)
     assert instantiate(cfg.trainer, logger=False).max_epochs == cfg.steps
 
@@ -73,16 +73,47 @@ def test_dash_and_grpo_bring_their_parts():
     dash, grpo = composed("algo=dash"), composed("algo=grpo")
     assert (dash.batch.sample_prompts, dash.filter.threshold) == (None, 0.1)
     assert grpo.batch.sample_prompts == 2
-    assert grpo.filter._target_ == "dash_exp.filter.keep_all"
+    assert grpo.filter._target_ == "dash_exp.filter.KeepAll"
     differ = {k for k in dash if OmegaConf.to_container(dash)[k] != OmegaConf.to_container(grpo)[k]}
     assert differ == {"algo", "batch", "filter"}
     names = {k for k in dash.algo if dash.algo[k] != grpo.algo[k]}
     assert names == {"name"}
 
 
+def differences(first, second):
+    """Dotted keys whose values differ."""
+
+    def flat(node, prefix=""):
+        for key, value in node.items():
+            yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+    a, b = (dict(flat(OmegaConf.to_container(c))) for c in (first, second))
+    return {k for k in a.keys() | b.keys() if a.get(k, "absent") != b.get(k, "absent")}
+
+
+def test_the_arms_of_the_paper_differ_in_nothing_but_their_question():
+    dash = composed("algo=dash")
+    no_gf = composed("algo=no_gf")
+    assert differences(dash, no_gf) == {"algo.name", "filter._target_", "filter.threshold"}
+    assert differences(no_gf, composed("algo=grpo")) == {"algo.name", "batch.sample_prompts"}
+    ppo = {"algo.name", "algo.loss._target_", "algo.loss.clip_low", "algo.loss.clip_high"}
+    assert differences(no_gf, composed("algo=ppo_multi")) == {*ppo, "batch.epochs"}
+    assert differences(no_gf, composed("algo=ppo_mini")) == {*ppo, "batch.minibatches"}
+    assert composed("algo=ppo_multi").batch.epochs == 3
+    assert composed("algo=ppo_mini").batch.minibatches == 32
+    assert differences(dash, composed("algo=dash", "kl='0'")) == {"kl.coef"}
+
+
+def test_what_others_call_by_these_names():
+    assert composed("algo=dapo").algo.loss.clip_high == 0.28
+    assert composed("algo=dapo").filter.refill_rounds == 3
+    assert composed("algo=dapo").kl.coef == composed("algo=gspo").kl.coef == composed("algo=cispo").kl.coef == 0
+    assert composed("algo=dr_grpo").algo.denominator.max_tokens == 64
+
+
 def test_each_part_can_be_overridden_alone():
     cfg = composed("algo=dash", "filter=none", "batch.sample_prompts=4")
-    assert cfg.filter._target_ == "dash_exp.filter.keep_all"
+    assert cfg.filter._target_ == "dash_exp.filter.KeepAll"
     assert cfg.batch.sample_prompts == 4
     assert composed("filter.threshold=0.3").filter.threshold == 0.3
     assert composed("data=gsm8k").reward._target_ == "dash_exp.reward.MathReward"
@@ -90,6 +121,23 @@ def test_each_part_can_be_overridden_alone():
 
 
 BAD = [
+    ("kl.estimator=k4", "kl.estimator=k4: is not known. Use one of k1, k2, k3"),
+    ("kl.place=nowhere", "kl.place=nowhere: is not known"),
+    ("kl.estimator=k1", "kl.estimator=k1: has a gradient that is 0 on average when it stands in the loss"),
+    ("clip_norm=0", "clip_norm=0"),
+    ("batch.epochs=0", "batch.epochs=0"),
+    ("batch.epochs=2", "algo=dash has no ratio to correct for it. Use algo=ppo_multi or ppo_mini"),
+    ("batch.minibatches=513", "batch.minibatches=513"),
+    ("filter=quantile filter.drop=1", "filter.drop=1: would drop everything"),
+    ("filter=cppo filter.prune=1.5", "filter.prune=1.5: would drop everything"),
+    ("filter=pods filter.per_group=9", "filter.per_group=9: is more than the 8 completions of a group"),
+    ("filter=zero_variance batch=coupled", "filter.refill_rounds=3: refills a whole outer step, but batch.sample_prompts=2"),
+    ("algo=ppo_mini batch=coupled", "reuse the completions of a whole outer step, but batch.sample_prompts=2 cuts it"),
+    ("algo=ppo_multi algo.loss.clip_low=0", "algo.loss.clip_low=0: is not a number above 0"),
+    ("algo=sft algo.loss._target_=dash_exp.algo.ppo_clip", "written traces have none"),
+    ("algo=sft kl.coef=0.1 kl.place=reward", "kl.place=reward: needs completions of the policy"),
+    ("kl=adaptive kl.coef=0", "kl.coef=0: can never grow"),
+    ("rollout.truncated=drop", "rollout.truncated=drop: is not known. Use one of score, mask, penalize"),
     ("steps=0", "steps=0: is not a whole number of at least 1"),
     ("steps=2.5", "steps=2.5"),
     ("steps=many", "steps=many"),
@@ -117,7 +165,7 @@ BAD = [
 @pytest.mark.parametrize(("bad", "message"), BAD, ids=[b for b, _ in BAD])
 def test_bad_settings_are_refused_by_name(bad, message):
     with pytest.raises(UserError) as error:
-        validate(composed(bad))
+        validate(composed(*bad.split()))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -2,11 +2,11 @@ import time
 
 import pytest
 
-from dash_exp.metrics import METRICS, Clock, MetricsFile, read_metrics
+from dash_exp.metrics import FAMILIES, METRICS, Clock, MetricsFile, check_declared, read_metrics
 
 
 def test_every_metric_has_a_unit_and_a_meaning():
-    assert all(m.unit and m.meaning for m in METRICS.values())
+    assert all(m.unit and m.meaning for m in [*METRICS.values(), *FAMILIES.values()])
 
 
 def test_rows_come_back_as_written(tmp_path):
@@ -23,6 +23,17 @@ def test_rows_come_back_as_written(tmp_path):
 def test_undeclared_metrics_are_refused(tmp_path):
     with pytest.raises(KeyError, match="reward/men"):
         MetricsFile(tmp_path / "metrics.csv").append({"reward/men": 1})
+
+
+def test_test_sets_and_parts_of_rewards_get_columns(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv", ["accuracy/in_dist", "accuracy/math500", "reward/format"])
+    file.append({"accuracy/math500": 0.5, "reward/format": 1.0})
+    (row,) = read_metrics(tmp_path / "metrics.csv")
+    assert list(row) == [*METRICS, "accuracy/math500", "reward/format"]
+    assert (row["accuracy/math500"], row["reward/format"]) == (0.5, 1.0)
+    check_declared(row)
+    with pytest.raises(KeyError, match="acuracy/math500"):
+        check_declared({"acuracy/math500": 0.5})
 
 
 def test_clock_adds_up_phases_even_when_they_fail():

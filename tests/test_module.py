@@ -12,7 +12,8 @@ from conftest import NANO
 
 from dash_exp import algo, kl, model, ops
 from dash_exp import filter as filters
-from dash_exp.metrics import Clock
+from dash_exp.batch import parts
+from dash_exp.metrics import Clock, read_metrics
 from dash_exp.module import PolicyModule
 from dash_exp.record import RunRecord
 from dash_exp.reward import Scores
@@ -31,7 +32,24 @@ def never_right(problems, texts):
     return Scores([0.0] * len(texts))
 
 
-def one_run(tokenizer, tmp_path, *, keep=filters.keep_all, coef=0.0, reward=parity_reward, steps=1, optimizer=None, **batch):
+KEEP_ALL = filters.KeepAll()
+
+
+def one_run(
+    tokenizer,
+    tmp_path,
+    *,
+    keep=KEEP_ALL,
+    coef=0.0,
+    schedule=kl.Constant,
+    reward=parity_reward,
+    steps=1,
+    optimizer=None,
+    loss=algo.policy_gradient,
+    epochs=1,
+    minibatches=1,
+    **batch,
+):
     """Train the nano policy for `steps` outer steps; returns module, data and the policy before the first step."""
     torch.manual_seed(0)
     policy = model.load_policy("", architecture=NANO)
@@ -62,11 +80,13 @@ def one_run(tokenizer, tmp_path, *, keep=filters.keep_all, coef=0.0, reward=pari
         policy=policy,
         reference=reference if coef else None,
         sampler=sampler,
-        loss=algo.policy_gradient,
+        loss=loss,
         weighting=ops.sequence_mean,
         denominator=ops.per_sampled,
         kl=kl.k3,
-        kl_coef=coef,
+        kl_coef=schedule(coef, steps),
+        epochs=epochs,
+        minibatches=minibatches,
         optimizer=optimizer or partial(torch.optim.SGD, lr=1.0),
         schedule=partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
         clip_norm=1e9,
@@ -177,9 +197,9 @@ def test_dropped_completions_are_in_no_forward_pass(tokenizer, tmp_path, monkeyp
         return logprobs(model_, batch, temperature)
 
     monkeypatch.setattr("dash_exp.module.token_logprobs", count)
-    some = partial(filters.advantage_above, threshold=0.9)
+    some = filters.AdvantageAbove(0.9)
     module, _, _ = one_run(tokenizer, tmp_path, keep=some, coef=0.04, micro_tokens=60)
-    kept = [s for r in module.rollouts_of_step for s in r.kept()]
+    kept = [s for r in module.rollouts_of_step for s, keep in zip(r.samples(), r.keep_PG.flatten(), strict=True) if keep]
     assert 0 < len(kept) < 24
     expected = sum(len(s.prompt_ids) + len(s.completion_ids) for s in kept)
     assert sum(seen) == 2 * expected  # once through the policy, once through the reference
@@ -193,7 +213,7 @@ def test_filter_at_zero_equals_no_filter_where_every_group_has_a_signal(tokenize
     def mixed(problems, texts):
         return Scores([float(i % 4 == 0) for i in range(len(texts))])  # 1 0 0 0 in every group
 
-    at_zero = partial(filters.advantage_above, threshold=0.0)
+    at_zero = filters.AdvantageAbove(0.0)
     filtered, _, before = one_run(tokenizer, tmp_path, keep=at_zero, reward=mixed, coef=0.04)
     unfiltered, _, _ = one_run(tokenizer, tmp_path, reward=mixed, coef=0.04)
     assert filtered.row["filter/kept_fraction"] == 1.0
@@ -202,7 +222,7 @@ def test_filter_at_zero_equals_no_filter_where_every_group_has_a_signal(tokenize
 
 def test_filter_at_zero_without_kl_equals_no_filter_always(tokenizer, tmp_path):
     """Without a KL term, completions with A = 0 have no gradient, and the denominator counts what was sampled."""
-    at_zero = partial(filters.advantage_above, threshold=0.0)
+    at_zero = filters.AdvantageAbove(0.0)
     filtered, _, before = one_run(tokenizer, tmp_path, keep=at_zero)
     unfiltered, _, _ = one_run(tokenizer, tmp_path)
     assert filtered.row["filter/kept_fraction"] < 1.0
@@ -211,7 +231,7 @@ def test_filter_at_zero_without_kl_equals_no_filter_always(tokenizer, tmp_path):
 
 def test_nothing_kept_steps_as_unfiltered_does(tokenizer, tmp_path):
     """Adam keeps moving on its momentum when the gradient is 0; dropping every completion must not change that."""
-    above = partial(filters.advantage_above, threshold=0.0)
+    above = filters.AdvantageAbove(0.0)
     adam = partial(torch.optim.Adam, lr=0.01)
     calls = []
 
@@ -252,3 +272,86 @@ def test_completions_of_another_version_are_refused(tokenizer, tmp_path):
     module, _, _ = one_run(tokenizer, tmp_path)
     with pytest.raises(AssertionError, match="another policy version"):
         module.training_step(module.rollouts_of_step[0], 0)
+
+
+# --- several optimizer steps from one sampling call (PPO) ---------------------------------------------------------------
+
+
+def test_a_ppo_step_with_ratio_one_is_the_policy_gradient_step(tokenizer, tmp_path):
+    """The first step after sampling: pi is pi_old up to the rounding between decoding and training."""
+    for loss in (algo.ppo_clip, algo.cispo, partial(algo.gspo, clip_low=0.2, clip_high=0.2)):
+        ppo, _, before = one_run(tokenizer, tmp_path, loss=loss, coef=0.1)
+        plain, _, _ = one_run(tokenizer, tmp_path, coef=0.1)
+        assert ppo.row["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
+        assert ppo.row["policy/clip_fraction"] == 0
+        close(gradient(ppo, before), gradient(plain, before))
+
+
+def test_ppo_mini_with_one_minibatch_is_dash_without_its_filter(tokenizer, tmp_path):
+    """Over three outer steps, so that what the first leaves behind counts as well. As configured: see also test_config."""
+    mini, _, _ = one_run(tokenizer, tmp_path, loss=algo.ppo_clip, minibatches=1, steps=3, coef=0.04, optimizer=SLOW)
+    no_gf, _, _ = one_run(tokenizer, tmp_path, steps=3, coef=0.04, optimizer=SLOW)
+    assert mini.policy_version == no_gf.policy_version == 3
+    for a, b in zip(mini.policy.parameters(), no_gf.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+SLOW = partial(torch.optim.SGD, lr=0.05)
+
+
+@pytest.mark.parametrize(("epochs", "minibatches"), [(3, 1), (1, 4), (2, 3)])
+def test_epochs_and_minibatches_are_the_steps_written_out(tokenizer, tmp_path, epochs, minibatches):
+    """The same sequence of clipped steps in plain PyTorch, from the completions and log-probs that the sampler recorded."""
+    module, _, before = one_run(
+        tokenizer, tmp_path, loss=algo.ppo_clip, epochs=epochs, minibatches=minibatches, optimizer=SLOW, micro_tokens=60
+    )
+    (rollouts,) = module.rollouts_of_step
+    samples = rollouts.samples()
+    policy = copy.deepcopy(before)
+    optimizer = SLOW(policy.parameters())
+    clips = []
+    for part in parts(24, epochs, minibatches, [0, 0]):
+        loss = 0
+        for s in (samples[i] for i in part):
+            ids = torch.tensor([s.prompt_ids + s.completion_ids])
+            logprobs = torch.log_softmax(policy(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])[:, 0]
+            ratio = (logprobs[len(s.prompt_ids) - 1 :] - torch.tensor(s.logprobs)).exp()
+            surrogate = torch.minimum(ratio * s.advantage, ratio.clamp(0.8, 1.2) * s.advantage)
+            clips += (surrogate != ratio * s.advantage).tolist()
+            loss = loss - surrogate.mean()
+        optimizer.zero_grad()
+        (loss / len(part)).backward()
+        optimizer.step()
+    close(gradient(module, before), gradient_of_steps(before, policy))
+    assert module.row["optimizer/steps"] == module.policy_version == epochs * minibatches
+    assert module.row["policy/clip_fraction"] == pytest.approx(sum(clips) / len(clips), abs=1e-6)
+    assert module.row["policy/clip_fraction"] > 0  # the policy has moved far enough for the clip to act
+    assert module.row["policy/approx_kl_nats_per_token"] > 0
+    assert module.row["tokens/trained"] == epochs * sum(len(s.prompt_ids) + len(s.completion_ids) for s in samples)
+
+
+def gradient_of_steps(before, after):
+    return torch.cat([(a - b).detach().flatten() for a, b in zip(before.parameters(), after.parameters(), strict=True)])
+
+
+def test_minibatches_divide_by_their_own_completions(tokenizer, tmp_path):
+    module, _, _ = one_run(tokenizer, tmp_path, loss=algo.ppo_clip, minibatches=4, optimizer=SLOW)
+    assert module.row["loss/denominator"] == 6
+    assert module.row["completions/sampled"] == 24
+
+
+# --- the coefficient of the KL ------------------------------------------------------------------------------------------
+
+
+def test_the_coefficient_follows_its_schedule(tokenizer, tmp_path):
+    linear = partial(kl.Linear, final=0.0)
+    one_run(tokenizer, tmp_path, coef=0.4, schedule=linear, steps=3, optimizer=SLOW)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [r["kl/coef"] for r in rows] == pytest.approx([0.4, 0.2, 0.0])
+    assert [r["kl/ref_nats_per_token"] is None for r in rows] == [False, False, True]  # no reference forward at 0
+
+
+def test_an_adaptive_coefficient_sees_the_kl_of_each_step(tokenizer, tmp_path):
+    adaptive = partial(kl.Adaptive, target=1e-9, rate=0.5)
+    one_run(tokenizer, tmp_path, coef=0.4, schedule=adaptive, steps=3, optimizer=SLOW)
+    assert [r["kl/coef"] for r in read_metrics(tmp_path / "metrics.csv")] == pytest.approx([0.4, 0.44, 0.484])

@@ -32,3 +32,4 @@ def test_weightings():
 def test_denominators():
     counts = ops.StepCounts(sampled=8, kept=3, sampled_tokens=100, kept_tokens=40)
     assert (ops.per_sampled(counts), ops.per_kept(counts), ops.per_kept_token(counts)) == (8, 3, 40)
+    assert ops.per_sampled_length(counts, max_tokens=20) == 160

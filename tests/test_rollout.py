@@ -1,16 +1,15 @@
-from functools import partial
-
 import pytest
+import torch
 
-from dash_exp import algo
+from dash_exp import algo, kl
 from dash_exp import filter as filters
 from dash_exp.errors import UserError
 from dash_exp.metrics import Clock
 from dash_exp.reward import Scores
-from dash_exp.rollout import RolloutDataModule
+from dash_exp.rollout import RolloutDataModule, Truncated
 from dash_exp.sampler import Sampling
 from dash_exp.sampler.hf import HFSampler
-from dash_exp.types import Problem
+from dash_exp.types import Completion, Problem
 
 PROBLEMS = [Problem(str(i), f"{i}+1=", "1") for i in range(10)]
 
@@ -23,7 +22,7 @@ def module(policy, tokenizer, **changes):
         "sampler": HFSampler(policy, tokenizer, max_sequences=8),
         "reward": lambda problems, texts: Scores([float(len(t) % 2) for t in texts], timeouts=1),
         "advantage": algo.group_centered,
-        "keep": partial(filters.advantage_above, threshold=0.1),
+        "keep": filters.AdvantageAbove(0.1),
         "clock": Clock(),
         "prompts": 4,
         "group_size": 3,
@@ -35,6 +34,30 @@ def module(policy, tokenizer, **changes):
         "seed": 0,
     }
     return RolloutDataModule(**(settings | changes))
+
+
+class Scripted:
+    """A sampler that writes what it is told for each problem and index in the group; all share the policy's version 0."""
+
+    version = 0
+
+    def __init__(self, tokenizer, write):
+        self.tokenizer, self.write, self.calls = tokenizer, write, []
+
+    def sample(self, prompts, group_size, sampling, key):
+        self.calls.append(names(prompts))
+        rows = [(p.problem, i) for p in prompts for i in range(group_size)]
+        texts = [self.write(problem, i) for problem, i in rows]
+        ids = [tuple(self.tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
+        return [Completion(i, (-1.0,) * len(i), truncated=t.endswith("~")) for i, t in zip(ids, texts, strict=True)]
+
+    def load_weights(self, policy, version):
+        pass
+
+
+def exact(problems, texts):
+    """1 where the completion begins with r."""
+    return Scores([float(t.startswith("r")) for t in texts], components={"first": [1.0 * i for i in range(len(texts))]})
 
 
 def names(prompts):
@@ -68,11 +91,11 @@ def test_rollouts_are_graded_weighed_and_filtered(policy, tokenizer):
     assert (rollouts.keep_PG == (expected.abs() > 0.1)).all()
     assert rollouts.policy_version == 0
     assert rollouts.grader_timeouts == 1
-    kept = rollouts.kept()
-    assert len(kept) == int(rollouts.keep_PG.sum())
-    first = int(rollouts.keep_PG.flatten().nonzero()[0])
-    assert kept[0].completion_ids == rollouts.completions[first].ids
-    assert kept[0].prompt_ids == prompts[first // 3].ids
+    for i, sample in enumerate(rollouts.samples()):
+        assert sample.completion_ids == rollouts.completions[i].ids
+        assert sample.logprobs == rollouts.completions[i].logprobs
+        assert sample.prompt_ids == prompts[i // 3].ids
+        assert sample.advantage == expected.flatten()[i]
 
 
 def test_time_goes_to_its_phase(policy, tokenizer):
@@ -99,3 +122,103 @@ def test_a_prompt_that_does_not_fit_the_context_is_named(policy, tokenizer):
 def test_more_prompts_than_problems_are_refused(policy, tokenizer):
     with pytest.raises(UserError, match=r"batch\.prompts=11: is more than the 10 training problems"):
         module(policy, tokenizer, prompts=11)
+
+
+# --- truncated completions ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choice", "advantages", "kept"),
+    [
+        # rewards 1 1 0 0 in each group, the second and third completion are cut off
+        ("score", [0.5, 0.5, -0.5, -0.5], [True] * 4),
+        ("mask", [0.5, 0.5, -0.5, -0.5], [True, False, False, True]),
+        ("penalize", [0.75, 0.25, -0.75, -0.25], [True] * 4),  # 1, 0.5, -0.5, 0: mean 0.25
+    ],
+)
+def test_truncated_completions(policy, tokenizer, choice, advantages, kept):
+    sampler = Scripted(tokenizer, lambda problem, i: ["right", "right~", "wrong~", "wrong"][i])
+    data = module(
+        policy, tokenizer, sampler=sampler, reward=exact, group_size=4, keep=filters.KeepAll(), truncated=Truncated(choice, 0.5)
+    )
+    rollouts = data.rollouts(data.problems_of_step(0), 0)
+    assert rollouts.rewards_PG[0].tolist() == [1, 1, 0, 0]  # what was graded is recorded as it was
+    assert rollouts.advantages_PG[0].tolist() == advantages
+    assert rollouts.keep_PG[0].tolist() == kept
+
+
+# --- filters that change more than the mask -----------------------------------------------------------------------------
+
+
+def test_pods_computes_advantages_from_the_kept_alone(policy, tokenizer):
+    sampler = Scripted(tokenizer, lambda problem, i: "right" if i == 2 else "wrong")
+    data = module(policy, tokenizer, sampler=sampler, reward=exact, group_size=4, keep=filters.PODS(2))
+    rollouts = data.rollouts(data.problems_of_step(0), 0)
+    assert (rollouts.keep_PG.sum(1) == 2).all()
+    assert rollouts.keep_PG[:, 2].all()
+    for advantages, keep in zip(rollouts.advantages_PG, rollouts.keep_PG, strict=True):
+        assert sorted(advantages[keep].tolist()) == [-0.5, 0.5]  # not 0.75 and -0.25, the group's
+
+
+def only_even(problem, i):
+    """Problems with an even number have a signal, the others are always wrong."""
+    return "right" if int(problem.id) % 2 == 0 and i == 0 else "wrong"
+
+
+def test_refill_samples_other_prompts_until_all_groups_carry_a_signal(policy, tokenizer):
+    sampler = Scripted(tokenizer, only_even)
+    problems = [Problem(str(i), f"{i}+1=", "1") for i in range(40)]
+    data = module(policy, tokenizer, train=problems, sampler=sampler, reward=exact, keep=filters.ZeroVariance(10), prompts=8)
+    first = data.problems_of_step(0)
+    rollouts = data.rollouts(first, 0)
+    sampled = [n for call in sampler.calls for n in call]
+    assert len(sampled) == len(set(sampled)) == len(rollouts.prompts)  # no problem comes twice
+    assert sampler.calls[0] == names(first)
+    assert rollouts.refill_rounds == len(sampler.calls) - 1 > 0
+    kept_groups = rollouts.keep_PG.any(1)
+    assert kept_groups.sum() == 8  # and no more than P, even if the last call found more
+    assert all(int(n) % 2 == 0 for n, keep in zip(names(rollouts.prompts), kept_groups, strict=True) if keep)
+    assert len(rollouts.samples()) == 3 * len(sampled) == len(rollouts.components["first"])
+
+
+def test_refill_stops_at_its_limit_and_at_the_end_of_the_data(policy, tokenizer):
+    never = Scripted(tokenizer, lambda problem, i: "wrong")
+    data = module(policy, tokenizer, sampler=never, reward=exact, keep=filters.ZeroVariance(2), prompts=3)
+    rollouts = data.rollouts(data.problems_of_step(0), 0)
+    assert rollouts.refill_rounds == 2
+    assert not rollouts.keep_PG.any()
+    all_of_them = module(policy, tokenizer, sampler=never, reward=exact, keep=filters.ZeroVariance(50), prompts=3)
+    rollouts = all_of_them.rollouts(all_of_them.problems_of_step(0), 0)
+    assert sorted(names(rollouts.prompts)) == sorted(str(i) for i in range(10))
+
+
+def test_no_refill_where_every_group_has_a_signal(policy, tokenizer):
+    sampler = Scripted(tokenizer, lambda problem, i: "right" if i == 0 else "wrong")
+    data = module(policy, tokenizer, sampler=sampler, reward=exact, keep=filters.ZeroVariance(3))
+    assert data.rollouts(data.problems_of_step(0), 0).refill_rounds == 0
+
+
+# --- KL in the reward ---------------------------------------------------------------------------------------------------
+
+
+def test_the_kl_penalty_is_taken_off_before_the_advantages(policy, tokenizer):
+    sampler = Scripted(tokenizer, lambda problem, i: "right" if i == 0 else "wrong")
+
+    def penalty(prompts, completions):
+        assert len(prompts) == len(completions)
+        nats = torch.tensor([float(i % 3) for i in range(len(completions))])
+        return nats, nats / 2
+
+    data = module(
+        policy,
+        tokenizer,
+        sampler=sampler,
+        reward=exact,
+        keep=filters.KeepAll(),
+        kl_penalty=penalty,
+        kl_coef=kl.Constant(0.1, 5),
+    )
+    rollouts = data.rollouts(data.problems_of_step(0), 0)
+    assert rollouts.rewards_PG[0].tolist() == [1, 0, 0]
+    torch.testing.assert_close(rollouts.advantages_PG[0], torch.tensor([1.0, -0.1, -0.2]) - 0.7 / 3)
+    assert rollouts.kl_nats == 6.0  # (0 + 1 + 2) / 2 in each of 4 groups

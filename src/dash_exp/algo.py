@@ -1,13 +1,21 @@
 """Advantages and policy losses: pure functions, one formula each.
 
-Advantages take rewards (P, G) and return (P, G). Losses return one value per token, (B, T), to be minimised; they are not
-yet masked, weighted or summed (see `ops`).
+Advantages take rewards (P, G) and return (P, G).
+
+Losses take the log-probabilities of the sampled tokens under the policy that is trained and under the one that sampled them
+(`logprobs_BT`, `old_logprobs_BT`), the advantages (B,) and the mask (B, T). They return one value per token, to be minimised;
+it is not yet weighted or summed (see `ops`), and masked places may hold anything. All have the gradient of `policy_gradient`
+where the two policies are the same (ratio 1).
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+# --- advantages --------------------------------------------------------------------------------------------------------
 
 
 def group_normalized(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
@@ -24,11 +32,99 @@ def group_centered(rewards_PG: Tensor) -> Tensor:
     return rewards_PG - rewards_PG.mean(dim=-1, keepdim=True)
 
 
+def group_leave_one_out(rewards_PG: Tensor) -> Tensor:
+    """A = r - mean of the other rewards of the group = G/(G-1) (r - mean_g r) (RLOO, arXiv 2402.14740).
+
+    The baseline of a completion does not depend on it, so the gradient is unbiased. `[1, 0, 0] -> [1, -0.5, -0.5]`.
+    """
+    group_size = rewards_PG.shape[-1]
+    return group_centered(rewards_PG) * group_size / (group_size - 1)
+
+
+def raw(rewards_PG: Tensor) -> Tensor:
+    """A = r: no baseline (REINFORCE, Williams 1992)."""
+    return rewards_PG.clone()
+
+
 def constant(rewards_PG: Tensor) -> Tensor:
     """A = 1, whatever the reward: with it the policy-gradient loss is the negative log-likelihood, i.e. SFT."""
     return torch.ones_like(rewards_PG)
 
 
-def policy_gradient(logprobs_BT: Tensor, advantages_B: Tensor) -> Tensor:
-    """-A log pi(token): its gradient is the on-policy policy gradient (REINFORCE). Shape (B, T)."""
-    return -advantages_B[:, None] * logprobs_BT
+# --- losses ------------------------------------------------------------------------------------------------------------
+
+
+class TokenLoss(NamedTuple):
+    """`loss_BT`, and where a clip took the gradient away (`clipped_BT`, bool; None where the loss has no clip)."""
+
+    loss_BT: Tensor
+    clipped_BT: Tensor | None
+
+
+def policy_gradient(logprobs_BT: Tensor, old_logprobs_BT: Tensor | None, advantages_B: Tensor, mask_BT: Tensor) -> TokenLoss:
+    """-A log pi(token): its gradient is the on-policy policy gradient. The sampling policy does not enter."""
+    return TokenLoss(-advantages_B[:, None] * logprobs_BT, None)
+
+
+def ppo_clip(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor | None,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> TokenLoss:
+    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = pi/pi_old per token (PPO, arXiv 1707.06347, eq. 7).
+
+    With clip_high > clip_low it is DAPO's "clip higher" (arXiv 2503.14476, section 3.1).
+    """
+    ratio_BT = _ratio(logprobs_BT, old_logprobs_BT)
+    return _pessimistic(ratio_BT, advantages_B, clip_low, clip_high)
+
+
+def gspo(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor | None,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+) -> TokenLoss:
+    """PPO's loss with one ratio per completion, s = (pi(y)/pi_old(y))^(1/|y|) (GSPO, arXiv 2507.18071, section 4.1).
+
+    Every token carries the loss of its completion, so that `ops.sequence_mean` gives the loss of the paper.
+    """
+    log_ratio_BT = (logprobs_BT - _known(old_logprobs_BT)) * mask_BT
+    mean_log_ratio_B1 = log_ratio_BT.sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
+    return _pessimistic(mean_log_ratio_B1.exp().expand_as(logprobs_BT), advantages_B, clip_low, clip_high)
+
+
+def cispo(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor | None,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    clip_low: float = 1.0,
+    clip_high: float = 2.0,
+) -> TokenLoss:
+    """-sg[clip(r, 1 - clip_low, 1 + clip_high)] A log pi: the weight is clipped, no token loses its gradient
+    (CISPO, arXiv 2506.13585, section 3.1; sg: no gradient). clip_low = 1 means no bound from below, as in that paper.
+    """
+    ratio_BT = _ratio(logprobs_BT, old_logprobs_BT).detach()
+    weight_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
+    return TokenLoss(-weight_BT * advantages_B[:, None] * logprobs_BT, weight_BT != ratio_BT)
+
+
+def _pessimistic(ratio_BT: Tensor, advantages_B: Tensor, clip_low: float, clip_high: float) -> TokenLoss:
+    plain_BT = ratio_BT * advantages_B[:, None]
+    clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_B[:, None]
+    return TokenLoss(-torch.minimum(plain_BT, clipped_BT), clipped_BT < plain_BT)
+
+
+def _ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor | None) -> Tensor:
+    return (logprobs_BT - _known(old_logprobs_BT)).exp()
+
+
+def _known(old_logprobs_BT: Tensor | None) -> Tensor:
+    assert old_logprobs_BT is not None, "this loss needs the log-probabilities of the policy that sampled"
+    return old_logprobs_BT

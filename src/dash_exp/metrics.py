@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,16 +28,26 @@ METRICS: dict[str, Metric] = {
     "reward/mean": Metric("reward", "mean over the sampled completions"),
     "accuracy/in_dist": Metric("fraction", "greedy accuracy on the in-distribution test set; blank where not evaluated"),
     "accuracy/out_dist": Metric("fraction", "greedy accuracy on the out-of-distribution test set"),
-    "advantage/abs_mean": Metric("advantage", "mean |A| over the sampled completions"),
+    "advantage/abs_mean": Metric("advantage", "mean |A| over the sampled completions, before the filter"),
+    "advantage/kept_abs_mean": Metric("advantage", "mean |A| over the kept completions, after the filter"),
     "filter/kept_fraction": Metric("fraction", "completions that entered the gradient / completions sampled"),
+    "filter/refill_rounds": Metric("calls", "more sampling calls in place of groups without a signal"),
     "groups/signal_fraction": Metric("fraction", "groups whose rewards are not all equal"),
     "length/mean_tokens": Metric("tokens", "mean completion length"),
     "length/truncated_fraction": Metric("fraction", "completions cut off by the token limit"),
     "policy/nll_nats_per_token": Metric("nats/token", "-log-probability of the sampled tokens: estimates the entropy"),
-    "kl/ref_nats_per_token": Metric("nats/token", "k3 estimate of KL(policy || reference), kept completions; blank at KL 0"),
-    "kl/coef": Metric("1", "coefficient of the KL term"),
-    "loss/total": Metric("loss", "policy loss + coefficient x KL, over the step's denominator"),
-    "grad/norm": Metric("L2 norm", "of the whole gradient, before clipping"),
+    "policy/ratio_mean": Metric("1", "mean pi/pi_old over trained tokens; pi_old sampled them"),
+    "policy/ratio_max_log": Metric("nats", "largest |log(pi/pi_old)| of a trained token"),
+    "policy/approx_kl_nats_per_token": Metric("nats/token", "k3 estimate of KL(pi_old || pi), trained tokens"),
+    "policy/clip_fraction": Metric("fraction", "trained tokens on which the loss's clip acts; blank for losses without one"),
+    "kl/ref_nats_per_token": Metric(
+        "nats/token", "k3 estimate of KL(policy || reference); kept completions, or all with kl.place=reward; blank at KL 0"
+    ),
+    "kl/coef": Metric("1", "coefficient of the KL term in this step"),
+    "loss/total": Metric("loss", "policy loss + coefficient x KL, over the denominator; mean over optimizer steps"),
+    "loss/denominator": Metric("completions or tokens", "what the summed loss is divided by; mean over optimizer steps"),
+    "grad/norm": Metric("L2 norm", "of the whole gradient, before clipping; mean over optimizer steps"),
+    "optimizer/steps": Metric("optimizer steps", "in this outer step"),
     "optimizer/lr": Metric("1", "learning rate of this step"),
     "score/timeouts": Metric("completions", "gradings that were stopped at the time limit (their reward is 0)"),
     "score/errors": Metric("completions", "gradings that failed (their reward is 0)"),
@@ -52,6 +62,12 @@ METRICS: dict[str, Metric] = {
     "time/sync_s": Metric("s", "handing the new weights to the sampler"),
     "time/eval_s": Metric("s", "greedy evaluation"),
     "time/elapsed_s": Metric("s", "since training began, evaluation excluded"),
+}
+
+# Metrics whose names depend on the run: test sets, parts of a summed reward.
+FAMILIES: dict[str, Metric] = {
+    "accuracy/": Metric("fraction", "greedy accuracy on the test set of that name; blank where not evaluated"),
+    "reward/": Metric("reward", "mean over the sampled completions of that part of a summed reward, before its weight"),
 }
 
 Row = Mapping[str, float | int | None]
@@ -79,17 +95,20 @@ class Clock:
 
 
 class MetricsFile:
-    """`metrics.csv`: the declared columns, one row per outer step, on the disk as soon as it is written."""
+    """`metrics.csv`: the declared columns and `more` (see `FAMILIES`), a row per outer step, on the disk as soon as written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, more: Iterable[str] = ()) -> None:
         self.path = path
+        self.columns = list(dict.fromkeys([*METRICS, *more]))
         with path.open("w", newline="") as file:
-            csv.writer(file).writerow(METRICS)
+            csv.writer(file).writerow(self.columns)
 
     def append(self, row: Row) -> None:
-        check_declared(row)
+        unknown = set(row) - set(self.columns)
+        if unknown:
+            raise KeyError(f"metrics {sorted(unknown)} have no column in {self.path}")
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, METRICS, restval="").writerow({k: "" if v is None else v for k, v in row.items()})
+            csv.DictWriter(file, self.columns, restval="").writerow({k: "" if v is None else v for k, v in row.items()})
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
@@ -99,7 +118,7 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
 
 
 def check_declared(row: Row) -> None:
-    """Raise KeyError for a metric that `METRICS` does not declare."""
-    unknown = set(row) - set(METRICS)
+    """Raise KeyError for a metric that neither `METRICS` nor `FAMILIES` declares."""
+    unknown = {name for name in set(row) - set(METRICS) if not name.startswith(tuple(FAMILIES))}
     if unknown:
         raise KeyError(f"undeclared metrics {sorted(unknown)}: add them to METRICS with unit and meaning")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,33 +16,53 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
-from dash_exp.batch import micro_batches
+from dash_exp.algo import TokenLoss
+from dash_exp.batch import micro_batches, parts
+from dash_exp.kl import Estimator, Schedule, k3
 from dash_exp.metrics import PHASES, Clock, check_declared
 from dash_exp.ops import StepCounts, autocast, token_logprobs
 from dash_exp.sampler import Sampler
-from dash_exp.types import MicroBatch, Rollouts
+from dash_exp.types import MicroBatch, Rollouts, Sample
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Estimator = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor | None, Tensor, Tensor], TokenLoss]
 
 
 @dataclass
 class _Sums:
-    """Running sums over one outer step."""
+    """Running sums over one outer step. Sums over tokens count a token as often as it was trained on."""
 
     rollouts: list[Rollouts] = field(default_factory=list)
     counts: StepCounts = field(default_factory=StepCounts)
+    optimizer_steps: int = 0
+    denominators: int = 0
+    grad_norms: float = 0.0
+    loss: float = 0.0
     trained_tokens: int = 0
-    loss: float | Tensor = 0.0
+    trained_completion_tokens: int = 0
     kl: float | Tensor = 0.0
+    ratio: float | Tensor = 0.0
+    ratio_k3: float | Tensor = 0.0
+    max_log_ratio: float | Tensor = 0.0
+    clipped: float | Tensor | None = None
+    has_ratio: bool = False
+
+
+@dataclass
+class _Update:
+    """What has been summed towards the next optimizer step."""
+
+    counts: StepCounts = field(default_factory=StepCounts)
+    loss: float | Tensor = 0.0
 
 
 class PolicyModule(L.LightningModule):
-    """Policy and reference under manual optimization; one optimizer step per outer step.
+    """Policy and reference under manual optimization.
 
-    `reference` is None exactly where the KL coefficient is 0: then nothing is loaded and nothing is computed for it.
-    `weighting` and `denominator` say how token losses become one number (see `ops`). `optimizer` takes parameters, `schedule`
-    an optimizer. `pad_id` fills padded places. After a step `row` holds its metrics, under the names of `METRICS`.
+    An outer step takes `epochs` x `minibatches` optimizer steps (1 unless it is PPO): see `batch.parts`. More than one needs
+    all completions of the step in one sampling call. `reference` is None where no KL stands in the loss: then nothing is
+    computed for it. `kl_coef` gives the coefficient of each outer step. `weighting` and `denominator` say how token losses
+    become one number (see `ops`). `optimizer` takes parameters, `schedule` an optimizer; it counts outer steps. `pad_id` fills
+    padded places. After a step `row` holds its metrics, under the names of `metrics.METRICS` and `FAMILIES`.
     """
 
     def __init__(
@@ -55,7 +75,7 @@ class PolicyModule(L.LightningModule):
         weighting: Callable[[Tensor], Tensor],
         denominator: Callable[[StepCounts], int],
         kl: Estimator,
-        kl_coef: float,
+        kl_coef: Schedule,
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler],
         clip_norm: float,
@@ -64,6 +84,9 @@ class PolicyModule(L.LightningModule):
         pad_id: int,
         clock: Clock,
         test_names: list[str],
+        epochs: int = 1,
+        minibatches: int = 1,
+        seed: int = 0,
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
@@ -84,75 +107,94 @@ class PolicyModule(L.LightningModule):
         self.pad_id = pad_id
         self.clock = clock
         self.test_names = test_names
+        self.epochs = epochs
+        self.minibatches = minibatches
+        self.seed = seed
         self.compute_dtype = compute_dtype
         self.policy_version = 0
+        self._coef = 0.0
+        self._lr = 0.0
         self.row: dict[str, float | int | None] = {}
         self.accuracy: dict[str, float] = {}
         self.accuracy_version = -1
         self._sums = _Sums()
+        self._update = _Update()
         self._greedy: list[list[Tensor]] = [[] for _ in test_names]
 
     # --- training ------------------------------------------------------------------------------------------------------
 
     def training_step(self, rollouts: Rollouts, batch_idx: int) -> None:
-        """The completions of one sampling call; the last call of the outer step ends with the optimizer step."""
+        """The completions of one sampling call. The last call of the outer step ends with the optimizer step(s)."""
         assert rollouts.policy_version in (None, self.policy_version), "completions of another policy version"
-        optimizer, schedule = cast(LightningOptimizer, self.optimizers()), cast(LRScheduler, self.lr_schedulers())
         with self.clock("update"):
-            samples = rollouts.kept()
-            for batch in micro_batches(samples, self.micro_tokens, self.pad_id):
-                with autocast(self.device, self.compute_dtype):
-                    loss = self._loss(self._to_device(batch))
-                self.manual_backward(loss)
-                self._sums.loss += loss.detach()
-            self._count(rollouts)
-            if not self.trainer.is_last_batch:
-                return
-            self._divide_gradient(self.denominator(self._sums.counts))
-            self.row = {
-                "grad/norm": float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm)),
-                "optimizer/lr": optimizer.param_groups[0]["lr"],
-            }
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            self.policy_version += 1
-        with self.clock("sync"):
-            self.sampler.load_weights(self.policy, self.policy_version)
+            self._sums.rollouts.append(rollouts)
+            samples, keep_B = rollouts.samples(), rollouts.keep_PG.view(-1).tolist()
+            _count(self._sums.counts, samples, keep_B)
+            for part in parts(len(samples), self.epochs, self.minibatches, [self.seed, self.current_epoch]):
+                _count(self._update.counts, [samples[i] for i in part], [keep_B[i] for i in part])
+                self._backward([samples[i] for i in part if keep_B[i]])
+                if self.trainer.is_last_batch:
+                    self._optimizer_step()
+        if self.trainer.is_last_batch:
+            cast(LRScheduler, self.lr_schedulers()).step()  # counts outer steps, so that all arms follow one schedule
+            kl = self._mean_kl()
+            if kl is not None:
+                self.kl_coef.observe(kl)
+            with self.clock("sync"):
+                self.sampler.load_weights(self.policy, self.policy_version)
+
+    def _backward(self, samples: Sequence[Sample]) -> None:
+        """Add the gradient of these completions, summed and not yet divided."""
+        for _, batch in micro_batches(samples, self.micro_tokens, self.pad_id):
+            with autocast(self.device, self.compute_dtype):
+                loss = self._loss(batch.to(self.device))
+            self.manual_backward(loss)
+            self._update.loss += loss.detach()
+            self._sums.trained_tokens += int(batch.attention_mask_BL.sum())
+            self._sums.trained_completion_tokens += int(batch.completion_mask_BT.sum())
 
     def _loss(self, batch: MicroBatch) -> Tensor:
-        """Weighted sum of the token losses of one micro-batch, not yet divided by the step's denominator."""
+        """Weighted sum of the token losses of one micro-batch."""
+        mask_BT = batch.completion_mask_BT
         logprobs_BT = token_logprobs(self.policy, batch, self.temperature)
-        loss_BT = self.loss(logprobs_BT, batch.advantages_B)
-        if self.reference is not None:
+        loss_BT, clipped_BT = self.loss(logprobs_BT, batch.old_logprobs_BT, batch.advantages_B, mask_BT)
+        if self.reference is not None and self._coef > 0:
             with torch.no_grad():
                 ref_logprobs_BT = token_logprobs(self.reference, batch, self.temperature)
-            kl_BT = self.kl(logprobs_BT, ref_logprobs_BT) * batch.completion_mask_BT
-            loss_BT = loss_BT + self.kl_coef * kl_BT
-            self._sums.kl += kl_BT.detach().sum()
-        return (loss_BT * self.weighting(batch.completion_mask_BT)).sum()
+            loss_BT = loss_BT + self._coef * self.kl(logprobs_BT, ref_logprobs_BT)
+            self._sums.kl += (k3(logprobs_BT.detach(), ref_logprobs_BT) * mask_BT).sum()
+        self._watch_ratio(logprobs_BT.detach(), batch, clipped_BT)
+        return (loss_BT * self.weighting(mask_BT)).sum()
 
-    def _divide_gradient(self, denominator: int) -> None:
-        """Turn the summed gradient into the step's gradient. Where nothing was kept it is 0, as if all had been unfiltered."""
+    def _watch_ratio(self, logprobs_BT: Tensor, batch: MicroBatch, clipped_BT: Tensor | None) -> None:
+        """How far the policy has moved from the one that sampled."""
+        sums, mask_BT = self._sums, batch.completion_mask_BT
+        if batch.old_logprobs_BT is not None:
+            log_ratio_BT = (logprobs_BT - batch.old_logprobs_BT) * mask_BT
+            sums.has_ratio = True
+            sums.ratio += (log_ratio_BT.exp() * mask_BT).sum()
+            sums.ratio_k3 += (torch.expm1(log_ratio_BT) - log_ratio_BT).sum()  # 0 where masked
+            sums.max_log_ratio = torch.maximum(torch.as_tensor(sums.max_log_ratio), log_ratio_BT.abs().max())
+        if clipped_BT is not None:
+            sums.clipped = (sums.clipped or 0) + (clipped_BT * mask_BT).sum()
+
+    def _optimizer_step(self) -> None:
+        """Divide the summed gradient by the step's denominator, clip it and step."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        denominator = max(self.denominator(self._update.counts), 1)
         for parameter in self.policy.parameters():
-            if parameter.grad is None:
+            if parameter.grad is None:  # nothing was kept: the gradient is 0, as if all had been unfiltered
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad /= max(denominator, 1)
-        self._sums.loss = float(self._sums.loss) / max(denominator, 1)
-
-    def _count(self, rollouts: Rollouts) -> None:
-        sums, counts = self._sums, self._sums.counts
-        keep_B = rollouts.keep_PG.view(-1).tolist()
-        lengths_B = [len(c.ids) for c in rollouts.completions]
-        sums.rollouts.append(rollouts)
-        counts.sampled += len(keep_B)
-        counts.kept += sum(keep_B)
-        counts.sampled_tokens += sum(lengths_B)
-        counts.kept_tokens += sum(n for n, keep in zip(lengths_B, keep_B, strict=True) if keep)
-        sums.trained_tokens += sum(len(s.prompt_ids) + len(s.completion_ids) for s in rollouts.kept())
-
-    def _to_device(self, batch: MicroBatch) -> MicroBatch:
-        return MicroBatch(**{name: value.to(self.device) for name, value in vars(batch).items()})
+            parameter.grad /= denominator
+        self._sums.grad_norms += float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm))
+        self._sums.loss += float(self._update.loss) / denominator
+        self._sums.denominators += denominator
+        self._sums.optimizer_steps += 1
+        self._lr = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        self.policy_version += 1
+        self._update = _Update()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer(self.policy.parameters())
@@ -172,7 +214,8 @@ class PolicyModule(L.LightningModule):
         self._greedy = [[] for _ in self.test_names]
 
     def on_train_epoch_start(self) -> None:
-        self._sums = _Sums()
+        self._sums, self._update = _Sums(), _Update()
+        self._coef = self.kl_coef(self.current_epoch)
         self._clock_start = dict(self.clock.seconds)
 
     def on_train_epoch_end(self) -> None:
@@ -181,50 +224,87 @@ class PolicyModule(L.LightningModule):
 
     def finish_row(self) -> dict[str, float | int | None]:
         """The metrics of the outer step that has just ended, its evaluation included."""
-        self.row = {"step": self.current_epoch + 1, **self.row, **self._rollout_metrics(), **self._step_metrics()}
+        evaluated = self.accuracy_version == self.policy_version
+        self.row = {
+            "step": self.current_epoch + 1,
+            **self._rollout_metrics(),
+            **self._update_metrics(),
+            **{f"accuracy/{name}": self.accuracy[name] if evaluated else None for name in self.test_names},
+            **{f"time/{phase}_s": self.clock.seconds[phase] - self._clock_start[phase] for phase in PHASES},
+        }
         check_declared(self.row)
         return self.row
 
-    def _step_metrics(self) -> dict[str, float | int | None]:
-        evaluated = self.accuracy_version == self.policy_version
-        seconds = {p: self.clock.seconds[p] - self._clock_start[p] for p in PHASES}
+    def _update_metrics(self) -> dict[str, float | int | None]:
+        """What the optimizer steps of this outer step say, each a mean over them or over the tokens they saw."""
+        sums = self._sums
+        tokens = max(sums.trained_completion_tokens, 1)
+        clipped = None if sums.clipped is None else float(sums.clipped) / tokens
         return {
-            "loss/total": float(self._sums.loss),
-            "kl/coef": self.kl_coef,
+            "loss/total": sums.loss / sums.optimizer_steps,
+            "loss/denominator": sums.denominators / sums.optimizer_steps,
+            "grad/norm": sums.grad_norms / sums.optimizer_steps,
+            "optimizer/lr": self._lr,
+            "optimizer/steps": sums.optimizer_steps,
+            "kl/coef": self._coef,
+            "kl/ref_nats_per_token": self._mean_kl(),
+            "policy/ratio_mean": float(sums.ratio) / tokens if sums.has_ratio else None,
+            "policy/ratio_max_log": float(sums.max_log_ratio) if sums.has_ratio else None,
+            "policy/approx_kl_nats_per_token": float(sums.ratio_k3) / tokens if sums.has_ratio else None,
+            "policy/clip_fraction": clipped,
             "policy/version": self.policy_version,
-            **{f"accuracy/{name}": self.accuracy[name] if evaluated else None for name in self.test_names},
-            **{f"time/{phase}_s": seconds[phase] for phase in PHASES},
+            "tokens/trained": sums.trained_tokens,
         }
 
     def _rollout_metrics(self) -> dict[str, float | int | None]:
         """What the completions of this outer step say, each a mean over all that were sampled."""
-        sums, counts, rollouts = self._sums, self._sums.counts, self._sums.rollouts
+        counts, rollouts = self._sums.counts, self._sums.rollouts
         rewards_PG = torch.cat([r.rewards_PG for r in rollouts])
+        size_PG = torch.cat([r.advantages_PG for r in rollouts]).abs()
+        keep_PG = torch.cat([r.keep_PG for r in rollouts])
         completions = [c for r in rollouts for c in r.completions]
         nll = [-sum(c.logprobs) for c in completions if c.logprobs is not None]
         return {
             "reward/mean": float(rewards_PG.mean()),
-            "advantage/abs_mean": float(torch.cat([r.advantages_PG for r in rollouts]).abs().mean()),
+            **{f"reward/{n}": _mean([v for r in rollouts for v in r.components[n]]) for n in rollouts[0].components},
+            "advantage/abs_mean": float(size_PG.mean()),
+            "advantage/kept_abs_mean": float(size_PG[keep_PG].mean()) if keep_PG.any() else None,
             "filter/kept_fraction": counts.kept / counts.sampled,
+            "filter/refill_rounds": sum(r.refill_rounds for r in rollouts),
             "groups/signal_fraction": float((rewards_PG.amax(1) != rewards_PG.amin(1)).float().mean()),
             "length/mean_tokens": counts.sampled_tokens / counts.sampled,
             "length/truncated_fraction": sum(c.truncated for c in completions) / counts.sampled,
             "policy/nll_nats_per_token": math.fsum(nll) / counts.sampled_tokens if nll else None,
-            "kl/ref_nats_per_token": self._mean_kl(),
             "score/timeouts": sum(r.grader_timeouts for r in rollouts),
             "score/errors": sum(r.grader_errors for r in rollouts),
             "completions/sampled": counts.sampled,
             "completions/kept": counts.kept,
             "tokens/sampled": counts.sampled_tokens,
-            "tokens/trained": sums.trained_tokens,
         }
 
     def _mean_kl(self) -> float | None:
-        if self.reference is None or not self._sums.counts.kept_tokens:
+        """k3 in nats per token: of the trained tokens where the KL stands in the loss, of the sampled ones in the reward."""
+        sums = self._sums
+        in_reward = [r.kl_nats for r in sums.rollouts if r.kl_nats is not None]
+        if in_reward:
+            return math.fsum(in_reward) / sums.counts.sampled_tokens
+        if self.reference is None or self._coef == 0 or not sums.trained_completion_tokens:
             return None
-        return float(self._sums.kl) / self._sums.counts.kept_tokens
+        return float(sums.kl) / sums.trained_completion_tokens
 
     @property
     def rollouts_of_step(self) -> list[Rollouts]:
         """The rollouts that the last outer step learned from."""
         return self._sums.rollouts
+
+
+def _count(counts: StepCounts, samples: Sequence[Sample], keep: Sequence[bool]) -> None:
+    lengths = [len(s.completion_ids) for s in samples]
+    counts.sampled += len(samples)
+    counts.kept += sum(keep)
+    counts.sampled_tokens += sum(lengths)
+    counts.kept_tokens += sum(n for n, kept in zip(lengths, keep, strict=True) if kept)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

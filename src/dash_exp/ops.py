@@ -83,3 +83,8 @@ def per_kept(counts: StepCounts) -> int:
 def per_kept_token(counts: StepCounts) -> int:
     """Divide by the tokens kept."""
     return counts.kept_tokens
+
+
+def per_sampled_length(counts: StepCounts, max_tokens: int) -> int:
+    """Divide by completions sampled x the longest completion allowed: long completions are not weighed down (Dr. GRPO)."""
+    return counts.sampled * max_tokens

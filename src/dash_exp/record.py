@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,17 @@ class RunRecord(L.Callback):
 
     `checkpoints/last` is the policy after the last step, `checkpoints/best` the one with the highest in-distribution accuracy
     so far, saved when it is evaluated. Both are Transformers folders. The choice of `best` looks at the test set, so the
-    result of a run is that of `last`.
+    result of a run is that of `last`. `columns`: metrics whose names depend on the run (`metrics.FAMILIES`).
     """
 
-    def __init__(self, run_dir: Path, tokenizer: PreTrainedTokenizerBase, completions_every: int, table_rows: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        completions_every: int,
+        table_rows: int,
+        columns: Sequence[str] = (),
+    ) -> None:
         self.run_dir = run_dir
         self.tokenizer = tokenizer
         self.completions_every = completions_every
@@ -38,7 +45,7 @@ class RunRecord(L.Callback):
             shutil.rmtree(run_dir / leftover, ignore_errors=True)
         (run_dir / "result.json").unlink(missing_ok=True)
         (run_dir / "completions").mkdir(parents=True)
-        self.file = MetricsFile(run_dir / "metrics.csv")
+        self.file = MetricsFile(run_dir / "metrics.csv", columns)
         self._start = 0.0
         self._eval_s = 0.0
 

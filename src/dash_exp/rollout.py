@@ -6,8 +6,10 @@ it is asked to: once for the whole step (preemptive sampling), or just before ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -17,13 +19,24 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.errors import UserError
+from dash_exp.filter import Filter
+from dash_exp.kl import RewardPenalty, Schedule
 from dash_exp.metrics import Clock
 from dash_exp.reward import Reward
 from dash_exp.sampler import Sampler, Sampling
 from dash_exp.types import Completion, Problem, Prompt, Rollouts
 
 Advantage = Callable[[Tensor], Tensor]
-Filter = Callable[[Tensor, Tensor], BoolTensor]
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """What becomes of completions that the token limit cut off: `score` them as they are, take `penalty` off their reward
+    (`penalize`), or leave them out of the gradient (`mask`; they still count in their group's mean).
+    """
+
+    choice: str = "score"
+    penalty: float = 0.0
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -31,7 +44,8 @@ class RolloutDataModule(L.LightningDataModule):
 
     `prompts` P and `group_size` G make M = P x G completions per outer step, `sample_prompts` prompts a sampling call (None:
     all P). Validation loaders yield greedy completions, one per test problem. `train_sampler` stands in for `sampler` in
-    training where the completions are not the policy's own (SFT).
+    training where the completions are not the policy's own (SFT). `kl_penalty`, with the coefficients of `kl_coef`, is taken
+    off the rewards (KL in the reward).
     """
 
     def __init__(
@@ -54,6 +68,9 @@ class RolloutDataModule(L.LightningDataModule):
         eval_prompts: int,
         seed: int,
         train_sampler: Sampler | None = None,
+        truncated: Truncated = Truncated(),
+        kl_penalty: RewardPenalty | None = None,
+        kl_coef: Schedule | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -69,6 +86,9 @@ class RolloutDataModule(L.LightningDataModule):
         self.sampling = sampling
         self.eval_prompts = eval_prompts
         self.seed = seed
+        self.truncated = truncated
+        self.kl_penalty = kl_penalty
+        self.kl_coef = kl_coef
         self.eval_timeouts = 0
         self.eval_errors = 0
         room = context - sampling.max_tokens
@@ -108,16 +128,35 @@ class RolloutDataModule(L.LightningDataModule):
         return [self.train_prompts[j] for j in order[i * self.prompts : (i + 1) * self.prompts]]
 
     def rollouts(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
-        """One sampling call: sample, grade, weigh and filter."""
+        """One sampling call: sample, grade, weigh and filter; and again with other prompts where the filter refills."""
+        rollouts = self._sample(prompts, step)
+        for _ in range(self.keep.refill_rounds):
+            signal_P = rollouts.keep_PG.any(dim=1)
+            missing = len(prompts) - int(signal_P.sum())
+            others = self._other_prompts(rollouts.prompts, step)
+            if missing <= 0 or not others:
+                break
+            share = max(float(signal_P.float().mean()), 1 / 8)  # of the new groups that will carry a signal, as it looks
+            more = self._sample(others[: min(math.ceil(missing / share), len(prompts))], step)
+            rollouts = _joined(rollouts, more)
+        return _at_most(rollouts, len(prompts))
+
+    def _sample(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
         with self.clock("sample"):
             completions = self.train_sampler.sample(prompts, self.group_size, self.sampling, (self.seed, step))
             texts = self._texts(completions)
         with self.clock("score"):
-            problems = [p.problem for p in prompts for _ in range(self.group_size)]
-            scores = self.reward(problems, texts)
+            of_completion = [p for p in prompts for _ in range(self.group_size)]
+            scores = self.reward([p.problem for p in of_completion], texts)
             rewards_PG = tensor(scores.rewards).view(len(prompts), self.group_size)
-            advantages_PG = self.advantage(rewards_PG)
-            keep_PG = self.keep(rewards_PG, advantages_PG)
+            effective_PG, kl_nats = self._effective(rewards_PG, of_completion, completions, step)
+            advantages_PG = self.advantage(effective_PG)
+            keep_PG = self.keep(effective_PG, advantages_PG)
+            if self.keep.recompute_advantages:
+                kept_PG = effective_PG[keep_PG].view(len(prompts), -1)
+                advantages_PG[keep_PG] = self.advantage(kept_PG).flatten()
+            if self.truncated.choice == "mask":
+                keep_PG = cast(BoolTensor, keep_PG & ~_truncated(completions).view_as(keep_PG))
         return Rollouts(
             prompts=list(prompts),
             completions=completions,
@@ -128,7 +167,28 @@ class RolloutDataModule(L.LightningDataModule):
             policy_version=self.train_sampler.version,
             grader_timeouts=scores.timeouts,
             grader_errors=scores.errors,
+            components=scores.components,
+            kl_nats=kl_nats,
         )
+
+    def _effective(
+        self, rewards_PG: Tensor, prompts: Sequence[Prompt], completions: Sequence[Completion], step: int
+    ) -> tuple[Tensor, float | None]:
+        """The rewards that advantages are made of: with the penalties on truncation and on KL. And the KL in nats."""
+        kl_nats = None
+        if self.truncated.choice == "penalize":
+            rewards_PG = rewards_PG - self.truncated.penalty * _truncated(completions).view_as(rewards_PG)
+        if self.kl_penalty and self.kl_coef:
+            penalty_B, k3_B = self.kl_penalty(prompts, completions)
+            rewards_PG = rewards_PG - self.kl_coef(step) * penalty_B.view_as(rewards_PG)
+            kl_nats = float(k3_B.sum())
+        return rewards_PG, kl_nats
+
+    def _other_prompts(self, taken: Sequence[Prompt], step: int) -> list[Prompt]:
+        """Training problems that are not in `taken`, in an order of this step's own."""
+        ids = {p.problem.id for p in taken}
+        order = np.random.default_rng([self.seed, step, 1]).permutation(len(self.train_prompts))
+        return [p for p in (self.train_prompts[i] for i in order) if p.problem.id not in ids]
 
     def greedy_rewards(self, prompts: Sequence[Prompt]) -> Tensor:
         """Rewards of one greedy completion of each prompt, shape (P,). Failed gradings are counted in `eval_*`."""
@@ -161,6 +221,35 @@ class RolloutDataModule(L.LightningDataModule):
                 + (f", or leave longer problems out with data.max_prompt_tokens={room}" if room > 0 else ""),
             )
         return kept
+
+
+def _truncated(completions: Sequence[Completion]) -> Tensor:
+    return tensor([c.truncated for c in completions])
+
+
+def _joined(first: Rollouts, second: Rollouts) -> Rollouts:
+    """Both sampling calls as one."""
+    return Rollouts(
+        prompts=first.prompts + second.prompts,
+        completions=first.completions + second.completions,
+        texts=first.texts + second.texts,
+        rewards_PG=torch.cat([first.rewards_PG, second.rewards_PG]),
+        advantages_PG=torch.cat([first.advantages_PG, second.advantages_PG]),
+        keep_PG=cast(BoolTensor, torch.cat([first.keep_PG, second.keep_PG])),
+        policy_version=first.policy_version,
+        grader_timeouts=first.grader_timeouts + second.grader_timeouts,
+        grader_errors=first.grader_errors + second.grader_errors,
+        components={name: values + second.components[name] for name, values in first.components.items()},
+        kl_nats=None if first.kl_nats is None or second.kl_nats is None else first.kl_nats + second.kl_nats,
+        refill_rounds=first.refill_rounds + 1,
+    )
+
+
+def _at_most(rollouts: Rollouts, prompts: int) -> Rollouts:
+    """Of the groups that kept something only the first `prompts`: a refill may have found more."""
+    signal_P = rollouts.keep_PG.any(dim=1)
+    keep_PG = rollouts.keep_PG & (signal_P.cumsum(0) <= prompts)[:, None]
+    return replace(rollouts, keep_PG=cast(BoolTensor, keep_PG))
 
 
 class _OuterStep(IterableDataset):

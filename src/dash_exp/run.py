@@ -13,17 +13,17 @@ from typing import Any
 import lightning as L
 import torch
 import transformers
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dash_exp import data, model
+from dash_exp import data, kl, model
 from dash_exp.errors import UserError
 from dash_exp.metrics import PHASES, Clock
 from dash_exp.module import PolicyModule
 from dash_exp.progress import Progress
 from dash_exp.record import RunRecord
 from dash_exp.results import plot_curves, result_table, write_result
-from dash_exp.rollout import RolloutDataModule
+from dash_exp.rollout import RolloutDataModule, Truncated
 from dash_exp.sampler import Sampling
 
 
@@ -48,7 +48,9 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     L.seed_everything(cfg.seed, verbose=False)
     parts = build(cfg)
-    record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows)
+    columns = [f"accuracy/{name}" for name in parts.data.test_prompts]
+    columns += [f"reward/{name}" for name in getattr(parts.reward, "parts", {})]
+    record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns)
     tracker = cfg.logger.wandb and instantiate(cfg.logger.wandb)(
         run_dir=run_dir,
         name=run_dir.name if in_sweep else f"{cfg.name}/{run_dir.name}",
@@ -101,6 +103,14 @@ def build(cfg: DictConfig) -> Parts:
         cfg.model.attn_implementation,
     )
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
+    kl_coef: kl.Schedule = instantiate(cfg.kl.schedule)(coef=cfg.kl.coef, steps=cfg.steps)
+    estimator = get_method(f"dash_exp.kl.{cfg.kl.estimator}")
+    reference = None if kl_coef.always_zero else model.frozen_copy(policy)
+    kl_penalty = None
+    if reference is not None and cfg.kl.place == "reward":
+        kl_penalty = kl.RewardPenalty(
+            reference, estimator, cfg.batch.micro_tokens, cfg.rollout.temperature, tokenizer.pad_token_id, compute_dtype
+        )
     sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
     datamodule = RolloutDataModule(
         train=train,
@@ -120,16 +130,19 @@ def build(cfg: DictConfig) -> Parts:
         max_prompt_tokens=cfg.data.max_prompt_tokens,
         eval_prompts=cfg.eval.prompts,
         seed=cfg.seed,
+        truncated=Truncated(cfg.rollout.truncated, cfg.rollout.truncated_penalty),
+        kl_penalty=kl_penalty,
+        kl_coef=kl_coef,
     )
     module = PolicyModule(
         policy=policy,
-        reference=model.frozen_copy(policy) if cfg.kl.coef > 0 else None,
+        reference=reference if kl_penalty is None else None,
         sampler=sampler,
         loss=instantiate(cfg.algo.loss),
         weighting=instantiate(cfg.algo.weighting),
         denominator=instantiate(cfg.algo.denominator),
-        kl=instantiate(cfg.kl.estimator),
-        kl_coef=cfg.kl.coef,
+        kl=estimator,
+        kl_coef=kl_coef,
         optimizer=instantiate(cfg.optimizer),
         schedule=instantiate(cfg.schedule),
         clip_norm=cfg.clip_norm,
@@ -138,6 +151,9 @@ def build(cfg: DictConfig) -> Parts:
         pad_id=tokenizer.pad_token_id,
         clock=clock,
         test_names=list(tests),
+        epochs=cfg.batch.epochs,
+        minibatches=cfg.batch.minibatches,
+        seed=cfg.seed,
         compute_dtype=compute_dtype,
     )
     return Parts(module, datamodule, reward, tokenizer, clock)
@@ -158,11 +174,18 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
             f"  outer steps               {cfg.steps}",
             f"  completions per step      {completions} = {batch.prompts} prompts x {batch.group_size}",
             f"  completions per sampling  {per_call} ({data_.sampling_calls} sampling call(s) per step)",
-            "  optimizer steps per step  1",
+            f"  optimizer steps per step  {batch.epochs * batch.minibatches} = {batch.epochs} pass(es) x {batch.minibatches}",
             f"  tokens per backward pass  at most {batch.micro_tokens:,}, padding counted",
-            f"  KL coefficient            {cfg.kl.coef} ({'with' if cfg.kl.coef > 0 else 'no'} reference model)",
+            f"  KL                        {kl_words(cfg)}",
         ]
     )
+
+
+def kl_words(cfg: DictConfig) -> str:
+    if cfg.kl.coef == 0 and not cfg.kl.schedule.get("final"):
+        return "0 (no reference model)"
+    schedule = cfg.kl.schedule._target_.rpartition(".")[2].lower()
+    return f"{cfg.kl.coef} {schedule}, {cfg.kl.estimator} in the {cfg.kl.place} (with reference model)"
 
 
 def totals(parts: Parts, record: RunRecord, total_s: float) -> dict[str, Any]:
@@ -192,6 +215,7 @@ def git_revision() -> str | None:
 def quiet() -> None:
     """Leave out what Lightning says about choices that are made on purpose here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     for message in (
         "does not have many workers",

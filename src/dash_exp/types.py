@@ -8,8 +8,10 @@ Rollouts stay on the CPU as plain lists. Only a `MicroBatch` is padded, and only
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import torch
 from torch import BoolTensor, Tensor
 
 
@@ -53,7 +55,9 @@ class Rollouts:
     """The graded completions of one sampling call, B = P x G in group-major order.
 
     `policy_version` is the number of optimizer steps behind the weights that sampled them, or None if no policy did.
-    `grader_timeouts` and `grader_errors` count completions whose grading did not come to an end; their reward is 0.
+    `rewards_PG` is what was graded, before a KL penalty on it. `grader_timeouts` and `grader_errors` count completions
+    whose grading did not come to an end; their reward is 0. `components`: see `reward.Scores`. `kl_nats`: k3 summed over all
+    tokens, where the KL stands in the reward. `refill_rounds`: how many times more prompts were sampled in place of others.
     """
 
     prompts: list[Prompt]
@@ -65,26 +69,31 @@ class Rollouts:
     policy_version: int | None
     grader_timeouts: int = 0
     grader_errors: int = 0
+    components: Mapping[str, list[float]] = field(default_factory=dict)
+    kl_nats: float | None = None
+    refill_rounds: int = 0
 
     @property
     def group_size(self) -> int:
         return len(self.completions) // len(self.prompts)
 
-    def kept(self) -> list[Sample]:
-        """The completions that the filter kept, each with its prompt and its advantage."""
+    def samples(self) -> list[Sample]:
+        """Every completion with its prompt and its advantage, kept or not, in the order of `completions`."""
+        advantages_B = self.advantages_PG.view(-1).tolist()
         return [
-            Sample(self.prompts[i // self.group_size].ids, self.completions[i].ids, float(self.advantages_PG.view(-1)[i]))
-            for i in self.keep_PG.view(-1).nonzero().flatten().tolist()
+            Sample(self.prompts[i // self.group_size].ids, c.ids, advantages_B[i], c.logprobs)
+            for i, c in enumerate(self.completions)
         ]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion on its way into the loss."""
+    """One completion on its way into the loss. `logprobs`: see `Completion`."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     advantage: float
+    logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,21 @@ class MicroBatch:
         input_ids_BL       [pad pad p p p | c c c pad]     L = C + T
         attention_mask_BL  [ 0   0  1 1 1 | 1 1 1  0 ]
         completion_mask_BT                [ 1 1 1  0 ]
+        old_logprobs_BT                   [ l l l  0 ]     of the policy that sampled; None if none did
     """
 
     input_ids_BL: Tensor
     attention_mask_BL: Tensor
     completion_mask_BT: Tensor
     advantages_B: Tensor
+    old_logprobs_BT: Tensor | None = None
+
+    def to(self, device: torch.device) -> MicroBatch:
+        old_logprobs_BT = None if self.old_logprobs_BT is None else self.old_logprobs_BT.to(device)
+        return MicroBatch(
+            self.input_ids_BL.to(device),
+            self.attention_mask_BL.to(device),
+            self.completion_mask_BT.to(device),
+            self.advantages_B.to(device),
+            old_logprobs_BT,
+        )

@@ -32,7 +32,17 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "completions_every", whole=True, least=1)
     number(cfg, "optimizer.lr", above=0)
     number(cfg, "kl.coef", least=0)
+    number(cfg, "kl.schedule.final", least=0)
+    number(cfg, "kl.schedule.target", above=0)
+    number(cfg, "kl.schedule.rate", above=0)
     number(cfg, "filter.threshold", least=0)
+    number(cfg, "filter.drop", least=0)
+    number(cfg, "filter.prune", least=0)
+    number(cfg, "filter.per_group", whole=True, least=2)
+    number(cfg, "filter.refill_rounds", whole=True, least=0)
+    number(cfg, "algo.loss.clip_low", above=0)
+    number(cfg, "algo.loss.clip_high", above=0)
+    number(cfg, "rollout.truncated_penalty", least=0)
     number(cfg, "rollout.temperature", above=0)
     number(cfg, "rollout.max_response_tokens", whole=True, least=1)
     number(cfg, "rollout.sampler.max_sequences", whole=True, least=1)
@@ -43,6 +53,8 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "batch.sample_prompts", whole=True, least=1, optional=True)
     number(cfg, "batch.micro_tokens", whole=True, least=1)
     number(cfg, "batch.group_size", whole=True, least=1)
+    number(cfg, "batch.epochs", whole=True, least=1)
+    number(cfg, "batch.minibatches", whole=True, least=1)
     if cfg.seed >= 2**32:
         raise UserError(f"seed={cfg.seed}", "is too large", "Use a seed below 4294967296")
     if cfg.trainer.devices != 1:
@@ -51,6 +63,10 @@ def validate(cfg: DictConfig) -> None:
         raise UserError("data.tests.in_dist", "is null", "Give a test set: accuracy and the best checkpoint need it")
     _group_size(cfg)
     _sampling_calls(cfg)
+    _filter(cfg)
+    _kl(cfg)
+    _off_policy(cfg)
+    _known(cfg, "rollout.truncated", ["score", "mask", "penalize"])
     _known(cfg, "model.dtype", ["float32", "bfloat16", "float16"])
     _known(cfg, "model.compute_dtype", ["float32", "bfloat16", "float16"])
 
@@ -98,6 +114,73 @@ def _sampling_calls(cfg: DictConfig) -> None:
             f"batch.sample_prompts={per_call}",
             f"is more than the {cfg.batch.prompts} prompts of an outer step",
             "Lower it to batch.prompts, or write null to sample all at once",
+        )
+
+
+def _filter(cfg: DictConfig) -> None:
+    for key in ("drop", "prune"):
+        share = cfg.filter.get(key)
+        if share is not None and share >= 1:
+            raise UserError(f"filter.{key}={share}", "would drop everything", "Use a share below 1")
+    per_group = cfg.filter.get("per_group")
+    if per_group is not None and per_group > cfg.batch.group_size:
+        raise UserError(
+            f"filter.per_group={per_group}",
+            f"is more than the {cfg.batch.group_size} completions of a group",
+            "Lower it, or raise batch.group_size",
+        )
+    if cfg.filter.get("refill_rounds") and cfg.batch.sample_prompts not in (None, cfg.batch.prompts):
+        raise UserError(
+            f"filter.refill_rounds={cfg.filter.refill_rounds}",
+            f"refills a whole outer step, but batch.sample_prompts={cfg.batch.sample_prompts} cuts it into sampling calls",
+            "Use batch=preemptive, or filter.refill_rounds=0",
+        )
+
+
+def _kl(cfg: DictConfig) -> None:
+    _known(cfg, "kl.estimator", ["k1", "k2", "k3"])
+    _known(cfg, "kl.place", ["loss", "reward"])
+    on = cfg.kl.coef > 0 or cfg.kl.schedule.get("final")
+    if on and cfg.kl.estimator == "k1" and cfg.kl.place == "loss":
+        raise UserError(
+            "kl.estimator=k1",
+            "has a gradient that is 0 on average when it stands in the loss",
+            "Use k2 or k3, or kl.place=reward",
+        )
+    if on and cfg.kl.place == "reward" and cfg.algo.train_sampler:
+        raise UserError("kl.place=reward", "needs completions of the policy, and SFT learns from others", "Use kl.place=loss")
+    if cfg.kl.schedule.get("target") and cfg.kl.coef == 0:
+        raise UserError("kl.coef=0", "can never grow: an adaptive schedule multiplies it", "Start from a coefficient above 0")
+
+
+def _off_policy(cfg: DictConfig) -> None:
+    """Several optimizer steps from one sampling call, and losses with a ratio to the policy that sampled."""
+    on_policy_loss = str(cfg.algo.loss._target_).endswith(".policy_gradient")
+    steps = cfg.batch.epochs * cfg.batch.minibatches
+    if steps > 1 and cfg.batch.sample_prompts not in (None, cfg.batch.prompts):
+        raise UserError(
+            f"batch.epochs={cfg.batch.epochs}, batch.minibatches={cfg.batch.minibatches}",
+            f"reuse the completions of a whole outer step, but batch.sample_prompts={cfg.batch.sample_prompts} cuts it into "
+            "sampling calls",
+            "Use batch.sample_prompts=null",
+        )
+    if steps > 1 and on_policy_loss and not cfg.algo.train_sampler:
+        raise UserError(
+            f"batch.epochs={cfg.batch.epochs}, batch.minibatches={cfg.batch.minibatches}",
+            f"make all but the first optimizer step off-policy, and algo={cfg.algo.name} has no ratio to correct for it",
+            "Use algo=ppo_multi or ppo_mini, or 1 for both",
+        )
+    if cfg.batch.minibatches > cfg.batch.prompts * cfg.batch.group_size:
+        raise UserError(
+            f"batch.minibatches={cfg.batch.minibatches}",
+            f"is more than the {cfg.batch.prompts * cfg.batch.group_size} completions of an outer step",
+            "Lower it",
+        )
+    if not on_policy_loss and cfg.algo.train_sampler:
+        raise UserError(
+            f"algo.loss._target_={cfg.algo.loss._target_}",
+            "needs the log-probabilities of the policy that sampled, and written traces have none",
+            "Use dash_exp.algo.policy_gradient",
         )
 
 
