@@ -62,9 +62,7 @@ class Sandbox:
     most memory_mb x processes, and 16 MiB of files. UserError where this machine cannot isolate in the way that is asked for.
     """
 
-    def __init__(
-        self, isolation: str = "bwrap", timeout_s: float = 5.0, memory_mb: int = 512, processes: int = 1
-    ) -> None:
+    def __init__(self, isolation: str = "bwrap", timeout_s: float = 5.0, memory_mb: int = 512, processes: int = 1) -> None:
         if isolation not in ("bwrap", "process"):
             raise UserError(f"reward.isolation={isolation}", "is not known", "Use bwrap, or process, which is weaker")
         self.timeout_s = timeout_s
@@ -246,9 +244,12 @@ def questions(tests: tuple[str, ...]) -> bytes:
     text = "\n".join(tests)
     table = symtable.symtable(text, "tests", "exec")
     bound = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
-    free = _globals(table) - bound - set(dir(builtins))
+    used = _globals(table) - bound
+    free = used - set(dir(builtins))
     modules = {name for name in free if _is_module(name, text)}
     names = free - modules
+    if not names and len(used - modules) == 1:  # the program is asked for something with the name of a builtin function
+        names = used - modules
     if not names:
         raise ValueError("they use no name of the program")
 
