@@ -90,9 +90,9 @@ def mbpp(path: str, split: str, subset: str = "full") -> list[Problem]:
 def mbpp_plus(path: str, split: str) -> list[Problem]:
     """MBPP+: 378 tasks of MBPP with many more tests each, graded by the script in the field `test`; its tests are not shown.
 
-    Published is one split, "test", with MBPP's task_ids. Here "test" are the tasks of MBPP's test split (11-510) and "train" are
-    all others, so that neither set's training problems meet the other's tests. (The paper trains and tests on MBPP+, and does
-    not say how it is divided.) `path`: a hub name, or a folder with all tasks in mbpp_plus.jsonl, or with train.jsonl and
+    Published is one split, "test", with MBPP's task_ids. Here "test" are those of MBPP's test split (11-510) and "train" all
+    others, so that neither set's training problems meet the other's tests. (The paper trains on MBPP+ and tests on it; this
+    division is ours.) `path`: a hub name, or a folder with all tasks in mbpp_plus.jsonl, or with train.jsonl and
     test.jsonl, taken as they are. Fields: `prompt`, `code`, `task_id`, `test_list`, `test` and `test_imports`.
     """
 

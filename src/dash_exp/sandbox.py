@@ -308,7 +308,7 @@ def bubblewrap() -> list[str]:
         raise UserError(
             "reward.isolation=bwrap",
             f"{missing}: programs that a model wrote are not run without it",
-            "Install it (apt install bubblewrap), or choose reward.isolation=process, which runs them with the rights of the user",
+            "Install it (apt install bubblewrap), or choose reward.isolation=process, which gives them the rights of the user",
         )
     command = [found, "--die-with-parent", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     command += ["--unshare-cgroup-try", "--cap-drop", "ALL"]

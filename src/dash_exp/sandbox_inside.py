@@ -50,15 +50,16 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 # --- plain values as bytes ---------------------------------------------------------------------------------------------
 
 
-class NotPlain(TypeError):
+class NotPlainError(TypeError):
     """A value that cannot be sent."""
 
 
 def encode(value: Any, number: Callable[[Any], int]) -> bytes:
-    """A plain value as bytes. `number` gives the number of an object that is not plain, or raises NotPlain.
+    """A plain value as bytes. `number` gives the number of an object that is not plain, or raises NotPlainError.
 
-    Plain are None, bool, int, float, complex, str, bytes, bytearray, range, list, tuple, set, frozenset and dict, and
-    these types themselves. Of a subclass only the content goes (a namedtuple is a tuple, a Counter a dict); numbers of numpy become Python's.
+    Plain are None, bool, int, float, complex, str, bytes, bytearray, range, list, tuple, set, frozenset and dict, and these
+    types themselves. Of a subclass only the content goes (a namedtuple is a tuple, a Counter a dict); numbers of numpy become
+    Python's.
     """
     chunks: list[bytes] = []
     _encode(value, number, chunks.append)
@@ -255,7 +256,7 @@ class Link:
     def _number(value: Any) -> int:
         if isinstance(value, Remote):
             return object.__getattribute__(value, "_Remote__number")
-        raise NotPlain(f"the tests hand over a value of type {type(value).__name__}, which cannot be sent to the program")
+        raise NotPlainError(f"the tests hand over a value of type {type(value).__name__}, which cannot be sent to the program")
 
 
 class Remote:
@@ -339,7 +340,7 @@ def judge(requests: int, replies: int, order: bytes) -> tuple[bytes, str]:
             exec(compile(piece, f"<test {i}>", "exec"), namespace)
     except Lost as lost:
         return FAILED, str(lost)
-    except NotPlain as error:
+    except NotPlainError as error:
         return ERROR, str(error)
     except BaseException as error:
         missing = isinstance(error, ImportError) and error is not link.raised
