@@ -281,3 +281,24 @@ def test_reference_programs_get_1_from_problem_to_rollout(policy, tokenizer, tmp
     assert module.greedy_rewards(module.test_prompts["in_dist"]).tolist() == [1, 1, 1]
     shifted = [p.solution for p in [*problems[1:], problems[0]]]
     assert CodeReward()(problems, shifted).rewards == [0] * len(TASKS)
+
+
+def test_mbpp_with_the_code_reward_runs_as_typed(train, tmp_path):
+    (tmp_path / "mbpp.jsonl").write_text(
+        "\n".join(json.dumps(row(i, n)) for i, n in enumerate((*range(11, 15), *range(601, 609))))
+    )
+    small = ["steps=1", "batch.prompts=4", "batch.group_size=2", "rollout.max_response_tokens=16", "logger=csv", "name=m"]
+    done = train("data=mbpp", f"data.path={tmp_path}", "reward=code", *small)
+    assert done.returncode == 0, done.stderr
+    (result,) = (json.loads(file.read_text()) for file in tmp_path.glob("outputs/m/*/result.json"))
+    assert result["status"] == "done"
+    assert result["accuracy/in_dist/final"] == 0  # the tiny model writes no Python
+    assert (result["score/errors"], result["eval/errors"]) == (0, 0)
+
+
+def test_without_bubblewrap_a_run_ends_with_a_message(train, tmp_path):
+    (tmp_path / "mbpp.jsonl").write_text("\n".join(json.dumps(row(i, n)) for i, n in enumerate((11, 601))))
+    done = train("data=mbpp", f"data.path={tmp_path}", env={"PATH": str(tmp_path)})
+    assert done.returncode == 1
+    assert "apt install bubblewrap" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from dash_exp import sandbox, sandbox_inside
 from dash_exp.errors import UserError
 from dash_exp.sandbox import Outcome, Sandbox
 
-MARK = "31337.0625"  # seconds that no other process sleeps
+OURS = f"dash_exp-test-{os.getpid()}"  # stands in the environment of every process that these tests start in a sandbox
+LONG = "31337"  # seconds
 SECRET = 271828  # what the tests expect; no hostile program can know it
 TESTS = ("assert f(2) == 271828",)
 
@@ -34,34 +36,27 @@ def impatient():
 
 
 def left_behind():
-    """Processes of a sandbox, or started by a program in one."""
+    """Command lines of the processes that are in a sandbox of ours, or were started in one."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            command = (folder / "cmdline").read_bytes().decode(errors="replace")
+            if OURS.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         except OSError:
             continue
-        if MARK in command or sandbox.INSIDE in command or sandbox_inside.__file__ in command:
-            found.append((folder.name, command))
     return found
 
 
-def traces():
-    """What a program could leave on the machine: files, shared memory, semaphores, queues."""
-    places = [Path("/tmp"), Path("/dev/shm"), Path("/var/tmp"), Path.home(), Path.cwd()]
-    files = {
-        p for place in places if place.is_dir() for p in place.iterdir() if "left_behind" in p.name or "dash_exp-" in p.name
-    }
-    kernel = [Path("/proc/sysvipc", kind).read_text() for kind in ("shm", "sem", "msg")]
-    return files, kernel
-
-
 @pytest.fixture(autouse=True)
-def nothing_is_left():
-    before = traces()
+def nothing_is_left(tmp_path, monkeypatch):
+    """After each test there is no process of a program, and no file where programs would try to leave one."""
+    monkeypatch.setitem(sandbox.ENVIRONMENT, "DASH_EXP_TEST", OURS)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield
     assert left_behind() == []
-    assert traces() == before
+    places = [Path(place) for place in ("/", "/tmp", "/dev", "/dev/shm", "/var/tmp", Path.home(), Path.cwd(), tmp_path)]
+    assert [p for place in places for p in place.glob("left_behind*")] == []
+    assert list(tmp_path.glob("dash_exp-*")) == []
 
 
 # --- hostile programs --------------------------------------------------------------------------------------------------
@@ -80,7 +75,7 @@ HOSTILE = {
     "fork bomb": "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass",
     "endless loop": "while True:\n    pass",
     "endless loop in a call": "def f(x):\n    while True:\n        pass",
-    "waits for ever": f"import time\ntime.sleep({MARK})",
+    "waits for ever": f"import time\ntime.sleep({LONG})",
     "computes in C for ever": "def f(x):\n    return pow(3, 10**9)",
     "huge allocation": "x = bytearray(10**11)\ndef f(x): return 1",
     "growing allocation": "x = [0]\nwhile True:\n    x = x + x",
@@ -208,7 +203,7 @@ def f(x):
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
-            os.execv('/bin/sleep', ['sleep', '{MARK}'])
+            os.execv('/bin/sleep', ['sleep', '{LONG}'])
         os._exit(0)
     time.sleep(0.3)
     return 1
@@ -217,7 +212,7 @@ def f(x):
 import os
 if os.fork() == 0:
     os.setsid()
-    os.execv('/bin/sleep', ['sleep', '{MARK}'])
+    os.execv('/bin/sleep', ['sleep', '{LONG}'])
 os._exit(0)
 """,
     "stops itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
@@ -245,14 +240,11 @@ while True: pass
 
 
 @pytest.mark.parametrize("program", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_program_gets_nothing(impatient, program):
-    planted = Path.home() / ".dash_exp_planted"
+def test_a_hostile_program_gets_nothing(impatient, tmp_path, program):
+    planted = tmp_path / "planted"
     planted.write_text("here")
-    try:
-        assert impatient.grade(program, TESTS).status in ("failed", "timeout")
-        assert planted.read_text() == "here"
-    finally:
-        planted.unlink()
+    assert impatient.grade(program, TESTS).status in ("failed", "timeout")
+    assert planted.read_text() == "here"
 
 
 CARELESS = [
@@ -690,13 +682,19 @@ def test_no_descriptor_stays_open(box):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_programs_end_with_us(tmp_path):
+def test_programs_end_with_us():
     """A run that is killed leaves no program behind, not even one that no longer asks to die with its parent."""
-    program = f"import ctypes, os\nctypes.CDLL(None).prctl(1, 0)\nos.execv('/bin/sleep', ['sleep', '{MARK}'])"
-    script = f"from dash_exp.sandbox import Sandbox\nSandbox(timeout_s=100).grade({program!r}, ('f()',))"
+    program = f"import ctypes, os\nctypes.CDLL(None).prctl(1, 0)\nos.execv('/bin/sleep', ['sleep', '{LONG}'])"
+    script = "\n".join(
+        [
+            "from dash_exp import sandbox",
+            f"sandbox.ENVIRONMENT['DASH_EXP_TEST'] = {OURS!r}",
+            f"sandbox.Sandbox(timeout_s=100).grade({program!r}, ('f()',))",
+        ]
+    )
     ours = subprocess.Popen([sys.executable, "-c", script])
     give_up = time.monotonic() + 60
-    while not any(MARK in command for _, command in left_behind() if not command.startswith(sys.executable)):
+    while f"sleep {LONG} " not in left_behind():
         assert time.monotonic() < give_up
         time.sleep(0.05)
     ours.send_signal(signal.SIGKILL)

@@ -15,6 +15,7 @@ import builtins
 import contextlib
 import errno
 import functools
+import importlib.util
 import math
 import os
 import platform
@@ -27,7 +28,6 @@ import struct
 import subprocess
 import symtable
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -195,16 +195,17 @@ class _Process:
 
     def kill(self) -> None:
         """Kill it and all that it started."""
-        if self.first is not None:
+        if self.first is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+        else:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.first, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Kill it and wait until all of it is gone."""
         self.kill()
-        self.popen.wait()
+        self.popen.wait()  # bwrap ends when its first process has
         if self.first is not None:
             # readable when it is dead, and it is dead when all others of its namespace are
             poll = select.poll()
@@ -295,8 +296,9 @@ def interpreter() -> list[str]:
 
 @functools.cache
 def site_folders() -> list[str]:
-    """Where the installed packages lie (numpy and the like); programs may import them."""
-    return list(dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib")))
+    """Where the installed packages lie, of which numpy is one; programs and tests may import them."""
+    found = importlib.util.find_spec("numpy")
+    return [str(Path(found.origin).parent.parent)] if found and found.origin else []
 
 
 @functools.cache
