@@ -27,8 +27,15 @@ def rows(folder: Path) -> Path:
     """A folder whose rows have the fields of every data set at once."""
     folder.mkdir()
     row = {"question": "1+{}?", "problem": "1+{}?", "prompt": "1+{}?", "answer": "#### 2", "solution": "\\boxed{{2}}"}
-    for split in ("train", "test"):
-        lines = [json.dumps({k: v.format(f"{split}{i}") for k, v in row.items()}) for i in range(80)]
+    program = {"text": "one {}", "code": "def f(): return 1", "test": "assert f() == 1"}
+    for split, start in (("train", 601), ("test", 11)):
+        lines = [
+            json.dumps(
+                {k: v.format(f"{split}{i}") for k, v in (row | program).items()}
+                | {"task_id": start + i, "test_list": [f"assert f() == 1  # {start + i}"]}
+            )
+            for i in range(80)
+        ]
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     return folder
 

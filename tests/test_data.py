@@ -2,9 +2,16 @@ import json
 import re
 
 import pytest
+from mbpp_like import TASKS, row
 
-from dash_exp import data
+from dash_exp import algo, data
+from dash_exp import filter as filters
 from dash_exp.errors import UserError
+from dash_exp.metrics import Clock
+from dash_exp.reward import CodeReward
+from dash_exp.rollout import RolloutDataModule
+from dash_exp.sampler import Sampling
+from dash_exp.sampler.traces import TraceSampler
 
 ROW = {"question": "Two and two?", "answer": "2+2 is <<2+2=4>>4.\n#### 1,004"}
 
@@ -138,3 +145,160 @@ def test_last_boxed():
     assert data.last_boxed("\\boxed{a} and \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
     assert data.last_boxed("none") is None
     assert data.last_boxed("\\boxed{never closed") is None
+
+
+# --- programs ----------------------------------------------------------------------------------------------------------
+
+
+def test_mbpp_is_split_by_task_id(tmp_path):
+    ids = [1, 10, 11, 510, 511, 600, 601, 974]
+    (tmp_path / "mbpp.jsonl").write_text("\n".join(json.dumps(row(i, n)) for i, n in enumerate(ids)))
+    found = {s: [p.id for p in data.mbpp(str(tmp_path), s)] for s in ("prompt", "test", "validation", "train")}
+    assert found == {
+        "prompt": ["mbpp/1", "mbpp/10"],
+        "test": ["mbpp/11", "mbpp/510"],
+        "validation": ["mbpp/511", "mbpp/600"],
+        "train": ["mbpp/601", "mbpp/974"],
+    }
+
+
+def test_mbpp_rows(tmp_path):
+    rows = [
+        row(0, 700) | {"test_setup_code": "one = 1\r\n", "challenge_test_list": ["assert add(0, 0) == 0"]},
+        {
+            "prompt": "Sanitized.",
+            "code": "def f(): pass",
+            "task_id": 2,
+            "test_list": ["assert f()"],
+            "test_imports": ["import math"],
+        },
+        row(1, 702) | {"test_list": ["assert largest([1]) == 1", f"assert largest({[1] * 200}) == 1"]},
+    ]
+    first, second, third = data.mbpp(write(tmp_path / "d", rows), "train")
+    assert first.prompt == (
+        "Write a function to add two numbers.\nThe program must pass these tests:\n"
+        "assert add(1, 2) == 3\nassert add(-1, 1) == 0\nassert add('a', 'b') == 'ab'\n"
+    )
+    assert first.tests == (
+        "one = 1\n",
+        "assert add(1, 2) == 3",
+        "assert add(-1, 1) == 0",
+        "assert add('a', 'b') == 'ab'",
+        "assert add(0, 0) == 0",
+    )
+    assert first.solution == first.answer == "def add(a, b):\n    return a + b"
+    assert second.prompt == "Sanitized.\nThe program must pass these tests:\nassert f()\n"
+    assert second.tests == ("import math", "assert f()")
+    assert third.prompt.endswith("tests:\nassert largest([1]) == 1\n")
+    assert len(third.tests) == 2
+
+
+PLUS = {
+    "task_id": 2,
+    "prompt": "Write a function to add.",
+    "code": "def add(a, b):\n    return a + b",
+    "test_imports": ["from math import inf"],
+    "test_list": ["assert add(1, 2) == 3"],
+    "test": """import numpy as np
+from math import inf
+def near(out, exp, atol):
+    if atol == 0 and isinstance(exp, float):
+        atol = 1e-6
+    if out != exp and atol != 0:
+        assert np.allclose(out, exp, rtol=1e-07, atol=atol)
+    else:
+        assert out == exp, f"out: {out}, exp: {exp}"
+inputs = [[1, 2], [0.1, 0.2], [inf, 1], [[1], [2]]]
+results = [3, 0.3, inf, [1, 2]]
+for i, (inp, exp) in enumerate(zip(inputs, results)):
+    near(add(*inp), exp, 0)
+""",
+}
+
+
+def test_mbpp_plus_is_split_as_mbpp_is_and_graded_by_its_script(tmp_path):
+    rows = [PLUS | {"task_id": n} for n in (2, 11, 510, "Mbpp/511", 809)]
+    (tmp_path / "mbpp_plus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train, test = (data.mbpp_plus(str(tmp_path), split) for split in ("train", "test"))
+    assert [p.id for p in train] == ["mbpp_plus/2", "mbpp_plus/511", "mbpp_plus/809"]
+    assert [p.id for p in test] == ["mbpp_plus/11", "mbpp_plus/510"]
+    assert train[0].prompt == "Write a function to add.\nThe program must pass these tests:\nassert add(1, 2) == 3\n"
+    assert train[0].tests == ("from math import inf", PLUS["test"])
+    wrong = "def add(a, b):\n    return a + b if a != 0.1 else 0.301"
+    scores = CodeReward()(train[:2], [train[0].solution, wrong])
+    assert (scores.rewards, scores.errors) == ([1, 0], 0)
+
+
+def test_mbpp_plus_from_the_hub_is_split_the_same_way(monkeypatch):
+    rows = [PLUS | {"task_id": n} for n in (2, 11)]
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda path, name, split: {("evalplus/mbppplus", None, "test"): rows}[path, name, split]
+    )
+    assert [p.id for p in data.mbpp_plus("evalplus/mbppplus", "train")] == ["mbpp_plus/2"]
+    assert [p.id for p in data.mbpp_plus("evalplus/mbppplus", "test")] == ["mbpp_plus/11"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test_list": []}, r"line 1, field test_list: is empty"),
+        ({"test_list": "assert f()"}, r"line 1, field test_list: is 'assert f\(\)'"),
+        ({"task_id": "first"}, r"line 1, field task_id: is 'first'"),
+        ({"code": ""}, r"line 1, field code: is ''"),
+        ({"text": None}, r"line 1, field text: is None"),
+    ],
+)
+def test_bad_mbpp_rows_are_named(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        data.mbpp(write(tmp_path / "d", [row(0, 1) | change]), "train")
+
+
+def test_reference_programs_get_1_from_problem_to_rollout(policy, tokenizer, tmp_path):
+    """A sampler that hands out the reference programs; and each of them gets 0 on the tests of the next task."""
+    (tmp_path / "mbpp.jsonl").write_text("\n".join(json.dumps(row(i, 601 + i)) for i in range(len(TASKS))))
+    problems = data.mbpp(str(tmp_path), "train")
+    module = RolloutDataModule(
+        train=problems,
+        tests={"in_dist": problems[:3]},
+        tokenizer=tokenizer,
+        sampler=TraceSampler(tokenizer),
+        reward=CodeReward(timeout_s=20),
+        advantage=algo.group_centered,
+        keep=filters.keep_all,
+        clock=Clock(),
+        prompts=len(TASKS),
+        group_size=2,
+        sample_prompts=None,
+        sampling=Sampling(512),
+        context=2048,
+        max_prompt_tokens=1024,
+        eval_prompts=8,
+        seed=0,
+    )
+    rollouts = module.rollouts(module.problems_of_step(0), 0)
+    assert rollouts.rewards_PG.tolist() == [[1, 1]] * len(TASKS)
+    assert (rollouts.grader_timeouts, rollouts.grader_errors) == (0, 0)
+    assert module.greedy_rewards(module.test_prompts["in_dist"]).tolist() == [1, 1, 1]
+    shifted = [p.solution for p in [*problems[1:], problems[0]]]
+    assert CodeReward()(problems, shifted).rewards == [0] * len(TASKS)
+
+
+def test_mbpp_with_the_code_reward_runs_as_typed(train, tmp_path):
+    (tmp_path / "mbpp.jsonl").write_text(
+        "\n".join(json.dumps(row(i, n)) for i, n in enumerate((*range(11, 15), *range(601, 609))))
+    )
+    small = ["steps=1", "batch.prompts=4", "batch.group_size=2", "rollout.max_response_tokens=16", "logger=csv", "name=m"]
+    done = train("data=mbpp", f"data.path={tmp_path}", "reward=code", *small)
+    assert done.returncode == 0, done.stderr
+    (result,) = (json.loads(file.read_text()) for file in tmp_path.glob("outputs/m/*/result.json"))
+    assert result["status"] == "done"
+    assert result["accuracy/in_dist/final"] == 0  # the tiny model writes no Python
+    assert (result["score/errors"], result["eval/errors"]) == (0, 0)
+
+
+def test_without_bubblewrap_a_run_ends_with_a_message(train, tmp_path):
+    (tmp_path / "mbpp.jsonl").write_text("\n".join(json.dumps(row(i, n)) for i, n in enumerate((11, 601))))
+    done = train("data=mbpp", f"data.path={tmp_path}", env={"PATH": str(tmp_path)})
+    assert done.returncode == 1
+    assert "apt install bubblewrap" in done.stderr
+    assert "Traceback" not in done.stderr

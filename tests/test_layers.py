@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 LAYERS = [
-    {"errors", "types", "grading", "overrides", "validate"},
+    {"errors", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate"},
     {"ops", "metrics"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model", "sampler", "sampler.cache", "sampler.hf", "sampler.traces", "logger"},

@@ -3,8 +3,9 @@ import time
 
 import pytest
 
+from dash_exp import sandbox
 from dash_exp.errors import UserError
-from dash_exp.reward import ExactReward, MathReward
+from dash_exp.reward import CodeReward, ExactReward, MathReward, program_of
 from dash_exp.types import Problem
 
 
@@ -87,3 +88,50 @@ def test_grading_works_in_any_thread(math_reward):
 def test_a_gold_answer_that_cannot_be_read_is_an_error_and_no_wrong_answer(math_reward):
     scores = math_reward([problem("")], ["it is 7"])
     assert (scores.rewards, scores.errors) == ([0], 1)
+
+
+DOUBLE = Problem("d", "Double.", "", tests=("assert double(2) == 4", "assert double('a') == 'aa'"))
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("x = 1", "x = 1"),
+        ("So:\n```python\nx = 1\n```\nDone.", "x = 1\n"),
+        ("```python\nx = 1\n```\n```python\nx = 2\n```\n```\nx = 3\n```", "x = 2\n"),
+        ("```\nx = 1\n```\n```text\nx = 2\n```", "x = 2\n"),
+        ("```py\nx = 1\n```\n```\nprints 1\n```", "x = 1\n"),
+        ("```python\nx = 1\ny = 2", "x = 1\ny = 2"),
+        ("  ```Python title\n  x = 1\n  ```", "  x = 1\n"),
+        ("`x`", "`x`"),
+        ("", ""),
+    ],
+)
+def test_the_program_in_a_completion(text, program):
+    assert program_of(text) == program
+
+
+def test_code_is_graded_in_order_and_failures_are_counted_apart():
+    reward = CodeReward(timeout_s=1, workers=3)
+    texts = [
+        "def double(x):\n    return x + x",
+        "I think\n```python\ndef double(x):\n    return 2 * x\n```\nis right.",
+        "def double(x):\n    return x ** 2",
+        "def double(x):\n    while True: pass",
+        "no program at all",
+        "import sys; sys.exit(0)",
+        "def double(x):\n    return 2 * x",
+    ]
+    broken = Problem("b", "?", "", tests=())
+    scores = reward([DOUBLE] * 6 + [broken], texts)
+    assert scores.rewards == [1, 1, 0, 0, 0, 0, 0]
+    assert (scores.timeouts, scores.errors) == (1, 1)
+
+
+def test_code_without_bubblewrap_is_refused_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sandbox.bubblewrap.cache_clear()
+    with pytest.raises(UserError, match="apt install bubblewrap"):
+        CodeReward()
+    assert CodeReward(isolation="process")([DOUBLE], ["def double(x): return x * 2"]).rewards == [1]
+    sandbox.bubblewrap.cache_clear()

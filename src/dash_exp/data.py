@@ -17,7 +17,8 @@ from dash_exp.errors import UserError
 from dash_exp.types import Problem
 
 Row = Mapping[str, Any]
-Parse = Callable[[Row, str, str], Problem]  # a row, where it stands ("FILE, line 3") and its id ("train/3") -> Problem
+Located = tuple[Row, str, str]  # a row, where it stands ("FILE, line 3") and its id ("train/3")
+Parse = Callable[[Row, str, str], Problem]  # what is in a `Located` -> Problem
 
 
 def gsm8k(path: str, split: str) -> list[Problem]:
@@ -63,6 +64,57 @@ def jsonl(path: str, split: str, prompt: str, answer: str, solution: str | None 
     return _load(path, split, parse)
 
 
+def mbpp(path: str, split: str, subset: str = "full") -> list[Problem]:
+    """MBPP: small Python tasks with three tests each, in the official splits by task_id: 1-10 prompt, 11-510 test, 511-600
+    validation, 601-974 train.
+
+    `path`: a hub name (with `subset` "full" or "sanitized"), or a folder with the published mbpp.jsonl or with train.jsonl and
+    test.jsonl. Fields: `text` (`prompt` in the sanitized subset), `code`, `task_id`, `test_list`, and where there are any
+    `test_setup_code`, `test_imports` and `challenge_test_list`. The prompt shows the text and the tests, from which a reader
+    learns the function's name; tests of more than 500 characters (of two tasks) and challenge tests are graded but not shown.
+    """
+
+    def parse(row: Row, where: str, name: str) -> Problem:
+        tests = _texts(row, "test_list", where)
+        if not tests:
+            raise UserError(f"{where}, field test_list", "is empty", "Give at least one test, such as 'assert f(1) == 2'")
+        set_up = [str(row.get("test_setup_code") or ""), *_texts(row, "test_imports", where)]
+        graded = [*set_up, *tests, *_texts(row, "challenge_test_list", where)]
+        return _program(row, where, f"mbpp/{_task_id(row, where)}", tests, graded)
+
+    if (whole := _whole(path, "mbpp.jsonl")) is not None:
+        return _problems(_of_split(_rows(whole, "mbpp"), split), parse, path, split)
+    return _load(path, split, parse, subset=subset)
+
+
+def mbpp_plus(path: str, split: str) -> list[Problem]:
+    """MBPP+: 378 tasks of MBPP with many more tests each, graded by the script in the field `test`; its tests are not shown.
+
+    Published is one split, "test", with MBPP's task_ids. Here "test" are those of MBPP's test split (11-510) and "train" all
+    others, so that neither set's training problems meet the other's tests. (The paper trains on MBPP+ and tests on it; this
+    division is ours.) `path`: a hub name, or a folder with all tasks in mbpp_plus.jsonl, or with train.jsonl and
+    test.jsonl, taken as they are. Fields: `prompt`, `code`, `task_id`, `test_list`, `test` and `test_imports`.
+    """
+
+    def parse(row: Row, where: str, name: str) -> Problem:
+        graded = [*_texts(row, "test_imports", where), _text(row, "test", where)]
+        return _program(row, where, f"mbpp_plus/{_task_id(row, where)}", _texts(row, "test_list", where), graded)
+
+    def of_part(rows: Iterator[Located]) -> Iterator[Located]:
+        return (r for r in rows if (mbpp_split(_task_id(r[0], r[1])) == "test") == (split == "test"))
+
+    if (whole := _whole(path, "mbpp_plus.jsonl")) is not None:
+        return _problems(of_part(_rows(whole, "mbpp_plus")), parse, path, split)
+    if _is_local(path):
+        return _load(path, split, parse)
+    return _problems(of_part(_hub(path, "test", None)), parse, path, split)
+
+
+def mbpp_split(task_id: int) -> str:
+    """The official split of a task of MBPP."""
+    return "prompt" if task_id <= 10 else "test" if task_id <= 510 else "validation" if task_id <= 600 else "train"
+
+
 def without(problems: Iterable[Problem], test: Iterable[Problem]) -> list[Problem]:
     """The problems whose prompt is not in the test sets: no run is graded on what it was trained on."""
     seen = {p.prompt.strip() for p in test}
@@ -86,7 +138,10 @@ def last_boxed(text: str) -> str | None:
 
 
 def _load(path: str, split: str, parse: Parse, subset: str | None = None) -> list[Problem]:
-    rows = _local(path, split) if _is_local(path) else _hub(path, split, subset)
+    return _problems(_local(path, split) if _is_local(path) else _hub(path, split, subset), parse, path, split)
+
+
+def _problems(rows: Iterator[Located], parse: Parse, path: str, split: str) -> list[Problem]:
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     for row, where, name in rows:
@@ -104,11 +159,15 @@ def _is_local(path: str) -> bool:
     return Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
 
 
-def _local(path: str, split: str) -> Iterator[tuple[Row, str, str]]:
+def _local(path: str, split: str) -> Iterator[Located]:
     folder = Path(path).expanduser()
     file = folder / f"{split}.jsonl"
     if not file.is_file():
         raise UserError(f"data.path={path}", f"there is no file {file}", "Give a folder that holds train.jsonl and test.jsonl")
+    yield from _rows(file, split)
+
+
+def _rows(file: Path, split: str) -> Iterator[Located]:
     with file.open(encoding="utf-8") as lines:
         try:
             for number, line in enumerate(lines, start=1):
@@ -125,7 +184,7 @@ def _local(path: str, split: str) -> Iterator[tuple[Row, str, str]]:
             raise UserError(str(file), f"is not UTF-8 ({error.reason})", "Save it as UTF-8") from error
 
 
-def _hub(path: str, split: str, subset: str | None) -> Iterator[tuple[Row, str, str]]:
+def _hub(path: str, split: str, subset: str | None) -> Iterator[Located]:
     import datasets
 
     try:
@@ -148,6 +207,48 @@ def _text(row: Row, field: str, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise UserError(f"{where}, field {field}", f"is {value!r}", "Give text or a number that is not empty")
     return str(value)
+
+
+def _texts(row: Row, field: str, where: str) -> list[str]:
+    """The field's list of texts; [] where it is absent or null."""
+    value = row.get(field)
+    if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+        raise UserError(f"{where}, field {field}", f"is {value!r:.200}", "Give a list of texts")
+    return list(value or [])
+
+
+# --- programs ----------------------------------------------------------------------------------------------------------
+
+SHOWN_CHARACTERS = 500  # the longest test that a prompt shows
+
+
+def _program(row: Row, where: str, name: str, shown: Sequence[str], graded: Sequence[str]) -> Problem:
+    text = _unix(_text(row, "text" if "text" in row else "prompt", where)).strip()
+    code = _unix(_text(row, "code", where))
+    tests = [_unix(test).strip() for test in shown if len(test) <= SHOWN_CHARACTERS]
+    prompt = "\n".join([text, "The program must pass these tests:", *tests, ""]) if tests else f"{text}\n"
+    return Problem(name, prompt, code, code, tuple(_unix(piece) for piece in graded if piece.strip()))
+
+
+def _unix(text: str) -> str:
+    return text.replace("\r\n", "\n")
+
+
+def _task_id(row: Row, where: str) -> int:
+    value = _text(row, "task_id", where).rpartition("/")[2]  # some copies write "Mbpp/2"
+    if not value.isdecimal():
+        raise UserError(f"{where}, field task_id", f"is {row['task_id']!r}", "Give MBPP's number of the task")
+    return int(value)
+
+
+def _whole(path: str, name: str) -> Path | None:
+    """The file of a folder that holds all splits, where there is one."""
+    file = Path(path).expanduser() / name
+    return file if _is_local(path) and file.is_file() else None
+
+
+def _of_split(rows: Iterator[Located], split: str) -> Iterator[Located]:
+    return (r for r in rows if mbpp_split(_task_id(r[0], r[1])) == split)
 
 
 # --- arithmetic: the embedded default ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +19,7 @@ from pebble import ProcessPool
 
 from dash_exp.errors import UserError
 from dash_exp.grading import math_equal, warm_up
+from dash_exp.sandbox import Outcome, Sandbox
 from dash_exp.types import Problem
 
 log = logging.getLogger(__name__)
@@ -110,3 +112,48 @@ class MathReward:
             self._pool.stop()
             self._pool.join()
             self._pool = None
+
+
+class CodeReward:
+    """1 where the program in the completion passes the tests of its problem, run in a sandbox (`sandbox.Sandbox`).
+
+    A program that is wrong, raises or ends early gets 0; one that needs more than `timeout_s` seconds counts as a time-out, and
+    a sandbox that failed, or tests that cannot be run, as an error. `workers` programs are graded at a time. UserError where
+    this machine cannot isolate programs in the way that `isolation` names.
+    """
+
+    def __init__(
+        self,
+        isolation: str = "bwrap",
+        timeout_s: float = 5.0,
+        memory_mb: int = 512,
+        processes: int = 1,
+        workers: int = 2,
+    ) -> None:
+        self.workers = workers
+        self.sandbox = Sandbox(isolation, timeout_s, memory_mb, processes)
+
+    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
+        with ThreadPoolExecutor(self.workers) as pool:
+            outcomes = list(pool.map(self._grade, problems, texts))
+        for problem, outcome in zip(problems, outcomes, strict=True):
+            if outcome.status == "error":
+                log.warning("grading failed on %s: %s", problem.id, outcome.detail)
+        statuses = [outcome.status for outcome in outcomes]
+        return Scores([float(s == "passed") for s in statuses], statuses.count("timeout"), statuses.count("error"))
+
+    def _grade(self, problem: Problem, text: str) -> Outcome:
+        return self.sandbox.grade(program_of(text), problem.tests)
+
+
+FENCED = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+
+
+def program_of(text: str) -> str:
+    """The program in a completion: its last block fenced as python, else its last fenced block, else all of it.
+
+    `"So:\\n```python\\nx = 1\\n```" -> "x = 1\\n"`. A block that the token limit cut off counts as well.
+    """
+    blocks = FENCED.findall(text)
+    python = [code for language, code in blocks if language.lower() in ("python", "python3", "py")]
+    return (python or [code for _, code in blocks] or [text])[-1]
