@@ -9,6 +9,7 @@ LAYERS = [
     {"ops", "metrics"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model", "sampler", "sampler.cache", "sampler.hf", "sampler.traces", "logger"},
+    {"evaluation"},
     {"rollout", "module"},
     {"record", "progress", "results"},
     {"run", "sweep"},
