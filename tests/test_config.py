@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import NANO, ROOT, composed
+from conftest import NANO, ROOT, composed, save_scorer
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -43,7 +43,8 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     """What needs the network gets a local stand-in of the same kind; everything else is built as it stands."""
     overrides = [override(file)]
     path = rows(tmp_path / "data")
-    cfg = composed(*overrides, *(["data.path=" + str(path)] if file.stem == "jsonl" else []))
+    must_be_given = {"jsonl": [f"data.path={path}"], "reward_model": [f"reward.path={save_scorer(tmp_path / 'scorer')}"]}
+    cfg = composed(*overrides, *must_be_given.get(file.stem, []))
     validate(cfg)
     for key in {"path", "gsm8k_path"} & set(cfg.data):
         cfg.data[key] = str(path)

@@ -13,9 +13,9 @@ LAYERS = [
     {"rollout", "module"},
     {"record", "progress", "results"},
     {"run", "sweep"},
-    {"cli"},
+    {"cli", "evaluate"},
 ]
-KNOW_HYDRA = {"run", "sweep", "cli", "validate"}
+KNOW_HYDRA = {"run", "sweep", "cli", "evaluate", "validate"}
 SOURCE = ROOT / "src" / "dash_exp"
 
 

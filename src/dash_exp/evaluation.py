@@ -39,8 +39,9 @@ SAMPLED = 2**32 - 1  # stands in the key of the noise where training has the out
 def pass_at_k(n: int, correct_P: ArrayLike, k: int) -> NDArray[np.float64]:
     """pass@k = 1 - C(n - c, k) / C(n, k), shape (P,): the chance that one of k completions is right.
 
-    The k are drawn without replacement from the n of a problem, of which `correct_P` holds c, the right ones. Chen et al. 2021, arXiv 2107.03374, eq. 1: the unbiased
-    estimate of 1 - (1 - p)^k. The quotient is the product of (n - c - i) / (n - i) for i < k, so nothing can overflow.
+    The k are drawn without replacement from the n of a problem; `correct_P` holds c, how many of the n are right. Chen et al.
+    2021, arXiv 2107.03374, eq. 1: the unbiased estimate of 1 - (1 - p)^k. The quotient is the product of
+    (n - c - i) / (n - i) over i < k, so nothing can overflow.
     """
     if not 1 <= k <= n:
         raise UserError(f"k={k}", f"pass@k is not defined with n={n} completions per problem", "Use 1 <= k <= n")

@@ -50,7 +50,7 @@ def _spelling(parsed: Any) -> str:
     if isinstance(parsed, sympy.Expr) and parsed.is_number:
         if parsed.is_Integer:
             return str(parsed)
-        number = parsed.evalf(20)
+        number = parsed.doit().evalf(20)  # 50% is kept as a product until doit
         return f"{round(float(number), 6):.15g}" if number.is_finite and number.is_real else str(number)
     return str(sympy.expand(parsed) if isinstance(parsed, sympy.Expr) else parsed).strip()
 

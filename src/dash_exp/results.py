@@ -1,7 +1,8 @@
-"""The result of one run: `result.json`, the table at its end and `curves.png`."""
+"""Results for people and files: of a run `result.json`, the table at its end and `curves.png`; of an evaluation likewise."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,47 @@ def result_table(result: Mapping[str, Any]) -> str:
         lines.append("gradings that did not come to an end: " + ", ".join(f"{n} {name}" for name, n in failed.items() if n))
     lines.append(f"tokens {result['tokens/sampled']:,} sampled, {result['tokens/trained']:,} trained on")
     return "\n".join(lines)
+
+
+def evaluation_table(name: str, problems: int, found: Mapping[str, float | None]) -> str:
+    """The metrics of one test set (`Evaluation.summary`), each with its 95% interval."""
+    lines = [f"{f'{name}, {problems:,} problem(s)':36}{'value':>9}   95% interval"]
+    for metric, value in found.items():
+        if metric.endswith(("/low", "/high")):
+            continue
+        shown = [_shown(metric, x) for x in (value, found[f"{metric}/low"], found[f"{metric}/high"])]
+        interval = f"{shown[1]:>9} to {shown[2].strip()}" if found[f"{metric}/low"] is not None else f"{'-':>9}"
+        lines.append(f"  {metric:34}{shown[0]:>9}{interval}")
+    return "\n".join(lines)
+
+
+def _shown(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if metric.endswith("tokens") else f"{100 * value:.1f}%"
+
+
+def plot_pass_at_k(tests: Mapping[str, Mapping[str, Any]], k: Sequence[int], path: Path) -> None:
+    """pass@k against k, a line per test set, with its 95% intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (name, found), colour in zip(tests.items(), itertools.cycle(["#dd8452", "#55a868", "#4c72b0", "#8172b3"])):
+        axes.plot(k, [found[f"pass@{i}"] for i in k], "o-", color=colour, label=name)
+        low, high = ([found[f"pass@{i}/{end}"] for i in k] for end in ("low", "high"))
+        if None not in low:
+            axes.fill_between(k, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(k), [str(i) for i in k])
+    axes.minorticks_off()
+    axes.set(xlabel="k", ylabel="pass@k", title="band: 95% interval over problems")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float], path: Path) -> None:

@@ -191,9 +191,8 @@ class ModelReward:
     ) -> None:
         self.tokenizer = model.load_tokenizer(path, setting="reward.path")
         self.scorer = model.load_scorer(path, dtype, self.tokenizer.pad_token_id)
-        self.scorer.to(
-            torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-        )
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.nn.Module.to(self.scorer, automatic if device == "auto" else device)
         self.chat = chat and self.tokenizer.chat_template is not None
         self.squash = squash
         self.accept_above = accept_above
