@@ -125,6 +125,12 @@ def test_references_of_a_run_follow_its_changes(trained):
     assert configured(trained, "data=arithmetic", "data.tests.in_dist.size=8").data.tests.in_dist.size == 8
 
 
+def test_a_cell_of_a_sweep(trained):
+    """Its folder is named by its overrides."""
+    cell = trained.rename(trained.with_name("algo=dash,kl.coef=0.04"))
+    assert configured(cell, "n=2", "~data.tests.out_dist").model.path == str(cell / "checkpoints" / "last")
+
+
 def test_a_tokenizer_of_ones_own(trained):
     assert configured(trained).model.tokenizer == str(trained / "checkpoints" / "last")
     assert configured(trained, f"model.tokenizer={TINY}").model.tokenizer == TINY
@@ -148,9 +154,10 @@ MISTAKES = [
     ([TINY, "checkpoint=last"], "is no run folder"),
     ([TINY, "checkpoint=newest"], "last, best, base"),
     ([TINY, "model.path=elsewhere"], "model.path=elsewhere: .* is what is evaluated"),
-    ([TINY, "--fast"], "--fast"),
-    ([TINY, TINY], "2 models are named"),
-    (["k=1"], "0 models are named"),
+    ([TINY, "--fast"], "--fast: is not of the form name=value"),
+    ([TINY, TINY], "is not of the form name=value"),
+    (["--fast", TINY], "--fast: is no run folder"),
+    (["k=1"], "k=1: is no run folder"),
     ([str(ROOT)], "no run folder .* no Transformers folder"),
 ]
 

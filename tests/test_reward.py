@@ -220,6 +220,9 @@ def test_folders_that_are_no_reward_model(tmp_path, policy: PreTrainedModel, tok
         ModelReward(str(tmp_path / "policy"))
     with pytest.raises(UserError, match=r"^reward\.path="):
         ModelReward(str(tmp_path / "nowhere"))
+    for setting in ({"device": "abacus"}, {"dtype": "int8"}):
+        with pytest.raises(UserError, match=rf"reward\.{next(iter(setting))}="):
+            ModelReward(str(tmp_path / "two"), **setting)
 
 
 @pytest.mark.gpu

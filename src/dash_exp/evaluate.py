@@ -83,18 +83,20 @@ def main() -> None:
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """The command line taken apart and checked."""
-    names = [a for a in arguments if "=" not in a]
-    if len(names) != 1 or names[0].startswith("-"):
-        wrong = f"unknown option {names[0]}" if names and names[0].startswith("-") else f"{len(names)} models are named"
-        raise UserError(" ".join(arguments), wrong, "Name one run folder or model; everything else is name=value")
+    """The command line taken apart and checked. The first argument is the target: folders of sweeps have = in their names."""
+    target, rest = arguments[0], arguments[1:]
+    if target.startswith("-") or ("=" in target and not Path(target).expanduser().is_dir()):
+        raise UserError(target, "is no run folder and no model", "Name one first; see --help")
     own: dict[str, str] = {}
     overrides = []
-    for name, _, value in (a.partition("=") for a in arguments if "=" in a):
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not equals and not name.startswith("~"):
+            raise UserError(argument, "is not of the form name=value", f"Only {target} is evaluated; see --help")
         if name in ("k", "n", "temperature", "top_p", "checkpoint", "out"):
             own[name] = value.strip()
         else:
-            overrides.append(f"eval.limit={value}" if name == "limit" else f"{name}={value}")
+            overrides.append(f"eval.limit={value}" if name == "limit" else argument)
     k = tuple(sorted({_whole("k", v, 1) for v in own["k"].strip("[]() ").split(",")})) if "k" in own else ()
     n = _whole("n", own["n"], 0) if "n" in own else max(k, default=0)
     if k and k[-1] > n:
@@ -103,7 +105,7 @@ def parse(arguments: Sequence[str]) -> Command:
     if checkpoint is not None and checkpoint not in CHECKPOINTS:
         raise UserError(f"checkpoint={checkpoint}", "is not known", f"Use one of {', '.join(CHECKPOINTS)}")
     return Command(
-        target=names[0],
+        target=target,
         overrides=overrides,
         k=k,
         n=n,

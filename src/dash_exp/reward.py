@@ -189,6 +189,10 @@ class ModelReward:
         device: str = "auto",
         dtype: str = "float32",
     ) -> None:
+        if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+            raise UserError(f"reward.device={device}", "is no device of this machine", "Use auto, cpu, or cuda with a GPU")
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise UserError(f"reward.dtype={dtype}", "is not known", "Use float32, bfloat16 or float16")
         self.tokenizer = model.load_tokenizer(path, setting="reward.path")
         self.scorer = model.load_scorer(path, dtype, self.tokenizer.pad_token_id)
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
