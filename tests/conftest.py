@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 import dash_exp.cli  # noqa: F401  registers the resolvers of the configuration
 from dash_exp import model
@@ -57,6 +57,17 @@ def policy() -> PreTrainedModel:
 def prompts(tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     texts = ["3+4*2=", "1+1=", "9 minus 8 is", "7*7*7*7="]
     return [Prompt(Problem(t, t, "1", "A:1"), tuple(tokenizer(t).input_ids)) for t in texts]
+
+
+def save_scorer(folder: Path, chat_template: str | None = None, **changes: object) -> Path:
+    """A reward model of random weights with the tokenizer of characters, as a Transformers folder."""
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(**(NANO | {"num_labels": 1} | changes))
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer = model.load_tokenizer(str(model.ASSETS / "tiny"))
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def composed(*overrides: str) -> DictConfig:

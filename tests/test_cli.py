@@ -3,7 +3,9 @@
 import json
 
 import pytest
-from conftest import SMALL
+from conftest import ROOT, SMALL
+
+from dash_exp import cli
 
 
 def test_the_users_sweep(train, tmp_path):
@@ -78,3 +80,17 @@ def test_help_lists_the_choices(train):
     done = train("--help")
     assert done.returncode == 0
     assert "algo: cispo, dapo, dash" in done.stdout
+
+
+def test_the_configuration_is_found_from_inside_a_checkout(tmp_path, monkeypatch):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").touch()
+    (tmp_path / "outputs" / "run").mkdir(parents=True)
+    monkeypatch.setattr("sys.argv", ["/somewhere/else/program.py"])
+    monkeypatch.chdir(tmp_path / "outputs" / "run")
+    assert cli.conf_folder() == tmp_path / "conf"
+    monkeypatch.chdir(tmp_path.parent)
+    assert cli.conf_folder() == ROOT / "conf"  # the package's own
+    monkeypatch.setattr("sys.argv", [str(ROOT / "train.py")])
+    monkeypatch.chdir(tmp_path)
+    assert cli.conf_folder() == ROOT / "conf"  # beside the program

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import NANO, ROOT, composed
+from conftest import NANO, ROOT, composed, save_scorer
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -50,7 +50,8 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     """What needs the network gets a local stand-in of the same kind; everything else is built as it stands."""
     overrides = [override(file)]
     path = rows(tmp_path / "data")
-    cfg = composed(*overrides, *(["data.path=" + str(path)] if file.stem == "jsonl" else []))
+    must_be_given = {"jsonl": [f"data.path={path}"], "reward_model": [f"reward.path={save_scorer(tmp_path / 'scorer')}"]}
+    cfg = composed(*overrides, *must_be_given.get(file.stem, []))
     validate(cfg)
     for key in {"path", "gsm8k_path"} & set(cfg.data):
         cfg.data[key] = str(path)
@@ -144,6 +145,10 @@ BAD = [
     ("algo=sft algo.loss._target_=dash_exp.algo.ppo_clip", "written traces have none"),
     ("algo=sft kl.coef=0.1 kl.place=reward", "kl.place=reward: needs completions of the policy"),
     ("kl=adaptive kl.coef=0", "kl.coef=0: can never grow"),
+    ("eval.n=-1", "eval.n=-1"),
+    ("eval.n=2 eval.k=[1,4]", "eval.k=[1, 4]: pass@4 is not defined with eval.n=2"),
+    ("eval.k=1", "eval.k=1: is no list. Write eval.k=[1,8]"),
+    ("eval.top_p=1.5", "eval.top_p=1.5: is more than 1"),
     ("rollout.truncated=drop", "rollout.truncated=drop: is not known. Use one of score, mask, penalize"),
     ("steps=0", "steps=0: is not a whole number of at least 1"),
     ("steps=2.5", "steps=2.5"),

@@ -9,12 +9,13 @@ LAYERS = [
     {"ops", "metrics"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model", "sampler", "sampler.cache", "sampler.hf", "sampler.traces", "logger"},
+    {"evaluation"},
     {"rollout", "module"},
     {"record", "progress", "results"},
     {"run", "sweep"},
-    {"cli"},
+    {"cli", "evaluate"},
 ]
-KNOW_HYDRA = {"run", "sweep", "cli", "validate"}
+KNOW_HYDRA = {"run", "sweep", "cli", "evaluate", "validate"}
 SOURCE = ROOT / "src" / "dash_exp"
 
 

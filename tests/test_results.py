@@ -6,6 +6,9 @@ from dash_exp.results import plot_curves, result_table, write_result
 RESULT = {
     "accuracy/in_dist/base": 0.25,
     "accuracy/in_dist/final": 0.9,
+    "accuracy/math500/base": 0.125,
+    "eval/in_dist/length/mean_tokens/base": 12.34,
+    "eval/in_dist/length/mean_tokens/final": 20.0,
     "time/total_s": 100.0,
     **{f"time/{phase}_s": 10.0 for phase in PHASES},
     "completions/sampled": 1000,
@@ -25,7 +28,9 @@ def test_result_is_replaced_whole(tmp_path):
 def test_the_table_says_the_same():
     lines = [line.split() for line in result_table(RESULT).splitlines()]
     assert ["in", "distribution", "25.0%", "90.0%"] in lines
-    assert ["out", "of", "distribution", "-", "-"] in lines
+    assert ["math500", "12.5%", "-"] in lines  # a run that failed has no final accuracy
+    assert ["in", "distribution", "12.3", "20.0"] in lines  # mean length
+    assert ["math500", "-", "-"] in lines
     assert ["time", "1:40"] in lines
     assert ["sample", "10.0s", "10%"] in lines
     assert ["other", "(set-up,", "files)", "50.0s", "50%"] in lines

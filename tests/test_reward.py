@@ -2,10 +2,24 @@ import threading
 import time
 
 import pytest
+import torch
+from conftest import composed, save_scorer
+from hydra.utils import instantiate
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from dash_exp import sandbox
 from dash_exp.errors import UserError
-from dash_exp.reward import CodeReward, ExactReward, MathReward, program_of
+from dash_exp.reward import (
+    CodeReward,
+    ExactReward,
+    FormatReward,
+    MathReward,
+    ModelReward,
+    Scores,
+    SumReward,
+    correct,
+    program_of,
+)
 from dash_exp.types import Problem
 
 
@@ -135,3 +149,205 @@ def test_code_without_bubblewrap_is_refused_before_anything_runs(monkeypatch, tm
         CodeReward()
     assert CodeReward(isolation="process")([DOUBLE], ["def double(x): return x * 2"]).rewards == [1]
     sandbox.bubblewrap.cache_clear()
+
+
+def test_exact_answers():
+    assert ExactReward(r"A:\s*(\S+)").answers(["A:7 A: 8", "no"]) == ["8", None]
+    assert ExactReward(None).answers([" yes\n"]) == ["yes"]
+
+
+SAME_ANSWERS = [
+    ["it is 0.5", "\\boxed{\\frac{1}{2}}", "1/2", "so $x = 0.5$", "50%"],
+    ["#### 1,234", "\\boxed{1234}", "1234.0"],
+    ["$\\sqrt{8}$", "$2\\sqrt{2}$"],
+    ["$\\{1, 2\\}$", "$\\{2, 1\\}$"],
+    ["$(1, \\frac{1}{2})$", "\\boxed{(1, 0.5)}"],
+    ["$(x+1)^2$", "$x^2+2x+1$"],
+    ["12345678901234567890"],
+    ["12345678901234567891"],
+    ["$\\infty$"],
+    ["\\boxed{\\text{Evelyn}}"],
+    ["$(1, 2)$"],
+    ["$(2, 1)$"],
+]
+
+
+def test_math_answers_are_spelled_alike_where_they_are_equal(math_reward):
+    texts = [t for same in SAME_ANSWERS for t in same]
+    found = dict(zip(texts, math_reward.answers(texts), strict=True))
+    spellings = [{found[t] for t in same} for same in SAME_ANSWERS]
+    assert all(len(s) == 1 for s in spellings), spellings
+    assert len(set.union(*spellings)) == len(SAME_ANSWERS)
+    assert math_reward.answers(["no number at all", ""]) == [None, None]
+
+
+def slow_answer(text):
+    return text if text != "slow" else str(pow(3, 10**8))
+
+
+def test_an_answer_that_takes_too_long_to_read_has_no_vote(monkeypatch):
+    monkeypatch.setattr("dash_exp.reward.math_answer", slow_answer)
+    reward = MathReward(timeout_s=0.5, workers=1)
+    assert reward.answers(["7", "slow", "8"]) == ["7", None, "8"]
+    reward.close()
+
+
+TAGGED = [("<think>it is 7 </think> <answer>42</answer>", 1), ("42", 0), ("<answer>42</answer> <answer>43</answer>", 0)]
+
+
+def test_math_within_tags():
+    reward = MathReward(workers=1, pattern=r"(?s)<answer>(.*?)</answer>")
+    texts = [t for t, _ in TAGGED]
+    assert reward([problem("42")] * 3, texts).rewards == [r for _, r in TAGGED]
+    assert reward.answers(texts) == ["42", None, "43"]
+    reward.close()
+
+
+FORMAT = [
+    ("<think>a</think><answer>b</answer>", 1),
+    (" <think>two\nlines</think>\n\n<answer></answer>\n", 1),
+    ("<think>a</think> so <answer>b</answer>", 0),
+    ("<answer>b</answer><think>a</think>", 0),
+    ("<think>a</think><think>a</think><answer>b</answer>", 0),
+    ("<think>a</think><answer>b</answer><answer>c</answer>", 0),
+    ("<think>a</think><answer>b</answer> or so", 0),
+    ("<think>a</think><answer>b", 0),
+    ("", 0),
+]
+
+
+def test_format():
+    reward = instantiate(composed("reward=format").reward)
+    assert reward([problem("b")] * len(FORMAT), [t for t, _ in FORMAT]).rewards == [r for _, r in FORMAT]
+
+
+def test_format_with_a_bad_or_a_slow_pattern():
+    for pattern in ("a(", None):
+        with pytest.raises(UserError, match=r"reward\.pattern"):
+            FormatReward(pattern)
+    scores = FormatReward("(a|a)*b", timeout_s=0.05)([problem("")] * 2, ["a" * 40 + "cb", "aab"])
+    assert (scores.rewards, scores.timeouts) == ([0, 1], 1)
+
+
+def by_hand(folder, ids):
+    """The logit of one unpadded row, by the model itself."""
+    scorer = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        return float(scorer(input_ids=torch.tensor([ids])).logits[0, 0])
+
+
+def test_model_reward_is_the_logit_whatever_the_batches(tmp_path, tokenizer):
+    folder = save_scorer(tmp_path)
+    texts = ["7", "a longer one: 7", "", "8 and some more"]
+    logits = [by_hand(folder, tokenizer("?" + t).input_ids) for t in texts]
+    assert len({round(logit, 3) for logit in logits}) == 4
+    for max_tokens in (1, 20, 1000):
+        reward = ModelReward(str(folder), squash=False, accept_above=sorted(logits)[1], max_tokens=max_tokens, device="cpu")
+        scores = reward([problem("7")] * 4, texts)
+        assert scores.rewards == pytest.approx(logits, abs=1e-4)
+    squashed = ModelReward(str(folder), device="cpu")([problem("7")] * 4, texts)
+    assert squashed.rewards == pytest.approx(torch.tensor(logits).sigmoid().tolist(), abs=1e-4)
+    assert correct(squashed, reward) == [logit > 0 for logit in logits]
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+def test_model_reward_in_a_chat_template(tmp_path, tokenizer):
+    folder = save_scorer(tmp_path, CHAT)
+    for chat, text in ((True, "<user>?<assistant>7"), (False, "?7")):
+        scores = ModelReward(str(folder), chat=chat, squash=False, device="cpu")([problem("7")], ["7"])
+        assert scores.rewards == pytest.approx([by_hand(folder, tokenizer(text).input_ids)], abs=1e-4)
+
+
+def test_what_a_model_cannot_read_is_an_error(tmp_path):
+    reward = ModelReward(str(save_scorer(tmp_path, max_position_embeddings=16)), accept_above=-1.0, device="cpu")
+    scores = reward([problem("7")] * 2, ["x" * 16, "x" * 15])  # the prompt takes one token
+    assert (scores.rewards[0], scores.errors) == (0, 1)
+    assert scores.rewards[1] > 0
+    assert correct(scores, reward) == [False, True]
+
+
+def test_folders_that_are_no_reward_model(tmp_path, policy: PreTrainedModel, tokenizer):
+    with pytest.raises(UserError, match=r"reward\.path=.*gives 2 logits"):
+        ModelReward(str(save_scorer(tmp_path / "two", num_labels=2)))
+    policy.config.num_labels = 1
+    policy.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    with pytest.raises(UserError, match=r"has no weights for score\.weight"):
+        ModelReward(str(tmp_path / "policy"))
+    with pytest.raises(UserError, match=r"^reward\.path="):
+        ModelReward(str(tmp_path / "nowhere"))
+    for setting in ({"device": "abacus"}, {"dtype": "int8"}):
+        with pytest.raises(UserError, match=rf"reward\.{next(iter(setting))}="):
+            ModelReward(str(tmp_path / "two"), **setting)
+
+
+@pytest.mark.gpu
+def test_model_reward_on_a_gpu(tmp_path):
+    folder = str(save_scorer(tmp_path))
+    on = {d: ModelReward(folder, device=d)([problem("7")] * 3, ["7", "8", "nine"]).rewards for d in ("cpu", "cuda", "auto")}
+    assert on["cuda"] == on["auto"] == pytest.approx(on["cpu"], abs=1e-3)
+
+
+class Fixed:
+    """A reward that gives what it is told, and remembers that it was closed."""
+
+    def __init__(self, rewards, **scores):
+        self.scores, self.closed = Scores(rewards, **scores), False
+
+    def __call__(self, problems, texts):
+        return self.scores
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_sum_of_rewards():
+    right, form = Fixed([1.0, 0.0, 1.0], timeouts=1), Fixed([1.0, 1.0, 0.0], timeouts=2, errors=3)
+    reward = SumReward({"right": right, "form": form}, {"right": 1, "form": 0.1}, correct="right")
+    scores = reward([problem("")] * 3, [""] * 3)
+    assert scores.rewards == pytest.approx([1.1, 0.1, 1.0])
+    assert scores.components == {"right": [1, 0, 1], "form": [1, 1, 0]}
+    assert (scores.timeouts, scores.errors) == (3, 3)
+    assert correct(scores, reward) == [True, False, True]
+    reward.close()
+    assert right.closed
+    assert form.closed
+
+
+def test_sums_may_be_nested_and_take_the_answers_of_what_decides():
+    exact = ExactReward("A:(.)")
+    inner = SumReward({"exact": exact, "one": Fixed([1.0, 1.0])}, {"exact": 2, "one": 1}, correct="exact")
+    outer = SumReward({"inner": inner, "less": Fixed([1.0, 0.5])}, {"inner": 1, "less": -1}, correct="inner")
+    scores = outer([problem("7")] * 2, ["A:7", "A:8"])
+    assert scores.rewards == [2, 0.5]
+    assert scores.components["inner/exact"] == [1, 0]
+    assert correct(scores, outer) == [True, False]
+    assert outer.answers(["A:7", "8"]) == ["7", None]
+    assert not hasattr(SumReward({"one": Fixed([1.0])}, {"one": 1}, correct="one"), "answers")
+
+
+@pytest.mark.parametrize(
+    ("weights", "decides", "says"),
+    [
+        ({"a": 1}, "a", "has no weight for b"),
+        ({"a": 1, "b": 1, "c": 1}, "a", r"reward\.weights\.c: there is no part"),
+        ({"a": 1, "b": float("nan")}, "a", r"reward\.weights\.b=nan: is not a finite number"),
+        ({"a": 1, "b": None}, "a", r"reward\.weights\.b=None"),
+        ({"a": 1, "b": True}, "a", r"reward\.weights\.b=True"),
+        ({"a": 1, "b": 1}, "c", r"reward\.correct=c: is no part"),
+    ],
+)
+def test_sums_that_cannot_be(weights, decides, says):
+    with pytest.raises(UserError, match=says):
+        SumReward({"a": Fixed([]), "b": Fixed([])}, weights, decides)
+
+
+def test_math_and_format_from_the_configuration():
+    reward = instantiate(composed("reward=math_format", "reward.weights.format=0.5", "reward.parts.math.workers=1").reward)
+    texts = ["<think>6*7</think> <answer>42</answer>", "<answer>42</answer>", "<think>1</think> <answer>1</answer>", "42"]
+    scores = reward([problem("42")] * 4, texts)
+    reward.close()
+    assert scores.rewards == [1.5, 1, 0.5, 0]
+    assert correct(scores, reward) == [True, True, False, False]

@@ -101,7 +101,7 @@ def test_rollouts_are_graded_weighed_and_filtered(policy, tokenizer):
 def test_time_goes_to_its_phase(policy, tokenizer):
     data = module(policy, tokenizer)
     data.rollouts(data.problems_of_step(0), 0)
-    data.greedy_rewards(data.test_prompts["in_dist"])
+    data.evaluate(data.test_prompts["in_dist"])
     assert all(data.clock.seconds[p] > 0 for p in ("sample", "score", "eval"))
     assert data.clock.seconds["update"] == 0
 
@@ -109,7 +109,7 @@ def test_time_goes_to_its_phase(policy, tokenizer):
 def test_evaluation_covers_the_test_set_once(policy, tokenizer):
     data = module(policy, tokenizer)
     (loader,) = data.val_dataloader()
-    assert [len(r) for r in loader] == [2, 1]
+    assert [len(part.problems) for part in loader] == [2, 1]
 
 
 def test_a_prompt_that_does_not_fit_the_context_is_named(policy, tokenizer):

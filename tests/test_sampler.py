@@ -35,6 +35,30 @@ def test_choose_never_takes_what_has_no_probability():
     assert choose(logits, 1.0, torch.tensor([0.0, 0.5, 0.99999994]))[0].tolist() == [1, 1, 1]
 
 
+def test_choose_from_the_nucleus():
+    # probabilities 0.2, 0.5, 0.3; top-p 0.6 needs 0.5 and 0.3, together 0.8: noise below 0.625 -> 1, else 2
+    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(4, 3)
+    tokens, logprobs = choose(logits, 1.0, torch.tensor([0.0, 0.6, 0.65, 0.99999994]), top_p=0.6)
+    assert tokens.tolist() == [1, 1, 2, 2]
+    torch.testing.assert_close(logprobs.exp(), torch.tensor([0.5, 0.5, 0.3, 0.3]))  # of the whole distribution
+
+
+def test_the_nucleus_is_that_of_the_temperature():
+    # at temperature 1/2 0.2, 0.5, 0.3 become 4/38, 25/38, 9/38: top-p 0.6 leaves 25/38 alone
+    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(2, 3)
+    assert choose(logits, 0.5, torch.tensor([0.0, 0.999]), top_p=0.6)[0].tolist() == [1, 1]
+
+
+def test_a_small_nucleus_is_greedy_and_a_whole_one_changes_nothing(policy, tokenizer, prompts):
+    def ids(temperature, top_p):
+        return [c.ids for c in sampler(policy, tokenizer).sample(prompts, 2, Sampling(10, temperature, top_p), KEY)]
+
+    assert ids(1.0, 1e-6) == ids(0.0, 1.0)
+    assert ids(0.0, 0.5) == ids(0.0, 1.0)
+    assert ids(1.0, 1 - 1e-9) == ids(1.0, 1.0)
+    assert ids(1.0, 0.5) != ids(1.0, 1.0)
+
+
 def test_sampled_frequencies_are_the_probabilities(policy, tokenizer, prompts):
     """First tokens of 4,000 completions of one prompt: each frequency within 5 standard errors of its probability."""
     n = 4000

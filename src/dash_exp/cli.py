@@ -59,11 +59,22 @@ def explain(error: Exception) -> str:
     return "\n".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
 
 
+def conf_folder() -> Path:
+    """The configuration: beside the program that was started, in the checkout around the current folder, or in that of this
+    package.
+    """
+    here = Path.cwd()
+    for folder in (Path(sys.argv[0]).resolve().parent, here, *here.parents, Path(__file__).parents[2]):
+        if (folder / "conf" / "config.yaml").is_file():
+            return folder / "conf"
+    raise UserError(str(here), "is not inside a checkout with conf/config.yaml", "Run the command in the repository")
+
+
 def _did_you_mean(key: str) -> str:
     from hydra import compose, initialize_config_dir
 
     try:
-        with initialize_config_dir(str(Path(sys.argv[0]).resolve().parent / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             known = list(_keys(OmegaConf.to_container(compose("config"))))
     except Exception:
         return ""

@@ -66,6 +66,7 @@ METRICS: dict[str, Metric] = {
 
 # Metrics whose names depend on the run: test sets, parts of a summed reward.
 FAMILIES: dict[str, Metric] = {
+    "eval/": Metric("see `evaluation.Evaluation.summary`", "what else was measured on the test set of that name"),
     "accuracy/": Metric("fraction", "greedy accuracy on the test set of that name; blank where not evaluated"),
     "reward/": Metric("reward", "mean over the sampled completions of that part of a summed reward, before its weight"),
 }

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from dash_exp.errors import UserError
 
@@ -41,11 +48,31 @@ def load_policy(
     return model.train()
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_scorer(path: str, dtype: str, pad_id: int) -> PreTrainedModel:
+    """A sequence-classification model with one logit, for evaluation only. `pad_id` is the tokenizer's padding token."""
+    check_folder(path, setting="reward.path")
+    scorer, loading = _from_hub_or_folder(
+        AutoModelForSequenceClassification,
+        path,
+        setting="reward.path",
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if scorer.config.num_labels != 1:
+        raise UserError(f"reward.path={path}", f"gives {scorer.config.num_labels} logits", "Give a reward model, with one")
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"]))
+        raise UserError(f"reward.path={path}", f"has no weights for {missing}", "Give a trained sequence-classification model")
+    scorer.config.get_text_config().pad_token_id = pad_id  # by it the model finds the last token of a padded row
+    return scorer.eval().requires_grad_(False)
+
+
+def load_tokenizer(path: str, setting: str = "model.tokenizer") -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name. One without a padding token pads with its end-of-sequence token."""
-    tokenizer: PreTrainedTokenizerBase = _from_hub_or_folder(AutoTokenizer, path, setting="model.tokenizer")
+    tokenizer: PreTrainedTokenizerBase = _from_hub_or_folder(AutoTokenizer, path, setting=setting)
     if tokenizer.eos_token_id is None:
-        raise UserError(f"model.tokenizer={path}", "has no end-of-sequence token", "Set eos_token in the tokenizer")
+        raise UserError(f"{setting}={path}", "has no end-of-sequence token", "Set eos_token in the tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -69,17 +96,15 @@ def context_length(model: PreTrainedModel) -> int:
     return int(model.config.max_position_embeddings)
 
 
-def check_folder(path: str) -> None:
+def check_folder(path: str, setting: str = "model.path") -> None:
     """Raise UserError where `path` is a folder without a Transformers model in safetensors. Hub names pass."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.path={path}", "the folder has no config.json", "Give a Transformers model folder")
+        raise UserError(f"{setting}={path}", "the folder has no config.json", "Give a Transformers model folder")
     if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"model.path={path}", "the folder has no weights (*.safetensors)", "Save the model with save_pretrained"
-        )
+        raise UserError(f"{setting}={path}", "the folder has no weights (*.safetensors)", "Save the model with save_pretrained")
 
 
 def _from_hub_or_folder(auto_class: Any, path: str, setting: str = "model.path", **kwargs: Any) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import cast
 
 import lightning as L
@@ -18,6 +20,7 @@ from transformers import PreTrainedModel
 
 from dash_exp.algo import TokenLoss
 from dash_exp.batch import micro_batches, parts
+from dash_exp.evaluation import Evaluation
 from dash_exp.kl import Estimator, Schedule, k3
 from dash_exp.metrics import PHASES, Clock, check_declared
 from dash_exp.ops import StepCounts, autocast, token_logprobs
@@ -116,10 +119,11 @@ class PolicyModule(L.LightningModule):
         self._lr = 0.0
         self.row: dict[str, float | int | None] = {}
         self.accuracy: dict[str, float] = {}
+        self.evaluation: dict[str, float | None] = {}
         self.accuracy_version = -1
         self._sums = _Sums()
         self._update = _Update()
-        self._greedy: list[list[Tensor]] = [[] for _ in test_names]
+        self._parts: list[list[Evaluation]] = [[] for _ in test_names]
 
     # --- training ------------------------------------------------------------------------------------------------------
 
@@ -202,16 +206,21 @@ class PolicyModule(L.LightningModule):
 
     # --- evaluation and metrics ----------------------------------------------------------------------------------------
 
-    def validation_step(self, rewards_P: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._greedy[dataloader_idx].append(rewards_P)
+    def validation_step(self, part: Evaluation, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._parts[dataloader_idx].append(part)
 
     def on_validation_epoch_end(self) -> None:
-        self.accuracy = {
-            name: float((torch.cat(rewards) == 1).double().mean())
-            for name, rewards in zip(self.test_names, self._greedy, strict=True)
-        }
+        done = {name: reduce(operator.add, parts) for name, parts in zip(self.test_names, self._parts, strict=True)}
+        self.accuracy = {name: evaluation.accuracy for name, evaluation in done.items()}
+        self.evaluation = {f"eval/{name}/{key}": value for name, e in done.items() for key, value in e.summary().items()}
         self.accuracy_version = self.policy_version
-        self._greedy = [[] for _ in self.test_names]
+        self._parts = [[] for _ in self.test_names]
+
+    def evaluation_row(self) -> dict[str, float | int | None]:
+        """Accuracy on each test set, and what else was measured there, without intervals."""
+        accuracies = {f"accuracy/{name}": value for name, value in self.accuracy.items()}
+        rest = {k: v for k, v in self.evaluation.items() if not k.endswith(("/low", "/high", "/accuracy"))}
+        return accuracies | rest
 
     def on_train_epoch_start(self) -> None:
         self._sums, self._update = _Sums(), _Update()
@@ -229,7 +238,7 @@ class PolicyModule(L.LightningModule):
             "step": self.current_epoch + 1,
             **self._rollout_metrics(),
             **self._update_metrics(),
-            **{f"accuracy/{name}": self.accuracy[name] if evaluated else None for name in self.test_names},
+            **(self.evaluation_row() if evaluated else {}),
             **{f"time/{phase}_s": self.clock.seconds[phase] - self._clock_start[phase] for phase in PHASES},
         }
         check_declared(self.row)

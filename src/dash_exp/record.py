@@ -50,9 +50,8 @@ class RunRecord(L.Callback):
         self._eval_s = 0.0
 
     def write_base(self, module: PolicyModule, trainer: L.Trainer) -> None:
-        """Row 0: the accuracies of the base model."""
-        accuracies = {f"accuracy/{name}": value for name, value in module.accuracy.items()}
-        row: dict[str, float | int | None] = {"step": 0, "policy/version": 0, "time/elapsed_s": 0.0, **accuracies}
+        """Row 0: the evaluation of the base model."""
+        row = {"step": 0, "policy/version": 0, "time/elapsed_s": 0.0, **module.evaluation_row()}
         self._write(row)
         self._track(trainer, row)
 

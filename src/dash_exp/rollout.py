@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.errors import UserError
+from dash_exp.evaluation import Evaluation, Evaluator
 from dash_exp.filter import Filter
 from dash_exp.kl import RewardPenalty, Schedule
 from dash_exp.metrics import Clock
@@ -43,7 +44,8 @@ class RolloutDataModule(L.LightningDataModule):
     """Samples anew in every outer step.
 
     `prompts` P and `group_size` G make M = P x G completions per outer step, `sample_prompts` prompts a sampling call (None:
-    all P). Validation loaders yield greedy completions, one per test problem. `train_sampler` stands in for `sampler` in
+    all P). Validation loaders yield graded test problems: a greedy completion of each, and `eval_n` sampled ones for pass@k
+    with each k of `eval_k`; `eval_prompts` completions are sampled at a time. `train_sampler` stands in for `sampler` in
     training where the completions are not the policy's own (SFT). `kl_penalty`, with the coefficients of `kl_coef`, is taken
     off the rewards (KL in the reward).
     """
@@ -71,6 +73,9 @@ class RolloutDataModule(L.LightningDataModule):
         truncated: Truncated = Truncated(),
         kl_penalty: RewardPenalty | None = None,
         kl_coef: Schedule | None = None,
+        eval_n: int = 0,
+        eval_k: Sequence[int] = (),
+        eval_sampling: Sampling | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -89,6 +94,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.truncated = truncated
         self.kl_penalty = kl_penalty
         self.kl_coef = kl_coef
+        greedy = Sampling(sampling.max_tokens, temperature=0.0)
+        self.evaluator = Evaluator(sampler, reward, tokenizer, greedy, eval_n, tuple(eval_k), eval_sampling, seed)
         self.eval_timeouts = 0
         self.eval_errors = 0
         room = context - sampling.max_tokens
@@ -190,15 +197,13 @@ class RolloutDataModule(L.LightningDataModule):
         order = np.random.default_rng([self.seed, step, 1]).permutation(len(self.train_prompts))
         return [p for p in (self.train_prompts[i] for i in order) if p.problem.id not in ids]
 
-    def greedy_rewards(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Rewards of one greedy completion of each prompt, shape (P,). Failed gradings are counted in `eval_*`."""
+    def evaluate(self, prompts: Sequence[Prompt]) -> Evaluation:
+        """Some prompts of a test set, graded. Gradings that did not come to an end are counted in `eval_*`."""
         with self.clock("eval"):
-            completions = self.sampler.sample(prompts, 1, Sampling(self.sampling.max_tokens, temperature=0.0), key=())
-            texts = self._texts(completions)
-            scores = self.reward([p.problem for p in prompts], texts)
-            self.eval_timeouts += scores.timeouts
-            self.eval_errors += scores.errors
-            return tensor(scores.rewards)
+            part = self.evaluator(prompts)
+        self.eval_timeouts += part.timeouts
+        self.eval_errors += part.errors
+        return part
 
     def _texts(self, completions: Sequence[Completion]) -> list[str]:
         return self.tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
@@ -271,14 +276,15 @@ class _OuterStep(IterableDataset):
 
 
 class _Evaluation(IterableDataset):
-    """Greedy rewards of a test set, some prompts at a time."""
+    """A test set, graded some prompts at a time."""
 
     def __init__(self, data: RolloutDataModule, prompts: Sequence[Prompt]) -> None:
         self.data, self.prompts = data, prompts
+        self.at_a_time = max(1, data.eval_prompts // max(1, data.evaluator.n))
 
     def __len__(self) -> int:
-        return -(-len(self.prompts) // self.data.eval_prompts)
+        return -(-len(self.prompts) // self.at_a_time)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        for start in range(0, len(self.prompts), self.data.eval_prompts):
-            yield self.data.greedy_rewards(self.prompts[start : start + self.data.eval_prompts])
+    def __iter__(self) -> Iterator[Evaluation]:
+        for start in range(0, len(self.prompts), self.at_a_time):
+            yield self.data.evaluate(self.prompts[start : start + self.at_a_time])

@@ -48,8 +48,10 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     L.seed_everything(cfg.seed, verbose=False)
     parts = build(cfg)
-    columns = [f"accuracy/{name}" for name in parts.data.test_prompts]
-    columns += [f"reward/{name}" for name in getattr(parts.reward, "parts", {})]
+    columns = [f"accuracy/{test}" for test in parts.data.test_prompts]
+    measured = [name for name in parts.data.evaluator.names() if name != "accuracy"]
+    columns += [f"eval/{test}/{name}" for test in parts.data.test_prompts for name in measured]
+    columns += [f"reward/{name}" for name in getattr(parts.reward, "components", ())]
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns)
     tracker = cfg.logger.wandb and instantiate(cfg.logger.wandb)(
         run_dir=run_dir,
@@ -65,10 +67,10 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     try:
         trainer.validate(parts.module, datamodule=parts.data, verbose=False)
         record.write_base(parts.module, trainer)
-        result |= {f"accuracy/{name}/base": value for name, value in parts.module.accuracy.items()}
+        result |= {f"{name}/base": value for name, value in evaluated(parts.module).items()}
         trainer.fit(parts.module, datamodule=parts.data)
         assert parts.module.accuracy_version == parts.module.policy_version, "the last step was not evaluated"
-        result |= {f"accuracy/{name}/final": value for name, value in parts.module.accuracy.items()}
+        result |= {f"{name}/final": value for name, value in evaluated(parts.module).items()}
         result["status"] = "done"
     except (KeyboardInterrupt, SystemExit) as stop:
         result["status"] = "stopped"
@@ -84,6 +86,11 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
     print(f"{result_table(result)}\nrun folder {run_dir}", flush=True)
     return result
+
+
+def evaluated(module: PolicyModule) -> dict[str, float | None]:
+    """The last evaluation: `accuracy/TEST`, and `eval/TEST/...` with the ends of each 95% interval."""
+    return {**{f"accuracy/{name}": value for name, value in module.accuracy.items()}, **module.evaluation}
 
 
 def build(cfg: DictConfig) -> Parts:
@@ -133,6 +140,9 @@ def build(cfg: DictConfig) -> Parts:
         truncated=Truncated(cfg.rollout.truncated, cfg.rollout.truncated_penalty),
         kl_penalty=kl_penalty,
         kl_coef=kl_coef,
+        eval_n=cfg.eval.n,
+        eval_k=cfg.eval.k,
+        eval_sampling=Sampling(cfg.rollout.max_response_tokens, cfg.eval.temperature, cfg.eval.top_p),
     )
     module = PolicyModule(
         policy=policy,

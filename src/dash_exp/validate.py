@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +30,9 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "eval.every", whole=True, least=1)
     number(cfg, "eval.prompts", whole=True, least=1)
     number(cfg, "eval.limit", whole=True, least=1, optional=True)
+    number(cfg, "eval.n", whole=True, least=0)
+    number(cfg, "eval.temperature", above=0)
+    number(cfg, "eval.top_p", above=0)
     number(cfg, "completions_every", whole=True, least=1)
     number(cfg, "optimizer.lr", above=0)
     number(cfg, "kl.coef", least=0)
@@ -49,12 +53,20 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "data.max_prompt_tokens", whole=True, least=1, optional=True)
     number(cfg, "reward.timeout_s", above=0)
     number(cfg, "reward.workers", whole=True, least=1)
+    number(cfg, "reward.memory_mb", whole=True, least=64)
+    number(cfg, "reward.processes", whole=True, least=1)
+    number(cfg, "reward.accept_above")
+    number(cfg, "reward.max_tokens", whole=True, least=1)
+    for name in OmegaConf.select(cfg, "reward.parts") or {}:
+        number(cfg, f"reward.parts.{name}.timeout_s", above=0)
+        number(cfg, f"reward.parts.{name}.workers", whole=True, least=1)
     number(cfg, "batch.prompts", whole=True, least=1)
     number(cfg, "batch.sample_prompts", whole=True, least=1, optional=True)
     number(cfg, "batch.micro_tokens", whole=True, least=1)
     number(cfg, "batch.group_size", whole=True, least=1)
     number(cfg, "batch.epochs", whole=True, least=1)
     number(cfg, "batch.minibatches", whole=True, least=1)
+    _pass_at_k(cfg)
     if cfg.seed >= 2**32:
         raise UserError(f"seed={cfg.seed}", "is too large", "Use a seed below 4294967296")
     if cfg.trainer.devices != 1:
@@ -95,6 +107,20 @@ def number(
     good = good and (least is None or value >= least) and (above is None or value > above)
     if not good:
         raise UserError(f"{key}={_shown(value)}", f"is not {wanted}", f"Write {wanted}{' or null' if optional else ''}")
+
+
+def _pass_at_k(cfg: DictConfig) -> None:
+    if cfg.eval.top_p > 1:
+        raise UserError(f"eval.top_p={cfg.eval.top_p}", "is more than 1", "Use a share of the probability, 1 for all of it")
+    if not isinstance(cfg.eval.k, Sequence) or isinstance(cfg.eval.k, str):
+        raise UserError(f"eval.k={cfg.eval.k}", "is no list", "Write eval.k=[1,8]")
+    for k in cfg.eval.k:
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= cfg.eval.n:
+            raise UserError(
+                f"eval.k={list(cfg.eval.k)}",
+                f"pass@{k} is not defined with eval.n={cfg.eval.n} completions of each problem",
+                "Use whole numbers from 1 to eval.n, and raise eval.n",
+            )
 
 
 def _group_size(cfg: DictConfig) -> None:

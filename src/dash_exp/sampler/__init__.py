@@ -15,10 +15,16 @@ from dash_exp.types import Completion, Prompt
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `temperature` 0 is greedy. `max_tokens` counts completion tokens."""
+    """How to sample. `temperature` 0 is greedy. `max_tokens` counts completion tokens.
+
+    `top_p` below 1 draws from the fewest most likely tokens whose probabilities at that temperature add up to `top_p` (nucleus
+    sampling, arXiv 1904.09751). It is for evaluation: the log-probabilities stay those of the whole distribution at that
+    temperature, so completions drawn with it are not what those log-probabilities say.
+    """
 
     max_tokens: int
     temperature: float = 1.0
+    top_p: float = 1.0
 
 
 class Sampler(Protocol):

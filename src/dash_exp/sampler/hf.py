@@ -72,7 +72,7 @@ class HFSampler:
         ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
         eos = torch.tensor(sorted(self.eos_ids), device=device)
         for t in range(sampling.max_tokens):
-            tokens_B, logprob_B = choose(logits_BV, sampling.temperature, noise_BT[batch, t])
+            tokens_B, logprob_B = choose(logits_BV, sampling.temperature, noise_BT[batch, t], sampling.top_p)
             for row, token, logprob, ended in zip(*map(Tensor.tolist, (batch, tokens_B, logprob_B, ended_B)), strict=True):
                 if not ended:
                     ids_B[row].append(token)
@@ -123,21 +123,30 @@ class HFSampler:
         return output.logits[rows, -1], cache, mask_PL[rows]
 
 
-def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor) -> tuple[Tensor, Tensor]:
+def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
     """The next token of each row and its log-probability (nats), by the inverse distribution function.
 
     `noise_B` in [0, 1) picks the first token whose cumulative probability exceeds it. At temperature 0 the token is the
-    most likely one and the log-probability that of temperature 1.
+    most likely one and the log-probability that of temperature 1. `top_p` below 1 leaves the nucleus alone to choose from
+    (see `Sampling`); the log-probability is that of the whole distribution all the same.
     """
     logprobs_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
     if temperature == 0:
         logprob_B, tokens_B = logprobs_BV.max(dim=-1)
         return tokens_B, logprob_B
-    cumulative_BV = logprobs_BV.exp().cumsum(dim=-1)
+    probs_BV = logprobs_BV.exp()
+    cumulative_BV = (probs_BV if top_p == 1 else nucleus(probs_BV, top_p)).cumsum(dim=-1)
     total_B1 = cumulative_BV[:, -1:]  # 1 only up to rounding
     below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
     tokens_B1 = torch.searchsorted(cumulative_BV, torch.minimum(noise_B[:, None] * total_B1, below_B1), right=True)
     return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]
+
+
+def nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
+    """The probabilities of the most likely tokens until they add up to `top_p`, the others 0. Not divided by their sum."""
+    sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
+    before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV  # what the more likely ones add up to
+    return torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV.where(before_BV < top_p, 0))
 
 
 def _noise(rows: Sequence[tuple[Prompt, int]], sampling: Sampling, key: tuple[int, ...]) -> Tensor:
