@@ -50,6 +50,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     if cfg.data.name == "arithmetic":
         cfg.data.train.size = 500  # quicker to make
     cfg.rollout.max_response_tokens = 64  # what the stand-in has room for
+    cfg.teacher.file = str(tmp_path / "traces.jsonl")
     if not cfg.model.path.startswith("/"):
         cfg.model.path = TINY
     if not torch.cuda.is_available():
@@ -63,7 +64,22 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
 
 def test_all_groups_are_covered():
     assert (
-        sorted(["algo", "kl", "batch", "filter", "model", "data", "reward", "rollout", "trainer", "logger", "experiment"])
+        sorted(
+            [
+                "algo",
+                "kl",
+                "batch",
+                "filter",
+                "model",
+                "data",
+                "reward",
+                "rollout",
+                "teacher",
+                "trainer",
+                "logger",
+                "experiment",
+            ]
+        )
         == GROUPS
     )
     assert {f.parent.name for f in FILES} == set(GROUPS)
@@ -78,6 +94,18 @@ def test_dash_and_grpo_bring_their_parts():
     assert differ == {"algo", "batch", "filter"}
     names = {k for k in dash.algo if dash.algo[k] != grpo.algo[k]}
     assert names == {"name"}
+
+
+def test_every_teacher_is_what_sft_m_asks(tmp_path, tokenizer):
+    for file in (CONF / "teacher").iterdir():
+        cfg = composed("algo=sft_m", f"teacher={file.stem}", f"teacher.file={tmp_path}/traces.jsonl")
+        validate(cfg)
+        if not cfg.teacher.path.startswith("/"):
+            cfg.teacher.path = TINY
+        sampler = instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=instantiate(cfg.reward))
+        settings = {k: v for k, v in cfg.teacher.items() if k not in ("name", "file")}
+        assert vars(sampler.teacher) == settings
+        assert sampler.traces.path == tmp_path / "traces.jsonl"
 
 
 def test_each_part_can_be_overridden_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,11 @@ def load_policy(
     return model.train()
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, setting: str = "model.tokenizer") -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name. One without a padding token pads with its end-of-sequence token."""
-    tokenizer: PreTrainedTokenizerBase = _from_hub_or_folder(AutoTokenizer, path, setting="model.tokenizer")
+    tokenizer: PreTrainedTokenizerBase = _from_hub_or_folder(AutoTokenizer, path, setting=setting)
     if tokenizer.eos_token_id is None:
-        raise UserError(f"model.tokenizer={path}", "has no end-of-sequence token", "Set eos_token in the tokenizer")
+        raise UserError(f"{setting}={path}", "has no end-of-sequence token", "Set eos_token in the tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -69,17 +70,28 @@ def context_length(model: PreTrainedModel) -> int:
     return int(model.config.max_position_embeddings)
 
 
-def check_folder(path: str) -> None:
+def check_folder(path: str, setting: str = "model.path") -> None:
     """Raise UserError where `path` is a folder without a Transformers model in safetensors. Hub names pass."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.path={path}", "the folder has no config.json", "Give a Transformers model folder")
+        raise UserError(f"{setting}={path}", "the folder has no config.json", "Give a Transformers model folder")
     if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"model.path={path}", "the folder has no weights (*.safetensors)", "Save the model with save_pretrained"
-        )
+        raise UserError(f"{setting}={path}", "the folder has no weights (*.safetensors)", "Save the model with save_pretrained")
+
+
+def fingerprint(path: str, setting: str = "model.path") -> str:
+    """Which weights these are: the SHA-256 of a folder's safetensors files, or the commit that a hub name stands for."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return str(_from_hub_or_folder(AutoConfig, path, setting=setting)._commit_hash)
+    check_folder(path, setting)
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _from_hub_or_folder(auto_class: Any, path: str, setting: str = "model.path", **kwargs: Any) -> Any:

@@ -107,7 +107,9 @@ def build(cfg: DictConfig) -> Parts:
         tests={name: problems[: cfg.eval.limit] for name, problems in tests.items()},
         tokenizer=tokenizer,
         sampler=sampler,
-        train_sampler=instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer) if cfg.algo.train_sampler else None,
+        train_sampler=instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
+        if cfg.algo.train_sampler
+        else None,
         reward=reward,
         advantage=instantiate(cfg.algo.advantage),
         keep=instantiate(cfg.filter),
