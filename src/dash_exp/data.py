@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dash_exp.errors import UserError
+from dash_exp.grading import boxed
 from dash_exp.types import Problem
 
 Row = Mapping[str, Any]
@@ -71,15 +72,8 @@ def without(problems: Iterable[Problem], test: Iterable[Problem]) -> list[Proble
 
 def last_boxed(text: str) -> str | None:
     """Content of the last \\boxed{...}, braces matched. `"so \\boxed{\\frac{1}{2}}." -> "\\frac{1}{2}"`."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, begin = 0, start + len("\\boxed{")
-    for i in range(begin, len(text)):
-        if text[i] == "}" and depth == 0:
-            return text[begin:i]
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-    return None
+    found = boxed(text)
+    return found[-1][2] if found else None
 
 
 # --- files and the hub -------------------------------------------------------------------------------------------------
