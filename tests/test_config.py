@@ -56,6 +56,10 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     if not torch.cuda.is_available():
         cfg.trainer.accelerator = "cpu"
     cfg.model.architecture = cfg.model.architecture and NANO
+    if cfg.data.train is None:
+        with pytest.raises(UserError, match=r"^data\.train: is null: data=math500 has nothing to train on"):
+            run.build(cfg)
+        cfg.data.train = {**cfg.data.tests.in_dist, "split": "train"}
     parts = run.build(cfg)
     assert parts.module.kl_coef == cfg.kl.coef
     assert (parts.module.reference is None) == (cfg.kl.coef == 0)
@@ -63,25 +67,8 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
 
 
 def test_all_groups_are_covered():
-    assert (
-        sorted(
-            [
-                "algo",
-                "kl",
-                "batch",
-                "filter",
-                "model",
-                "data",
-                "reward",
-                "rollout",
-                "teacher",
-                "trainer",
-                "logger",
-                "experiment",
-            ]
-        )
-        == GROUPS
-    )
+    groups = "algo batch data experiment filter kl logger model reward rollout teacher trainer"
+    assert groups.split() == GROUPS
     assert {f.parent.name for f in FILES} == set(GROUPS)
 
 
@@ -94,6 +81,16 @@ def test_dash_and_grpo_bring_their_parts():
     assert differ == {"algo", "batch", "filter"}
     names = {k for k in dash.algo if dash.algo[k] != grpo.algo[k]}
     assert names == {"name"}
+
+
+def test_math500_needs_a_test_file_alone(tmp_path):
+    (rows(tmp_path / "data") / "train.jsonl").unlink()
+    cfg = composed("data=math500", f"data.path={tmp_path}/data")
+    validate(cfg)
+    problems = instantiate(cfg.data.tests.in_dist)
+    assert (len(problems), problems[7].prompt, problems[7].answer) == (80, "1+test7?", "#### 2")
+    assert cfg.reward._target_ == "dash_exp.reward.MathReward"
+    assert cfg.data.tests.out_dist is None
 
 
 def test_every_teacher_is_what_sft_m_asks(tmp_path, tokenizer):

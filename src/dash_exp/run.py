@@ -86,6 +86,12 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
 
 def build(cfg: DictConfig) -> Parts:
     """The parts of a run, from values and callables alone: none of them sees the configuration."""
+    if cfg.data.train is None:
+        raise UserError(
+            "data.train",
+            f"is null: data={cfg.data.name} has nothing to train on",
+            "Choose another data set, or evaluate: python -m dash_exp.evaluate",
+        )
     clock = Clock()
     if not cfg.model.architecture:
         model.check_folder(cfg.model.path)
