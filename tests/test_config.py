@@ -58,11 +58,16 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     if cfg.data.name == "arithmetic":
         cfg.data.train.size = 500  # quicker to make
     cfg.rollout.max_response_tokens = 64  # what the stand-in has room for
+    cfg.teacher.file = str(tmp_path / "traces.jsonl")
     if not cfg.model.path.startswith("/"):
         cfg.model.path = TINY
     if not torch.cuda.is_available():
         cfg.trainer.accelerator = "cpu"
     cfg.model.architecture = cfg.model.architecture and NANO
+    if cfg.data.train is None:
+        with pytest.raises(UserError, match=r"^data\.train: is null: data=math500 has nothing to train on"):
+            run.build(cfg)
+        cfg.data.train = {**cfg.data.tests.in_dist, "split": "train"}
     parts = run.build(cfg)
     assert parts.module.kl_coef(0) == cfg.kl.coef
     assert (parts.module.reference is None) == (cfg.kl.coef == 0)
@@ -70,10 +75,8 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
 
 
 def test_all_groups_are_covered():
-    assert (
-        sorted(["algo", "kl", "batch", "filter", "model", "data", "reward", "rollout", "trainer", "logger", "experiment"])
-        == GROUPS
-    )
+    groups = "algo batch data experiment filter kl logger model reward rollout teacher trainer"
+    assert groups.split() == GROUPS
     assert {f.parent.name for f in FILES} == set(GROUPS)
 
 
@@ -119,6 +122,28 @@ def test_what_others_call_by_these_names():
     assert composed("algo=dr_grpo").algo.denominator.max_tokens == 64
 
 
+def test_math500_needs_a_test_file_alone(tmp_path):
+    (rows(tmp_path / "data") / "train.jsonl").unlink()
+    cfg = composed("data=math500", f"data.path={tmp_path}/data")
+    validate(cfg)
+    problems = instantiate(cfg.data.tests.in_dist)
+    assert (len(problems), problems[7].prompt, problems[7].answer) == (80, "1+test7?", "#### 2")
+    assert cfg.reward._target_ == "dash_exp.reward.MathReward"
+    assert cfg.data.tests.out_dist is None
+
+
+def test_every_teacher_is_what_sft_m_asks(tmp_path, tokenizer):
+    for file in (CONF / "teacher").iterdir():
+        cfg = composed("algo=sft_m", f"teacher={file.stem}", f"teacher.file={tmp_path}/traces.jsonl")
+        validate(cfg)
+        if not cfg.teacher.path.startswith("/"):
+            cfg.teacher.path = TINY
+        sampler = instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=instantiate(cfg.reward))
+        settings = {k: v for k, v in cfg.teacher.items() if k not in ("name", "file")}
+        assert vars(sampler.teacher) == settings
+        assert sampler.traces.path == tmp_path / "traces.jsonl"
+
+
 def test_each_part_can_be_overridden_alone():
     cfg = composed("algo=dash", "filter=none", "batch.sample_prompts=4")
     assert cfg.filter._target_ == "dash_exp.filter.KeepAll"
@@ -142,8 +167,8 @@ BAD = [
     ("filter=zero_variance batch=coupled", "filter.refill_rounds=3: refills a whole outer step, but batch.sample_prompts=2"),
     ("algo=ppo_mini batch=coupled", "reuse the completions of a whole outer step, but batch.sample_prompts=2 cuts it"),
     ("algo=ppo_multi algo.loss.clip_low=0", "algo.loss.clip_low=0: is not a number above 0"),
-    ("algo=sft algo.loss._target_=dash_exp.algo.ppo_clip", "written traces have none"),
-    ("algo=sft kl.coef=0.1 kl.place=reward", "kl.place=reward: needs completions of the policy"),
+    ("algo=sft_h algo.loss._target_=dash_exp.algo.ppo_clip", "written traces have none"),
+    ("algo=sft_h kl.coef=0.1 kl.place=reward", "kl.place=reward: needs completions of the policy"),
     ("kl=adaptive kl.coef=0", "kl.coef=0: can never grow"),
     ("eval.n=-1", "eval.n=-1"),
     ("eval.n=2 eval.k=[1,4]", "eval.k=[1, 4]: pass@4 is not defined with eval.n=2"),

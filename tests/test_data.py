@@ -1,5 +1,6 @@
 import json
 import re
+import zlib
 
 import pytest
 from mbpp_like import TASKS, row
@@ -64,9 +65,42 @@ def test_arithmetic_bare_answers_and_errors():
     assert 0.2 < sum(map(sum, wrong)) / sum(map(len, wrong)) < 0.3
 
 
+def test_merge_steps():
+    trace = "3+4=7 7*2=14 14-5=9 A:9"
+    assert data.merge_steps(trace, [False, False, False]) == trace
+    assert data.merge_steps(trace, [False, True, False]) == "3+4=7 7*2-5=9 A:9"
+    assert data.merge_steps(trace, [True, True, False]) == "3+4*2-5=9 A:9"
+    assert data.merge_steps(trace, [True, False, True]) == "3+4*2=14 14-5=9 A:9"  # the last step stays
+    assert data.merge_steps("A:9", [True, True, True]) == "A:9"
+
+
+def test_arithmetic_solutions_that_skip_steps_are_right_and_of_the_same_problems():
+    spelled_out = data.arithmetic("train", "symbols", 2000)
+    skipping = data.arithmetic("train", "symbols", 2000, skip=0.5)
+    assert [(p.id, p.prompt, p.answer) for p in skipping] == [(p.id, p.prompt, p.answer) for p in spelled_out]
+    for problem in skipping:
+        *steps, last = problem.solution.split()
+        assert last == f"A:{problem.answer}"
+        assert all(value(step.split("=")[0]) == int(step.split("=")[1]) for step in steps)
+    # of the steps that have a next one, half are left out: some 5,000 of them, so 5 standard errors are 0.035
+    could = sum(len(p.solution.split()) - 2 for p in spelled_out)
+    left_out = could - sum(len(p.solution.split()) - 2 for p in skipping)
+    assert abs(left_out / could - 0.5) < 0.035
+    assert data.arithmetic("train", "symbols", 50, skip=1)[0].solution.count("=") == 1
+
+
+def test_the_data_of_the_shipped_base_weights_has_not_changed():
+    shares = {"symbols": 0.75, "words": 0.25}
+    problems = data.arithmetic("train", shares, 600, [3, 6], [0.55, 0.55, 0.1, 0.1], 0.7)
+    rows = [(p.id, p.prompt, p.answer, p.solution) for p in problems]
+    assert zlib.crc32(repr(rows).encode()) == 1955750434  # of commit c66ea79, which made them
+
+
 def test_arithmetic_refuses_what_it_cannot_make():
     with pytest.raises(UserError, match=r"data\.form: is 'roman'"):
         data.arithmetic("test", "roman", 5)
+    with pytest.raises(UserError, match=r"data\.skip=1\.5: is not a share"):
+        data.arithmetic("test", "symbols", 5, skip=1.5)
     with pytest.raises(UserError, match=r"data\.direct: has 2 shares"):
         data.arithmetic("test", "symbols", 5, direct=[0.5, 0.5])
 

@@ -8,7 +8,7 @@ LAYERS = [
     {"errors", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate"},
     {"ops", "metrics"},
     {"algo", "kl", "filter", "batch"},
-    {"reward", "data", "model", "sampler", "sampler.cache", "sampler.hf", "sampler.traces", "logger"},
+    {"reward", "data", "model", "sampler", "sampler.cache", "sampler.hf", "sampler.traces", "sampler.teacher", "logger"},
     {"evaluation"},
     {"rollout", "module"},
     {"record", "progress", "results"},

@@ -83,7 +83,7 @@ def test_arms_start_from_the_same_problems_and_noise(small_run):
 
 
 def test_sft_takes_the_same_path(small_run):
-    _, folder = small_run("sft", "algo=sft", "model=tiny_random", "steps=8")
+    _, folder = small_run("sft", "algo=sft_h", "model=tiny_random", "steps=8")
     rows = read_metrics(folder / "metrics.csv")[1:]
     assert rows[-1]["loss/total"] < rows[0]["loss/total"]  # nats per token of the solutions
     first = json.loads((folder / "completions/step_00001.jsonl").read_text().splitlines()[0])

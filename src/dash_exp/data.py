@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dash_exp.errors import UserError
+from dash_exp.grading import boxed
 from dash_exp.types import Problem
 
 Row = Mapping[str, Any]
@@ -123,15 +124,8 @@ def without(problems: Iterable[Problem], test: Iterable[Problem]) -> list[Proble
 
 def last_boxed(text: str) -> str | None:
     """Content of the last \\boxed{...}, braces matched. `"so \\boxed{\\frac{1}{2}}." -> "\\frac{1}{2}"`."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, begin = 0, start + len("\\boxed{")
-    for i in range(begin, len(text)):
-        if text[i] == "}" and depth == 0:
-            return text[begin:i]
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-    return None
+    found = boxed(text)
+    return found[-1][2] if found else None
 
 
 # --- files and the hub -------------------------------------------------------------------------------------------------
@@ -265,6 +259,7 @@ def arithmetic(
     direct: Sequence[float] = (),
     careless: float = 0.0,
     error_rate: float = 0.25,
+    skip: float = 0.0,
 ) -> list[Problem]:
     """Chains of one-digit numbers, worked from left to right modulo 100: what MATH and GSM8K are, in the small.
 
@@ -272,7 +267,8 @@ def arithmetic(
     both. `operands`: fewest and most numbers in a chain. Solutions are spelled out (`3+4=7 7*2=14 A:14`); `direct` gives for
     each length of chain, shortest first, the share that is bare (`A:14`). A share `careless` of those spelled out has wrong
     results, each step with probability `error_rate`. A base model learns from all of it, as people answer short problems from
-    the head and make mistakes.
+    the head and make mistakes. A share `skip` of the steps is not written down but done in the head together with the next
+    (`3+4*2=14 A:14`), as solutions written by people leave out what seems plain; see `merge_steps`.
 
     The problems depend on the arguments alone, never on the seed of a run.
     """
@@ -286,7 +282,11 @@ def arithmetic(
     chains = len(forms) * sum(10**n * len(OPERATORS) ** (n - 1) for n in range(fewest, most + 1))
     if size > chains // 2:
         raise UserError(f"data.size={size}", f"is too much: there are {chains} such problems", f"Use at most {chains // 2}")
-    rng = np.random.default_rng(zlib.crc32(f"{split} {forms} {size} {fewest} {most} {bare} {careless} {error_rate}".encode()))
+    if not 0 <= skip <= 1:
+        raise UserError(f"data.skip={skip}", "is not a share", "Use a number from 0 to 1")
+    name = f"{split} {forms} {size} {fewest} {most} {bare} {careless} {error_rate}"
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    skip_rng = np.random.default_rng(zlib.crc32(f"{name} skip".encode()))  # of its own: skipping changes no problem
     problems: dict[str, Problem] = {}
     while len(problems) < size:
         numbers = rng.integers(0, 10, size=rng.integers(fewest, most + 1)).tolist()
@@ -295,8 +295,24 @@ def arithmetic(
         answer = _work_out(numbers, signs, 0.0, rng).rpartition("A:")[2]
         spelled_out, careful = rng.random() >= bare[len(numbers) - fewest], rng.random() >= careless
         solution = _work_out(numbers, signs, 0.0 if careful else error_rate, rng) if spelled_out else f"A:{answer}"
+        solution = merge_steps(solution, (skip_rng.random(len(signs)) < skip).tolist())
         problems.setdefault(prompt, Problem(f"arithmetic/{split}/{prompt}", prompt, answer, solution))
     return list(problems.values())
+
+
+def merge_steps(solution: str, skipped: Sequence[bool]) -> str:
+    """The trace with step i written as one with the next where `skipped[i]`; the last step stays. A bare answer has no steps.
+
+    `("3+4=7 7*2=14 14-5=9 A:9", [False, True]) -> "3+4=7 7*2-5=9 A:9"`
+    """
+    *steps, answer = solution.split(" ")
+    written: list[str] = []
+    for i, step in enumerate(steps):
+        if i > 0 and skipped[i - 1]:
+            left, _, result = written.pop().rpartition("=")
+            step = left + step.removeprefix(result)
+        written.append(step)
+    return " ".join([*written, answer])
 
 
 def _draw(shares: Mapping[str, float], rng: np.random.Generator) -> str:

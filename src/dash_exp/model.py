@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,19 @@ def check_folder(path: str, setting: str = "model.path") -> None:
         raise UserError(f"{setting}={path}", "the folder has no config.json", "Give a Transformers model folder")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{setting}={path}", "the folder has no weights (*.safetensors)", "Save the model with save_pretrained")
+
+
+def fingerprint(path: str, setting: str = "model.path") -> str:
+    """Which weights these are: the SHA-256 of a folder's safetensors files, or the commit that a hub name stands for."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return str(_from_hub_or_folder(AutoConfig, path, setting=setting)._commit_hash)
+    check_folder(path, setting)
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _from_hub_or_folder(auto_class: Any, path: str, setting: str = "model.path", **kwargs: Any) -> Any:

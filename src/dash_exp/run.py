@@ -95,6 +95,12 @@ def evaluated(module: PolicyModule) -> dict[str, float | None]:
 
 def build(cfg: DictConfig) -> Parts:
     """The parts of a run, from values and callables alone: none of them sees the configuration."""
+    if cfg.data.train is None:
+        raise UserError(
+            "data.train",
+            f"is null: data={cfg.data.name} has nothing to train on",
+            "Choose another data set, or evaluate: python -m dash_exp.evaluate",
+        )
     clock = Clock()
     if not cfg.model.architecture:
         model.check_folder(cfg.model.path)
@@ -124,7 +130,9 @@ def build(cfg: DictConfig) -> Parts:
         tests={name: problems[: cfg.eval.limit] for name, problems in tests.items()},
         tokenizer=tokenizer,
         sampler=sampler,
-        train_sampler=instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer) if cfg.algo.train_sampler else None,
+        train_sampler=instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
+        if cfg.algo.train_sampler
+        else None,
         reward=reward,
         advantage=instantiate(cfg.algo.advantage),
         keep=instantiate(cfg.filter),

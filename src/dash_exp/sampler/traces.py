@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp.errors import UserError
+from dash_exp.reward import Reward
 from dash_exp.sampler import Sampling
 from dash_exp.types import Completion, Prompt
 
 
 class TraceSampler:
-    """The solution of each problem, tokenised and closed by the end-of-sequence token, as a group of `group_size`."""
+    """The solution of each problem, tokenised and closed by the end-of-sequence token, as a group of `group_size`.
+
+    `reward` is what every sampler of written traces is given; this one hands out solutions whether they are right or not.
+    """
 
     version = None
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, reward: Reward | None = None) -> None:
         self.tokenizer = tokenizer
 
     def load_weights(self, policy: PreTrainedModel, version: int) -> None:
