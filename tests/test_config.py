@@ -42,6 +42,8 @@ def rows(folder: Path) -> Path:
 
 def override(file: Path) -> str:
     group, name = file.parent.as_posix(), file.name.removesuffix(".yaml")
+    if group == "test":
+        return f"+test@data.tests.more={name}"
     return f"{group}='{name}'" if group == "kl" else f"{group}={name}"
 
 
@@ -55,6 +57,8 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     validate(cfg)
     for key in {"path", "gsm8k_path"} & set(cfg.data):
         cfg.data[key] = str(path)
+    if "path" in cfg.data.tests.get("more", {}):
+        cfg.data.tests.more.path = str(path)
     if cfg.data.name == "arithmetic":
         cfg.data.train.size = 500  # quicker to make
     cfg.rollout.max_response_tokens = 64  # what the stand-in has room for
@@ -69,13 +73,14 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
             run.build(cfg)
         cfg.data.train = {**cfg.data.tests.in_dist, "split": "train"}
     parts = run.build(cfg)
+    assert list(parts.data.test_prompts) == [name for name, test in cfg.data.tests.items() if test is not None]
     assert parts.module.kl_coef(0) == cfg.kl.coef
     assert (parts.module.reference is None) == (cfg.kl.coef == 0)
     assert instantiate(cfg.trainer, logger=False).max_epochs == cfg.steps
 
 
 def test_all_groups_are_covered():
-    groups = "algo batch data experiment filter kl logger model reward rollout teacher trainer"
+    groups = "algo batch data experiment filter kl logger model reward rollout teacher test trainer"
     assert groups.split() == GROUPS
     assert {f.parent.name for f in FILES} == set(GROUPS)
 

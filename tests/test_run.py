@@ -37,7 +37,8 @@ def test_what_a_run_leaves(small_run):
     rows = read_metrics(folder / "metrics.csv")
     assert [r["step"] for r in rows] == [0, 1, 2, 3]
     assert [r["accuracy/in_dist"] is not None for r in rows] == [True, False, True, True]
-    assert set(METRICS) == set(rows[0])
+    measured = ["length/mean_tokens", "length/truncated_fraction"]
+    assert set(rows[0]) == {*METRICS, *(f"eval/{test}/{name}" for test in ("in_dist", "out_dist") for name in measured)}
     assert sum(r["tokens/sampled"] or 0 for r in rows) == result["tokens/sampled"]
     phases = sum(result[f"time/{p}_s"] for p in ("sample", "score", "update", "sync", "eval"))
     assert 0 < phases <= result["time/total_s"]
@@ -110,3 +111,26 @@ def test_the_policy_learns(tmp_path):
     rows = read_metrics(tmp_path / "metrics.csv")[1:]
     first, last = (sum(r["reward/mean"] for r in part) / 4 for part in (rows[:4], rows[-4:]))
     assert last > first + 0.05
+
+
+def test_several_test_sets_pass_at_k_and_a_summed_reward(small_run):
+    """What `eval.n`, `+test@data.tests.NAME` and `reward.parts` add to the record, under their names."""
+    format_ = ["+reward.parts.format._target_=dash_exp.reward.FormatReward", "+reward.parts.format.pattern='.* A:[0-9]+'"]
+    exact = ["+reward.parts.exact._target_=dash_exp.reward.ExactReward", "+reward.parts.exact.pattern='A:(\\S+)'"]
+    total = ["reward._target_=dash_exp.reward.SumReward", "~reward.pattern", "+reward.correct=exact"]
+    weights = ["+reward.weights.exact=1.0", "+reward.weights.format=0.5"]
+    long = ["+test@data.tests.long=arithmetic", "data.tests.long.operands=[7,8]", "data.tests.long.size=8"]
+    result, folder = small_run("run", "eval.n=4", "eval.k=[1,4]", "eval.every=2", *exact, *format_, *total, *weights, *long)
+    rows = read_metrics(folder / "metrics.csv")
+    assert rows[-1]["reward/mean"] == pytest.approx(rows[-1]["reward/exact"] + 0.5 * rows[-1]["reward/format"])
+    assert 0 < rows[-1]["reward/exact"] < rows[-1]["reward/format"] <= 1  # wrong answers have the form as well
+    for test, problems in (("in_dist", 16), ("out_dist", 16), ("long", 8)):
+        for when in ("base", "final"):
+            assert (result[f"accuracy/{test}/{when}"] * problems).is_integer()  # counts right answers, not sums of 1.5
+            one, four = result[f"eval/{test}/pass@1/{when}"], result[f"eval/{test}/pass@4/{when}"]
+            assert one == result[f"eval/{test}/avg@4/{when}"] <= four <= 1
+        assert rows[-1][f"eval/{test}/pass@4"] == result[f"eval/{test}/pass@4/final"]
+        assert rows[1][f"eval/{test}/pass@4"] is None
+    assert result["accuracy/in_dist/base"] > 0
+    first = json.loads((folder / "completions" / "step_00001.jsonl").read_text().splitlines()[0])
+    assert first["reward"] == first["reward/exact"] + 0.5 * first["reward/format"]

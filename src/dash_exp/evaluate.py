@@ -38,10 +38,9 @@ from dash_exp.errors import UserError
 from dash_exp.validate import validate
 
 if TYPE_CHECKING:  # they bring torch, which is loaded when the command has been found good
-    from transformers import PreTrainedTokenizerBase
 
     from dash_exp.evaluation import Evaluation, Evaluator
-    from dash_exp.types import Problem, Prompt
+    from dash_exp.types import Prompt
 
 CHECKPOINTS = ("last", "best", "base")
 # What the choice of a group on the command line replaces of a run's settings; data brings its reward.
@@ -306,6 +305,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
 
     from dash_exp import model
     from dash_exp.evaluation import Evaluator
+    from dash_exp.rollout import tokenized
     from dash_exp.sampler import Sampling
 
     device = "cpu"
@@ -322,8 +322,11 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
     sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
     max_tokens = cfg.rollout.max_response_tokens
-    room = model.context_length(policy) - max_tokens
-    tests = {name: tokenized(test[: cfg.eval.limit], tokenizer, room, name) for name, test in problems.items()}
+    context = model.context_length(policy)
+    tests = {
+        name: tokenized(test[: cfg.eval.limit], tokenizer, context, max_tokens, f"data.tests.{name}")
+        for name, test in problems.items()
+    }
     evaluator = Evaluator(
         sampler=sampler,
         reward=reward,
@@ -335,23 +338,6 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
         seed=cfg.seed,
     )
     return tests, evaluator
-
-
-def tokenized(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, room: int, name: str) -> list[Prompt]:
-    """Every problem with its token ids. A prompt of more than `room` tokens is refused: a test set is never cut."""
-    from dash_exp.types import Prompt
-
-    prompts = [
-        Prompt(p, tuple(ids)) for p, ids in zip(problems, tokenizer([p.prompt for p in problems]).input_ids, strict=True)
-    ]
-    longest = max(prompts, key=lambda p: len(p.ids))
-    if len(longest.ids) > room:
-        raise UserError(
-            f"data.tests.{name}, problem {longest.problem.id}",
-            f"its prompt of {len(longest.ids)} tokens leaves too little of the model's context for a completion",
-            "Lower rollout.max_response_tokens",
-        )
-    return prompts
 
 
 def per_problem(done: Evaluation) -> list[dict[str, Any]]:

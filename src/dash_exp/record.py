@@ -124,6 +124,7 @@ def completions_of(rollouts: list[Rollouts]) -> Iterator[dict[str, Any]]:
                 "completion": text,
                 "answer": problem.answer,
                 "reward": rewards[i],
+                **{f"reward/{name}": values[i] for name, values in call.components.items()},
                 "advantage": round(advantages[i], 6),
                 "kept": keep[i],
                 "policy_version": call.policy_version,

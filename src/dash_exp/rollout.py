@@ -98,8 +98,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.evaluator = Evaluator(sampler, reward, tokenizer, greedy, eval_n, tuple(eval_k), eval_sampling, seed)
         self.eval_timeouts = 0
         self.eval_errors = 0
-        room = context - sampling.max_tokens
-        self.train_prompts = self._tokenize(train, room, max_prompt_tokens, "data.train")
+        self.train_prompts = tokenized(train, tokenizer, context, sampling.max_tokens, "data.train", max_prompt_tokens)
         if len(self.train_prompts) < prompts:
             raise UserError(
                 f"batch.prompts={prompts}",
@@ -107,7 +106,9 @@ class RolloutDataModule(L.LightningDataModule):
                 "Lower it, or give more problems",
             )
         # A test set is never cut by length: its accuracy would be another one.
-        self.test_prompts = {name: self._tokenize(test, room, None, f"data.tests.{name}") for name, test in tests.items()}
+        self.test_prompts = {
+            name: tokenized(test, tokenizer, context, sampling.max_tokens, f"data.tests.{name}") for name, test in tests.items()
+        }
 
     @property
     def sampling_calls(self) -> int:
@@ -208,24 +209,37 @@ class RolloutDataModule(L.LightningDataModule):
     def _texts(self, completions: Sequence[Completion]) -> list[str]:
         return self.tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
 
-    def _tokenize(self, problems: Sequence[Problem], room: int, limit: int | None, where: str) -> list[Prompt]:
-        if not problems:
-            raise UserError(where, "has no problem left, test problems taken out", "Give problems that are not in the tests")
-        ids = self.tokenizer([p.prompt for p in problems]).input_ids
-        prompts = [Prompt(p, tuple(i)) for p, i in zip(problems, ids, strict=True)]
-        kept = [p for p in prompts if limit is None or len(p.ids) <= limit]
-        longest = max(kept, key=lambda p: len(p.ids), default=None)
-        if longest is None:
-            raise UserError(f"data.max_prompt_tokens={limit}", f"leaves no problem of {where}", "Raise it")
-        if len(longest.ids) > room:
-            raise UserError(
-                f"{where}, problem {longest.problem.id}",
-                f"its prompt of {len(longest.ids)} tokens and a completion of up to {self.sampling.max_tokens} do not fit "
-                f"the model's context of {room + self.sampling.max_tokens} tokens",
-                "Lower rollout.max_response_tokens"
-                + (f", or leave longer problems out with data.max_prompt_tokens={room}" if room > 0 else ""),
-            )
-        return kept
+
+def tokenized(
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    max_tokens: int,
+    where: str,
+    limit: int | None = None,
+) -> list[Prompt]:
+    """The problems with their token ids, those of more than `limit` tokens left out.
+
+    Raises UserError where nothing is left, and where a prompt and a completion of `max_tokens` exceed the model's `context`.
+    """
+    if not problems:
+        raise UserError(where, "has no problem left, test problems taken out", "Give problems that are not in the tests")
+    ids = tokenizer([p.prompt for p in problems]).input_ids
+    prompts = [Prompt(p, tuple(i)) for p, i in zip(problems, ids, strict=True)]
+    kept = [p for p in prompts if limit is None or len(p.ids) <= limit]
+    longest = max(kept, key=lambda p: len(p.ids), default=None)
+    if longest is None:
+        raise UserError(f"data.max_prompt_tokens={limit}", f"leaves no problem of {where}", "Raise it")
+    room = context - max_tokens
+    if len(longest.ids) > room:
+        raise UserError(
+            f"{where}, problem {longest.problem.id}",
+            f"its prompt of {len(longest.ids)} tokens and a completion of up to {max_tokens} do not fit "
+            f"the model's context of {context} tokens",
+            "Lower rollout.max_response_tokens"
+            + (f", or leave longer problems out with data.max_prompt_tokens={room}" if room > 0 else ""),
+        )
+    return kept
 
 
 def _truncated(completions: Sequence[Completion]) -> Tensor:
