@@ -52,7 +52,11 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     """What needs the network gets a local stand-in of the same kind; everything else is built as it stands."""
     overrides = [override(file)]
     path = rows(tmp_path / "data")
-    must_be_given = {"jsonl": [f"data.path={path}"], "reward_model": [f"reward.path={save_scorer(tmp_path / 'scorer')}"]}
+    must_be_given = {
+        "jsonl": [f"data.path={path}"],
+        "reward_model": [f"reward.path={save_scorer(tmp_path / 'scorer')}"],
+        "code": ["data=mbpp"],
+    }
     cfg = composed(*overrides, *must_be_given.get(file.stem, []))
     validate(cfg)
     for key in {"path", "gsm8k_path"} & set(cfg.data):
@@ -179,6 +183,7 @@ BAD = [
     ("eval.n=2 eval.k=[1,4]", "eval.k=[1, 4]: pass@4 is not defined with eval.n=2"),
     ("eval.k=1", "eval.k=1: is no list. Write eval.k=[1,8]"),
     ("eval.top_p=1.5", "eval.top_p=1.5: is more than 1"),
+    ("teacher.tries=0", "teacher.tries=0"),
     ("rollout.truncated=drop", "rollout.truncated=drop: is not known. Use one of score, mask, penalize"),
     ("steps=0", "steps=0: is not a whole number of at least 1"),
     ("steps=2.5", "steps=2.5"),

@@ -17,6 +17,7 @@ from dash_exp.reward import (
     ModelReward,
     Scores,
     SumReward,
+    check_problems,
     correct,
     program_of,
 )
@@ -140,6 +141,14 @@ def test_code_is_graded_in_order_and_failures_are_counted_apart():
     scores = reward([DOUBLE] * 6 + [broken], texts)
     assert scores.rewards == [1, 1, 0, 0, 0, 0, 0]
     assert (scores.timeouts, scores.errors) == (1, 1)
+
+
+def test_problems_without_tests_are_refused_before_anything_runs():
+    reward = CodeReward(isolation="process")
+    check_problems(reward, [DOUBLE])
+    check_problems(ExactReward(None), [problem("7")])
+    with pytest.raises(UserError, match=r"^problem p: has no tests for its program"):
+        check_problems(SumReward({"code": reward}, {"code": 1.0}, "code"), [DOUBLE, problem("7")])
 
 
 def test_code_without_bubblewrap_is_refused_before_anything_runs(monkeypatch, tmp_path):

@@ -222,3 +222,21 @@ def test_the_kl_penalty_is_taken_off_before_the_advantages(policy, tokenizer):
     assert rollouts.rewards_PG[0].tolist() == [1, 0, 0]
     torch.testing.assert_close(rollouts.advantages_PG[0], torch.tensor([1.0, -0.1, -0.2]) - 0.7 / 3)
     assert rollouts.kl_nats == 6.0  # (0 + 1 + 2) / 2 in each of 4 groups
+
+
+def test_a_filter_by_rewards_sees_what_was_graded(policy, tokenizer):
+    """The KL differs from one completion to the next, but a group whose answers are all wrong has no signal."""
+    sampler = Scripted(tokenizer, lambda problem, i: "wrong")
+    nats = torch.arange(12.0)
+    data = module(
+        policy,
+        tokenizer,
+        sampler=sampler,
+        reward=exact,
+        keep=filters.ZeroVariance(0),
+        kl_penalty=lambda prompts, completions: (nats, nats),
+        kl_coef=kl.Constant(0.1, 5),
+    )
+    rollouts = data.rollouts(data.problems_of_step(0), 0)
+    assert rollouts.advantages_PG.abs().max() > 0
+    assert not rollouts.keep_PG.any()

@@ -38,7 +38,6 @@ from dash_exp.errors import UserError
 from dash_exp.validate import validate
 
 if TYPE_CHECKING:  # they bring torch, which is loaded when the command has been found good
-
     from dash_exp.evaluation import Evaluation, Evaluator
     from dash_exp.types import Prompt
 
@@ -305,6 +304,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
 
     from dash_exp import model
     from dash_exp.evaluation import Evaluator
+    from dash_exp.reward import check_problems
     from dash_exp.rollout import tokenized
     from dash_exp.sampler import Sampling
 
@@ -317,6 +317,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     tokenizer = model.load_tokenizer(cfg.model.tokenizer)
     problems = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
     reward = instantiate(cfg.reward)
+    check_problems(reward, [p for test in problems.values() for p in test])
     policy = model.load_policy(cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation)
     torch.nn.Module.to(policy, device)
     compute_dtype = getattr(torch, cfg.model.compute_dtype)

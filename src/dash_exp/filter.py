@@ -1,6 +1,7 @@
 """Which completions enter the gradient: (rewards, advantages) -> keep mask, all (P, G), before any forward pass.
 
-A dropped completion gives neither a policy gradient nor a KL term in the loss.
+Rewards are those that were graded; penalties for truncation or KL are in the advantages alone. A dropped completion gives
+neither a policy gradient nor a KL term in the loss.
 """
 
 from __future__ import annotations

@@ -178,9 +178,9 @@ class PolicyModule(L.LightningModule):
             sums.has_ratio = True
             sums.ratio += (log_ratio_BT.exp() * mask_BT).sum()
             sums.ratio_k3 += (torch.expm1(log_ratio_BT) - log_ratio_BT).sum()  # 0 where masked
-            sums.max_log_ratio = torch.maximum(torch.as_tensor(sums.max_log_ratio), log_ratio_BT.abs().max())
+            sums.max_log_ratio = log_ratio_BT.abs().max().clamp(min=sums.max_log_ratio)
         if clipped_BT is not None:
-            sums.clipped = (sums.clipped or 0) + (clipped_BT * mask_BT).sum()
+            sums.clipped = (0.0 if sums.clipped is None else sums.clipped) + (clipped_BT * mask_BT).sum()
 
     def _optimizer_step(self) -> None:
         """Divide the summed gradient by the step's denominator, clip it and step."""

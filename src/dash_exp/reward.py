@@ -44,8 +44,9 @@ class Scores:
 
 
 class Reward(Protocol):
-    """A reward is a callable. Four attributes are optional:
+    """A reward is a callable. Five attributes are optional:
 
+    `needs_tests`, whether problems must have `tests`;
     `components`, the names of those in its `Scores`;
     `correct`, the one of them in which 1 means a correct completion, where that is not the reward itself;
     `answers(texts)`, the answer that stands in each completion, equal ones spelled alike, None without one;
@@ -54,6 +55,16 @@ class Reward(Protocol):
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         """Grade `texts[i]` as a completion of `problems[i]`."""
+
+
+def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:
+    """Raise UserError for a problem that this reward cannot grade."""
+    if getattr(reward, "needs_tests", False):
+        for problem in problems:
+            if not problem.tests:
+                raise UserError(
+                    f"problem {problem.id}", "has no tests for its program", "Use reward=code with data=mbpp or mbpp_plus alone"
+                )
 
 
 def correct(scores: Scores, reward: Reward) -> list[bool]:
@@ -150,6 +161,8 @@ class CodeReward:
     a sandbox that failed, or tests that cannot be run, as an error. `workers` programs are graded at a time. UserError where
     this machine cannot isolate programs in the way that `isolation` names.
     """
+
+    needs_tests = True
 
     def __init__(
         self,
@@ -312,6 +325,7 @@ class SumReward:
             raise UserError(f"reward.correct={correct}", "is no part of the sum", f"Name the part that decides: {names}")
         self.components = [*self.parts]
         self.components += [f"{name}/{inner}" for name, part in self.parts.items() for inner in getattr(part, "components", ())]
+        self.needs_tests = any(getattr(part, "needs_tests", False) for part in self.parts.values())
         decides = self.parts[correct]
         inner = getattr(decides, "correct", None)
         self.correct = f"{correct}/{inner}" if inner else correct

@@ -159,7 +159,7 @@ class RolloutDataModule(L.LightningDataModule):
             rewards_PG = tensor(scores.rewards).view(len(prompts), self.group_size)
             effective_PG, kl_nats = self._effective(rewards_PG, of_completion, completions, step)
             advantages_PG = self.advantage(effective_PG)
-            keep_PG = self.keep(effective_PG, advantages_PG)
+            keep_PG = self.keep(rewards_PG, advantages_PG)
             if self.keep.recompute_advantages:
                 kept_PG = effective_PG[keep_PG].view(len(prompts), -1)
                 advantages_PG[keep_PG] = self.advantage(kept_PG).flatten()

@@ -23,6 +23,7 @@ from dash_exp.module import PolicyModule
 from dash_exp.progress import Progress
 from dash_exp.record import RunRecord
 from dash_exp.results import plot_curves, result_table, write_result
+from dash_exp.reward import check_problems
 from dash_exp.rollout import RolloutDataModule, Truncated
 from dash_exp.sampler import Sampling
 
@@ -108,6 +109,7 @@ def build(cfg: DictConfig) -> Parts:
     tests = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
     train = data.without(instantiate(cfg.data.train), [p for problems in tests.values() for p in problems])
     reward = instantiate(cfg.reward)
+    check_problems(reward, [*train, *(p for problems in tests.values() for p in problems)])
     policy = model.load_policy(
         cfg.model.path,
         cfg.model.dtype,
