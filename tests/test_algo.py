@@ -31,6 +31,10 @@ def test_raw_is_the_reward_and_constant_ignores_it():
     assert algo.constant(torch.tensor([[0.0, 5.0]])).tolist() == [[1, 1]]
 
 
+def test_right_is_one_from_the_least_on():
+    assert algo.right(torch.tensor([[0.0, 0.1, 1.0, 1.1, -1.0]])).tolist() == [[0, 0, 1, 1, 0]]
+
+
 def test_policy_gradient_by_hand():
     """A softmax over two tokens with probabilities 1/4 and 3/4; the first was sampled, A = 2.
 

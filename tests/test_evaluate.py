@@ -125,6 +125,16 @@ def test_references_of_a_run_follow_its_changes(trained):
     assert configured(trained, "data=arithmetic", "data.tests.in_dist.size=8").data.tests.in_dist.size == 8
 
 
+def test_a_further_test_set_for_a_run(trained):
+    cfg = configured(trained, "+test@data.tests.long=arithmetic", "data.tests.long.operands=[7,8]")
+    assert list(cfg.data.tests) == ["in_dist", "out_dist", "long"]
+    assert list(cfg.data.tests.long.operands) == [7, 8]
+    with pytest.raises(UserError, match=r"^algo=grpo: has no part in evaluation"):
+        configured(trained, "algo=grpo")
+    with pytest.raises(UserError, match=r"^eval\.n=8: is a setting of training. Write n=8"):
+        configured(trained, "eval.n=8")
+
+
 def test_a_cell_of_a_sweep(trained):
     """Its folder is named by its overrides."""
     cell = trained.rename(trained.with_name("algo=dash,kl.coef=0.04"))

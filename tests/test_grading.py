@@ -163,6 +163,9 @@ RIGHT = [
 ]
 
 WRONG = [
+    ("23", r"\boxed{2*3}"),
+    ("12", r"\boxed{1 2}"),
+    ("3 1/2", r"\boxed{31/2}"),
     (r"1\frac{4}{5}", r"\boxed{\frac{4}{5}}"),
     (r"\frac{1}{3}", r"\boxed{0.333}"),
     (r"\frac{1}{3}", r"\boxed{0.33}"),

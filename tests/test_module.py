@@ -279,7 +279,7 @@ def test_completions_of_another_version_are_refused(tokenizer, tmp_path):
 
 def test_a_ppo_step_with_ratio_one_is_the_policy_gradient_step(tokenizer, tmp_path):
     """The first step after sampling: pi is pi_old up to the rounding between decoding and training."""
-    for loss in (algo.ppo_clip, algo.cispo, partial(algo.gspo, clip_low=0.2, clip_high=0.2)):
+    for loss in (algo.ppo_clip, algo.cispo, algo.gspo):
         ppo, _, before = one_run(tokenizer, tmp_path, loss=loss, coef=0.1)
         plain, _, _ = one_run(tokenizer, tmp_path, coef=0.1)
         assert ppo.row["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
@@ -355,3 +355,14 @@ def test_an_adaptive_coefficient_sees_the_kl_of_each_step(tokenizer, tmp_path):
     adaptive = partial(kl.Adaptive, target=1e-9, rate=0.5)
     one_run(tokenizer, tmp_path, coef=0.4, schedule=adaptive, steps=3, optimizer=SLOW)
     assert [r["kl/coef"] for r in read_metrics(tmp_path / "metrics.csv")] == pytest.approx([0.4, 0.44, 0.484])
+
+
+def test_mean_advantages_before_and_after_a_filter_that_computes_them_anew(tokenizer, tmp_path):
+    """Rewards 1 0 0 0 in every group: |A| is 3/4 and 1/4 of 2; PODS keeps the 1 and one 0, whose |A| is 1/2 of sqrt 2."""
+
+    def one_of_four(problems, texts):
+        return Scores([float(i % 4 == 0) for i in range(len(texts))])
+
+    module, _, _ = one_run(tokenizer, tmp_path, keep=filters.PODS(2), reward=one_of_four)
+    assert module.row["advantage/abs_mean"] == pytest.approx(0.375 / 0.5001)
+    assert module.row["advantage/kept_abs_mean"] == pytest.approx(0.5 / (0.5**0.5 + 1e-4))

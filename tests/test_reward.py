@@ -143,12 +143,23 @@ def test_code_is_graded_in_order_and_failures_are_counted_apart():
     assert (scores.timeouts, scores.errors) == (1, 1)
 
 
-def test_problems_without_tests_are_refused_before_anything_runs():
-    reward = CodeReward(isolation="process")
-    check_problems(reward, [DOUBLE])
-    check_problems(ExactReward(None), [problem("7")])
+def test_problems_that_a_reward_cannot_grade_are_refused_before_anything_runs():
+    code, exact = CodeReward(isolation="process"), ExactReward(None)
+    check_problems(code, [DOUBLE])
+    check_problems(exact, [problem("7")])
+    check_problems(FormatReward(".*"), [DOUBLE, problem("7")])
     with pytest.raises(UserError, match=r"^problem p: has no tests for its program"):
-        check_problems(SumReward({"code": reward}, {"code": 1.0}, "code"), [DOUBLE, problem("7")])
+        check_problems(SumReward({"code": code}, {"code": 1.0}, "code"), [DOUBLE, problem("7")])
+    for reads in (exact, MathReward()):
+        with pytest.raises(UserError, match=r"^problem d: asks for a program, and the reward reads an answer"):
+            check_problems(reads, [problem("7"), DOUBLE])
+    with pytest.raises(UserError, match="rewards of programs and of answers"):
+        SumReward({"code": code, "exact": exact}, {"code": 1.0, "exact": 1.0}, "code")
+
+
+def test_a_part_of_a_sum_must_not_hide_the_sum():
+    with pytest.raises(UserError, match=r"^reward\.parts\.mean"):
+        SumReward({"mean": ExactReward(None)}, {"mean": 1.0}, "mean")
 
 
 def test_code_without_bubblewrap_is_refused_before_anything_runs(monkeypatch, tmp_path):

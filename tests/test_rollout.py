@@ -201,7 +201,7 @@ def test_no_refill_where_every_group_has_a_signal(policy, tokenizer):
 # --- KL in the reward ---------------------------------------------------------------------------------------------------
 
 
-def test_the_kl_penalty_is_taken_off_before_the_advantages(policy, tokenizer):
+def test_the_kl_penalty_is_taken_off_with_a_baseline_of_its_own(policy, tokenizer):
     sampler = Scripted(tokenizer, lambda problem, i: "right" if i == 0 else "wrong")
 
     def penalty(prompts, completions):
@@ -220,7 +220,8 @@ def test_the_kl_penalty_is_taken_off_before_the_advantages(policy, tokenizer):
     )
     rollouts = data.rollouts(data.problems_of_step(0), 0)
     assert rollouts.rewards_PG[0].tolist() == [1, 0, 0]
-    torch.testing.assert_close(rollouts.advantages_PG[0], torch.tensor([1.0, -0.1, -0.2]) - 0.7 / 3)
+    # rewards 1 0 0 less their mean; penalties 0, 0.1, 0.2 less the mean of the others: -0.15, 0, 0.15
+    torch.testing.assert_close(rollouts.advantages_PG[0], torch.tensor([2 / 3 + 0.15, -1 / 3, -1 / 3 - 0.15]))
     assert rollouts.kl_nats == 6.0  # (0 + 1 + 2) / 2 in each of 4 groups
 
 
@@ -240,3 +241,21 @@ def test_a_filter_by_rewards_sees_what_was_graded(policy, tokenizer):
     rollouts = data.rollouts(data.problems_of_step(0), 0)
     assert rollouts.advantages_PG.abs().max() > 0
     assert not rollouts.keep_PG.any()
+
+
+@pytest.mark.parametrize("coef", [0.001, 0.1])
+def test_the_coefficient_counts_where_rewards_are_equal(policy, tokenizer, coef):
+    """Dividing by the standard deviation of the rewards must not touch the KL: it would cancel the coefficient."""
+    nats = torch.arange(12.0) % 3
+    data = module(
+        policy,
+        tokenizer,
+        sampler=Scripted(tokenizer, lambda problem, i: "wrong"),
+        reward=exact,
+        advantage=algo.group_normalized,
+        kl_penalty=lambda prompts, completions: (nats, nats),
+        kl_coef=kl.Constant(coef, 5),
+    )
+    rollouts = data.rollouts(data.problems_of_step(0), 0)
+    torch.testing.assert_close(rollouts.advantages_PG, coef * torch.tensor([[1.5, 0.0, -1.5]] * 4))
+    assert bool(rollouts.keep_PG.any()) == (coef == 0.1)  # |A| of 0.0015 is below the filter's 0.1

@@ -46,6 +46,11 @@ def raw(rewards_PG: Tensor) -> Tensor:
     return rewards_PG.clone()
 
 
+def right(rewards_PG: Tensor, least: float = 1.0) -> Tensor:
+    """A = 1 where the reward is at least `least`, 0 elsewhere: fine-tuning on what was found right (rejection sampling)."""
+    return (rewards_PG >= least).float()
+
+
 def constant(rewards_PG: Tensor) -> Tensor:
     """A = 1, whatever the reward: with it the policy-gradient loss is the negative log-likelihood, i.e. SFT."""
     return torch.ones_like(rewards_PG)

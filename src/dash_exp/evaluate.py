@@ -117,6 +117,8 @@ def parse(arguments: Sequence[str]) -> Command:
 def configuration(command: Command) -> DictConfig:
     """The settings of train.py by which the target is evaluated; `model.path` is the target's. Checked, nothing loaded."""
     for override in command.overrides:
+        if override.startswith(("eval.n=", "eval.k=", "eval.temperature=", "eval.top_p=")):
+            raise UserError(override, "is a setting of training", f"Write {override.removeprefix('eval.')}")
         if override.startswith(("model.path=", "model.architecture=")):
             raise UserError(override, f"{command.target} is what is evaluated", "Leave it out, or name another model first")
     target = Path(command.target).expanduser()
@@ -142,10 +144,15 @@ def output(command: Command) -> Path:
     path = Path(command.out).expanduser() if command.out else (target if _is_run(target) else Path()) / "evaluation.json"
     if path.suffix != ".json":
         raise UserError(f"out={command.out}", "is not the name of a .json file", "Write out=FILE.json")
-    for file in (path, path.with_suffix(".jsonl")):
+    for file in (path, path.with_suffix(".jsonl"), picture(path)):
         if file.exists():
             raise UserError(str(file), "is there already", "Remove it, or write out=OTHER.json")
     return path
+
+
+def picture(out: Path) -> Path:
+    """Where the curve of pass@k goes."""
+    return out.with_name("pass_at_k.png" if out.stem == "evaluation" else f"{out.stem}-pass_at_k.png")
 
 
 def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
@@ -174,6 +181,11 @@ def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
                 f"Choose the data set as well: data={OmegaConf.select(cfg, 'data.name')}",
             )
     chosen = _composed([str(o.input_line) for o in groups])
+    for group in groups:
+        if group.key_or_group == "test":  # +test@data.tests.NAME=OPTION
+            OmegaConf.update(cfg, str(group.package), OmegaConf.select(chosen, str(group.package)), force_add=True)
+        elif group.key_or_group not in SECTIONS:
+            raise UserError(str(group.input_line), "has no part in evaluation", "Leave it out")
     for section in [s for group in groups for s in SECTIONS.get(group.key_or_group, ())]:
         cfg[section] = OmegaConf.to_container(chosen[section])
     OmegaConf.set_struct(cfg, True)
@@ -292,8 +304,7 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
         if hasattr(evaluator.reward, "close"):
             evaluator.reward.close()
     if len(command.k) > 1:
-        picture = "pass_at_k.png" if out.stem == "evaluation" else f"{out.stem}-pass_at_k.png"
-        plot_pass_at_k(result["tests"], command.k, out.with_name(picture))
+        plot_pass_at_k(result["tests"], command.k, picture(out))
     print(f"results {out}, completions {rows}", flush=True)
     return result
 

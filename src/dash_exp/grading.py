@@ -187,7 +187,14 @@ def _prose(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """An answer without its dress: `"\\textbf{(C)}" -> "c"`, `"6:00 \\text{ PM}" -> "6:00pm"`."""
+    """An answer without its dress: `"\\textbf{(C)}" -> "C"`, `"6:00 \\text{ PM}" -> "6:00 pm"`, `"1 2"` stays two numbers.
+
+    Case counts where it may tell symbols apart, that is unless there are words.
+    """
     bare = TEXT_COMMAND.sub(r"\1", text)
-    bare = re.sub(r"\\[!,;: ]|[\s$*]", "", bare).rstrip(".").lower()
-    return bare[1:-1] if re.fullmatch(r"\([a-z]\)", bare) else bare
+    bare = re.sub(r"\\[!,;:]|\$", "", bare).replace("\\ ", " ").strip(" \n\t*").rstrip(".")
+    bare = re.sub(r"\s+", " ", bare)
+    bare = re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", bare)  # what is left keeps two words or numbers apart
+    if WORD.search(bare):
+        bare = bare.lower()
+    return bare[1:-1] if re.fullmatch(r"\([A-Za-z]\)", bare) else bare

@@ -5,11 +5,11 @@ Each docstring says what the *value* estimates, and what the *gradient* estimate
 tokens x sampled from the policy pi:
 
 - `place: loss`: the estimator is differentiated, E_x[grad k(x)];
-- `place: reward`: it is subtracted from the reward and reaches the policy by the policy gradient, E_x[k(x) grad log pi(x)].
+- `place: reward`: it is a cost of the completion and reaches the policy by the policy gradient, E_x[k(x) grad log pi(x)].
 
 In the loss each token counts given the tokens before it, as if they were not of the policy's making; in the reward the sum
-over the completion counts, so there k1 gives the gradient of the KL between whole completions. Schulman, "Approximating KL
-divergence" (2020).
+over the completion counts, so there k1 gives the gradient of the KL between whole completions (with a token weight of 1;
+`ops.sequence_mean` divides it by the length, as it does the reward's). Schulman, "Approximating KL divergence" (2020).
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ class Adaptive(Schedule):
 
 
 class RewardPenalty:
-    """The estimator summed over the tokens of each completion, for `place: reward`.
+    """The estimator summed over the tokens of each completion, for `place: reward`. Its baseline is the mean of the others of
+    the group (see `rollout`).
 
     It needs the reference's log-probabilities of *every* completion before advantages and filter, so filtering saves no forward
     pass of the reference here. The policy's log-probabilities are those that the sampler kept.

@@ -57,10 +57,10 @@ METRICS: dict[str, Metric] = {
     "tokens/trained": Metric("tokens", "prompt and completion tokens that went through the policy's backward pass"),
     "policy/version": Metric("optimizer steps", "behind the weights at the end of this outer step"),
     "time/sample_s": Metric("s", "sampling"),
-    "time/score_s": Metric("s", "grading, advantages and filter"),
+    "time/score_s": Metric("s", "grading, advantages and filter; the reference with kl.place=reward"),
     "time/update_s": Metric("s", "forward, backward and optimizer"),
     "time/sync_s": Metric("s", "handing the new weights to the sampler"),
-    "time/eval_s": Metric("s", "greedy evaluation"),
+    "time/eval_s": Metric("s", "evaluation: greedy, and eval.n sampled completions"),
     "time/elapsed_s": Metric("s", "since training began, evaluation excluded"),
 }
 

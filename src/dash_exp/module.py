@@ -269,15 +269,16 @@ class PolicyModule(L.LightningModule):
         """What the completions of this outer step say, each a mean over all that were sampled."""
         counts, rollouts = self._sums.counts, self._sums.rollouts
         rewards_PG = torch.cat([r.rewards_PG for r in rollouts])
-        size_PG = torch.cat([r.advantages_PG for r in rollouts]).abs()
+        before_PG = torch.cat([r.before_filter_PG for r in rollouts])
+        advantages_PG = torch.cat([r.advantages_PG for r in rollouts])
         keep_PG = torch.cat([r.keep_PG for r in rollouts])
         completions = [c for r in rollouts for c in r.completions]
         nll = [-sum(c.logprobs) for c in completions if c.logprobs is not None]
         return {
             "reward/mean": float(rewards_PG.mean()),
             **{f"reward/{n}": _mean([v for r in rollouts for v in r.components[n]]) for n in rollouts[0].components},
-            "advantage/abs_mean": float(size_PG.mean()),
-            "advantage/kept_abs_mean": float(size_PG[keep_PG].mean()) if keep_PG.any() else None,
+            "advantage/abs_mean": float(before_PG.abs().mean()),
+            "advantage/kept_abs_mean": float(advantages_PG[keep_PG].abs().mean()) if keep_PG.any() else None,
             "filter/kept_fraction": counts.kept / counts.sampled,
             "filter/refill_rounds": sum(r.refill_rounds for r in rollouts),
             "groups/signal_fraction": float((rewards_PG.amax(1) != rewards_PG.amin(1)).float().mean()),

@@ -46,7 +46,7 @@ class Scores:
 class Reward(Protocol):
     """A reward is a callable. Five attributes are optional:
 
-    `needs_tests`, whether problems must have `tests`;
+    `grades`, "programs" where problems must have `tests`, "answers" where they must not;
     `components`, the names of those in its `Scores`;
     `correct`, the one of them in which 1 means a correct completion, where that is not the reward itself;
     `answers(texts)`, the answer that stands in each completion, equal ones spelled alike, None without one;
@@ -59,12 +59,14 @@ class Reward(Protocol):
 
 def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:
     """Raise UserError for a problem that this reward cannot grade."""
-    if getattr(reward, "needs_tests", False):
-        for problem in problems:
-            if not problem.tests:
-                raise UserError(
-                    f"problem {problem.id}", "has no tests for its program", "Use reward=code with data=mbpp or mbpp_plus alone"
-                )
+    grades = getattr(reward, "grades", None)
+    for problem in problems:
+        if grades == "programs" and not problem.tests:
+            raise UserError(
+                f"problem {problem.id}", "has no tests for its program", "Use reward=code with data=mbpp or mbpp_plus"
+            )
+        if grades == "answers" and problem.tests:
+            raise UserError(f"problem {problem.id}", "asks for a program, and the reward reads an answer", "Use reward=code")
 
 
 def correct(scores: Scores, reward: Reward) -> list[bool]:
@@ -78,6 +80,8 @@ class ExactReward:
 
     `pattern: null` compares the whole completion, stripped.
     """
+
+    grades = "answers"
 
     def __init__(self, pattern: str | None = None) -> None:
         self.pattern = _one_group(pattern)
@@ -100,6 +104,8 @@ class MathReward:
     Here every answer is graded in one of `workers` processes and a process that needs more than `timeout_s` seconds for one
     is killed and replaced: this works from any thread. The pool starts with the first call and serves every later one.
     """
+
+    grades = "answers"
 
     def __init__(self, timeout_s: float = 5.0, workers: int = 2, pattern: str | None = None) -> None:
         self.timeout_s = timeout_s
@@ -162,7 +168,7 @@ class CodeReward:
     this machine cannot isolate programs in the way that `isolation` names.
     """
 
-    needs_tests = True
+    grades = "programs"
 
     def __init__(
         self,
@@ -314,6 +320,8 @@ class SumReward:
         for name in self.parts:
             if name not in self.weights:
                 raise UserError("reward.weights", f"has no weight for {name}", f"Give one for each of {names}")
+        if "mean" in self.parts:
+            raise UserError("reward.parts.mean", "would be logged as reward/mean, which is the sum", "Choose another name")
         for name, weight in self.weights.items():
             if name not in self.parts:
                 raise UserError(
@@ -325,7 +333,10 @@ class SumReward:
             raise UserError(f"reward.correct={correct}", "is no part of the sum", f"Name the part that decides: {names}")
         self.components = [*self.parts]
         self.components += [f"{name}/{inner}" for name, part in self.parts.items() for inner in getattr(part, "components", ())]
-        self.needs_tests = any(getattr(part, "needs_tests", False) for part in self.parts.values())
+        graded = {getattr(part, "grades", None) for part in self.parts.values()} - {None}
+        if len(graded) > 1:
+            raise UserError("reward.parts", "hold rewards of programs and of answers", "No problem has both: leave one out")
+        self.grades = graded.pop() if graded else None
         decides = self.parts[correct]
         inner = getattr(decides, "correct", None)
         self.correct = f"{correct}/{inner}" if inner else correct

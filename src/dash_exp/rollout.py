@@ -18,6 +18,7 @@ from torch import BoolTensor, Tensor, tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from dash_exp.algo import group_leave_one_out
 from dash_exp.errors import UserError
 from dash_exp.evaluation import Evaluation, Evaluator
 from dash_exp.filter import Filter
@@ -157,20 +158,25 @@ class RolloutDataModule(L.LightningDataModule):
             of_completion = [p for p in prompts for _ in range(self.group_size)]
             scores = self.reward([p.problem for p in of_completion], texts)
             rewards_PG = tensor(scores.rewards).view(len(prompts), self.group_size)
-            effective_PG, kl_nats = self._effective(rewards_PG, of_completion, completions, step)
-            advantages_PG = self.advantage(effective_PG)
-            keep_PG = self.keep(rewards_PG, advantages_PG)
+            truncated_PG = tensor([c.truncated for c in completions]).view_as(rewards_PG)
+            penalty_PG, kl_nats = self._kl_penalty(of_completion, completions, step)
+            before_PG = self._advantages(rewards_PG, truncated_PG, penalty_PG)
+            keep_PG, advantages_PG = self.keep(rewards_PG, before_PG), before_PG
             if self.keep.recompute_advantages:
-                kept_PG = effective_PG[keep_PG].view(len(prompts), -1)
-                advantages_PG[keep_PG] = self.advantage(kept_PG).flatten()
+                kept = [
+                    None if x is None else x[keep_PG].view(len(prompts), -1) for x in (rewards_PG, truncated_PG, penalty_PG)
+                ]
+                advantages_PG = before_PG.clone()
+                advantages_PG[keep_PG] = self._advantages(*kept).flatten()  # type: ignore[arg-type]
             if self.truncated.choice == "mask":
-                keep_PG = cast(BoolTensor, keep_PG & ~_truncated(completions).view_as(keep_PG))
+                keep_PG = cast(BoolTensor, keep_PG & ~truncated_PG)
         return Rollouts(
             prompts=list(prompts),
             completions=completions,
             texts=texts,
             rewards_PG=rewards_PG,
             advantages_PG=advantages_PG,
+            before_filter_PG=before_PG,
             keep_PG=keep_PG,
             policy_version=self.train_sampler.version,
             grader_timeouts=scores.timeouts,
@@ -179,18 +185,25 @@ class RolloutDataModule(L.LightningDataModule):
             kl_nats=kl_nats,
         )
 
-    def _effective(
-        self, rewards_PG: Tensor, prompts: Sequence[Prompt], completions: Sequence[Completion], step: int
-    ) -> tuple[Tensor, float | None]:
-        """The rewards that advantages are made of: with the penalties on truncation and on KL. And the KL in nats."""
-        kl_nats = None
+    def _advantages(self, rewards_PG: Tensor, truncated_PG: Tensor, penalty_PG: Tensor | None) -> Tensor:
+        """Advantages of the rewards less what truncation costs; and less the KL penalty against that of the others.
+
+        The KL penalty has a baseline of its own and is not divided by the standard deviation of the rewards: its coefficient
+        would be cancelled in a group of equal rewards.
+        """
         if self.truncated.choice == "penalize":
-            rewards_PG = rewards_PG - self.truncated.penalty * _truncated(completions).view_as(rewards_PG)
-        if self.kl_penalty and self.kl_coef:
-            penalty_B, k3_B = self.kl_penalty(prompts, completions)
-            rewards_PG = rewards_PG - self.kl_coef(step) * penalty_B.view_as(rewards_PG)
-            kl_nats = float(k3_B.sum())
-        return rewards_PG, kl_nats
+            rewards_PG = rewards_PG - self.truncated.penalty * truncated_PG
+        advantages_PG = self.advantage(rewards_PG)
+        return advantages_PG if penalty_PG is None else advantages_PG - group_leave_one_out(penalty_PG)
+
+    def _kl_penalty(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], step: int
+    ) -> tuple[Tensor | None, float | None]:
+        """Coefficient x KL of each completion, shape (P, G), and the KL of all in nats; None where the reward holds no KL."""
+        if self.kl_penalty is None or self.kl_coef is None:
+            return None, None
+        penalty_B, k3_B = self.kl_penalty(prompts, completions)
+        return self.kl_coef(step) * penalty_B.view(-1, self.group_size), float(k3_B.sum())
 
     def _other_prompts(self, taken: Sequence[Prompt], step: int) -> list[Prompt]:
         """Training problems that are not in `taken`, in an order of this step's own."""
@@ -242,10 +255,6 @@ def tokenized(
     return kept
 
 
-def _truncated(completions: Sequence[Completion]) -> Tensor:
-    return tensor([c.truncated for c in completions])
-
-
 def _joined(first: Rollouts, second: Rollouts) -> Rollouts:
     """Both sampling calls as one."""
     return Rollouts(
@@ -254,6 +263,7 @@ def _joined(first: Rollouts, second: Rollouts) -> Rollouts:
         texts=first.texts + second.texts,
         rewards_PG=torch.cat([first.rewards_PG, second.rewards_PG]),
         advantages_PG=torch.cat([first.advantages_PG, second.advantages_PG]),
+        before_filter_PG=torch.cat([first.before_filter_PG, second.before_filter_PG]),
         keep_PG=cast(BoolTensor, torch.cat([first.keep_PG, second.keep_PG])),
         policy_version=first.policy_version,
         grader_timeouts=first.grader_timeouts + second.grader_timeouts,

@@ -5,7 +5,8 @@ executes the tests (`sandbox_inside`). The verdict comes from the judge. This fi
 
 `isolation="bwrap"` (bubblewrap) gives each process namespaces of its own: no network, no other process in sight, a file system
 with nothing but the system's programs and Python's libraries, read-only, and an empty /tmp in memory. `isolation="process"`
-is weaker and has to be asked for by name: a process with limits and no environment, but with the rights of the user.
+is weaker and has to be asked for by name: a process with limits and no environment, but with the rights of the user. There
+a child that starts a session of its own outlives its program, and for root no limit on processes holds.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Status = Literal["passed", "failed", "timeout", "error"]
 
 START_S = 60.0  # a machine that needs longer to start a process is at fault, not the program
 FILE_BYTES = 16 * 1024 * 1024  # of /tmp in all, and of one file
-JUDGE_BYTES = 2 * 1024**3
+JUDGE_BYTES = 1024**3
 JUDGE_PROCESSES = 32
 
 
@@ -58,8 +59,9 @@ class Sandbox:
     """`grade` may be called from many threads at once.
 
     `timeout_s`: seconds for the program and its tests together, start-up excluded. `memory_mb`: MiB of address space of one of
-    the program's processes. `processes`: how many of these, threads counted, there may be at a time; so the program has at
-    most memory_mb x processes, and 16 MiB of files. UserError where this machine cannot isolate in the way that is asked for.
+    the program's processes. `processes`: how many of these, threads counted, there may be at a time. So the program has at
+    most memory_mb x processes and 16 MiB of files, and its answers can make the judge take up to 1 GiB. UserError where this
+    machine cannot isolate in the way that is asked for.
     """
 
     def __init__(self, isolation: str = "bwrap", timeout_s: float = 5.0, memory_mb: int = 512, processes: int = 1) -> None:
@@ -117,7 +119,7 @@ class Sandbox:
     def _process(
         self, role: str, requests: int, replies: int, memory_bytes: int, processes: int, cpu_s: int
     ) -> Iterator[_Process]:
-        """One process of a sandbox; when the block ends, nothing of it is left."""
+        """One process of a sandbox; when the block ends, nothing of it is left (under bubblewrap)."""
         become, folder = 0, None
         handed_over = [requests, replies]
         extra: list[str] = []

@@ -55,7 +55,8 @@ class Rollouts:
     """The graded completions of one sampling call, B = P x G in group-major order.
 
     `policy_version` is the number of optimizer steps behind the weights that sampled them, or None if no policy did.
-    `rewards_PG` is what was graded, before a KL penalty on it. `grader_timeouts` and `grader_errors` count completions
+    `rewards_PG` is what was graded, before any penalty. `before_filter_PG` holds the advantages that the filter saw, which are
+    those of the loss unless the filter computes them anew. `grader_timeouts` and `grader_errors` count completions
     whose grading did not come to an end; their reward is 0. `components`: see `reward.Scores`. `kl_nats`: k3 summed over all
     tokens, where the KL stands in the reward. `refill_rounds`: how many times more prompts were sampled in place of others.
     """
@@ -65,6 +66,7 @@ class Rollouts:
     texts: list[str]
     rewards_PG: Tensor
     advantages_PG: Tensor
+    before_filter_PG: Tensor
     keep_PG: BoolTensor
     policy_version: int | None
     grader_timeouts: int = 0

@@ -39,6 +39,8 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "kl.schedule.final", least=0)
     number(cfg, "kl.schedule.target", above=0)
     number(cfg, "kl.schedule.rate", above=0)
+    if (cfg.kl.schedule.get("rate") or 0) >= 5:
+        raise UserError(f"kl.schedule.rate={cfg.kl.schedule.rate}", "can take the coefficient to 0", "Use a rate below 5")
     number(cfg, "filter.threshold", least=0)
     number(cfg, "filter.drop", least=0)
     number(cfg, "filter.prune", least=0)
@@ -159,6 +161,12 @@ def _filter(cfg: DictConfig) -> None:
             f"is more than the {cfg.batch.group_size} completions of a group",
             "Lower it, or raise batch.group_size",
         )
+    if str(cfg.filter._target_).endswith(".ZeroVariance") and (cfg.batch.group_size < 2 or cfg.algo.train_sampler):
+        raise UserError(
+            "filter=zero_variance",
+            "keeps nothing: the rewards of a group of one, or of copies of a written trace, never differ",
+            "Use another filter, or batch.group_size of 2 or more with an algorithm that samples",
+        )
     if cfg.filter.get("refill_rounds") and cfg.batch.sample_prompts not in (None, cfg.batch.prompts):
         raise UserError(
             f"filter.refill_rounds={cfg.filter.refill_rounds}",
@@ -205,6 +213,10 @@ def _off_policy(cfg: DictConfig) -> None:
             f"batch.minibatches={cfg.batch.minibatches}",
             f"is more than the {cfg.batch.prompts * cfg.batch.group_size} completions of an outer step",
             "Lower it",
+        )
+    if cfg.rollout.truncated == "penalize" and cfg.algo.train_sampler:
+        raise UserError(
+            "rollout.truncated=penalize", "would unlearn written traces that the token limit cuts off", "Use mask or score"
         )
     if not on_policy_loss and cfg.algo.train_sampler:
         raise UserError(

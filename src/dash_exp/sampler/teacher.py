@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp import model
 from dash_exp.errors import UserError
-from dash_exp.reward import Reward
+from dash_exp.reward import Reward, correct
 from dash_exp.sampler import Sampler, Sampling
 from dash_exp.types import Completion, Problem, Prompt
 
@@ -33,8 +33,8 @@ class Teacher:
 
     `path`: a Transformers folder or a hub name; `tokenizer` likewise. `template` makes the text that the teacher reads out of
     a problem's prompt (in place of `{prompt}`); with `chat` that text is the user's turn in the tokenizer's chat template.
-    A problem is asked up to `tries` times, until the reward accepts a complete trace (reward 1 or more): the first such
-    trace is taken, or else the last. At `temperature` 0 there is only one.
+    A problem is asked up to `tries` times, until a complete trace is correct by the reward: the first such trace is taken,
+    or else the last. At `temperature` 0 there is only one.
     """
 
     path: str
@@ -110,7 +110,8 @@ class TeacherSampler:
         self.dtype = dtype
         self.accelerator = accelerator
         self.chunk = chunk
-        self.traces = TraceFile(Path(file).expanduser(), self.teacher.header(data))
+        header = {**self.teacher.header(data), "reward": type(reward).__name__}
+        self.traces = TraceFile(Path(file).expanduser(), header)
         self._loaded: tuple[Sampler, PreTrainedTokenizerBase] | None = None
         self._said = float("-inf")
 
@@ -143,14 +144,14 @@ class TeacherSampler:
         for attempt in range(ask.tries):
             completions = sampler.sample(waiting, 1, Sampling(ask.max_tokens, ask.temperature), (ask.seed, attempt))
             texts = tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
-            rewards = self.reward([p.problem for p in waiting], texts).rewards
-            for prompt, completion, text, reward in zip(waiting, completions, texts, rewards, strict=True):
+            right = correct(self.reward([p.problem for p in waiting], texts), self.reward)
+            for prompt, completion, text, accepted in zip(waiting, completions, texts, right, strict=True):
                 rows[prompt.problem.id] = {
                     "problem": prompt.problem.id,
                     "prompt": prompt.problem.prompt,
                     "trace": text,
                     "complete": not completion.truncated,
-                    "accepted": not completion.truncated and reward >= 1,
+                    "accepted": not completion.truncated and accepted,
                     "tries": attempt + 1,
                 }
             waiting = [p for p in waiting if not rows[p.problem.id]["accepted"]]

@@ -1,0 +1,68 @@
+"""Grades published solutions by their own answers and runs published programs by their own tests.
+
+    python benchmarks/graders.py gsm8k=DIR math500=DIR mbpp=DIR
+
+Prints how many do not pass and each that does not, and completions per second. For math the solutions of other problems are
+graded as well: those that pass should be the ones whose answers happen to be equal.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+from dash_exp import data
+from dash_exp.reward import CodeReward, MathReward, Reward
+from dash_exp.types import Problem
+
+SETS: dict[str, Callable[[str], list[Problem]]] = {
+    "gsm8k": lambda path: data.gsm8k(path, "test"),
+    "math500": lambda path: data.math(path, "test"),
+    "mbpp": lambda path: [p for split in ("prompt", "test", "validation", "train") for p in data.mbpp(path, split)],
+}
+GRADINGS = 10_000  # at most, for the rate
+
+
+def grade(name: str, what: str, reward: Reward, problems: list[Problem], texts: list[str]) -> list[bool]:
+    start = time.perf_counter()
+    scores = reward(problems, texts)
+    seconds = time.perf_counter() - start
+    right = [r == 1 for r in scores.rewards]
+    print(
+        f"{name}: {what}: {sum(right):,} of {len(right):,} pass, {scores.timeouts} time-outs, {scores.errors} errors, "
+        f"{len(right) / seconds:,.0f} a second",
+        flush=True,
+    )
+    return right
+
+
+def main() -> None:
+    folders = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if not folders or set(folders) - set(SETS):
+        sys.exit(__doc__)
+    for name, folder in folders.items():
+        problems = SETS[name](folder)
+        own = [p.solution or "" for p in problems]
+        if name == "mbpp":
+            right = grade(name, "reference programs", CodeReward(), problems, own)
+        else:
+            reward = MathReward()
+            reward(problems[:4], own[:4])  # the workers start
+            right = grade(name, "own solutions", reward, problems, own)
+            times = GRADINGS // len(problems)
+            grade(name, f"own solutions {times} times", reward, problems * times, own * times)
+            others = grade(name, "the next problem's solution", reward, problems, own[1:] + own[:1])
+            wrong = [
+                (p, q)
+                for p, q, passed in zip(problems, problems[1:] + problems[:1], others, strict=True)
+                if passed and p.answer != q.answer
+            ]
+            for problem, other in wrong:
+                print(f"  {problem.id}: {problem.answer!r} was found equal to {other.answer!r}")
+            reward.close()
+        for problem, passed in zip(problems, right, strict=True):
+            if not passed:
+                print(f"  {problem.id} does not pass: {problem.answer[:80]!r}")
+
+
+if __name__ == "__main__":
+    main()
