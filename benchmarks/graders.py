@@ -19,7 +19,7 @@ SETS: dict[str, Callable[[str], list[Problem]]] = {
     "math500": lambda path: data.math(path, "test"),
     "mbpp": lambda path: [p for split in ("prompt", "test", "validation", "train") for p in data.mbpp(path, split)],
 }
-GRADINGS = 10_000  # at most, for the rate
+GRADINGS = 10_000  # at least, for the rate
 
 
 def grade(name: str, what: str, reward: Reward, problems: list[Problem], texts: list[str]) -> list[bool]:
@@ -48,9 +48,10 @@ def main() -> None:
             reward = MathReward()
             reward(problems[:4], own[:4])  # the workers start
             right = grade(name, "own solutions", reward, problems, own)
-            times = GRADINGS // len(problems)
-            grade(name, f"own solutions {times} times", reward, problems * times, own * times)
-            others = grade(name, "the next problem's solution", reward, problems, own[1:] + own[:1])
+            next_ones = own[1:] + own[:1]
+            others = grade(name, "the next problem's solution", reward, problems, next_ones)
+            times = -(-GRADINGS // (2 * len(problems)))
+            grade(name, "half of each, many times", reward, problems * 2 * times, (own + next_ones) * times)
             wrong = [
                 (p, q)
                 for p, q, passed in zip(problems, problems[1:] + problems[:1], others, strict=True)
