@@ -298,7 +298,7 @@ def test_reference_programs_get_1_from_problem_to_rollout(policy, tokenizer, tmp
         sampler=TraceSampler(tokenizer),
         reward=CodeReward(timeout_s=20),
         advantage=algo.group_centered,
-        keep=filters.keep_all,
+        keep=filters.KeepAll(),
         clock=Clock(),
         prompts=len(TASKS),
         group_size=2,

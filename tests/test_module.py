@@ -106,7 +106,7 @@ def one_run(
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
-        callbacks=[RunRecord(tmp_path, tokenizer, 1, 1)],
+        callbacks=[RunRecord(tmp_path, tokenizer, 1, 1, [f"eval/in_dist/{name}" for name in data.evaluator.names()])],
     )
     trainer.fit(module, datamodule=data)
     return module, data, before

@@ -195,6 +195,7 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
             f"  completions per step      {completions} = {batch.prompts} prompts x {batch.group_size}",
             f"  completions per sampling  {per_call} ({data_.sampling_calls} sampling call(s) per step)",
             f"  optimizer steps per step  {batch.epochs * batch.minibatches} = {batch.epochs} pass(es) x {batch.minibatches}",
+            f"  denominator of the loss   {cfg.algo.denominator._target_.rpartition('.')[2]}",
             f"  tokens per backward pass  at most {batch.micro_tokens:,}, padding counted",
             f"  KL                        {kl_words(cfg)}",
         ]
