@@ -312,7 +312,7 @@ def test_reference_programs_get_1_from_problem_to_rollout(policy, tokenizer, tmp
     rollouts = module.rollouts(module.problems_of_step(0), 0)
     assert rollouts.rewards_PG.tolist() == [[1, 1]] * len(TASKS)
     assert (rollouts.grader_timeouts, rollouts.grader_errors) == (0, 0)
-    assert module.greedy_rewards(module.test_prompts["in_dist"]).tolist() == [1, 1, 1]
+    assert module.evaluate(module.test_prompts["in_dist"]).greedy.correct == [True] * 3
     shifted = [p.solution for p in [*problems[1:], problems[0]]]
     assert CodeReward()(problems, shifted).rewards == [0] * len(TASKS)
 
