@@ -275,7 +275,7 @@ def test_mbpp_plus_from_the_hub_is_split_the_same_way(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test_list": []}, r"line 1, field test_list: is empty"),
+        ({"test_list": []}, r"line 1, field test_list: is missing or empty"),
         ({"test_list": "assert f()"}, r"line 1, field test_list: is 'assert f\(\)'"),
         ({"task_id": "first"}, r"line 1, field task_id: is 'first'"),
         ({"code": ""}, r"line 1, field code: is ''"),

@@ -79,6 +79,8 @@ def test_bootstrap_interval_is_near_the_normal_one_and_repeats():
 def test_bootstrap_at_its_limits():
     assert bootstrap([0.25] * 5) == (0.25, 0.25)
     assert bootstrap([1.0]) == (None, None)
+    assert bootstrap([1.0] * 5) == wilson(5, 5)  # five of five are no certainty
+    assert bootstrap([0.0] * 5) == wilson(0, 5)
 
 
 class Written:

@@ -63,6 +63,19 @@ def test_folders_without_a_model(tmp_path, policy):
         model.load_policy(str(tmp_path))
 
 
+def test_a_folder_that_is_not_there():
+    with pytest.raises(UserError, match=r"^model\.path=\./nowhere: there is no such folder"):
+        model.check_folder("./nowhere")
+
+
+def test_weights_that_were_cut_off(tmp_path, policy):
+    policy.save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:1000])
+    with pytest.raises(UserError, match=r"could not be loaded \(.*header"):
+        model.load_policy(str(tmp_path))
+
+
 def test_pickled_weights_are_not_loaded(tmp_path, policy):
     policy.config.save_pretrained(tmp_path)
     torch.save(policy.state_dict(), tmp_path / "pytorch_model.bin")

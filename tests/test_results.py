@@ -36,6 +36,11 @@ def test_the_table_says_the_same():
     assert ["other", "(set-up,", "files)", "50.0s", "50%"] in lines
 
 
+def test_a_run_that_learned_nothing_says_so():
+    assert "nothing was learned" in result_table(RESULT | {"completions/kept": 0})
+    assert "nothing was learned" not in result_table(RESULT)
+
+
 def test_curves_are_drawn_also_of_a_run_without_out_of_distribution_tests(tmp_path):
     rows = [{"time/elapsed_s": float(t), "reward/mean": t / 10, "accuracy/in_dist": t / 5 if t % 2 else None} for t in range(5)]
     plot_curves(rows, dict.fromkeys(PHASES, 1.0), tmp_path / "curves.png")

@@ -157,6 +157,11 @@ def test_problems_that_a_reward_cannot_grade_are_refused_before_anything_runs():
         SumReward({"code": code, "exact": exact}, {"code": 1.0, "exact": 1.0}, "code")
 
 
+def test_a_sum_of_nothing_is_refused():
+    with pytest.raises(UserError, match=r"^reward\.weights: are all 0"):
+        SumReward({"exact": ExactReward(None)}, {"exact": 0.0}, "exact")
+
+
 def test_a_part_of_a_sum_must_not_hide_the_sum():
     with pytest.raises(UserError, match=r"^reward\.parts\.mean"):
         SumReward({"mean": ExactReward(None)}, {"mean": 1.0}, "mean")

@@ -284,6 +284,29 @@ def test_no_comparison_is_left_to_the_program(box, name, test):
     assert box.grade("def f(x): return [271828]" if "in f" in test else "def f(x): return 271828", (test,)).status == "passed"
 
 
+ESCAPES = {
+    "an end of the test's own data": (
+        "def f(x): raise StopIteration",
+        "for got, wanted in zip(map(f, [1, 2]), [2, 3]):\n    assert got == wanted",
+    ),
+    "an end of all": ("def f(x): raise StopIteration", "assert all(a == b for a, b in zip(map(f, [1, 2]), [2, 3]))"),
+    "an empty list for a number": ("def f(x): return []", "import numpy as np\nassert np.allclose(f(2), 2.5, rtol=1e-07)"),
+    "an empty range for a list": ("def f(x): return range(0)", "import numpy\nassert numpy.allclose(f(2), [2.5])"),
+}
+
+
+@pytest.mark.parametrize(("program", "test"), ESCAPES.values(), ids=ESCAPES)
+def test_what_libraries_let_pass_is_closed(box, program, test):
+    assert box.grade(program, (test,)).status == "failed"
+
+
+def test_what_is_closed_stays_open_for_right_programs(box):
+    array = "import numpy as np\nassert np.allclose(f(2), [2.5, 3.5])\nassert not np.allclose(f(2), [2.5, 9])"
+    assert box.grade("def f(x): return (x + 0.5, x + 1.5)", (array,)).status == "passed"
+    generator = "assert list(f(3)) == [0, 1, 2]\nassert next(iter(f(1))) == 0"
+    assert box.grade("def f(x): yield from range(x)", (generator,)).status == "passed"
+
+
 # --- the walls, as a program in there meets them -----------------------------------------------------------------------
 
 WALLS = {

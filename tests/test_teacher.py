@@ -1,7 +1,9 @@
 import json
+import threading
 
 import pytest
 from conftest import NANO, composed
+from filelock import FileLock
 
 from dash_exp import model, run
 from dash_exp.errors import UserError
@@ -125,6 +127,7 @@ def test_a_torn_last_line_is_mended(make, tokenizer, tmp_path):
     ("change", "message"),
     [
         (lambda b: b.replace(b'"trace": "try 0 A:2"', b'"trace": '), r"at byte \d+: is no line of a file of traces"),
+        (lambda b: b.replace(b'"try 0 A:2"', b"5"), "its field trace is no str"),
         (lambda b: b.replace(b'"trace"', b'"track"'), "a line needs the fields problem, prompt, trace"),
         (lambda b: b"", "has no header"),
         (lambda b: b"half a hea", "has no header"),
@@ -137,6 +140,27 @@ def test_a_file_that_is_broken_otherwise_is_refused(make, tokenizer, tmp_path, c
     file.write_bytes(change(file.read_bytes()))
     with pytest.raises(UserError, match=message):
         make(Scripted(tokenizer))
+
+
+def test_a_place_that_cannot_hold_the_file_is_refused(make, tokenizer, tmp_path):
+    (tmp_path / "traces").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"^teacher\.file=.*t\.jsonl: cannot be read and written"):
+        make(Scripted(tokenizer))
+    (tmp_path / "traces").unlink()
+    (tmp_path / "traces" / "t.jsonl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot be read and written \(Is a directory\)"):
+        make(Scripted(tokenizer))
+
+
+def test_two_runs_take_turns_with_the_file(make, tokenizer, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dash_exp.sampler.teacher.WAIT_S", 0.2)
+    sampler = make(Scripted(tokenizer))
+    other = FileLock(f"{tmp_path}/traces/t.jsonl.lock", thread_local=False)
+    other.acquire()
+    threading.Timer(1.0, other.release).start()
+    sampler.sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))
+    assert "waiting for another run that writes" in capsys.readouterr().out
+    assert len(lines(tmp_path)) == 2
 
 
 def test_a_file_of_other_settings_is_refused_by_what_differs(make, tokenizer, folder):

@@ -78,7 +78,9 @@ def mbpp(path: str, split: str, subset: str = "full") -> list[Problem]:
     def parse(row: Row, where: str, name: str) -> Problem:
         tests = _texts(row, "test_list", where)
         if not tests:
-            raise UserError(f"{where}, field test_list", "is empty", "Give at least one test, such as 'assert f(1) == 2'")
+            raise UserError(
+                f"{where}, field test_list", "is missing or empty", "Give at least one test, such as 'assert f(1) == 2'"
+            )
         set_up = [str(row.get("test_setup_code") or ""), *_texts(row, "test_imports", where)]
         graded = [*set_up, *tests, *_texts(row, "challenge_test_list", where)]
         return _program(row, where, f"mbpp/{_task_id(row, where)}", tests, graded)

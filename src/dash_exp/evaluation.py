@@ -5,7 +5,7 @@ returns can be joined, and `Evaluation.summary` names the metrics.
 
 The unit of every interval is the problem. Fractions of the problems (one greedy completion each) have Wilson intervals; what is
 a mean over problems of something else has a bootstrap interval, in which a problem is drawn together with its completions.
-Such an interval has no width where all problems agree, and there is none for a single problem.
+There is none for a single problem.
 
 Axes: P problems, N sampled completions of each, K values of k.
 """
@@ -77,10 +77,15 @@ def wilson(successes: int, total: int) -> Interval:
 
 
 def bootstrap(values_P: ArrayLike) -> Interval:
-    """95% percentile-bootstrap interval of a mean over problems (Efron 1979); the same numbers give the same interval."""
+    """95% percentile-bootstrap interval of a mean over problems (Efron 1979); the same numbers give the same interval.
+
+    Where all values are 0, or all 1, resampling shows no spread: there it is Wilson's interval.
+    """
     values_P = np.asarray(values_P, dtype=float)
     if len(values_P) < 2:
         return None, None
+    if (values_P == 0).all() or (values_P == 1).all():  # nothing varies, yet nothing is certain
+        return wilson(int(values_P.sum()), len(values_P))
     interval = stats.bootstrap(
         (values_P,),
         np.mean,

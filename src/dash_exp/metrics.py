@@ -25,14 +25,14 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "step": Metric("outer steps", "outer steps done; row 0 is the base model"),
-    "reward/mean": Metric("reward", "mean over the sampled completions"),
+    "reward/mean": Metric("reward", "mean over the sampled completions, before penalties for truncation or KL"),
     "accuracy/in_dist": Metric("fraction", "greedy accuracy on the in-distribution test set; blank where not evaluated"),
     "accuracy/out_dist": Metric("fraction", "greedy accuracy on the out-of-distribution test set"),
     "advantage/abs_mean": Metric("advantage", "mean |A| over the sampled completions, before the filter"),
     "advantage/kept_abs_mean": Metric("advantage", "mean |A| over the kept completions, after the filter"),
     "filter/kept_fraction": Metric("fraction", "completions that entered the gradient / completions sampled"),
     "filter/refill_rounds": Metric("calls", "more sampling calls in place of groups without a signal"),
-    "groups/signal_fraction": Metric("fraction", "groups whose rewards are not all equal"),
+    "groups/signal_fraction": Metric("fraction", "groups whose rewards, before penalties, are not all equal"),
     "length/mean_tokens": Metric("tokens", "mean completion length"),
     "length/truncated_fraction": Metric("fraction", "completions cut off by the token limit"),
     "policy/nll_nats_per_token": Metric("nats/token", "-log-probability of the sampled tokens: estimates the entropy"),

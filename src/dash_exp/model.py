@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -101,6 +102,8 @@ def check_folder(path: str, setting: str = "model.path") -> None:
     """Raise UserError where `path` is a folder without a Transformers model in safetensors. Hub names pass."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise UserError(f"{setting}={path}", "there is no such folder", "Give a Transformers model folder or a hub name")
         return
     if not (folder / "config.json").is_file():
         raise UserError(f"{setting}={path}", "the folder has no config.json", "Give a Transformers model folder")
@@ -124,7 +127,7 @@ def fingerprint(path: str, setting: str = "model.path") -> str:
 def _from_hub_or_folder(auto_class: Any, path: str, setting: str = "model.path", **kwargs: Any) -> Any:
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{setting}={path}",
             f"could not be loaded ({str(error).splitlines()[0][:300]})",

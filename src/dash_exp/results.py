@@ -51,6 +51,8 @@ def result_table(result: Mapping[str, Any]) -> str:
         lines.append(f"  {phase:22}{seconds:7.1f}s{100 * seconds / max(total, 1e-9):7.0f}%")
     lines.append(f"  {'other (set-up, files)':22}{total - accounted:7.1f}s{100 * (1 - accounted / max(total, 1e-9)):7.0f}%")
     lines.append(f"completions {result['completions/sampled']:,} sampled, {result['completions/kept']:,} kept")
+    if result["completions/sampled"] and not result["completions/kept"]:
+        lines.append("no completion entered the gradient: nothing was learned")
     failed = {name: result.get(name, 0) for name in ("score/timeouts", "score/errors", "eval/timeouts", "eval/errors")}
     if any(failed.values()):
         lines.append("gradings that did not come to an end: " + ", ".join(f"{n} {name}" for name, n in failed.items() if n))

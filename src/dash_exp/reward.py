@@ -329,6 +329,8 @@ class SumReward:
                 )
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
                 raise UserError(f"reward.weights.{name}={weight}", "is not a finite number", "Write a number such as 0.1")
+        if not any(self.weights.values()):
+            raise UserError("reward.weights", "are all 0", "Give at least one part a weight")
         if correct not in self.parts:
             raise UserError(f"reward.correct={correct}", "is no part of the sum", f"Name the part that decides: {names}")
         self.components = [*self.parts]

@@ -48,7 +48,11 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     L.seed_everything(cfg.seed, verbose=False)
-    parts = build(cfg)
+    try:
+        parts = build(cfg)
+    except Exception as error:
+        write_result(run_dir, {"status": "failed", "error": str(error), "git": git_revision()})
+        raise
     columns = [f"accuracy/{test}" for test in parts.data.test_prompts]
     measured = [name for name in parts.data.evaluator.names() if name != "accuracy"]
     columns += [f"eval/{test}/{name}" for test in parts.data.test_prompts for name in measured]
@@ -195,6 +199,7 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
             f"  completions per step      {completions} = {batch.prompts} prompts x {batch.group_size}",
             f"  completions per sampling  {per_call} ({data_.sampling_calls} sampling call(s) per step)",
             f"  optimizer steps per step  {batch.epochs * batch.minibatches} = {batch.epochs} pass(es) x {batch.minibatches}",
+            f"  filter                    {described(cfg.filter)}; truncated completions: {cfg.rollout.truncated}",
             f"  denominator of the loss   {cfg.algo.denominator._target_.rpartition('.')[2]}",
             f"  tokens per backward pass  at most {batch.micro_tokens:,}, padding counted",
             f"  KL                        {kl_words(cfg)}",
@@ -202,10 +207,17 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
     )
 
 
+def described(part: DictConfig) -> str:
+    """`AdvantageAbove(threshold=0.1)`."""
+    settings = ", ".join(f"{k!s}={v}" for k, v in part.items() if k not in ("_target_", "_partial_"))
+    return f"{part._target_.rpartition('.')[2]}({settings})"
+
+
 def kl_words(cfg: DictConfig) -> str:
     if cfg.kl.coef == 0 and not cfg.kl.schedule.get("final"):
         return "0 (no reference model)"
     schedule = cfg.kl.schedule._target_.rpartition(".")[2].lower()
+    schedule += f" to {cfg.kl.schedule.final}" if "final" in cfg.kl.schedule else ""
     return f"{cfg.kl.coef} {schedule}, {cfg.kl.estimator} in the {cfg.kl.place} (with reference model)"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp import model
@@ -179,6 +179,10 @@ class TeacherSampler:
             print(f"traces: {len(rows):,} written, {accepted / len(rows):.1%} of them accepted", flush=True)
 
 
+WAIT_S = 10.0  # for another run, before saying so
+FIELDS = {"problem": str, "prompt": str, "trace": str, "complete": bool, "accepted": bool}  # of a line
+
+
 class TraceFile:
     """The file of traces: a header, then one row per problem. Nothing is written before the first row is added.
 
@@ -190,7 +194,14 @@ class TraceFile:
         self.header = dict(header)
         self.rows: dict[str, dict[str, Any]] = {}
         self._read_to = 0  # bytes
-        self._read()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Path(f"{path}.lock").touch()
+            self._read()
+        except OSError as error:
+            raise UserError(
+                f"teacher.file={path}", f"cannot be read and written ({error.strerror})", "Give a file in a folder of your own"
+            ) from error
 
     def missing(self, problems: Sequence[Problem]) -> list[Problem]:
         """The problems without a trace, each once."""
@@ -208,10 +219,17 @@ class TraceFile:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with the file, and with all that other runs have added to it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.path}.lock"):
+        lock = FileLock(f"{self.path}.lock")
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=WAIT_S)
+            except Timeout:
+                print(f"traces: waiting for another run that writes {self.path}", flush=True)
+        try:
             self._read()
             yield
+        finally:
+            lock.release()
 
     def add(self, rows: Iterator[dict[str, Any]]) -> None:
         """Append rows; only under `locked`."""
@@ -249,11 +267,14 @@ class TraceFile:
             raise UserError(str(self.path), "is no file of traces: it has no header", self._way_out())
 
     def _parse(self, line: bytes) -> dict[str, Any]:
-        needed = self.header if self._read_to == 0 else ("problem", "prompt", "trace", "complete", "accepted")
+        needed = self.header if self._read_to == 0 else FIELDS
         try:
             row = json.loads(line)
             if not isinstance(row, dict) or not set(needed) <= set(row):
                 raise ValueError(f"a line needs the fields {', '.join(needed)}")
+            wrong = [k for k, kind in FIELDS.items() if self._read_to > 0 and not isinstance(row[k], kind)]
+            if wrong:
+                raise ValueError(f"its field {wrong[0]} is no {FIELDS[wrong[0]].__name__}")
         except ValueError as error:
             where = f"{self.path}, at byte {self._read_to}"
             raise UserError(where, f"is no line of a file of traces ({error})", self._way_out()) from error
