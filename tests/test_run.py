@@ -5,6 +5,7 @@ import json
 
 import pytest
 from conftest import SMALL, composed
+from hydra.errors import InstantiationException
 from transformers import AutoModelForCausalLM
 
 from dash_exp import run
@@ -134,3 +135,11 @@ def test_several_test_sets_pass_at_k_and_a_summed_reward(small_run):
     assert result["accuracy/in_dist/base"] > 0
     first = json.loads((folder / "completions" / "step_00001.jsonl").read_text().splitlines()[0])
     assert first["reward"] == first["reward/exact"] + 0.5 * first["reward/format"]
+
+
+def test_a_run_that_cannot_be_built_leaves_its_status(small_run, tmp_path):
+    with pytest.raises(InstantiationException, match="is no regular expression"):
+        small_run("run", "reward.pattern='('")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "is no regular expression" in result["error"]

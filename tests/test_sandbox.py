@@ -307,6 +307,21 @@ def test_what_is_closed_stays_open_for_right_programs(box):
     assert box.grade("def f(x): yield from range(x)", (generator,)).status == "passed"
 
 
+def test_libraries_under_tmp_are_found_all_the_same(monkeypatch, tmp_path):
+    """As in an environment that somebody made there. The program's own /tmp lies over the machine's."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "numpy.py").write_text("def allclose(a, b): return a == b\ndef shape(a): return ()\n")
+    monkeypatch.setattr(sandbox, "site_folders", lambda: [str(tmp_path)])
+    sandbox.bubblewrap.cache_clear()
+    try:
+        box = Sandbox(timeout_s=20)
+        assert (
+            box.grade("import numpy\ndef f(x): return x", ("import numpy\nassert numpy.allclose(f(1), 1)",)).status == "passed"
+        )
+    finally:
+        sandbox.bubblewrap.cache_clear()
+
+
 # --- the walls, as a program in there meets them -----------------------------------------------------------------------
 
 WALLS = {
@@ -437,7 +452,7 @@ def f(*paths):
     return [p for p in paths if os.path.lexists(p)], sorted(os.listdir('/tmp')), sorted(os.listdir('/dev'))
 """,
         "import sys\nassert f('/proc/self', '/sys', '/var', '/etc/passwd', '/etc/hostname', {home!r}, {here!r}) == "
-        "([], [], ['null', 'random', 'urandom', 'zero'])",
+        "([], {tmp!r}, ['null', 'random', 'urandom', 'zero'])",
     ),
     "no environment": (
         "import os\ndef f(): return 'DASH_EXP_SECRET' in os.environ, os.environ['HOME']",
@@ -512,7 +527,9 @@ def test_walls(box, monkeypatch, program, test):
     monkeypatch.setenv("DASH_EXP_SECRET", "x")
     if "{home!r}" in test:
         files = [str(next(Path.home().iterdir())), str(Path(__file__).parent)]
-        test = test.format(home=files[0], here=files[1])
+        libraries = [Path(f) for f in (sys.base_prefix, *sandbox.site_folders())]
+        in_tmp = sorted({f.relative_to("/tmp").parts[0] for f in libraries if f.is_relative_to("/tmp")})  # an environment there
+        test = test.format(home=files[0], here=files[1], tmp=in_tmp)
     assert box.grade(program, (test,)) == Outcome("passed")
 
 

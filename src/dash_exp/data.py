@@ -187,10 +187,10 @@ def _hub(path: str, split: str, subset: str | None) -> Iterator[Located]:
         rows = datasets.load_dataset(path, name=subset, split=split)
     except Exception as error:  # whatever the hub client raises, the user needs the same two answers
         raise UserError(
-            f"data.path={path}",
+            f"data set {path}",
             f"could not be loaded from the hub ({type(error).__name__}: {str(error).splitlines()[0][:200]})",
-            "Check the name and the network, or give a folder with train.jsonl and test.jsonl (data.path=DIR; with data=math "
-            "also data.gsm8k_path=DIR, or data.tests.out_dist=null)",
+            "Check the name and the network, or give a folder with train.jsonl and test.jsonl: data.path=DIR, with data=math "
+            "also data.gsm8k_path=DIR (or data.tests.out_dist=null), for a further test set data.tests.NAME.path=DIR",
         ) from error
     for number, row in enumerate(rows, start=1):
         yield row, f"{path}, {split} row {number}", f"{split}/{number}"

@@ -327,9 +327,11 @@ def bubblewrap() -> list[str]:
             command += ["--symlink", os.readlink(folder), folder]
         elif os.path.isdir(folder):
             command += ["--ro-bind", folder, folder]
+    # before the libraries: they may lie under the machine's own /tmp
+    command += ["--perms", "1777", "--size", str(FILE_BYTES), "--tmpfs", "/tmp"]
     libraries = [sys.base_prefix, sys.base_exec_prefix, *site_folders()]
     libraries = [f for f in dict.fromkeys(libraries) if os.path.isdir(f) and not Path(f).is_relative_to("/usr")]
-    parents = {str(parent) for f in libraries for parent in Path(f).parents} - {"/", *libraries}
+    parents = {str(parent) for f in libraries for parent in Path(f).parents} - {"/", "/tmp", *libraries}
     for folder in sorted({*parents, "/dev", "/etc"}):
         command += ["--perms", "0755", "--dir", folder]  # empty but for what is put into it here
     for folder in sorted(libraries):
@@ -338,7 +340,7 @@ def bubblewrap() -> list[str]:
     for device in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"):
         command += ["--dev-bind", device, device]
     # no /proc: nothing of the machine or of another process can be read there
-    return [*command, "--perms", "1777", "--size", str(FILE_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]
+    return [*command, "--remount-ro", "/", "--chdir", "/tmp"]
 
 
 # --- system calls ------------------------------------------------------------------------------------------------------
