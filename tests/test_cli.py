@@ -69,7 +69,8 @@ def test_mistakes_end_with_one_message(train, tmp_path, arguments, says):
     assert done.stderr.count("error: ") == 1
     for part in says:
         assert part in done.stderr
-    assert not list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.rglob("metrics.csv"))  # nothing was started
+    assert all(json.loads(file.read_text())["status"] == "failed" for file in tmp_path.rglob("result.json"))
 
 
 def test_the_traceback_comes_when_asked_for(train):
