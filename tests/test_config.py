@@ -91,17 +91,6 @@ def test_all_groups_are_covered():
     assert {f.parent.name for f in FILES} == set(GROUPS)
 
 
-def test_dash_and_grpo_bring_their_parts():
-    dash, grpo = composed("algo=dash"), composed("algo=grpo")
-    assert (dash.batch.sample_prompts, dash.filter.threshold) == (None, 0.1)
-    assert grpo.batch.sample_prompts == 2
-    assert grpo.filter._target_ == "dash_exp.filter.KeepAll"
-    differ = {k for k in dash if OmegaConf.to_container(dash)[k] != OmegaConf.to_container(grpo)[k]}
-    assert differ == {"algo", "batch", "filter"}
-    names = {k for k in dash.algo if dash.algo[k] != grpo.algo[k]}
-    assert names == {"name"}
-
-
 def differences(first, second):
     """Dotted keys whose values differ."""
 
@@ -121,6 +110,8 @@ def test_the_arms_of_the_paper_differ_in_nothing_but_their_question():
     ppo = {"algo.name", "algo.loss._target_", "algo.loss.clip_low", "algo.loss.clip_high"}
     assert differences(no_gf, composed("algo=ppo_multi")) == {*ppo, "batch.epochs"}
     assert differences(no_gf, composed("algo=ppo_mini")) == {*ppo, "batch.minibatches"}
+    assert (dash.batch.sample_prompts, dash.filter.threshold) == (None, 0.1)
+    assert composed("algo=grpo").batch.sample_prompts == 2
     assert composed("algo=ppo_multi").batch.epochs == 3
     assert composed("algo=ppo_mini").batch.minibatches == 32
     assert differences(dash, composed("algo=no_kl")) == {"algo.name", "kl.coef"}
