@@ -1,14 +1,16 @@
-"""Samplers: what turns prompts into completions. `hf` uses Transformers; `traces` hands out solutions already written."""
+"""Samplers: what turns prompts into completions. `hf` uses Transformers, `vllm` an engine in this process, `vllm_server` engines
+on this machine or others; `traces` and `teacher` hand out solutions already written.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from dash_exp.types import Completion, Prompt
 
@@ -18,8 +20,7 @@ class Sampling:
     """How to sample. `temperature` 0 is greedy. `max_tokens` counts completion tokens.
 
     `top_p` below 1 draws from the fewest most likely tokens whose probabilities at that temperature add up to `top_p` (nucleus
-    sampling, arXiv 1904.09751). It is for evaluation: the log-probabilities stay those of the whole distribution at that
-    temperature, so completions drawn with it are not what those log-probabilities say.
+    sampling, arXiv 1904.09751). It is for evaluation: such completions carry no log-probabilities.
     """
 
     max_tokens: int
@@ -32,7 +33,7 @@ class Sampler(Protocol):
 
     @property
     def version(self) -> int | None:
-        """Policy version of its weights; None where no policy samples."""
+        """Policy version of its weights; None before it was given any, and where no policy samples."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         """`group_size` completions of each prompt, P x G in group-major order, whatever the cutting into batches.
@@ -40,8 +41,14 @@ class Sampler(Protocol):
         `key` seeds the noise together with the problem and the index in the group; it must differ from step to step.
         """
 
-    def load_weights(self, policy: PreTrainedModel, version: int) -> None:
-        """Take over the policy's weights and call them `version`."""
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """Take over the policy's weights, by the names of its `state_dict`, and call them `version`."""
+
+    def rest(self) -> None:
+        """The policy is about to train: give back device memory until there is something to sample."""
+
+    def close(self) -> None:
+        """Nothing will be sampled any more."""
 
 
 def noise_seed(key: tuple[int, ...], problem_id: str, index: int) -> np.random.SeedSequence:

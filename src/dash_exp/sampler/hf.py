@@ -7,7 +7,7 @@ leave the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -39,11 +39,17 @@ class HFSampler:
         self.pad_id = int(tokenizer.pad_token_id)
         self.max_sequences = max_sequences
         self.compute_dtype = compute_dtype
-        self.version = 0
+        self.version: int | None = None
 
-    def load_weights(self, policy: PreTrainedModel, version: int) -> None:
-        assert policy is self.policy, "this sampler shares the weights of the policy it was made with"
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """The weights are the policy's own, so they are there already."""
         self.version = version
+
+    def rest(self) -> None:
+        """The KV cache is gone with the sampling call."""
+
+    def close(self) -> None:
+        """Nothing to end."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         rows = [(prompt, index) for prompt in prompts for index in range(group_size)]
@@ -94,7 +100,9 @@ class HFSampler:
             )
             logits_BV = output.logits[:, -1]
         return [
-            Completion(tuple(ids), tuple(logprobs), truncated=ids[-1] not in self.eos_ids)
+            Completion(
+                tuple(ids), tuple(logprobs) if sampling.top_p == 1 else None, truncated=ids[-1] not in self.eos_ids
+            )
             for ids, logprobs in zip(ids_B, logprobs_B, strict=True)
         ]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from dash_exp.errors import UserError
 from dash_exp.reward import Reward
@@ -23,8 +24,14 @@ class TraceSampler:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, reward: Reward | None = None) -> None:
         self.tokenizer = tokenizer
 
-    def load_weights(self, policy: PreTrainedModel, version: int) -> None:
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Written traces have no weights."""
+
+    def rest(self) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        """Nothing to end."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         return [self._trace(prompt, sampling.max_tokens) for prompt in prompts for _ in range(group_size)]

