@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from functools import partial
 
 import lightning as L
@@ -12,7 +13,7 @@ from conftest import NANO
 
 from dash_exp import algo, kl, model, ops
 from dash_exp import filter as filters
-from dash_exp.batch import parts
+from dash_exp.batch import collate, parts
 from dash_exp.metrics import Clock, read_metrics
 from dash_exp.module import PolicyModule
 from dash_exp.record import RunRecord
@@ -20,6 +21,7 @@ from dash_exp.reward import Scores
 from dash_exp.rollout import RolloutDataModule
 from dash_exp.sampler import Sampling
 from dash_exp.sampler.hf import HFSampler
+from dash_exp.sampler.refresh import Refresh
 from dash_exp.types import Problem
 
 
@@ -48,6 +50,9 @@ def one_run(
     loss=algo.policy_gradient,
     epochs=1,
     minibatches=1,
+    sampler=HFSampler,
+    staleness=0,
+    importance_cap=None,
     **batch,
 ):
     """Train the nano policy for `steps` outer steps; returns module, data and the policy before the first step."""
@@ -57,14 +62,14 @@ def one_run(
     reference = model.frozen_copy(policy)
     for parameter in reference.parameters():  # a reference that differs, or the KL term would be 0
         parameter += 0.05 * torch.randn_like(parameter)
-    sampler = HFSampler(policy, tokenizer, max_sequences=64)
+    refresh = Refresh(policy, sampler(policy, tokenizer, max_sequences=64), staleness)
     clock = Clock()
     sizes = {"prompts": 6, "group_size": 4, "sample_prompts": None} | {k: v for k, v in batch.items() if k != "micro_tokens"}
     data = RolloutDataModule(
         train=[Problem(str(i), f"{i}+{i}=" + "1" * (i % 5), "1") for i in range(12)],
         tests={"in_dist": [Problem("t", "1+1=", "2")]},
         tokenizer=tokenizer,
-        sampler=sampler,
+        refresh=refresh,
         reward=reward,
         advantage=algo.group_normalized,
         keep=keep,
@@ -79,7 +84,7 @@ def one_run(
     module = PolicyModule(
         policy=policy,
         reference=reference if coef else None,
-        sampler=sampler,
+        refresh=refresh,
         loss=loss,
         weighting=ops.sequence_mean,
         denominator=ops.per_sampled,
@@ -94,6 +99,7 @@ def one_run(
         temperature=1.0,
         pad_id=0,
         clock=clock,
+        importance_cap=importance_cap,
         test_names=["in_dist"],
     )
     trainer = L.Trainer(
@@ -108,7 +114,10 @@ def one_run(
         logger=False,
         callbacks=[RunRecord(tmp_path, tokenizer, 1, 1, [f"eval/in_dist/{name}" for name in data.evaluator.names()])],
     )
-    trainer.fit(module, datamodule=data)
+    try:
+        trainer.fit(module, datamodule=data)
+    finally:
+        data.close()
     return module, data, before
 
 
@@ -264,13 +273,13 @@ def test_no_reference_at_kl_zero(tokenizer, tmp_path):
 
 def test_versions_and_optimizer_steps_are_counted(tokenizer, tmp_path):
     module, _, _ = one_run(tokenizer, tmp_path, sample_prompts=2, steps=2)
-    assert module.policy_version == module.sampler.version == module.trainer.global_step == 2
+    assert module.policy_version == module.refresh.sampler.version == module.trainer.global_step == 2
     assert all(r.policy_version == 1 for r in module.rollouts_of_step)
 
 
 def test_completions_of_another_version_are_refused(tokenizer, tmp_path):
     module, _, _ = one_run(tokenizer, tmp_path)
-    with pytest.raises(AssertionError, match="another policy version"):
+    with pytest.raises(AssertionError, match="completions of version 0, not 1"):
         module.training_step(module.rollouts_of_step[0], 0)
 
 
@@ -366,3 +375,156 @@ def test_mean_advantages_before_and_after_a_filter_that_computes_them_anew(token
     module, _, _ = one_run(tokenizer, tmp_path, keep=filters.PODS(2), reward=one_of_four)
     assert module.row["advantage/abs_mean"] == pytest.approx(0.375 / 0.5001)
     assert module.row["advantage/kept_abs_mean"] == pytest.approx(0.5 / (0.5**0.5 + 1e-4))
+
+
+# --- a sampler with weights of its own ----------------------------------------------------------------------------------
+
+
+class OwnWeights(HFSampler):
+    """An engine's part: it samples with a copy of the policy, which gets new weights when they are loaded."""
+
+    def __init__(self, policy, tokenizer, max_sequences):
+        super().__init__(copy.deepcopy(policy), tokenizer, max_sequences)
+        self.loaded = []
+
+    def load_weights(self, weights, version):
+        self.policy.load_state_dict(weights)
+        self.version = version
+        self.loaded.append(version)
+
+
+class Deaf(OwnWeights):
+    """Says that it has taken over the weights, and has not: the fault that must not pass in silence."""
+
+    def load_weights(self, weights, version):
+        self.version = version
+
+
+class Skewed(OwnWeights):
+    """Computes a little differently from the trainer, as an engine with other kernels does."""
+
+    def load_weights(self, weights, version):
+        super().load_weights(weights, version)
+        torch.manual_seed(version)
+        with torch.no_grad():
+            for parameter in self.policy.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+
+
+def trainer_logprobs(policy, sample):
+    return ops.token_logprobs(policy, collate([sample], 0), 1.0)[0].detach()
+
+
+def test_weights_of_its_own_make_no_difference(tokenizer, tmp_path):
+    shared, _, before = one_run(tokenizer, tmp_path, steps=3)
+    own, _, _ = one_run(tokenizer, tmp_path, steps=3, sampler=OwnWeights)
+    assert torch.equal(gradient(own, before), gradient(shared, before))
+    assert own.refresh.sampler.loaded == [0, 1, 2, 3]  # the last for the evaluation
+    assert own.row["mismatch/max_nats"] < 1e-4
+    assert own.row["policy/lag"] == 0
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_stale_steps_are_those_of_older_weights(tokenizer, tmp_path, staleness):
+    """Each step's log-probabilities are those of the weights `staleness` steps before it; the first ones are the base's."""
+    seen = []
+
+    class Seen(OwnWeights):
+        def sample(self, prompts, group_size, sampling, key):
+            if sampling.temperature > 0:
+                seen.append((key[1], self.version))
+            return super().sample(prompts, group_size, sampling, key)
+
+    module, _, _ = one_run(tokenizer, tmp_path, steps=4, sampler=Seen, staleness=staleness, importance_cap=2.0)
+    assert seen == [(step, max(0, step - staleness)) for step in range(4)]
+    assert [r.policy_version for r in module.rollouts_of_step] == [3 - staleness]
+    rows = read_metrics(tmp_path / "metrics.csv")[-4:]
+    assert [row["policy/lag"] for row in rows] == [min(step, staleness) for step in range(4)]
+    assert rows[0]["mismatch/max_nats"] < 1e-4 < rows[3]["mismatch/max_nats"]
+
+
+def test_stale_steps_do_not_depend_on_which_thread_is_faster(tokenizer, tmp_path):
+    first, _, before = one_run(tokenizer, tmp_path, steps=4, sampler=OwnWeights, staleness=1, importance_cap=2.0)
+    second, _, _ = one_run(tokenizer, tmp_path, steps=4, sampler=OwnWeights, staleness=1, importance_cap=2.0)
+    assert torch.equal(gradient(first, before), gradient(second, before))
+
+
+def test_the_next_step_is_sampled_while_this_one_is_trained_on(tokenizer, tmp_path):
+    """Sampling of step 1 waits for the update of step 0 to have begun, and that update for this sampling to have ended."""
+    updating, sampled = threading.Event(), threading.Event()
+
+    class Meets(OwnWeights):
+        def sample(self, prompts, group_size, sampling, key):
+            if sampling.temperature > 0 and key[1] == 1:
+                assert updating.wait(60), "step 1 is sampled only after step 0"
+            completions = super().sample(prompts, group_size, sampling, key)
+            if sampling.temperature > 0 and key[1] == 1:
+                sampled.set()
+            return completions
+
+    def loss(*arguments):
+        updating.set()
+        assert sampled.wait(60), "step 0 is trained on only before step 1 is sampled"
+        return algo.policy_gradient(*arguments)
+
+    one_run(tokenizer, tmp_path, steps=2, sampler=Meets, staleness=1, loss=loss)
+    assert updating.is_set() and sampled.is_set()
+
+
+def test_an_error_while_sampling_ahead_ends_the_run(tokenizer, tmp_path):
+    class Breaks(OwnWeights):
+        def sample(self, prompts, group_size, sampling, key):
+            if key[1:] == (2,):
+                raise RuntimeError("the engine is gone")
+            return super().sample(prompts, group_size, sampling, key)
+
+    with pytest.raises(RuntimeError, match="the engine is gone"):
+        one_run(tokenizer, tmp_path, steps=4, sampler=Breaks, staleness=1)
+
+
+@pytest.mark.parametrize("cap", [1.0, 2.0])
+def test_truncated_importance_sampling_written_out(tokenizer, tmp_path, cap):
+    """A sampler with other weights: each token's term is weighed by min(pi/pi_sampler, cap), which has no gradient."""
+    module, _, before = one_run(tokenizer, tmp_path, sampler=Skewed, importance_cap=cap)
+    (rollouts,) = module.rollouts_of_step
+    policy, loss, over, tokens = copy.deepcopy(before), 0, 0, 0
+    for sample in rollouts.samples():
+        logprobs = ops.token_logprobs(policy, collate([sample], 0), 1.0)[0]
+        ratio = (logprobs.detach() - torch.tensor(sample.logprobs)).exp()
+        loss = loss - sample.advantage * (ratio.clamp(max=cap) * logprobs).mean()
+        over, tokens = over + int((ratio > cap).sum()), tokens + len(ratio)
+    (loss / len(rollouts.completions)).backward()
+    expected = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    close(gradient(module, before), expected)
+    unweighted = written_out(before, [rollouts])
+    assert (expected - unweighted).abs().max() > 1e-3 * expected.abs().max()  # the weights are a part that shows
+    assert 0 < over < tokens
+    assert module.row["policy/clip_fraction"] == pytest.approx(over / tokens)
+
+
+def test_the_mismatch_is_the_difference_of_the_log_probabilities(tokenizer, tmp_path, caplog):
+    module, _, before = one_run(tokenizer, tmp_path, sampler=Skewed, keep=filters.AdvantageAbove(0.1))
+    (rollouts,) = module.rollouts_of_step
+    kept = [s for s, keep in zip(rollouts.samples(), rollouts.keep_PG.flatten(), strict=True) if keep]
+    assert 0 < len(kept) < len(rollouts.completions)
+    differences = torch.cat([(trainer_logprobs(before, s) - torch.tensor(s.logprobs)).abs() for s in kept])
+    assert module.row["mismatch/max_nats"] == pytest.approx(float(differences.max()), rel=1e-3)
+    assert module.row["mismatch/mean_nats"] == pytest.approx(float(differences.mean()), rel=1e-3)
+    assert "outer step 1: the sampler says that it has the policy's weights" in caplog.text
+
+
+def test_of_several_optimizer_steps_only_the_first_tells_the_mismatch(tokenizer, tmp_path):
+    module, _, _ = one_run(tokenizer, tmp_path, loss=algo.ppo_clip, epochs=3)
+    assert module.row["mismatch/max_nats"] < 1e-4 < module.row["policy/ratio_max_log"]
+
+
+def test_stale_weights_are_warned_of_by_the_second_step(tokenizer, tmp_path, caplog):
+    one_run(tokenizer, tmp_path, sampler=Deaf, steps=3)
+    warnings = [r.getMessage() for r in caplog.records if r.name == "dash_exp.module"]
+    assert len(warnings) == 1 and warnings[0].startswith("outer step 2: ") and "stale or incomplete" in warnings[0]
+
+
+def test_a_refreshed_sampler_is_not_warned_of(tokenizer, tmp_path, caplog):
+    one_run(tokenizer, tmp_path, sampler=OwnWeights, steps=3)
+    one_run(tokenizer, tmp_path, sampler=OwnWeights, steps=3, staleness=1)  # old on purpose
+    assert "dash_exp.module" not in [r.name for r in caplog.records]

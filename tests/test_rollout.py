@@ -9,6 +9,7 @@ from dash_exp.reward import Scores
 from dash_exp.rollout import RolloutDataModule, Truncated
 from dash_exp.sampler import Sampling
 from dash_exp.sampler.hf import HFSampler
+from dash_exp.sampler.refresh import Refresh
 from dash_exp.types import Completion, Problem
 
 PROBLEMS = [Problem(str(i), f"{i}+1=", "1") for i in range(10)]
@@ -19,7 +20,6 @@ def module(policy, tokenizer, **changes):
         "train": PROBLEMS,
         "tests": {"in_dist": PROBLEMS[:3]},
         "tokenizer": tokenizer,
-        "sampler": HFSampler(policy, tokenizer, max_sequences=8),
         "reward": lambda problems, texts: Scores([float(len(t) % 2) for t in texts], timeouts=1),
         "advantage": algo.group_centered,
         "keep": filters.AdvantageAbove(0.1),
@@ -33,7 +33,8 @@ def module(policy, tokenizer, **changes):
         "eval_prompts": 2,
         "seed": 0,
     }
-    return RolloutDataModule(**(settings | changes))
+    sampler = changes.pop("sampler", None) or HFSampler(policy, tokenizer, max_sequences=8)
+    return RolloutDataModule(refresh=Refresh(policy, sampler), **(settings | changes))
 
 
 class Scripted:
@@ -51,7 +52,10 @@ class Scripted:
         ids = [tuple(self.tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
         return [Completion(i, (-1.0,) * len(i), truncated=t.endswith("~")) for i, t in zip(ids, texts, strict=True)]
 
-    def load_weights(self, policy, version):
+    def load_weights(self, weights, version):
+        pass
+
+    def rest(self):
         pass
 
 

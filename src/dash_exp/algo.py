@@ -120,6 +120,16 @@ def cispo(
     return TokenLoss(-weight_BT * advantages_B[:, None] * logprobs_BT, weight_BT != ratio_BT)
 
 
+def importance_weighted(
+    loss: TokenLoss, logprobs_BT: Tensor, old_logprobs_BT: Tensor | None, mask_BT: Tensor, cap: float
+) -> TokenLoss:
+    """Each token's loss times min(pi/pi_old, cap), without gradient: truncated importance sampling, for a loss that has no
+    ratio of its own and completions of weights or of an engine that are not quite the policy's (arXiv 1802.01561, eq. 2).
+    """
+    ratio_BT = _ratio(logprobs_BT, old_logprobs_BT).detach()
+    return TokenLoss(loss.loss_BT * ratio_BT.clamp(max=cap), ratio_BT > cap)
+
+
 def _pessimistic(ratio_BT: Tensor, advantages_B: Tensor, clip_low: float, clip_high: float) -> TokenLoss:
     plain_BT = ratio_BT * advantages_B[:, None]
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_B[:, None]

@@ -301,6 +301,7 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
             result["time/total_s"] = round(time.perf_counter() - start, 3)
             _write(out, result)
     finally:
+        evaluator.sampler.close()
         if hasattr(evaluator.reward, "close"):
             evaluator.reward.close()
     if len(command.k) > 1:
@@ -333,6 +334,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     torch.nn.Module.to(policy, device)
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
     sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
+    sampler.load_weights(policy.state_dict(), 0)
     max_tokens = cfg.rollout.max_response_tokens
     context = model.context_length(policy)
     tests = {

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 PHASES = ("sample", "score", "update", "sync", "eval")
+SIDES = ("sample", "update")  # they can work at the same time; how long each waits for the other is logged
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,16 @@ METRICS: dict[str, Metric] = {
     "policy/ratio_mean": Metric("1", "mean pi/pi_old over trained tokens; pi_old sampled them"),
     "policy/ratio_max_log": Metric("nats", "largest |log(pi/pi_old)| of a trained token"),
     "policy/approx_kl_nats_per_token": Metric("nats/token", "k3 estimate of KL(pi_old || pi), trained tokens"),
-    "policy/clip_fraction": Metric("fraction", "trained tokens on which the loss's clip acts; blank for losses without one"),
+    "policy/clip_fraction": Metric(
+        "fraction", "trained tokens that a clip or a cap on the ratio acts on; blank where there is none"
+    ),
+    "policy/lag": Metric("outer steps", "between the weights that sampled and those before this step's update"),
+    "mismatch/mean_nats": Metric(
+        "nats", "mean |log-prob by the sampler - by the trainer|, tokens of the first optimizer step; holds the lag's part too"
+    ),
+    "mismatch/max_nats": Metric("nats", "the largest of these differences"),
+    "sampler/servers": Metric("servers", "that sampled in the last sampling call; blank without rollout=vllm_server"),
+    "sampler/resent_prompts": Metric("prompts", "given to another server because theirs was lost, since the run began"),
     "kl/ref_nats_per_token": Metric(
         "nats/token", "k3 estimate of KL(policy || reference); kept completions, or all with kl.place=reward; blank at KL 0"
     ),
@@ -61,6 +71,8 @@ METRICS: dict[str, Metric] = {
     "time/update_s": Metric("s", "forward, backward and optimizer"),
     "time/sync_s": Metric("s", "handing the new weights to the sampler"),
     "time/eval_s": Metric("s", "evaluation: greedy, and eval.n sampled completions"),
+    "time/sample_idle_s": Metric("s", "from one sampling call to the next, evaluation excluded"),
+    "time/update_idle_s": Metric("s", "from one update to the next, evaluation excluded"),
     "time/elapsed_s": Metric("s", "since training began, evaluation excluded"),
 }
 
@@ -75,18 +87,30 @@ Row = Mapping[str, float | int | None]
 
 
 class Clock:
-    """Seconds by phase. `with clock("sample"): ...` adds to that phase; on a GPU it waits for the work to end."""
+    """Seconds by phase. `with clock("sample"): ...` adds to that phase; on a GPU it waits for the work to end.
+
+    `idle` holds the seconds between one piece of work of a side and its next, without those of evaluation. Two threads may
+    use the clock at a time, but not for the same phase.
+    """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.idle = dict.fromkeys(SIDES, 0.0)
+        self._ended: dict[str, tuple[float, float]] = {}  # when a side ended, and the seconds of evaluation until then
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         start = self._now()
+        if phase in self._ended:
+            end, evaluation = self._ended[phase]
+            self.idle[phase] += max(0.0, start - end - (self.seconds["eval"] - evaluation))
         try:
             yield
         finally:
-            self.seconds[phase] += self._now() - start
+            end = self._now()
+            self.seconds[phase] += end - start
+            if phase in SIDES:
+                self._ended[phase] = (end, self.seconds["eval"])
 
     @staticmethod
     def _now() -> float:

@@ -1,7 +1,8 @@
-"""The lower half of an outer step: kept completions -> gradient -> new weights -> sampler."""
+"""The lower half of an outer step: kept completions -> gradient -> new weights, published for the sampler."""
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -18,14 +19,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
-from dash_exp.algo import TokenLoss
+from dash_exp.algo import TokenLoss, importance_weighted
 from dash_exp.batch import micro_batches, parts
 from dash_exp.evaluation import Evaluation
 from dash_exp.kl import Estimator, Schedule, k3
-from dash_exp.metrics import PHASES, Clock, check_declared
+from dash_exp.metrics import PHASES, SIDES, Clock, check_declared
 from dash_exp.ops import StepCounts, autocast, token_logprobs
-from dash_exp.sampler import Sampler
+from dash_exp.sampler.refresh import Refresh
 from dash_exp.types import MicroBatch, Rollouts, Sample
+
+log = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor | None, Tensor, Tensor], TokenLoss]
 
@@ -46,6 +49,9 @@ class _Sums:
     ratio: float | Tensor = 0.0
     ratio_k3: float | Tensor = 0.0
     max_log_ratio: float | Tensor = 0.0
+    mismatch: float | Tensor = 0.0
+    max_mismatch: float | Tensor = 0.0
+    mismatch_tokens: int = 0
     clipped: float | Tensor | None = None
     has_ratio: bool = False
 
@@ -65,7 +71,9 @@ class PolicyModule(L.LightningModule):
     all completions of the step in one sampling call. `reference` is None where no KL stands in the loss: then nothing is
     computed for it. `kl_coef` gives the coefficient of each outer step. `weighting` and `denominator` say how token losses
     become one number (see `ops`). `optimizer` takes parameters, `schedule` an optimizer; it counts outer steps. `pad_id` fills
-    padded places. After a step `row` holds its metrics, under the names of `metrics.METRICS` and `FAMILIES`.
+    padded places. `importance_cap` weighs tokens by their truncated ratio to the policy that sampled. `mismatch_limit` (nats)
+    is the mean difference to the sampler's log-probabilities beyond which a warning says that its weights are wrong. After a
+    step `row` holds its metrics, under the names of `metrics.METRICS` and `FAMILIES`.
     """
 
     def __init__(
@@ -73,7 +81,7 @@ class PolicyModule(L.LightningModule):
         *,
         policy: PreTrainedModel,
         reference: PreTrainedModel | None,
-        sampler: Sampler,
+        refresh: Refresh,
         loss: Loss,
         weighting: Callable[[Tensor], Tensor],
         denominator: Callable[[StepCounts], int],
@@ -90,13 +98,15 @@ class PolicyModule(L.LightningModule):
         epochs: int = 1,
         minibatches: int = 1,
         seed: int = 0,
+        importance_cap: float | None = None,
+        mismatch_limit: float = 1e-4,
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.policy = policy
         self.reference = reference
-        self.sampler = sampler
+        self.refresh = refresh
         self.loss = loss
         self.weighting = weighting
         self.denominator = denominator
@@ -113,6 +123,9 @@ class PolicyModule(L.LightningModule):
         self.epochs = epochs
         self.minibatches = minibatches
         self.seed = seed
+        self.importance_cap = importance_cap
+        self.mismatch_limit = mismatch_limit
+        self.warned = False
         self.compute_dtype = compute_dtype
         self.policy_version = 0
         self._coef = 0.0
@@ -129,7 +142,8 @@ class PolicyModule(L.LightningModule):
 
     def training_step(self, rollouts: Rollouts, batch_idx: int) -> None:
         """The completions of one sampling call. The last call of the outer step ends with the optimizer step(s)."""
-        assert rollouts.policy_version in (None, self.policy_version), "completions of another policy version"
+        due = self.refresh.version(self.current_epoch)
+        assert rollouts.policy_version in (None, due), f"completions of version {rollouts.policy_version}, not {due}"
         with self.clock("update"):
             self._sums.rollouts.append(rollouts)
             samples, keep_B = rollouts.samples(), rollouts.keep_PG.view(-1).tolist()
@@ -145,7 +159,8 @@ class PolicyModule(L.LightningModule):
             if kl is not None:
                 self.kl_coef.observe(kl)
             with self.clock("sync"):
-                self.sampler.load_weights(self.policy, self.policy_version)
+                self.refresh.publish(self.policy_version)
+            self._check_mismatch()
 
     def _backward(self, samples: Sequence[Sample]) -> None:
         """Add the gradient of these completions, summed and not yet divided."""
@@ -161,7 +176,10 @@ class PolicyModule(L.LightningModule):
         """Weighted sum of the token losses of one micro-batch."""
         mask_BT = batch.completion_mask_BT
         logprobs_BT = token_logprobs(self.policy, batch, self.temperature)
-        loss_BT, clipped_BT = self.loss(logprobs_BT, batch.old_logprobs_BT, batch.advantages_B, mask_BT)
+        losses = self.loss(logprobs_BT, batch.old_logprobs_BT, batch.advantages_B, mask_BT)
+        if self.importance_cap is not None:
+            losses = importance_weighted(losses, logprobs_BT, batch.old_logprobs_BT, mask_BT, self.importance_cap)
+        loss_BT, clipped_BT = losses
         if self.reference is not None and self._coef > 0:
             with torch.no_grad():
                 ref_logprobs_BT = token_logprobs(self.reference, batch, self.temperature)
@@ -179,8 +197,32 @@ class PolicyModule(L.LightningModule):
             sums.ratio += (log_ratio_BT.exp() * mask_BT).sum()
             sums.ratio_k3 += (torch.expm1(log_ratio_BT) - log_ratio_BT).sum()  # 0 where masked
             sums.max_log_ratio = log_ratio_BT.abs().max().clamp(min=sums.max_log_ratio)
+            if sums.optimizer_steps == 0:
+                sums.mismatch += log_ratio_BT.abs().sum()
+                sums.max_mismatch = sums.max_log_ratio
+                sums.mismatch_tokens += int(mask_BT.sum())
         if clipped_BT is not None:
             sums.clipped = (0.0 if sums.clipped is None else sums.clipped) + (clipped_BT * mask_BT).sum()
+
+    def _check_mismatch(self) -> None:
+        """Warn, once, where the completions are not those of the weights that they should be of."""
+        sums, lag = self._sums, self.current_epoch - self.refresh.due(self.current_epoch)
+        mean = float(sums.mismatch) / max(sums.mismatch_tokens, 1)
+        wrong = None
+        if lag == 0 and mean > self.mismatch_limit:
+            wrong = (
+                f"the sampler says that it has the policy's weights, but its log-probabilities differ by {mean:.2g} nats a "
+                f"token on average, at most by {float(sums.max_mismatch):.2g} (limit of the mean: {self.mismatch_limit:g}). "
+                "Its weights are stale or incomplete, or it computes in another way; rollout.mismatch_limit sets the limit"
+            )
+        elif self.refresh.every is None and lag > 0 and sums.has_ratio:
+            wrong = (
+                f"the completions come from weights that are {lag} outer step(s) old and are never refreshed "
+                f"(log-probabilities differ by {mean:.2g} nats a token). Write rollout.refresh_every=1"
+            )
+        if wrong and not self.warned:
+            self.warned = True
+            log.warning("outer step %d: %s", self.current_epoch + 1, wrong)
 
     def _optimizer_step(self) -> None:
         """Divide the summed gradient by the step's denominator, clip it and step."""
@@ -225,7 +267,7 @@ class PolicyModule(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         self._sums, self._update = _Sums(), _Update()
         self._coef = self.kl_coef(self.current_epoch)
-        self._clock_start = dict(self.clock.seconds)
+        self._clock_start = (dict(self.clock.seconds), dict(self.clock.idle))
 
     def on_train_epoch_end(self) -> None:
         """Hand the step's metrics to Lightning, so that its callbacks (early stopping, say) can watch any of them."""
@@ -239,7 +281,8 @@ class PolicyModule(L.LightningModule):
             **self._rollout_metrics(),
             **self._update_metrics(),
             **(self.evaluation_row() if evaluated else {}),
-            **{f"time/{phase}_s": self.clock.seconds[phase] - self._clock_start[phase] for phase in PHASES},
+            **{f"time/{phase}_s": self.clock.seconds[phase] - self._clock_start[0][phase] for phase in PHASES},
+            **{f"time/{side}_idle_s": self.clock.idle[side] - self._clock_start[1][side] for side in SIDES},
         }
         check_declared(self.row)
         return self.row
@@ -261,6 +304,9 @@ class PolicyModule(L.LightningModule):
             "policy/ratio_max_log": float(sums.max_log_ratio) if sums.has_ratio else None,
             "policy/approx_kl_nats_per_token": float(sums.ratio_k3) / tokens if sums.has_ratio else None,
             "policy/clip_fraction": clipped,
+            "policy/lag": self.current_epoch - self.refresh.due(self.current_epoch) if sums.has_ratio else None,
+            "mismatch/mean_nats": float(sums.mismatch) / max(sums.mismatch_tokens, 1) if sums.has_ratio else None,
+            "mismatch/max_nats": float(sums.max_mismatch) if sums.has_ratio else None,
             "policy/version": self.policy_version,
             "tokens/trained": sums.trained_tokens,
         }
@@ -285,6 +331,8 @@ class PolicyModule(L.LightningModule):
             "length/mean_tokens": counts.sampled_tokens / counts.sampled,
             "length/truncated_fraction": sum(c.truncated for c in completions) / counts.sampled,
             "policy/nll_nats_per_token": math.fsum(nll) / counts.sampled_tokens if nll else None,
+            "sampler/servers": getattr(self.refresh.sampler, "active_servers", None),
+            "sampler/resent_prompts": getattr(self.refresh.sampler, "resent_prompts", None),
             "score/timeouts": sum(r.grader_timeouts for r in rollouts),
             "score/errors": sum(r.grader_errors for r in rollouts),
             "completions/sampled": counts.sampled,

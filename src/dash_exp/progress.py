@@ -22,7 +22,7 @@ class Progress(L.Callback):
         self.steps = steps
         self.line_every_s = line_every_s
         self.bar: tqdm | None = None
-        self._start = self._last_line = 0.0
+        self._start = self._last_line = self._elapsed_s = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.perf_counter()
@@ -34,7 +34,8 @@ class Progress(L.Callback):
         assert isinstance(pl_module, PolicyModule)
         row = pl_module.row
         step = int(row["step"] or 0)
-        says = describe(row, pl_module.accuracy)
+        says = describe(row, pl_module.accuracy, float(row["time/elapsed_s"] or 0) - self._elapsed_s)
+        self._elapsed_s = float(row["time/elapsed_s"] or 0)
         if self.bar is not None:
             self.bar.set_postfix_str(says, refresh=False)
             self.bar.update()
@@ -53,9 +54,8 @@ class Progress(L.Callback):
         self.on_train_end(trainer, pl_module)
 
 
-def describe(row: dict[str, Any], accuracy: dict[str, float]) -> str:
-    """One step in a line; tokens per second are the sampled ones over the whole step without evaluation."""
-    seconds = sum(row[f"time/{phase}_s"] for phase in ("sample", "score", "update", "sync"))
+def describe(row: dict[str, Any], accuracy: dict[str, float], seconds: float) -> str:
+    """One step of so many seconds, evaluation excluded, in a line; tokens per second are the sampled ones."""
     accuracies = "/".join(f"{100 * value:.0f}%" for value in accuracy.values())
     return (
         f"reward {row['reward/mean']:.3f}  accuracy {accuracies}  kept {100 * row['filter/kept_fraction']:.0f}%  "

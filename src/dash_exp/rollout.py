@@ -1,13 +1,16 @@
 """The upper half of an outer step: problems -> sampled, graded and filtered completions.
 
 One epoch of Lightning is one outer step. The training loader yields one `Rollouts` per sampling call and samples only when
-it is asked to: once for the whole step (preemptive sampling), or just before each backward pass (coupled).
+it is asked to: once for the whole step (preemptive sampling), or just before each backward pass (coupled). With
+`rollout.staleness` a thread samples the next steps while this one is trained on.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -26,6 +29,7 @@ from dash_exp.kl import RewardPenalty, Schedule
 from dash_exp.metrics import Clock
 from dash_exp.reward import Reward
 from dash_exp.sampler import Sampler, Sampling
+from dash_exp.sampler.refresh import Refresh
 from dash_exp.types import Completion, Problem, Prompt, Rollouts
 
 Advantage = Callable[[Tensor], Tensor]
@@ -46,9 +50,9 @@ class RolloutDataModule(L.LightningDataModule):
 
     `prompts` P and `group_size` G make M = P x G completions per outer step, `sample_prompts` prompts a sampling call (None:
     all P). Validation loaders yield graded test problems: a greedy completion of each, and `eval_n` sampled ones for pass@k
-    with each k of `eval_k`; `eval_prompts` completions are sampled at a time. `train_sampler` stands in for `sampler` in
-    training where the completions are not the policy's own (SFT). `kl_penalty`, with the coefficients of `kl_coef`, is taken
-    off the rewards (KL in the reward).
+    with each k of `eval_k`; `eval_prompts` completions are sampled at a time. `refresh` holds the sampler and gives it its
+    weights; `train_sampler` stands in for it in training where the completions are not the policy's own (SFT). `kl_penalty`,
+    with the coefficients of `kl_coef`, is taken off the rewards (KL in the reward).
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class RolloutDataModule(L.LightningDataModule):
         train: Sequence[Problem],
         tests: Mapping[str, Sequence[Problem]],
         tokenizer: PreTrainedTokenizerBase,
-        sampler: Sampler,
+        refresh: Refresh,
         reward: Reward,
         advantage: Advantage,
         keep: Filter,
@@ -80,8 +84,9 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.sampler = sampler
-        self.train_sampler = train_sampler or sampler
+        self.refresh = refresh
+        self.sampler = refresh.sampler
+        self.train_sampler = train_sampler or refresh.sampler
         self.reward = reward
         self.advantage = advantage
         self.keep = keep
@@ -96,9 +101,12 @@ class RolloutDataModule(L.LightningDataModule):
         self.kl_penalty = kl_penalty
         self.kl_coef = kl_coef
         greedy = Sampling(sampling.max_tokens, temperature=0.0)
-        self.evaluator = Evaluator(sampler, reward, tokenizer, greedy, eval_n, tuple(eval_k), eval_sampling, seed)
+        self.evaluator = Evaluator(self.sampler, reward, tokenizer, greedy, eval_n, tuple(eval_k), eval_sampling, seed)
         self.eval_timeouts = 0
         self.eval_errors = 0
+        self._alone = threading.RLock()  # with the sampler and the reward
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
+        self._ahead: dict[int, Future[list[Rollouts]]] = {}
         self.train_prompts = tokenized(train, tokenizer, context, sampling.max_tokens, "data.train", max_prompt_tokens)
         if len(self.train_prompts) < prompts:
             raise UserError(
@@ -136,8 +144,37 @@ class RolloutDataModule(L.LightningDataModule):
         order = np.random.default_rng([self.seed, data_pass]).permutation(len(self.train_prompts))
         return [self.train_prompts[j] for j in order[i * self.prompts : (i + 1) * self.prompts]]
 
+    def rollouts_of_step(self, step: int) -> Iterator[Rollouts]:
+        """The sampling calls of an outer step: each made when it is asked for, or all of them while others were trained on."""
+        if self.refresh.staleness == 0:
+            yield from self._calls(step)
+            return
+        assert self.trainer is not None and self.trainer.max_epochs is not None
+        for s in range(step, min(step + self.refresh.staleness + 1, self.trainer.max_epochs)):
+            if s not in self._ahead:
+                self._ahead[s] = self._thread.submit(self._all_calls, s)
+        yield from self._ahead.pop(step).result()
+
+    def _all_calls(self, step: int) -> list[Rollouts]:
+        return list(self._calls(step))
+
+    def _calls(self, step: int) -> Iterator[Rollouts]:
+        prompts = self.problems_of_step(step)
+        for start in range(0, len(prompts), self.sample_prompts):
+            with self._alone:
+                rollouts = self.rollouts(prompts[start : start + self.sample_prompts], step)
+            yield rollouts
+
+    def close(self) -> None:
+        """End the thread, when its sampling call has ended, and the sampler."""
+        self._thread.shutdown(cancel_futures=True)
+        self.sampler.close()
+
     def rollouts(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
         """One sampling call: sample, grade, weigh and filter; and again with other prompts where the filter refills."""
+        if self.train_sampler is self.sampler:
+            with self.clock("sync"):
+                self.refresh.bring(step)
         rollouts = self._sample(prompts, step)
         for _ in range(self.keep.refill_rounds):
             signal_P = rollouts.keep_PG.any(dim=1)
@@ -148,6 +185,8 @@ class RolloutDataModule(L.LightningDataModule):
             share = max(float(signal_P.float().mean()), 1 / 8)  # of the new groups that will carry a signal, as it looks
             more = self._sample(others[: min(math.ceil(missing / share), len(prompts))], step)
             rollouts = _joined(rollouts, more)
+        with self.clock("sync"):
+            self.sampler.rest()
         return _at_most(rollouts, len(prompts))
 
     def _sample(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
@@ -213,8 +252,11 @@ class RolloutDataModule(L.LightningDataModule):
 
     def evaluate(self, prompts: Sequence[Prompt]) -> Evaluation:
         """Some prompts of a test set, graded. Gradings that did not come to an end are counted in `eval_*`."""
-        with self.clock("eval"):
-            part = self.evaluator(prompts)
+        with self._alone:
+            with self.clock("sync"):
+                self.refresh.bring_newest()
+            with self.clock("eval"):
+                part = self.evaluator(prompts)
         self.eval_timeouts += part.timeouts
         self.eval_errors += part.errors
         return part
@@ -282,7 +324,7 @@ def _at_most(rollouts: Rollouts, prompts: int) -> Rollouts:
 
 
 class _OuterStep(IterableDataset):
-    """The sampling calls of one outer step, each made when it is asked for.
+    """The sampling calls of one outer step.
 
     Its length matters: Lightning prefetches from a loader without one, and would sample ahead.
     """
@@ -294,9 +336,7 @@ class _OuterStep(IterableDataset):
         return self.data.sampling_calls
 
     def __iter__(self) -> Iterator[Rollouts]:
-        prompts = self.data.problems_of_step(self.step)
-        for start in range(0, len(prompts), self.data.sample_prompts):
-            yield self.data.rollouts(prompts[start : start + self.data.sample_prompts], self.step)
+        return self.data.rollouts_of_step(self.step)
 
 
 class _Evaluation(IterableDataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dash_exp import data, kl, model
 from dash_exp.errors import UserError
-from dash_exp.metrics import PHASES, Clock
+from dash_exp.metrics import PHASES, SIDES, Clock
 from dash_exp.module import PolicyModule
 from dash_exp.progress import Progress
 from dash_exp.record import RunRecord
@@ -26,6 +27,7 @@ from dash_exp.results import plot_curves, result_table, write_result
 from dash_exp.reward import check_problems
 from dash_exp.rollout import RolloutDataModule, Truncated
 from dash_exp.sampler import Sampling
+from dash_exp.sampler.refresh import Refresh
 
 
 @dataclass
@@ -86,6 +88,7 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
         write_result(run_dir, result)
         if tracker:
             tracker.experiment.finish()
+        parts.data.close()
         if hasattr(parts.reward, "close"):
             parts.reward.close()
     plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
@@ -131,11 +134,12 @@ def build(cfg: DictConfig) -> Parts:
             reference, estimator, cfg.batch.micro_tokens, cfg.rollout.temperature, tokenizer.pad_token_id, compute_dtype
         )
     sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
+    refresh = Refresh(policy, sampler, cfg.rollout.staleness, cfg.rollout.refresh_every)
     datamodule = RolloutDataModule(
         train=train,
         tests={name: problems[: cfg.eval.limit] for name, problems in tests.items()},
         tokenizer=tokenizer,
-        sampler=sampler,
+        refresh=refresh,
         train_sampler=instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
         if cfg.algo.train_sampler
         else None,
@@ -147,7 +151,7 @@ def build(cfg: DictConfig) -> Parts:
         group_size=cfg.batch.group_size,
         sample_prompts=cfg.batch.sample_prompts,
         sampling=Sampling(cfg.rollout.max_response_tokens, cfg.rollout.temperature),
-        context=model.context_length(policy),
+        context=min(model.context_length(policy), cfg.rollout.sampler.get("max_model_len") or sys.maxsize),
         max_prompt_tokens=cfg.data.max_prompt_tokens,
         eval_prompts=cfg.eval.prompts,
         seed=cfg.seed,
@@ -161,7 +165,7 @@ def build(cfg: DictConfig) -> Parts:
     module = PolicyModule(
         policy=policy,
         reference=reference if kl_penalty is None else None,
-        sampler=sampler,
+        refresh=refresh,
         loss=instantiate(cfg.algo.loss),
         weighting=instantiate(cfg.algo.weighting),
         denominator=instantiate(cfg.algo.denominator),
@@ -178,9 +182,19 @@ def build(cfg: DictConfig) -> Parts:
         epochs=cfg.batch.epochs,
         minibatches=cfg.batch.minibatches,
         seed=cfg.seed,
+        importance_cap=importance_cap(cfg),
+        mismatch_limit=cfg.rollout.mismatch_limit or (1e-4 if compute_dtype == torch.float32 else 0.03),
         compute_dtype=compute_dtype,
     )
     return Parts(module, datamodule, reward, tokenizer, clock)
+
+
+def importance_cap(cfg: DictConfig) -> float | None:
+    """Where weights are old on purpose, `auto` caps the ratio at 2, unless the loss has a ratio of its own."""
+    if cfg.rollout.importance_cap != "auto":
+        return cfg.rollout.importance_cap
+    old = (cfg.rollout.staleness > 0 or cfg.rollout.refresh_every != 1) and not cfg.algo.train_sampler
+    return 2.0 if old and cfg.algo.loss._target_.endswith(".policy_gradient") else None
 
 
 def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
@@ -198,6 +212,7 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
             f"  outer steps               {cfg.steps}",
             f"  completions per step      {completions} = {batch.prompts} prompts x {batch.group_size}",
             f"  completions per sampling  {per_call} ({data_.sampling_calls} sampling call(s) per step)",
+            f"  sampler                   {sampler_words(cfg)}",
             f"  optimizer steps per step  {batch.epochs * batch.minibatches} = {batch.epochs} pass(es) x {batch.minibatches}",
             f"  filter                    {described(cfg.filter)}; truncated completions: {cfg.rollout.truncated}",
             f"  denominator of the loss   {cfg.algo.denominator._target_.rpartition('.')[2]}",
@@ -213,6 +228,17 @@ def described(part: DictConfig) -> str:
     return f"{part._target_.rpartition('.')[2]}({settings})"
 
 
+def sampler_words(cfg: DictConfig) -> str:
+    """`VLLMSampler, its weights at most 1 outer step(s) old, ratio to them capped at 2`."""
+    rollout, cap = cfg.rollout, importance_cap(cfg)
+    words = rollout.sampler._target_.rpartition(".")[2]
+    if rollout.refresh_every is None:
+        words += ", its weights never refreshed"
+    elif oldest := rollout.staleness + rollout.refresh_every - 1:
+        words += f", its weights at most {oldest} outer step(s) old"
+    return words + ("" if cap is None else f", ratio to them capped at {cap:g}")
+
+
 def kl_words(cfg: DictConfig) -> str:
     if cfg.kl.coef == 0 and not cfg.kl.schedule.get("final"):
         return "0 (no reference model)"
@@ -225,6 +251,7 @@ def totals(parts: Parts, record: RunRecord, total_s: float) -> dict[str, Any]:
     """Seconds by phase and the counts of the whole run."""
     result: dict[str, Any] = {"time/total_s": round(total_s, 3)}
     result |= {f"time/{phase}_s": round(parts.clock.seconds[phase], 3) for phase in PHASES}
+    result |= {f"time/{side}_idle_s": round(parts.clock.idle[side], 3) for side in SIDES}
     counts = ("tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept", "score/timeouts", "score/errors")
     for name in counts:
         result[name] = sum(int(row.get(name) or 0) for row in record.rows)
@@ -246,7 +273,7 @@ def git_revision() -> str | None:
 
 
 def quiet() -> None:
-    """Leave out what Lightning says about choices that are made on purpose here."""
+    """Leave out what Lightning and vLLM say about choices that are made on purpose here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
@@ -255,5 +282,8 @@ def quiet() -> None:
         "`IterableDataset` has `__len__`",
         "LeafSpec",
         "in eval mode at the start",
+        "It is recommended to use `self.log",  # vLLM in this process makes a process group of one
+        "Triton is installed, but",
+        "`torch.distributed.reduce_op`",
     ):
         warnings.filterwarnings("ignore", f".*{message}")

