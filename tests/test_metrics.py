@@ -36,6 +36,21 @@ def test_test_sets_and_parts_of_rewards_get_columns(tmp_path):
         check_declared({"acuracy/math500": 0.5})
 
 
+def test_the_clock_tells_how_long_a_side_waited(monkeypatch):
+    """Update 1 s, evaluation 10 s, sampling 2 s and 3 s more of something else: the update waited 5 s, then sampling 4 s."""
+    now = [0.0]
+    monkeypatch.setattr(Clock, "_now", lambda self: now[0])
+    clock = Clock()
+    for phase, seconds in (("update", 1), ("eval", 10), ("sample", 2), ("other", 3), ("update", 1), ("sample", 1)):
+        if phase == "other":
+            now[0] += seconds
+            continue
+        with clock(phase):
+            now[0] += seconds
+    assert clock.idle == {"update": 5, "sample": 4}
+    assert clock.seconds["update"] == 2
+
+
 def test_clock_adds_up_phases_even_when_they_fail():
     clock = Clock()
     with clock("sample"):

