@@ -15,6 +15,7 @@ each: CUDA_VISIBLE_DEVICES=1 python -m dash_exp.serve port=8002. Ctrl-C ends it.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -52,6 +53,8 @@ def main() -> None:
     command = parse(sys.argv[1:])
     cfg = configuration(command)
     listener = listening(command)
+    # Before torch is loaded: servers that share a machine's cores wait for each other, where threads that spin stop them all.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     server = build(cfg)
     with contextlib.suppress(KeyboardInterrupt):
         serve(server, listener, f"http://{command.host}:{command.port} for {cfg.model.name}")

@@ -83,7 +83,7 @@ class Call:
         self.groups: dict[int, list[Completion]] = {}
         self.active: set[str] = set()  # servers that finished a group
         self.given_back: dict[int, str] = {}  # prompt -> server that lost it
-        self.started = self.heard = time.monotonic()  # when a server last sent a line
+        self.started = self.heard = time.monotonic()  # when a server last made a step
 
     @property
     def done(self) -> bool:
@@ -222,7 +222,7 @@ class VLLMServerSampler:
             raise failure
 
     def _check_patience(self, call: Call) -> None:
-        """Raise UserError where no server is left, or none that ever sends a line."""
+        """Raise UserError where no server is left, or none that ever makes a step."""
         now = time.monotonic()
         alone_s = 0.0 if any(s.live for s in self.servers) else now - max(call.started, self._last_live)
         if alone_s > self.give_up_s or now - call.heard > self.give_up_s + self.timeout_s:
@@ -396,7 +396,8 @@ class VLLMServerSampler:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise LostError(f"it sent a line that cannot be read: {_words(text)[:80]}") from error
         with self._changed:
-            call.heard = time.monotonic()
+            if "done" not in line:
+                call.heard = time.monotonic()
             if group is not None and line["index"] in left:
                 left.discard(line["index"])
                 call.groups.setdefault(line["index"], group)
