@@ -8,27 +8,16 @@ LAYERS = [
     {"errors", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate"},
     {"ops", "metrics"},
     {"algo", "kl", "filter", "batch"},
-    {
-        "reward",
-        "data",
-        "model",
-        "sampler",
-        "sampler.cache",
-        "sampler.hf",
-        "sampler.traces",
-        "sampler.teacher",
-        "sampler.refresh",
-        "sampler.engine",
-        "sampler.vllm",
-        "logger",
-    },
+    {"reward", "data", "model", "logger"}
+    | {"sampler", "sampler.cache", "sampler.hf", "sampler.traces", "sampler.teacher", "sampler.refresh"}
+    | {"sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
     {"evaluation"},
     {"rollout", "module"},
     {"record", "progress", "results"},
     {"run", "sweep"},
-    {"cli", "evaluate"},
+    {"cli", "evaluate", "serve"},
 ]
-KNOW_HYDRA = {"run", "sweep", "cli", "evaluate", "validate"}
+KNOW_HYDRA = {"run", "sweep", "cli", "evaluate", "serve", "validate"}
 SOURCE = ROOT / "src" / "dash_exp"
 
 

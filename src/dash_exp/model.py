@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -48,6 +50,24 @@ def load_policy(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def load_architecture(path: str, architecture: Mapping[str, Any] | None = None) -> PreTrainedModel:
+    """The model that `load_policy` makes, without its weights: names and shapes alone, on torch's meta device.
+
+    A folder needs no more than a config.json, and a generation_config.json where the policy has one.
+    """
+    if architecture:
+        config = AutoConfig.for_model(**architecture)
+    else:
+        check_folder(path, weights=False)
+        config = _from_hub_or_folder(AutoConfig, path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if not architecture:
+        with contextlib.suppress(OSError):  # most have one, not all
+            model.generation_config = GenerationConfig.from_pretrained(path)
+    return model
 
 
 def load_scorer(path: str, dtype: str, pad_id: int) -> PreTrainedModel:
@@ -98,8 +118,11 @@ def context_length(model: PreTrainedModel) -> int:
     return int(model.config.max_position_embeddings)
 
 
-def check_folder(path: str, setting: str = "model.path") -> None:
-    """Raise UserError where `path` is a folder without a Transformers model in safetensors. Hub names pass."""
+def check_folder(path: str, setting: str = "model.path", weights: bool = True) -> None:
+    """Raise UserError where `path` is a folder without a Transformers model in safetensors. Hub names pass.
+
+    Without `weights` the configuration is enough.
+    """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
@@ -107,7 +130,7 @@ def check_folder(path: str, setting: str = "model.path") -> None:
         return
     if not (folder / "config.json").is_file():
         raise UserError(f"{setting}={path}", "the folder has no config.json", "Give a Transformers model folder")
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise UserError(f"{setting}={path}", "the folder has no weights (*.safetensors)", "Save the model with save_pretrained")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +34,8 @@ class Engine:
 
     `max_sequences` are decoded at a time; prompt and completion together have at most `max_model_len` tokens (None: the
     model's context). Weights and KV cache take `memory_share` of a GPU's memory; on a CPU the KV cache takes `cpu_cache_gb`.
-    `eager` does without CUDA graphs. With `sleep` the engine can give its GPU memory back.
+    `eager` does without CUDA graphs. With `sleep` the engine can give its GPU memory back; with `receive` it can take weights
+    over NCCL (GPU only).
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Engine:
         cpu_cache_gb: float = 1.0,
         eager: bool = False,
         sleep: bool = False,
+        receive: bool = False,
     ) -> None:
         vllm = import_vllm()
         self.vllm = vllm
@@ -55,7 +60,11 @@ class Engine:
         self.expected = weight_shapes(config)
         self.can_sleep = sleep and torch.cuda.is_available()
         self.asleep = False
+        self.requests = 0  # so far
+        self.inside: dict[str, str] = {}  # vLLM's own ids of unfinished groups, by ours
         settings: dict[str, Any] = {"gpu_memory_utilization": memory_share, "enforce_eager": eager}
+        if receive:
+            settings["weight_transfer_config"] = {"backend": "nccl"}
         if not torch.cuda.is_available():
             # A seeded request fails on the CPU when its prompt is read in pieces (vLLM 0.32: "does not use offset").
             settings = {
@@ -98,7 +107,12 @@ class Engine:
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
-        self.llm.reset_prefix_cache()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget cached prompts: they are of other weights now."""
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("the engine still holds prompts of the weights before; were all requests aborted?")
 
     def rest(self) -> None:
         """Give the GPU memory back; the weights wait in CPU memory."""
@@ -122,6 +136,46 @@ class Engine:
         requests = [{"prompt_token_ids": list(p.ids)} for p in prompts]
         outputs = self.llm.generate(requests, parameters, use_tqdm=False)
         return [completion for output in outputs for completion in self.completions(output)]
+
+    def add(self, ids: Sequence[int], group_size: int, sampling: Sampling, seed: int) -> str:
+        """Put a group in line; `step` works on it. Returns its id. Raises ValueError for what the engine cannot take."""
+        if not 0 < len(ids) <= self.max_model_len - sampling.max_tokens:
+            raise ValueError(
+                f"a prompt of {len(ids)} tokens and a completion of up to {sampling.max_tokens} do not fit "
+                f"max_model_len={self.max_model_len}"
+            )
+        self.requests += 1
+        parameters = self.parameters(group_size, sampling, seed)
+        prompt = self.vllm.inputs.tokens_input(list(ids))
+        group = str(self.requests)
+        self.inside[group] = self.llm.llm_engine.add_request(group, prompt, parameters)
+        return group
+
+    def step(self) -> Iterator[tuple[str, list[Completion]]]:
+        """One token more for everything in line; yields the groups that are finished with it, by their ids."""
+        for output in self.llm.llm_engine.step():
+            if output.finished:
+                self.inside.pop(output.request_id, None)
+                yield output.request_id, self.completions(output)
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Drop unfinished groups; finished ones are passed over."""
+        inside = [self.inside.pop(i) for i in ids if i in self.inside]
+        # by its own ids: by ours vLLM 0.32 drops the members of a group, and keeps the group
+        self.llm.llm_engine.abort_request(inside, internal=True)
+
+    def abort_all(self) -> None:
+        """Drop everything unfinished, before new weights."""
+        self.abort(list(self.inside))
+        for _ in range(4):  # a batch that is under way ends, and gives its cache back; without one a step does nothing
+            self.llm.llm_engine.step()
+
+    def warm_up(self) -> None:
+        """The first completion of a process takes many seconds more than those after it."""
+        self.add([0], 2, Sampling(2), seed=0)
+        while self.inside:
+            list(self.step())
+        self.forget()
 
     def parameters(self, group_size: int, sampling: Sampling, seed: int) -> Any:
         """vLLM's sampling parameters of one group. vLLM seeds member i of the group with `seed` + i."""
@@ -161,6 +215,24 @@ def weight_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+# What a model computes with beside its weights, as Transformers' configurations call it.
+COMPUTES_WITH = (
+    *("model_type", "hidden_act", "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "layer_norm_eps"),
+    *("rope_parameters", "rope_theta", "rope_scaling", "sliding_window", "layer_types", "tie_word_embeddings"),
+)
+
+
+def fingerprint(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Which architecture this is: a SHA-256 of its weights' names and shapes and of what else it computes with."""
+    parts = [sorted((name, list(shape)) for name, shape in shapes.items()), [getattr(config, k, None) for k in COMPUTES_WITH]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def described(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The architecture for people: its kind, and its size with tied weights counted under each of their names."""
+    return f"{config.model_type}, {sum(map(math.prod, shapes.values())):,} parameters in {len(shapes)} tensors"
 
 
 def check_complete(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
