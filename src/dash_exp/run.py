@@ -273,9 +273,10 @@ def git_revision() -> str | None:
 
 
 def quiet() -> None:
-    """Leave out what Lightning and vLLM say about choices that are made on purpose here."""
+    """Leave out what Lightning and others say about choices that are made on purpose here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     for message in (
         "does not have many workers",
@@ -283,7 +284,5 @@ def quiet() -> None:
         "LeafSpec",
         "in eval mode at the start",
         "It is recommended to use `self.log",  # vLLM in this process makes a process group of one
-        "Triton is installed, but",
-        "`torch.distributed.reduce_op`",
     ):
         warnings.filterwarnings("ignore", f".*{message}")

