@@ -200,11 +200,9 @@ def test_two_servers_sample_what_one_does(sampler, servers, served_policy, many,
 def test_other_settings_of_sampling(sampler, served_policy, many, expected):
     two = sampler()
     two.load_weights(served_policy.state_dict(), 1)
-    greedy = two.sample(many[:3], 2, Sampling(8, temperature=0.0), ())
-    assert all(greedy[i].ids == greedy[i + 1].ids for i in (0, 2, 4))
-    with torch.no_grad():
-        first = served_policy(torch.tensor([many[0].ids])).logits[0, -1].argmax()
-    assert greedy[0].ids[0] == first
+    for prompt, completion in zip(many[:3], two.sample(many[:3], 1, Sampling(8, temperature=0.0), ()), strict=True):
+        greedy = served_policy.eval().generate(torch.tensor([prompt.ids]), max_new_tokens=8, do_sample=False)
+        assert list(completion.ids) == greedy[0, len(prompt.ids) :].tolist()
     nucleus = two.sample(many[:2], 2, Sampling(8, temperature=0.7, top_p=0.5), KEY)
     assert [c.logprobs for c in nucleus] == [None] * 4
     again = two.sample(many[:2], 4, LONG, KEY)
@@ -299,12 +297,20 @@ def test_weights_that_someone_else_put_there(sampler, servers, served_policy, ma
         url = f"{servers[0].url}/weights"
         assert httpx.put(url, params={"version": version}, content=others, timeout=PATIENCE_S).status_code == 200
 
+    def interfere_again():
+        until(lambda: two.live_servers == 2)
+        time.sleep(0.2)  # it has prompts again
+        interfere()
+        return two._call is not None
+
     two = sampler(max_sequences=4)
     two.load_weights(served_policy.state_dict(), 1)
     interfere()
-    completions, _ = meanwhile(two, many, interfere)
+    completions, in_it = meanwhile(two, many, interfere_again)
     check_same(completions, expected)
-    assert "the weights were replaced" in caplog.text or "not of version 1" in caplog.text
+    assert in_it
+    assert caplog.text.count(f"{servers[0].url} is lost") >= 2
+    assert "not of version 1" in caplog.text
     until(lambda: two.live_servers == 2)
     assert servers[0].health()["version"] == 1
 
@@ -341,7 +347,8 @@ def test_a_client_that_goes_away(servers, served_policy, many):
     sample = {"version": 1, "prompts": prompts, "group_size": 8, "max_tokens": 1900, "temperature": 1, "top_p": 1}
     assert put.status_code == 200
     with httpx.stream("POST", f"{url}/sample", json=sample, timeout=PATIENCE_S) as response:
-        assert set(json.loads(next(response.iter_lines()))) <= {"alive", "index", "version", "completions"}
+        lines = response.iter_lines()  # kept: with it the connection is closed
+        assert any("alive" in json.loads(next(lines)) for _ in range(100))
         assert servers[0].health()["unfinished"] > 0
     until(lambda: servers[0].health()["unfinished"] == 0, 20)
 
@@ -364,6 +371,7 @@ def test_requests_that_cannot_be_met(servers, served_policy, many):
     assert answer(version=2) == (409, "has weights of version 1, not of version 2")
     assert answer(load="another") == (409, "has weights of version 1, loaded by someone else, not of version 1")
     assert answer(prompts=None)[0] == answer(group_size="x")[0] == answer(group_size=0)[0] == answer(max_tokens=0)[0] == 400
+    assert answer(group_size=2, temperature=0) == (400, "n must be 1 when using greedy sampling, got 2.")
     too_long = {"prompts": [{"index": 0, "ids": [5, 6], "seed": 1}, {"index": 1, "ids": [5] * 2046, "seed": 1}]}
     assert answer(**too_long) == (
         400,
