@@ -103,5 +103,5 @@ def test_the_architecture_comes_without_weights(tmp_path, tokenizer):
     policy.generation_config.save_pretrained(tmp_path)
     assert model.eos_ids(model.load_architecture(str(tmp_path)), tokenizer) == {1, 7}
     assert model.eos_ids(model.load_architecture("", {"model_type": "qwen2", "eos_token_id": 9}), tokenizer) == {1, 9}
-    with pytest.raises(UserError, match="has no config.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         model.load_architecture(str(tmp_path.parent))
