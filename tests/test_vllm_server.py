@@ -130,7 +130,7 @@ def served_policy():
 
 @pytest.fixture(scope="module")
 def many(tokenizer):
-    texts = [f"{i}*{i + 1}-{i}=" for i in range(32)]
+    texts = [f"{i}*{i + 1}-{i}=" for i in range(20)]
     return [Prompt(Problem(t, t, "1"), tuple(tokenizer(t).input_ids)) for t in texts]
 
 
@@ -149,7 +149,7 @@ def sampler(served_policy, tokenizer, servers):
         each.close()
 
 
-LONG = Sampling(200)  # with 4 completions at a time, 32 groups take two servers some 5 s and more
+LONG = Sampling(120)  # with 4 completions at a time, 20 groups take two servers some seconds
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +200,9 @@ def test_two_servers_sample_what_one_does(sampler, servers, served_policy, many,
 def test_other_settings_of_sampling(sampler, served_policy, many, expected):
     two = sampler()
     two.load_weights(served_policy.state_dict(), 1)
-    greedy = two.sample(many[:3], 2, Sampling(8, temperature=0.0), ())
-    assert all(greedy[i].ids == greedy[i + 1].ids for i in (0, 2, 4))
-    with torch.no_grad():
-        first = served_policy(torch.tensor([many[0].ids])).logits[0, -1].argmax()
-    assert greedy[0].ids[0] == first
+    for prompt, completion in zip(many[:3], two.sample(many[:3], 1, Sampling(8, temperature=0.0), ()), strict=True):
+        greedy = served_policy.eval().generate(torch.tensor([prompt.ids]), max_new_tokens=8, do_sample=False)
+        assert list(completion.ids) == greedy[0, len(prompt.ids) :].tolist()
     nucleus = two.sample(many[:2], 2, Sampling(8, temperature=0.7, top_p=0.5), KEY)
     assert [c.logprobs for c in nucleus] == [None] * 4
     again = two.sample(many[:2], 4, LONG, KEY)
@@ -213,38 +211,34 @@ def test_other_settings_of_sampling(sampler, served_policy, many, expected):
 
 
 def test_a_server_that_is_killed_and_started_again(sampler, servers, served_policy, many, expected, caplog):
-    two = sampler(max_sequences=4)
+    first, second = servers
+    two = sampler(max_sequences=4, timeout_s=4)
     two.load_weights(served_policy.state_dict(), 1)
-    completions, _ = meanwhile(two, many, servers[1].kill)
+    completions, _ = meanwhile(two, many, second.kill)
     check_same(completions, expected)
     assert two.resent_prompts == 1  # it had one group of four under way
-    assert f"sampling server {servers[1].url} is lost" in caplog.text
+    assert f"sampling server {second.url} is lost" in caplog.text
     assert "1 of its prompts go to the others" in caplog.text
 
-    two.load_weights(served_policy.state_dict(), 2)
-    check_same(two.sample(many, 4, LONG, KEY), expected)
+    two.load_weights(served_policy.state_dict(), 2)  # which it does not hear of
+    check_same(two.sample(many[:8], 4, LONG, KEY), expected[:32])
     assert (two.active_servers, two.live_servers) == (1, 1)
 
-    servers[1].start()
-    until(lambda: two.live_servers == 2)
-    assert servers[1].health()["version"] == 2
-    assert f"sampling server {servers[1].url} takes part again, with weights of version 2" in caplog.text
-    check_same(two.sample(many, 4, LONG, KEY), expected)
-    assert two.active_servers == 2
-
-
-def test_a_call_waits_for_its_only_server(sampler, servers, served_policy, many, expected):
-    one = sampler(servers[1], max_sequences=4)
-    one.load_weights(served_policy.state_dict(), 5)
-
+    # The other stops as well. A call that has no server left goes on when one is started again.
     def restart():
-        servers[1].kill()
-        servers[1].start()
+        first.signal(signal.SIGSTOP)
+        second.start()
 
-    completions, _ = meanwhile(one, many, restart)
+    completions, _ = meanwhile(two, many, restart)
     check_same(completions, expected)
-    assert (one.active_servers, one.resent_prompts) == (1, 0)
-    assert servers[1].health()["version"] == 5
+    assert two.active_servers == 2
+    assert second.health()["version"] == 2
+    assert f"sampling server {second.url} takes part again, with weights of version 2" in caplog.text
+    assert f"sampling server {first.url} is lost (no sign of life for 4 s)" in caplog.text
+    first.signal(signal.SIGCONT)
+    until(lambda: two.live_servers == 2)
+    check_same(two.sample(many[:8], 4, LONG, KEY), expected[:32])
+    assert two.active_servers == 2
 
 
 def test_a_server_that_hangs(sampler, servers, served_policy, many, expected, caplog):
@@ -260,13 +254,13 @@ def test_a_server_that_hangs(sampler, servers, served_policy, many, expected, ca
         until(lambda: two.live_servers == 2)
         return two._call is not None  # still in it
 
-    twice = [replace(p, problem=replace(p.problem, id=f"{p.problem.id}{i}")) for i in range(2) for p in many]
+    thrice = [replace(p, problem=replace(p.problem, id=f"{p.problem.id}{i}")) for i in range(3) for p in many]
     alone = sampler(servers[0])
     alone.load_weights(served_policy.state_dict(), 1)
-    of_one = alone.sample(twice, 4, LONG, KEY)
+    of_one = alone.sample(thrice, 4, LONG, KEY)
     alone.close()
     two.load_weights(served_policy.state_dict(), 2)
-    completions, in_it = meanwhile(two, twice, stop_for_a_while)
+    completions, in_it = meanwhile(two, thrice, stop_for_a_while)
     check_same(completions, of_one)
     assert in_it
     assert two.resent_prompts >= 1
@@ -299,12 +293,20 @@ def test_weights_that_someone_else_put_there(sampler, servers, served_policy, ma
         url = f"{servers[0].url}/weights"
         assert httpx.put(url, params={"version": version}, content=others, timeout=PATIENCE_S).status_code == 200
 
+    def interfere_again():
+        until(lambda: two.live_servers == 2)
+        time.sleep(0.2)  # it has prompts again
+        interfere()
+        return two._call is not None
+
     two = sampler(max_sequences=4)
     two.load_weights(served_policy.state_dict(), 1)
     interfere()
-    completions, _ = meanwhile(two, many, interfere)
+    completions, in_it = meanwhile(two, many, interfere_again)
     check_same(completions, expected)
-    assert "the weights were replaced" in caplog.text or "not of version 1" in caplog.text
+    assert in_it
+    assert caplog.text.count(f"{servers[0].url} is lost") >= 2
+    assert "not of version 1" in caplog.text
     until(lambda: two.live_servers == 2)
     assert servers[0].health()["version"] == 1
 
@@ -341,7 +343,8 @@ def test_a_client_that_goes_away(servers, served_policy, many):
     sample = {"version": 1, "prompts": prompts, "group_size": 8, "max_tokens": 1900, "temperature": 1, "top_p": 1}
     assert put.status_code == 200
     with httpx.stream("POST", f"{url}/sample", json=sample, timeout=PATIENCE_S) as response:
-        assert set(json.loads(next(response.iter_lines()))) <= {"alive", "index", "version", "completions"}
+        lines = response.iter_lines()  # kept: with it the connection is closed
+        assert any("alive" in json.loads(next(lines)) for _ in range(100))
         assert servers[0].health()["unfinished"] > 0
     until(lambda: servers[0].health()["unfinished"] == 0, 20)
 
@@ -364,6 +367,7 @@ def test_requests_that_cannot_be_met(servers, served_policy, many):
     assert answer(version=2) == (409, "has weights of version 1, not of version 2")
     assert answer(load="another") == (409, "has weights of version 1, loaded by someone else, not of version 1")
     assert answer(prompts=None)[0] == answer(group_size="x")[0] == answer(group_size=0)[0] == answer(max_tokens=0)[0] == 400
+    assert answer(group_size=2, temperature=0) == (400, "n must be 1 when using greedy sampling, got 2.")
     too_long = {"prompts": [{"index": 0, "ids": [5, 6], "seed": 1}, {"index": 1, "ids": [5] * 2046, "seed": 1}]}
     assert answer(**too_long) == (
         400,

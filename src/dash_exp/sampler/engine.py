@@ -147,10 +147,13 @@ class Engine:
                 f"max_model_len={self.max_model_len}"
             )
         self.requests += 1
-        parameters = self.parameters(group_size, sampling, seed)
-        prompt = self.vllm.inputs.tokens_input(list(ids))
         group = str(self.requests)
-        self.inside[group] = self.llm.llm_engine.add_request(group, prompt, parameters)
+        prompt = self.vllm.inputs.tokens_input(list(ids))
+        try:
+            parameters = self.parameters(group_size, sampling, seed)
+            self.inside[group] = self.llm.llm_engine.add_request(group, prompt, parameters)
+        except self.vllm.exceptions.VLLMValidationError as error:
+            raise ValueError(str(error)) from error
         return group
 
     def step(self) -> Iterator[tuple[str, list[Completion]]]:
