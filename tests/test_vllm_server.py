@@ -267,7 +267,7 @@ def test_a_server_that_hangs(sampler, servers, served_policy, many, expected, ca
     completions, in_it = meanwhile(two, thrice, stop_for_a_while)
     check_same(completions, of_one)
     assert in_it
-    assert two.resent_prompts >= 1
+    assert two.resent_prompts == 1
     assert f"{servers[1].url} is lost (no sign of life for 3 s); 1 of its prompts go to the others" in caplog.text
     assert f"{servers[1].url} takes part again, with weights of version 2" in caplog.text
 
@@ -276,14 +276,14 @@ def test_what_a_server_answers_late_does_not_count(sampler, servers, served_poli
     """Stopped with a request of version 1, it is let go on when version 2, of other weights, is sampled."""
     two = sampler(max_sequences=4, timeout_s=3)
     two.load_weights({name: tensor * 1.01 for name, tensor in served_policy.state_dict().items()}, 1)
-    meanwhile(two, many, lambda: servers[1].signal(signal.SIGSTOP))
+    meanwhile(two, many[:10], lambda: servers[1].signal(signal.SIGSTOP))
     assert two.live_servers == 1
     start = time.monotonic()
     two.load_weights(served_policy.state_dict(), 2)
     assert time.monotonic() - start < 3  # nobody waits for the one that is out
     servers[1].signal(signal.SIGCONT)
     until(lambda: two.live_servers == 2)
-    check_same(two.sample(many, 4, LONG, KEY), expected)
+    check_same(two.sample(many[:10], 4, LONG, KEY), expected[:40])
     assert two.active_servers == 2
     assert [s.health()["version"] for s in servers] == [2, 2]
 

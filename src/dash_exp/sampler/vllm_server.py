@@ -376,7 +376,7 @@ class VLLMServerSampler:
         finally:
             with self._changed:
                 server.unfinished = len(left)
-                call.todo.extend(sorted(left))
+                call.todo.extendleft(sorted(left, reverse=True))  # first in line: they have waited longest
                 call.given_back.update(dict.fromkeys(left, server.url))
                 self._changed.notify_all()
 
