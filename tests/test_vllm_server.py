@@ -21,12 +21,13 @@ import httpx
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, composed
+from conftest import ROOT, SMALL, composed, needs_vllm
 from omegaconf import OmegaConf
 
 from dash_exp import model
 from dash_exp.batch import collate
 from dash_exp.errors import UserError
+from dash_exp.metrics import read_metrics
 from dash_exp.ops import token_logprobs
 from dash_exp.sampler import Sampling, nccl, vllm_server
 from dash_exp.sampler.engine import Engine, group_seed, weight_shapes
@@ -34,6 +35,7 @@ from dash_exp.sampler.vllm_server import VLLMServerSampler
 from dash_exp.server import EngineServer, Job, RefusedError
 from dash_exp.types import Problem, Prompt, Sample
 
+pytestmark = needs_vllm
 KEY = (0, 3)
 PATIENCE_S = 120  # for what takes seconds on an idle machine
 
@@ -286,6 +288,40 @@ def test_what_a_server_answers_late_does_not_count(sampler, servers, served_poli
     check_same(two.sample(many[:10], 4, LONG, KEY), expected[:40])
     assert two.active_servers == 2
     assert [s.health()["version"] for s in servers] == [2, 2]
+
+
+def test_a_run_goes_on_while_a_server_is_killed_and_started_again(servers, tmp_path):
+    """train.py with two servers: one dies in the middle, comes back, and every step has every completion of every prompt."""
+    overrides = [o for o in SMALL if not o.startswith("steps=")] + ["steps=60", "hydra.run.dir=run", "eval.every=60"]
+    urls = ",".join(p.url for p in servers)
+    command = [sys.executable, str(ROOT / "train.py"), *overrides, "rollout=vllm_server", f"rollout.sampler.servers=[{urls}]"]
+    output = tmp_path / "output.txt"
+    with output.open("w") as file:
+        run = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def step(number):
+        assert run.poll() in (None, 0), output.read_text()
+        return (tmp_path / "run" / "completions" / f"step_{number:05}.jsonl").exists()
+
+    try:
+        until(lambda: step(3))
+        servers[1].kill()
+        until(lambda: "is lost" in output.read_text())
+        servers[1].start()
+        until(lambda: "takes part again" in output.read_text() or run.poll() is not None)
+        assert run.wait(timeout=PATIENCE_S) == 0, output.read_text()
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")[1:]
+    assert [row["completions/sampled"] for row in rows] == [32] * 60
+    for number in range(1, 61):
+        lines = (tmp_path / "run" / "completions" / f"step_{number:05}.jsonl").read_text().splitlines()
+        assert Counter(Counter(json.loads(line)["prompt"] for line in lines).values()) == {4: 8}
+    assert max(row["mismatch/max_nats"] for row in rows if row["mismatch/max_nats"] is not None) < 1e-3
+    taking_part = [row["sampler/servers"] for row in rows]
+    assert taking_part[0] == 2 and 1 in taking_part
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "done"
 
 
 @pytest.mark.parametrize("version", [1, 9])

@@ -166,9 +166,10 @@ class RolloutDataModule(L.LightningDataModule):
             yield rollouts
 
     def close(self) -> None:
-        """End the thread, when its sampling call has ended, and the sampler."""
-        self._thread.shutdown(cancel_futures=True)
+        """End the sampler, and with it the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
         self.sampler.close()
+        self._thread.shutdown()
 
     def rollouts(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
         """One sampling call: sample, grade, weigh and filter; and again with other prompts where the filter refills."""

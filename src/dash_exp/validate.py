@@ -61,6 +61,8 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "rollout.sampler.max_model_len", whole=True, least=2, optional=True)
     number(cfg, "rollout.sampler.cpu_cache_gb", above=0)
     number(cfg, "rollout.sampler.memory_share", above=0)
+    number(cfg, "rollout.sampler.timeout_s", above=0)
+    number(cfg, "rollout.sampler.give_up_s", above=0)
     number(cfg, "data.max_prompt_tokens", whole=True, least=1, optional=True)
     number(cfg, "teacher.temperature", least=0)
     number(cfg, "teacher.max_tokens", whole=True, least=1)
@@ -264,6 +266,27 @@ def _sampler(cfg: DictConfig) -> None:
         raise UserError(f"rollout.importance_cap={rollout.importance_cap}", f"algo={cfg.algo.name} {why}", "Leave it out")
     if (rollout.sampler.get("memory_share") or 0) > 1:
         raise UserError(f"rollout.sampler.memory_share={rollout.sampler.memory_share}", "is more than 1", "Use a share")
+    longest = rollout.sampler.get("max_model_len")
+    if longest is not None and longest <= rollout.max_response_tokens:
+        raise UserError(
+            f"rollout.sampler.max_model_len={longest}",
+            f"leaves no room for a prompt beside a completion of rollout.max_response_tokens={rollout.max_response_tokens}",
+            "Raise it, or write null for the model's context",
+        )
+    if "servers" in rollout.sampler:
+        _known(cfg, "rollout.sampler.transfer", ["auto", "http", "nccl"])
+        if not rollout.sampler.servers or isinstance(rollout.sampler.servers, str):
+            raise UserError(
+                f"rollout.sampler.servers={rollout.sampler.servers}",
+                "is no list of addresses",
+                "Write [http://127.0.0.1:8001], and start one: python -m dash_exp.serve port=8001",
+            )
+        if rollout.sampler.transfer == "nccl" and cfg.trainer.accelerator != "gpu":
+            raise UserError(
+                "rollout.sampler.transfer=nccl",
+                "goes from GPU to GPU, and the policy is on the CPU",
+                "Use trainer=gpu, or auto",
+            )
     for key in ("rollout.temperature", "eval.temperature") if ".vllm" in target else ():
         if OmegaConf.select(cfg, key) > 2:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}", "is more than vLLM takes", "Use at most 2, or rollout=hf")

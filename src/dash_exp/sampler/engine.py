@@ -89,7 +89,7 @@ class Engine:
                     enable_sleep_mode=self.can_sleep,
                     **settings,
                 )
-            except (ValueError, RuntimeError) as error:
+            except Exception as error:  # vLLM's own kinds come from several bases
                 raise UserError(
                     "rollout",
                     f"vLLM could not make an engine ({' '.join(str(error).split())[:400]})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,10 +29,12 @@ class VLLMSampler:
         self.engine = Engine(policy.config, eos_ids(policy, tokenizer), compute_dtype, **settings)
         self.engine.warm_up()
         self.version: int | None = None
+        self._busy = threading.Lock()
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         assert self.version is not None, "the engine has no weights yet"
-        return self.engine.generate(prompts, group_size, sampling, key)
+        with self._busy:
+            return self.engine.generate(prompts, group_size, sampling, key)
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         self.version = None  # what an interrupted load leaves is no version
@@ -42,4 +45,5 @@ class VLLMSampler:
         self.engine.rest()
 
     def close(self) -> None:
-        self.engine.close()
+        with self._busy:  # a sampling call of another thread cannot be broken off
+            self.engine.close()

@@ -194,6 +194,8 @@ class VLLMServerSampler:
             self._changed.notify_all()
             try:
                 while not call.done:
+                    if self._closed:
+                        raise RuntimeError("the sampler was closed in the middle of a sampling call")
                     self._raise_failure()
                     self._check_patience(call)
                     self._changed.wait(0.5)
