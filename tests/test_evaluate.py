@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import NANO, ROOT, SMALL
+from conftest import NANO, ROOT, SMALL, needs_vllm
+from omegaconf import OmegaConf
 
 from dash_exp import evaluate, model
 from dash_exp.errors import UserError
@@ -41,6 +42,32 @@ def made(tmp_path_factory):
 def trained(made, tmp_path):
     """A copy of it for one test."""
     return Path(shutil.copytree(made, tmp_path / "trained"))
+
+
+def greedy_accuracy(folder):
+    tests = json.loads((folder / "evaluation.json").read_text())["tests"]
+    return {name: found["accuracy"] for name, found in tests.items()}
+
+
+def test_a_run_of_before_the_settings_of_samplers(command, trained):
+    """Their folders lack what was added to `rollout` since."""
+    for file in (trained / "config.yaml", trained / ".hydra" / "config.yaml"):
+        cfg = OmegaConf.load(file)
+        for key in ("staleness", "refresh_every", "importance_cap", "mismatch_limit"):
+            del cfg.rollout[key]
+        OmegaConf.save(cfg, file)
+    done = command(trained)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((trained / "result.json").read_text())
+    assert greedy_accuracy(trained) == {name: result[f"accuracy/{name}/final"] for name in ("in_dist", "out_dist")}
+
+
+@needs_vllm
+def test_a_run_by_another_sampler(command, trained):
+    done = command(trained, "rollout=vllm", "rollout.max_response_tokens=40")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((trained / "result.json").read_text())
+    assert greedy_accuracy(trained) == {name: result[f"accuracy/{name}/final"] for name in ("in_dist", "out_dist")}
 
 
 def test_a_model_on_several_test_sets(command, tmp_path):

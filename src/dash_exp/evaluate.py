@@ -180,6 +180,9 @@ def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
                 f"{with_references} is gone, so what depends on this value is not known",
                 f"Choose the data set as well: data={OmegaConf.select(cfg, 'data.name')}",
             )
+    for key, value in _composed([]).rollout.items():  # what a run of an earlier version does not have
+        if key not in cfg.rollout:
+            OmegaConf.update(cfg, f"rollout.{key}", value, force_add=True)
     chosen = _composed([str(o.input_line) for o in groups])
     for group in groups:
         if group.key_or_group == "test":  # +test@data.tests.NAME=OPTION
@@ -336,7 +339,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
     sampler.load_weights(policy.state_dict(), 0)
     max_tokens = cfg.rollout.max_response_tokens
-    context = model.context_length(policy)
+    context = min(model.context_length(policy), cfg.rollout.sampler.get("max_model_len") or sys.maxsize)
     tests = {
         name: tokenized(test[: cfg.eval.limit], tokenizer, context, max_tokens, f"data.tests.{name}")
         for name, test in problems.items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -90,12 +91,13 @@ class Clock:
     """Seconds by phase. `with clock("sample"): ...` adds to that phase; on a GPU it waits for the work to end.
 
     `idle` holds the seconds between one piece of work of a side and its next, without those of evaluation. Two threads may
-    use the clock at a time, but not for the same phase.
+    use the clock at a time; on a GPU each then waits for the other's work as well.
     """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.idle = dict.fromkeys(SIDES, 0.0)
+        self._lock = threading.Lock()
         self._ended: dict[str, tuple[float, float]] = {}  # when a side ended, and the seconds of evaluation until then
 
     @contextlib.contextmanager
@@ -108,7 +110,8 @@ class Clock:
             yield
         finally:
             end = self._now()
-            self.seconds[phase] += end - start
+            with self._lock:
+                self.seconds[phase] += end - start
             if phase in SIDES:
                 self._ended[phase] = (end, self.seconds["eval"])
 

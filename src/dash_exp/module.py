@@ -125,7 +125,7 @@ class PolicyModule(L.LightningModule):
         self.seed = seed
         self.importance_cap = importance_cap
         self.mismatch_limit = mismatch_limit
-        self.warned = False
+        self._warned_at = 0.0  # nats
         self.compute_dtype = compute_dtype
         self.policy_version = 0
         self._coef = 0.0
@@ -205,11 +205,14 @@ class PolicyModule(L.LightningModule):
             sums.clipped = (0.0 if sums.clipped is None else sums.clipped) + (clipped_BT * mask_BT).sum()
 
     def _check_mismatch(self) -> None:
-        """Warn, once, where the completions are not those of the weights that they should be of."""
+        """Warn where the completions are not those of the weights that they should be of.
+
+        Where weights are old on purpose, evaluation looks (`RolloutDataModule.evaluate`): it samples with the newest.
+        """
         sums, lag = self._sums, self.current_epoch - self.refresh.due(self.current_epoch)
         mean = float(sums.mismatch) / max(sums.mismatch_tokens, 1)
         wrong = None
-        if lag == 0 and mean > self.mismatch_limit:
+        if lag == 0 and not mean <= self.mismatch_limit:  # not a number is no match either
             wrong = (
                 f"the sampler says that it has the policy's weights, but its log-probabilities differ by {mean:.2g} nats a "
                 f"token on average, at most by {float(sums.max_mismatch):.2g} (limit of the mean: {self.mismatch_limit:g}). "
@@ -220,8 +223,8 @@ class PolicyModule(L.LightningModule):
                 f"the completions come from weights that are {lag} outer step(s) old and are never refreshed "
                 f"(log-probabilities differ by {mean:.2g} nats a token). Write rollout.refresh_every=1"
             )
-        if wrong and not self.warned:
-            self.warned = True
+        if wrong and not mean <= self._warned_at:
+            self._warned_at = 10 * mean  # once, and again when it has become much worse
             log.warning("outer step %d: %s", self.current_epoch + 1, wrong)
 
     def _optimizer_step(self) -> None:

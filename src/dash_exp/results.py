@@ -49,8 +49,8 @@ def result_table(result: Mapping[str, Any]) -> str:
         seconds = result[f"time/{phase}_s"]
         accounted += seconds
         lines.append(f"  {phase:22}{seconds:7.1f}s{100 * seconds / max(total, 1e-9):7.0f}%")
-    other = "other (set-up, files)" if accounted <= total else "at the same time"
-    lines.append(f"  {other:22}{total - accounted:7.1f}s{100 * (1 - accounted / max(total, 1e-9)):7.0f}%")
+    other = "other (set-up, files)" if accounted <= total else "of these at once"
+    lines.append(f"  {other:22}{abs(total - accounted):7.1f}s{100 * abs(1 - accounted / max(total, 1e-9)):7.0f}%")
     lines.append(f"completions {result['completions/sampled']:,} sampled, {result['completions/kept']:,} kept")
     if result["completions/sampled"] and not result["completions/kept"]:
         lines.append("no completion entered the gradient: nothing was learned")

@@ -7,6 +7,7 @@ it is asked to: once for the whole step (preemptive sampling), or just before ea
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,15 +23,19 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.algo import group_leave_one_out
+from dash_exp.batch import collate
 from dash_exp.errors import UserError
 from dash_exp.evaluation import Evaluation, Evaluator
 from dash_exp.filter import Filter
 from dash_exp.kl import RewardPenalty, Schedule
 from dash_exp.metrics import Clock
+from dash_exp.ops import autocast, token_logprobs
 from dash_exp.reward import Reward
 from dash_exp.sampler import Sampler, Sampling
 from dash_exp.sampler.refresh import Refresh
-from dash_exp.types import Completion, Problem, Prompt, Rollouts
+from dash_exp.types import Completion, Problem, Prompt, Rollouts, Sample
+
+log = logging.getLogger(__name__)
 
 Advantage = Callable[[Tensor], Tensor]
 
@@ -52,7 +57,8 @@ class RolloutDataModule(L.LightningDataModule):
     all P). Validation loaders yield graded test problems: a greedy completion of each, and `eval_n` sampled ones for pass@k
     with each k of `eval_k`; `eval_prompts` completions are sampled at a time. `refresh` holds the sampler and gives it its
     weights; `train_sampler` stands in for it in training where the completions are not the policy's own (SFT). `kl_penalty`,
-    with the coefficients of `kl_coef`, is taken off the rewards (KL in the reward).
+    with the coefficients of `kl_coef`, is taken off the rewards (KL in the reward). `mismatch_limit` (nats): see
+    `PolicyModule`.
     """
 
     def __init__(
@@ -81,6 +87,8 @@ class RolloutDataModule(L.LightningDataModule):
         eval_n: int = 0,
         eval_k: Sequence[int] = (),
         eval_sampling: Sampling | None = None,
+        mismatch_limit: float = 1e-4,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -104,6 +112,10 @@ class RolloutDataModule(L.LightningDataModule):
         self.evaluator = Evaluator(self.sampler, reward, tokenizer, greedy, eval_n, tuple(eval_k), eval_sampling, seed)
         self.eval_timeouts = 0
         self.eval_errors = 0
+        self.mismatch_limit = mismatch_limit
+        self.compute_dtype = compute_dtype
+        self._warned = False
+        self._closed = False
         self._alone = threading.RLock()  # with the sampler and the reward
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
         self._ahead: dict[int, Future[list[Rollouts]]] = {}
@@ -162,11 +174,14 @@ class RolloutDataModule(L.LightningDataModule):
         prompts = self.problems_of_step(step)
         for start in range(0, len(prompts), self.sample_prompts):
             with self._alone:
+                if self._closed:
+                    raise RuntimeError("the sampler was closed")
                 rollouts = self.rollouts(prompts[start : start + self.sample_prompts], step)
             yield rollouts
 
     def close(self) -> None:
         """End the sampler, and with it the thread."""
+        self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
         self.sampler.close()
         self._thread.shutdown()
@@ -258,9 +273,30 @@ class RolloutDataModule(L.LightningDataModule):
                 self.refresh.bring_newest()
             with self.clock("eval"):
                 part = self.evaluator(prompts)
+                if not self.refresh.on_policy:
+                    self._check_mismatch(prompts[:8])
         self.eval_timeouts += part.timeouts
         self.eval_errors += part.errors
         return part
+
+    def _check_mismatch(self, prompts: Sequence[Prompt]) -> None:
+        """Warn where greedy completions are not those of the policy. In training steps their lag would hide it."""
+        completions = self.sampler.sample(prompts, 1, self.evaluator.greedy, ())
+        samples = [Sample(p.ids, c.ids, 0.0, c.logprobs) for p, c in zip(prompts, completions, strict=True)]
+        policy = self.refresh.policy
+        batch = collate(samples, int(self.tokenizer.pad_token_id)).to(policy.device)
+        assert batch.old_logprobs_BT is not None
+        with torch.no_grad(), autocast(policy.device, self.compute_dtype):
+            difference_BT = (token_logprobs(policy, batch, 1.0) - batch.old_logprobs_BT).abs() * batch.completion_mask_BT
+        mean = float(difference_BT.sum() / batch.completion_mask_BT.sum())
+        if not mean <= self.mismatch_limit and not self._warned:
+            self._warned = True
+            log.warning(
+                "evaluation: the sampler says that it has the policy's weights, but its log-probabilities differ by %.2g nats "
+                "a token on average (rollout.mismatch_limit: %g). Its weights are stale or incomplete",
+                mean,
+                self.mismatch_limit,
+            )
 
     def _texts(self, completions: Sequence[Completion]) -> list[str]:
         return self.tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)

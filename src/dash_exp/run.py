@@ -55,6 +55,16 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     except Exception as error:
         write_result(run_dir, {"status": "failed", "error": str(error), "git": git_revision()})
         raise
+    try:
+        return train(cfg, parts, run_dir, in_sweep, start)
+    finally:
+        parts.data.close()
+        if hasattr(parts.reward, "close"):
+            parts.reward.close()
+
+
+def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
+    """Train, evaluate and write the record. `start` is when the run began, by `time.perf_counter`."""
     columns = [f"accuracy/{test}" for test in parts.data.test_prompts]
     measured = [name for name in parts.data.evaluator.names() if name != "accuracy"]
     columns += [f"eval/{test}/{name}" for test in parts.data.test_prompts for name in measured]
@@ -88,9 +98,6 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
         write_result(run_dir, result)
         if tracker:
             tracker.experiment.finish()
-        parts.data.close()
-        if hasattr(parts.reward, "close"):
-            parts.reward.close()
     plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
     print(f"{result_table(result)}\nrun folder {run_dir}", flush=True)
     return result
@@ -125,6 +132,7 @@ def build(cfg: DictConfig) -> Parts:
         cfg.model.attn_implementation,
     )
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
+    mismatch_limit = cfg.rollout.mismatch_limit or (1e-4 if compute_dtype == torch.float32 else 0.03)
     kl_coef: kl.Schedule = instantiate(cfg.kl.schedule)(coef=cfg.kl.coef, steps=cfg.steps)
     estimator = get_method(f"dash_exp.kl.{cfg.kl.estimator}")
     reference = None if kl_coef.always_zero else model.frozen_copy(policy)
@@ -134,59 +142,65 @@ def build(cfg: DictConfig) -> Parts:
             reference, estimator, cfg.batch.micro_tokens, cfg.rollout.temperature, tokenizer.pad_token_id, compute_dtype
         )
     sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
-    refresh = Refresh(policy, sampler, cfg.rollout.staleness, cfg.rollout.refresh_every)
-    datamodule = RolloutDataModule(
-        train=train,
-        tests={name: problems[: cfg.eval.limit] for name, problems in tests.items()},
-        tokenizer=tokenizer,
-        refresh=refresh,
-        train_sampler=instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
-        if cfg.algo.train_sampler
-        else None,
-        reward=reward,
-        advantage=instantiate(cfg.algo.advantage),
-        keep=instantiate(cfg.filter),
-        clock=clock,
-        prompts=cfg.batch.prompts,
-        group_size=cfg.batch.group_size,
-        sample_prompts=cfg.batch.sample_prompts,
-        sampling=Sampling(cfg.rollout.max_response_tokens, cfg.rollout.temperature),
-        context=min(model.context_length(policy), cfg.rollout.sampler.get("max_model_len") or sys.maxsize),
-        max_prompt_tokens=cfg.data.max_prompt_tokens,
-        eval_prompts=cfg.eval.prompts,
-        seed=cfg.seed,
-        truncated=Truncated(cfg.rollout.truncated, cfg.rollout.truncated_penalty),
-        kl_penalty=kl_penalty,
-        kl_coef=kl_coef,
-        eval_n=cfg.eval.n,
-        eval_k=cfg.eval.k,
-        eval_sampling=Sampling(cfg.rollout.max_response_tokens, cfg.eval.temperature, cfg.eval.top_p),
-    )
-    module = PolicyModule(
-        policy=policy,
-        reference=reference if kl_penalty is None else None,
-        refresh=refresh,
-        loss=instantiate(cfg.algo.loss),
-        weighting=instantiate(cfg.algo.weighting),
-        denominator=instantiate(cfg.algo.denominator),
-        kl=estimator,
-        kl_coef=kl_coef,
-        optimizer=instantiate(cfg.optimizer),
-        schedule=instantiate(cfg.schedule),
-        clip_norm=cfg.clip_norm,
-        micro_tokens=cfg.batch.micro_tokens,
-        temperature=cfg.rollout.temperature,
-        pad_id=tokenizer.pad_token_id,
-        clock=clock,
-        test_names=list(tests),
-        epochs=cfg.batch.epochs,
-        minibatches=cfg.batch.minibatches,
-        seed=cfg.seed,
-        importance_cap=importance_cap(cfg),
-        mismatch_limit=cfg.rollout.mismatch_limit or (1e-4 if compute_dtype == torch.float32 else 0.03),
-        compute_dtype=compute_dtype,
-    )
-    return Parts(module, datamodule, reward, tokenizer, clock)
+    try:
+        refresh = Refresh(policy, sampler, cfg.rollout.staleness, cfg.rollout.refresh_every)
+        datamodule = RolloutDataModule(
+            train=train,
+            tests={name: problems[: cfg.eval.limit] for name, problems in tests.items()},
+            tokenizer=tokenizer,
+            refresh=refresh,
+            train_sampler=instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
+            if cfg.algo.train_sampler
+            else None,
+            reward=reward,
+            advantage=instantiate(cfg.algo.advantage),
+            keep=instantiate(cfg.filter),
+            clock=clock,
+            prompts=cfg.batch.prompts,
+            group_size=cfg.batch.group_size,
+            sample_prompts=cfg.batch.sample_prompts,
+            sampling=Sampling(cfg.rollout.max_response_tokens, cfg.rollout.temperature),
+            context=min(model.context_length(policy), cfg.rollout.sampler.get("max_model_len") or sys.maxsize),
+            max_prompt_tokens=cfg.data.max_prompt_tokens,
+            eval_prompts=cfg.eval.prompts,
+            seed=cfg.seed,
+            truncated=Truncated(cfg.rollout.truncated, cfg.rollout.truncated_penalty),
+            kl_penalty=kl_penalty,
+            kl_coef=kl_coef,
+            eval_n=cfg.eval.n,
+            eval_k=cfg.eval.k,
+            eval_sampling=Sampling(cfg.rollout.max_response_tokens, cfg.eval.temperature, cfg.eval.top_p),
+            mismatch_limit=mismatch_limit,
+            compute_dtype=compute_dtype,
+        )
+        module = PolicyModule(
+            policy=policy,
+            reference=reference if kl_penalty is None else None,
+            refresh=refresh,
+            loss=instantiate(cfg.algo.loss),
+            weighting=instantiate(cfg.algo.weighting),
+            denominator=instantiate(cfg.algo.denominator),
+            kl=estimator,
+            kl_coef=kl_coef,
+            optimizer=instantiate(cfg.optimizer),
+            schedule=instantiate(cfg.schedule),
+            clip_norm=cfg.clip_norm,
+            micro_tokens=cfg.batch.micro_tokens,
+            temperature=cfg.rollout.temperature,
+            pad_id=tokenizer.pad_token_id,
+            clock=clock,
+            test_names=list(tests),
+            epochs=cfg.batch.epochs,
+            minibatches=cfg.batch.minibatches,
+            seed=cfg.seed,
+            importance_cap=importance_cap(cfg),
+            mismatch_limit=mismatch_limit,
+            compute_dtype=compute_dtype,
+        )
+        return Parts(module, datamodule, reward, tokenizer, clock)
+    except Exception:
+        sampler.close()  # an engine holds a GPU's memory, and the next cell of a sweep wants it
+        raise
 
 
 def importance_cap(cfg: DictConfig) -> float | None:

@@ -145,8 +145,10 @@ def serve(server: EngineServer, listener: socket.socket, says: str) -> None:
 
     config = uvicorn.Config(application(server), log_level="warning", access_log=False, lifespan="off")
     http = uvicorn.Server(config)
-    threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True, name="http").start()
+    thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True, name="http")
+    thread.start()
     while not http.started:
+        assert thread.is_alive(), "the HTTP server did not start"
         time.sleep(0.05)
     print(f"listening on {says}", flush=True)
     server.run()

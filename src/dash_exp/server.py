@@ -99,6 +99,8 @@ class EngineServer:
                     except Exception as error:
                         future.set_exception(error)
             for group, completions in self.engine.step():
+                if group not in self._waiting:
+                    continue
                 index, put = self._waiting.pop(group)
                 line = [{"ids": c.ids, "logprobs": c.logprobs} for c in completions]
                 put({"index": index, "version": self.version, "completions": line})

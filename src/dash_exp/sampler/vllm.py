@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,20 +31,33 @@ class VLLMSampler:
         self.engine.warm_up()
         self.version: int | None = None
         self._busy = threading.Lock()
+        self._closed = False
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         assert self.version is not None, "the engine has no weights yet"
-        with self._busy:
+        with self._engine_alone():
             return self.engine.generate(prompts, group_size, sampling, key)
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         self.version = None  # what an interrupted load leaves is no version
-        self.engine.load(weights)
+        with self._engine_alone():
+            self.engine.load(weights)
         self.version = version
 
     def rest(self) -> None:
-        self.engine.rest()
+        with self._engine_alone():
+            self.engine.rest()
 
     def close(self) -> None:
-        with self._busy:  # a sampling call of another thread cannot be broken off
-            self.engine.close()
+        """A sampling call of another thread cannot be broken off: it is waited for."""
+        with self._busy:
+            if not self._closed:
+                self._closed = True
+                self.engine.close()
+
+    @contextmanager
+    def _engine_alone(self) -> Iterator[None]:
+        with self._busy:
+            if self._closed:
+                raise RuntimeError("the engine was closed")
+            yield

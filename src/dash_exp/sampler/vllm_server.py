@@ -31,6 +31,7 @@ from dash_exp.types import Completion, Prompt
 
 PROBE_S = 3.0  # for a server to say how it is
 PROBE_EVERY_S = 1.0
+SAY_EVERY_S = 30.0  # that there is no server
 SETTING = "rollout.sampler.servers"
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Call:
         self.groups: dict[int, list[Completion]] = {}
         self.active: set[str] = set()  # servers that finished a group
         self.given_back: dict[int, str] = {}  # prompt -> server that lost it
+        self.said = 0  # how often it was said that there is no server
         self.started = self.heard = time.monotonic()  # when a server last made a step
 
     @property
@@ -108,7 +110,6 @@ class Server:
         self.said = "nothing yet"  # why it was lost last
         self.unfinished = 0  # prompts that it gave back then
         self.sender: native.Sender | None = None
-        self.nccl_failed = False
 
 
 class VLLMServerSampler:
@@ -174,6 +175,7 @@ class VLLMServerSampler:
         Raises UserError for a server that is of another run.
         """
         self.version = None
+        self.device = next(iter(weights.values())).device  # a copy of older weights lies on the CPU, and goes over HTTP
         may_be_native = self.transfer != "http" and self.device.type == "cuda"
         copied = Weights(weights, self.dtype, version, on_device=may_be_native)
         with self._changed:
@@ -181,6 +183,8 @@ class VLLMServerSampler:
             self._start()
             self._changed.notify_all()
             while not all(s.tried and (self._ready(s) or not s.live) for s in self.servers):
+                if self._closed:
+                    raise RuntimeError("the sampler was closed while the servers got weights")
                 self._raise_failure()
                 self._changed.wait(1.0)
             self._raise_failure()
@@ -227,6 +231,9 @@ class VLLMServerSampler:
         """Raise UserError where no server is left, or none that ever makes a step."""
         now = time.monotonic()
         alone_s = 0.0 if any(s.live for s in self.servers) else now - max(call.started, self._last_live)
+        if alone_s > SAY_EVERY_S * (call.said + 1):
+            call.said += 1
+            log.warning("no sampling server for %.0f s; the run ends after %.0f s without one", alone_s, self.give_up_s)
         if alone_s > self.give_up_s or now - call.heard > self.give_up_s + self.timeout_s:
             each = "; ".join(f"{s.url}: {s.said}" for s in self.servers)
             raise UserError(
@@ -289,6 +296,8 @@ class VLLMServerSampler:
         back = bool(server.about)
         with self._changed:
             self._check_fit(server, about)
+            if server.about.get("boot") != about["boot"]:
+                server.sender = None  # its other end is gone
             server.about = about
             has_them = server.has is self._weights and server.load == about["load"] is not None
         if not has_them:
@@ -318,25 +327,28 @@ class VLLMServerSampler:
             wrong = f"is the same server as {twin.url}"
         if wrong is None:
             return
-        if server.about:
+        if server.about or self.version is not None:  # the others go on without it
             raise LostError(wrong)
         right = "Start each server with the settings of the run: python -m dash_exp.serve port=... model=..."
         raise UserError(f"{SETTING}: {server.url}", wrong, right)
 
     def _give_weights(self, server: Server) -> None:
-        """The current weights, over NCCL where that is chosen and works, else over HTTP."""
+        """The current weights, over NCCL where that is chosen, else over HTTP."""
         with self._changed:
             weights = self._weights
         assert weights is not None
         server.has = None  # what an interrupted transfer leaves is no version
-        if not server.nccl_failed and native.chosen(self.transfer, self.device.type, server.about["device"]):
+        if native.chosen(self.transfer, self.device.type, server.about["device"]):
             try:
                 server.sender = server.sender or native.Sender(server.http, self.device, self.timeout_s)
                 server.load = server.sender.send(weights.tensors, weights.version)["load"]
-            except Exception as error:  # whatever NCCL and vLLM come up with; HTTP does as well
-                server.sender, server.nccl_failed = None, True
-                log.warning("sampling server %s gets weights over HTTP, as NCCL failed (%s)", server.url, _words(str(error)))
-        if server.sender is None:
+            except Exception as error:  # a server that waits in NCCL takes nothing else
+                raise UserError(
+                    f"{SETTING}: {server.url}",
+                    f"could not be given weights over NCCL ({_words(str(error))})",
+                    "Start the servers again and write rollout.sampler.transfer=http",
+                ) from error
+        else:
             response = server.http.put("/weights", params={"version": weights.version}, content=weights.body())
             server.load = _good(response).json()["load"]
         with self._changed:
