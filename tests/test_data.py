@@ -12,6 +12,7 @@ from dash_exp.metrics import Clock
 from dash_exp.reward import CodeReward
 from dash_exp.rollout import RolloutDataModule
 from dash_exp.sampler import Sampling
+from dash_exp.sampler.refresh import Refresh
 from dash_exp.sampler.traces import TraceSampler
 
 ROW = {"question": "Two and two?", "answer": "2+2 is <<2+2=4>>4.\n#### 1,004"}
@@ -295,7 +296,7 @@ def test_reference_programs_get_1_from_problem_to_rollout(policy, tokenizer, tmp
         train=problems,
         tests={"in_dist": problems[:3]},
         tokenizer=tokenizer,
-        sampler=TraceSampler(tokenizer),
+        refresh=Refresh(policy, TraceSampler(tokenizer)),
         reward=CodeReward(timeout_s=20),
         advantage=algo.group_centered,
         keep=filters.KeepAll(),

@@ -120,7 +120,7 @@ def test_the_nucleus(vllm, tokenizer):
     assert all(c.logprobs is None for c in narrow)
 
 
-def test_new_weights_are_taken_over_with_cached_prompts_forgotten(vllm, tiny, tokenizer, policy):
+def test_new_weights_are_taken_over_with_cached_prompts_forgotten(vllm, tiny, tokenizer):
     """Long prompts, so that the engine keeps them; other weights; then its log-probabilities must be those of the others."""
     prompts = [Prompt(Problem(str(i), "", ""), tuple(tokenizer("1+2*3-4" * 12 + f"{i}=").input_ids)) for i in range(4)]
     before = vllm.sample(prompts, 4, Sampling(20), KEY)
@@ -148,11 +148,11 @@ def test_weights_that_are_not_all_there_are_refused(vllm, tiny):
         vllm.load_weights(weights | {"model.norm.weight": torch.ones(3)}, 7)
 
 
-def test_the_random_state_is_left_alone(policy, tokenizer):
+def test_the_random_state_is_left_alone(tiny, tokenizer):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    VLLMSampler(policy, tokenizer, max_sequences=8, max_model_len=64).close()
+    VLLMSampler(tiny, tokenizer, max_sequences=8, max_model_len=64).close()
     assert torch.rand(1) == expected
 
 

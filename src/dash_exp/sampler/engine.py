@@ -177,9 +177,10 @@ class Engine:
 
     def warm_up(self) -> None:
         """The first completion of a process takes many seconds more than those after it."""
-        self.add([0], 2, Sampling(2), seed=0)
-        while self.inside:
-            list(self.step())
+        with isolate_rng():
+            self.add([0], 2, Sampling(2), seed=0)
+            while self.inside:
+                list(self.step())
         self.forget()
 
     def parameters(self, group_size: int, sampling: Sampling, seed: int) -> Any:
