@@ -181,7 +181,7 @@ def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
                 f"Choose the data set as well: data={OmegaConf.select(cfg, 'data.name')}",
             )
     for key, value in _composed([]).rollout.items():  # what a run of an earlier version does not have
-        if key not in cfg.rollout:
+        if key not in cfg.get("rollout", {key: value}):
             OmegaConf.update(cfg, f"rollout.{key}", value, force_add=True)
     chosen = _composed([str(o.input_line) for o in groups])
     for group in groups:
