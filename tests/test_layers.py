@@ -13,7 +13,7 @@ LAYERS = [
     | {"sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
     {"evaluation"},
     {"rollout", "module"},
-    {"record", "progress", "results"},
+    {"record", "progress", "summary", "plots", "results", "budget"},
     {"run", "sweep"},
     {"cli", "evaluate", "serve"},
 ]

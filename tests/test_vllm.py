@@ -207,7 +207,6 @@ def test_a_stale_run_overlaps_and_says_so(train, tmp_path):
     rows = record(tmp_path, "stale")[0][1:]
     assert [row["policy/lag"] for row in rows] == [0, 1, 1]
     assert rows[0]["mismatch/max_nats"] < 1e-3 < rows[1]["mismatch/max_nats"]
-    assert all(row["time/sample_idle_s"] is not None and row["time/update_idle_s"] is not None for row in rows)
 
 
 @pytest.mark.gpu

@@ -714,6 +714,16 @@ def test_a_server_that_comes_back_as_another_is_left_out(stand_ins, prompts):
     assert "another model" in sampler.servers[0].said
 
 
+def test_a_stranger_that_appears_late_is_left_out(policy, tokenizer):
+    """At the start it ends the run. Later the others go on, also where a refresh is under way and there is no version."""
+    sampler = VLLMServerSampler(policy, tokenizer, servers=["http://127.0.0.1:1"], max_sequences=4)
+    with pytest.raises(UserError, match="is no sampling server of this program"):
+        sampler._check_fit(sampler.servers[0], {})
+    sampler._begun = True
+    with pytest.raises(vllm_server.LostError, match="is no sampling server of this program"):
+        sampler._check_fit(sampler.servers[0], {})
+
+
 def test_addresses(policy, tokenizer):
     def urls(*servers):
         return [s.url for s in VLLMServerSampler(policy, tokenizer, servers=servers, max_sequences=4).servers]

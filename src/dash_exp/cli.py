@@ -6,11 +6,11 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dash_exp.errors import UserError
@@ -59,6 +59,23 @@ def explain(error: Exception) -> str:
     return "\n".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
 
 
+def help_or_arguments(doc: str | None) -> list[str]:
+    """The arguments of a command; where there are none or help is asked for, prints its docstring and leaves."""
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(doc)
+        sys.exit(0 if arguments else 2)
+    return arguments
+
+
+def composed(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of train.py with these overrides, outside of Hydra's main."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
 def conf_folder() -> Path:
     """The configuration: beside the program that was started, in the checkout around the current folder, or in that of this
     package.
@@ -71,11 +88,8 @@ def conf_folder() -> Path:
 
 
 def _did_you_mean(key: str) -> str:
-    from hydra import compose, initialize_config_dir
-
     try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            known = list(_keys(OmegaConf.to_container(compose("config"))))
+        known = list(_keys(OmegaConf.to_container(composed())))
     except Exception:
         return ""
     close = difflib.get_close_matches(key, known, n=1)

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
@@ -68,10 +67,7 @@ class Command:
 
 
 def main() -> None:
-    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit(0 if sys.argv[1:] else 2)
-    command = parse(sys.argv[1:])
+    command = parse(cli.help_or_arguments(__doc__))
     cfg = configuration(command)
     out = output(command)
     run(cfg, command, out)
@@ -129,7 +125,7 @@ def configuration(command: Command) -> DictConfig:
         if command.checkpoint:
             raise UserError(f"checkpoint={command.checkpoint}", f"{command.target} is no run folder", "Leave it out")
         _check_model(command.target)
-        cfg = _composed(command.overrides)
+        cfg = cli.composed(command.overrides)
         path, own_tokenizer = str(target) if target.is_dir() else command.target, True
     if own_tokenizer and not any(o.startswith("model.tokenizer=") for o in command.overrides):
         cfg.model.tokenizer = path
@@ -180,10 +176,9 @@ def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
                 f"{with_references} is gone, so what depends on this value is not known",
                 f"Choose the data set as well: data={OmegaConf.select(cfg, 'data.name')}",
             )
-    for key, value in _composed([]).rollout.items():  # what a run of an earlier version does not have
-        if key not in cfg.get("rollout", {key: value}):
-            OmegaConf.update(cfg, f"rollout.{key}", value, force_add=True)
-    chosen = _composed([str(o.input_line) for o in groups])
+    if "rollout" in cfg:  # a run of an earlier version does not have all of its settings
+        cfg.rollout = OmegaConf.merge(cli.composed().rollout, cfg.rollout)
+    chosen = cli.composed([str(o.input_line) for o in groups])
     for group in groups:
         if group.key_or_group == "test":  # +test@data.tests.NAME=OPTION
             OmegaConf.update(cfg, str(group.package), OmegaConf.select(chosen, str(group.package)), force_add=True)
@@ -194,11 +189,6 @@ def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
     OmegaConf.set_struct(cfg, True)
     ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
     return cfg
-
-
-def _composed(overrides: list[str]) -> DictConfig:
-    with initialize_config_dir(str(cli.conf_folder()), version_base="1.3"):
-        return compose("config", overrides=overrides)
 
 
 def _is_run(folder: Path) -> bool:
@@ -260,8 +250,9 @@ def _number(name: str, text: str, most: float) -> float:
 def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
     """Evaluate on every test set and write the results, which are also returned."""
     from dash_exp.evaluation import evaluate
-    from dash_exp.results import evaluation_table, plot_pass_at_k
+    from dash_exp.plots import plot_pass_at_k
     from dash_exp.run import git_revision, quiet
+    from dash_exp.summary import evaluation_table
 
     start = time.perf_counter()
     quiet()
@@ -339,7 +330,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
     sampler.load_weights(policy.state_dict(), 0)
     max_tokens = cfg.rollout.max_response_tokens
-    context = min(model.context_length(policy), cfg.rollout.sampler.get("max_model_len") or sys.maxsize)
+    context = model.context_length(policy, cfg.rollout.sampler.get("max_model_len"))
     tests = {
         name: tokenized(test[: cfg.eval.limit], tokenizer, context, max_tokens, f"data.tests.{name}")
         for name, test in problems.items()

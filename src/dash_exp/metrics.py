@@ -97,6 +97,7 @@ class Clock:
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.idle = dict.fromkeys(SIDES, 0.0)
+        self._training: tuple[float, float] | None = None  # when training began, and the seconds of evaluation until then
         self._lock = threading.Lock()
         self._ended: dict[str, tuple[float, float]] = {}  # when a side ended, and the seconds of evaluation until then
 
@@ -114,6 +115,18 @@ class Clock:
                 self.seconds[phase] += end - start
             if phase in SIDES:
                 self._ended[phase] = (end, self.seconds["eval"])
+
+    def start_training(self) -> None:
+        """From here on `training_s` counts."""
+        self._training = (time.perf_counter(), self.seconds["eval"])
+
+    @property
+    def training_s(self) -> float:
+        """Seconds since training began, without those of evaluation; 0 before it began."""
+        if self._training is None:
+            return 0.0
+        start, evaluation = self._training
+        return time.perf_counter() - start - (self.seconds["eval"] - evaluation)
 
     def _now(self) -> float:
         if torch.cuda.is_available():

@@ -113,9 +113,10 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
     return frozenset(i for i in [tokenizer.eos_token_id, *extra] if i is not None)
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """The most tokens, prompt and completion together, that the model was made for."""
-    return int(model.config.max_position_embeddings)
+def context_length(model: PreTrainedModel, limit: int | None = None) -> int:
+    """The most tokens, prompt and completion together, that the model was made for, or a sampler's lower `limit`."""
+    longest = int(model.config.max_position_embeddings)
+    return longest if limit is None else min(longest, limit)
 
 
 def check_folder(path: str, setting: str = "model.path", weights: bool = True) -> None:

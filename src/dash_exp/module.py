@@ -73,7 +73,8 @@ class PolicyModule(L.LightningModule):
     become one number (see `ops`). `optimizer` takes parameters, `schedule` an optimizer; it counts outer steps. `pad_id` fills
     padded places. `importance_cap` weighs tokens by their truncated ratio to the policy that sampled. `mismatch_limit` (nats)
     is the mean difference to the sampler's log-probabilities beyond which a warning says that its weights are wrong. After a
-    step `row` holds its metrics, under the names of `metrics.METRICS` and `FAMILIES`.
+    step `row` holds its metrics, under the names of `metrics.METRICS` and `FAMILIES`. After an evaluation `accuracy` holds
+    that of each test set, and `right` by test set and problem whether the greedy completion was correct.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class PolicyModule(L.LightningModule):
         self.row: dict[str, float | int | None] = {}
         self.accuracy: dict[str, float] = {}
         self.evaluation: dict[str, float | None] = {}
+        self.right: dict[str, dict[str, bool]] = {}
         self.accuracy_version = -1
         self._sums = _Sums()
         self._update = _Update()
@@ -258,6 +260,9 @@ class PolicyModule(L.LightningModule):
         done = {name: reduce(operator.add, parts) for name, parts in zip(self.test_names, self._parts, strict=True)}
         self.accuracy = {name: evaluation.accuracy for name, evaluation in done.items()}
         self.evaluation = {f"eval/{name}/{key}": value for name, e in done.items() for key, value in e.summary().items()}
+        self.right = {
+            name: {p.id: bool(right) for p, right in zip(e.problems, e.greedy.correct, strict=True)} for name, e in done.items()
+        }
         self.accuracy_version = self.policy_version
         self._parts = [[] for _ in self.test_names]
 

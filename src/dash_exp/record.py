@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,6 @@ class RunRecord(L.Callback):
         (run_dir / "result.json").unlink(missing_ok=True)
         (run_dir / "completions").mkdir(parents=True)
         self.file = MetricsFile(run_dir / "metrics.csv", columns)
-        self._start = 0.0
-        self._eval_s = 0.0
 
     def write_base(self, module: PolicyModule, trainer: L.Trainer) -> None:
         """Row 0: the evaluation of the base model."""
@@ -57,8 +54,7 @@ class RunRecord(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
-        self._start = time.perf_counter()
-        self._eval_s = pl_module.clock.seconds["eval"]
+        pl_module.clock.start_training()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
@@ -74,14 +70,14 @@ class RunRecord(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
         row = pl_module.finish_row()
-        evaluating = pl_module.clock.seconds["eval"] - self._eval_s
-        row["time/elapsed_s"] = time.perf_counter() - self._start - evaluating
+        row["time/elapsed_s"] = pl_module.clock.training_s
         self._write(row)
         step = int(row["step"] or 0)
-        if step % self.completions_every == 0 or step == trainer.max_epochs:
+        last = step == trainer.max_epochs or trainer.should_stop  # a budget may end the run before its last step
+        if step % self.completions_every == 0 or last:
             self._write_completions(step, pl_module.rollouts_of_step)
         self._track(trainer, row)
-        if step == trainer.max_epochs:
+        if last:
             self._track_completions(trainer, step, pl_module.rollouts_of_step)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,136 +1,217 @@
-"""Results for people and files: of a run `result.json`, the table at its end and `curves.png`; of an evaluation likewise."""
+"""Run folders -> cells -> tables. What is drawn and concluded from them is in `report.py`, how in `stats.py` and `plots.py`.
+
+A *cell* is one run of a sweep. Cells that differ in their seed alone form an *arm*.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dash_exp.metrics import PHASES
-from dash_exp.progress import duration
+import pandas as pd
+import yaml
 
-PHASE_COLOURS = dict(zip(PHASES, ["#4c72b0", "#8172b3", "#dd8452", "#937860", "#c7c7c7"], strict=True))
+from dash_exp.errors import UserError
 
+SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
+STATUSES = ("done", "failed", "stopped", "unfinished", "waiting")  # unfinished: killed, or still running
 
-TEST_LABELS = {"in_dist": "in distribution", "out_dist": "out of distribution"}
-
-
-def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
-    """`result.json`, whole or not at all."""
-    new = run_dir / "result.json.new"
-    new.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(new, run_dir / "result.json")
-
-
-def result_table(result: Mapping[str, Any]) -> str:
-    """The end of a run for people: accuracy, seconds by phase, counts."""
-
-    def percent(name: str) -> str:
-        value = result.get(name)
-        return "      -" if value is None else f"{100 * value:6.1f}%"
-
-    total = result["time/total_s"]
-    lines = [f"{'accuracy (greedy)':24}{'base':>8}{'final':>8}"]
-    tests = [key.split("/")[1] for key in result if key.startswith("accuracy/") and key.endswith("/base")]
-    for name in tests:
-        label = TEST_LABELS.get(name, name)
-        lines.append(f"  {label:22}{percent(f'accuracy/{name}/base'):>8}{percent(f'accuracy/{name}/final'):>8}")
-    lines.append(f"{'mean length (greedy)':24}{'base':>8}{'final':>8}")
-    for name in tests:
-        base, final = (result.get(f"eval/{name}/length/mean_tokens/{when}") for when in ("base", "final"))
-        shown = ["-" if n is None else f"{n:.1f}" for n in (base, final)]
-        lines.append(f"  {TEST_LABELS.get(name, name):22}{shown[0]:>8}{shown[1]:>8}")
-    lines.append(f"{'time':24}{duration(total):>8}")
-    accounted = 0.0
-    for phase in PHASES:
-        seconds = result[f"time/{phase}_s"]
-        accounted += seconds
-        lines.append(f"  {phase:22}{seconds:7.1f}s{100 * seconds / max(total, 1e-9):7.0f}%")
-    other = "other (set-up, files)" if accounted <= total else "of these at once"
-    lines.append(f"  {other:22}{abs(total - accounted):7.1f}s{100 * abs(1 - accounted / max(total, 1e-9)):7.0f}%")
-    lines.append(f"completions {result['completions/sampled']:,} sampled, {result['completions/kept']:,} kept")
-    if result["completions/sampled"] and not result["completions/kept"]:
-        lines.append("no completion entered the gradient: nothing was learned")
-    failed = {name: result.get(name, 0) for name in ("score/timeouts", "score/errors", "eval/timeouts", "eval/errors")}
-    if any(failed.values()):
-        lines.append("gradings that did not come to an end: " + ", ".join(f"{n} {name}" for name, n in failed.items() if n))
-    lines.append(f"tokens {result['tokens/sampled']:,} sampled, {result['tokens/trained']:,} trained on")
-    return "\n".join(lines)
+# The quantities that a curve can be drawn against, and what they are called. Evaluation is in none of them.
+AXES = {
+    "steps": "outer steps",
+    "seconds": "seconds of training",
+    "sampled_tokens": "tokens sampled",
+    "optimizer_steps": "optimizer steps",
+}
 
 
-def evaluation_table(name: str, problems: int, found: Mapping[str, float | None]) -> str:
-    """The metrics of one test set (`Evaluation.summary`), each with its 95% interval."""
-    lines = [f"{f'{name}, {problems:,} problem(s)':36}{'value':>9}   95% interval"]
-    for metric, value in found.items():
-        if metric.endswith(("/low", "/high")):
-            continue
-        shown = [_shown(metric, x) for x in (value, found[f"{metric}/low"], found[f"{metric}/high"])]
-        interval = f"{shown[1]:>9} to {shown[2].strip()}" if found[f"{metric}/low"] is not None else f"{'-':>9}"
-        lines.append(f"  {metric:34}{shown[0]:>9}{interval}")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Cell:
+    """One run, as its folder has it.
+
+    `overrides` are those of the command line, by key; `config` is resolved. `metrics` has a row per outer step (row 0 is the
+    base model) with the columns of `metrics.csv` and those of `AXES`; `problems` has columns test, problem, base and final
+    (0 or 1). Both are empty where the run did not get that far.
+    """
+
+    folder: Path
+    overrides: Mapping[str, str]
+    status: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
+    problems: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("seed", _whole(self.overrides.get("seed")))
+
+    @property
+    def error(self) -> str | None:
+        return self.result.get("error")
 
 
-def _shown(metric: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if metric.endswith("tokens") else f"{100 * value:.1f}%"
+@dataclass(frozen=True)
+class Results:
+    """The cells of one comparison. `swept` are the override keys in which they differ, the seed aside."""
+
+    cells: Sequence[Cell]
+
+    @cached_property
+    def swept(self) -> list[str]:
+        keys = dict.fromkeys(key for cell in self.cells for key in cell.overrides)
+        return [k for k in keys if k != "seed" and len({c.overrides.get(k) for c in self.cells}) > 1]
+
+    @cached_property
+    def arms(self) -> list[str]:
+        """Their names, in the order in which the cells name them."""
+        return list(dict.fromkeys(self.arm(cell) for cell in self.cells))
+
+    def arm(self, cell: Cell) -> str:
+        """`dash, kl.coef=0`: what tells this cell from others, the seed aside."""
+        values = {key: cell.overrides.get(key, "default") for key in self.swept}
+        words = [value if key == "algo" else f"{key}={value}" for key, value in values.items()]
+        return ", ".join(words) or str(cell.config.get("algo", {}).get("name", cell.name))
+
+    def of_arm(self, arm: str, status: str | None = "done") -> list[Cell]:
+        """The cells of an arm, by seed; those of one status, or all."""
+        found = [c for c in self.cells if self.arm(c) == arm and status in (None, c.status)]
+        return sorted(found, key=lambda c: (c.seed is None, c.seed))
+
+    @cached_property
+    def study(self) -> dict[str, Any]:
+        """The `study` section of the configuration: question, baseline, target, paper."""
+        for cell in self.cells:
+            if cell.config.get("study"):
+                return dict(cell.config["study"])
+        return {}
+
+    @cached_property
+    def baseline(self) -> str | None:
+        """The arm that the others are compared with: `study.baseline`, or else the first one. None without cells."""
+        wanted = dict(o.partition("=")[::2] for o in self.study.get("baseline") or [])
+        for cell in self.cells:
+            if wanted and all(cell.overrides.get(k) == v for k, v in wanted.items()):
+                return self.arm(cell)
+        return self.arms[0] if self.arms else None
+
+    def table(self) -> pd.DataFrame:
+        """`cells.csv`: a row per cell with arm, swept keys, seed, status and error, and every number of `result.json`."""
+        rows = []
+        for cell in self.cells:
+            row: dict[str, Any] = {"cell": cell.name, "arm": self.arm(cell)}
+            row |= {key: cell.overrides.get(key) for key in self.swept if key not in row}
+            row |= {"seed": cell.seed, "status": cell.status, "error": cell.error}
+            row |= {k: v for k, v in cell.result.items() if k not in row}
+            rows.append(row)
+        return pd.DataFrame(rows)
 
 
-def plot_pass_at_k(tests: Mapping[str, Mapping[str, Any]], k: Sequence[int], path: Path) -> None:
-    """pass@k against k, a line per test set, with its 95% intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for (name, found), colour in zip(tests.items(), itertools.cycle(["#dd8452", "#55a868", "#4c72b0", "#8172b3"])):
-        axes.plot(k, [found[f"pass@{i}"] for i in k], "o-", color=colour, label=name)
-        low, high = ([found[f"pass@{i}/{end}"] for i in k] for end in ("low", "high"))
-        if None not in low:
-            axes.fill_between(k, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(k), [str(i) for i in k])
-    axes.minorticks_off()
-    axes.set(xlabel="k", ylabel="pass@k", title="band: 95% interval over problems")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def load(paths: Sequence[str | Path]) -> Results:
+    """The cells of sweep folders and run folders. Raises UserError for a path that is neither."""
+    cells: dict[Path, Cell] = {}
+    for path in paths:
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise UserError(str(path), "there is no such folder", "Give a sweep, as in multirun/NAME, or run folders")
+        found = cells_of(folder)
+        if not found:
+            raise UserError(str(path), "holds no runs", "Give a sweep, as in multirun/NAME, or run folders")
+        cells |= {cell.folder.resolve(): cell for cell in found}
+    return Results(list(cells.values()))
 
 
-def plot_curves(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float], path: Path) -> None:
-    """Reward and accuracy against seconds of training, and seconds by phase (those of training and those of evaluation)."""
-    import matplotlib
+def cells_of(folder: Path) -> list[Cell]:
+    """The cells of a sweep folder in the order of its list, those that have not begun included; or the one of a run folder."""
+    if is_run(folder):
+        return [load_cell(folder)]
+    listed = {folder / cell["folder"]: overrides_by_key(cell["overrides"]) for cell in read_sweep(folder).get("cells", [])}
+    others = [p for p in sorted(folder.iterdir()) if p.is_dir() and is_run(p) and p not in listed]
+    waiting = {p: o for p, o in listed.items() if not is_run(p)}
+    return [Cell(p, waiting[p], "waiting") if p in waiting else load_cell(p) for p in [*listed, *others]]
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    def points(name: str) -> tuple[list[float], list[float]]:
-        found = [(r["time/elapsed_s"], r[name]) for r in rows if r.get(name) is not None]
-        return [x for x, _ in found], [y for _, y in found]
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """`sweep.json` of a sweep folder; {} where there is none."""
+    try:
+        return json.loads((folder / SWEEP_FILE).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(
+            str(folder / SWEEP_FILE), f"is not valid JSON ({error})", "Remove it: the next sweep writes it"
+        ) from error
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[3, 1], layout="constrained")
-    left.plot(*points("reward/mean"), color="#4c72b0", label="reward, sampled completions")
-    left.plot(*points("accuracy/in_dist"), "o-", color="#dd8452", label="accuracy in distribution, greedy")
-    tests = [name.removeprefix("accuracy/") for name in rows[0] if name.startswith("accuracy/")]
-    others = [name for name in tests if name != "in_dist"]
-    for name, colour in zip(others, ["#55a868", "#c44e52", "#8172b3", "#937860"] * len(others), strict=False):
-        label = f"accuracy {TEST_LABELS.get(name, f'on {name}')}, greedy"
-        left.plot(*points(f"accuracy/{name}"), "s--", color=colour, label=label)
-    left.set(xlabel="seconds of training (evaluation excluded)", ylabel="reward, accuracy")
-    left.set_ylim(bottom=0)
-    left.grid(alpha=0.3)
-    left.legend(frameon=False)
-    bottom = 0.0
-    for phase in PHASES:
-        right.bar(["run"], [seconds[phase]], bottom=bottom, color=PHASE_COLOURS[phase], label=phase, width=0.5)
-        bottom += seconds[phase]
-    right.set(ylabel="seconds", title="time by phase", xlim=(-0.5, 0.5))
-    handles, labels = right.get_legend_handles_labels()
-    right.legend(handles[::-1], labels[::-1], frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+
+def is_run(folder: Path) -> bool:
+    """Whether a run began there."""
+    return (folder / "config.yaml").is_file() or (folder / ".hydra" / "overrides.yaml").is_file()
+
+
+def load_cell(folder: Path) -> Cell:
+    """One run folder, finished or not."""
+    overrides_file = folder / ".hydra" / "overrides.yaml"
+    result = read_result(folder)
+    return Cell(
+        folder=folder,
+        overrides=overrides_by_key(_yaml(overrides_file) or []) if overrides_file.is_file() else {},
+        status=result.get("status", "unfinished"),
+        config=_yaml(folder / "config.yaml") or {} if (folder / "config.yaml").is_file() else {},
+        result=result,
+        metrics=_metrics(folder / "metrics.csv"),
+        problems=_csv(folder / "problems.csv"),
+    )
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """`result.json` of a run folder; {} where there is none or it is torn."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
+def overrides_by_key(overrides: Sequence[str]) -> dict[str, str]:
+    """`["algo=dash", "+scale=paper"] -> {"algo": "dash", "scale": "paper"}`"""
+    pairs = (o.lstrip("+~").partition("=") for o in overrides)
+    return {key: value.strip("'\"") for key, _, value in pairs}
+
+
+def with_axes(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `metrics.csv` with the columns of `AXES` added."""
+    if metrics.empty:
+        return metrics
+    return metrics.assign(
+        steps=metrics["step"],
+        seconds=metrics["time/elapsed_s"],
+        sampled_tokens=metrics["tokens/sampled"].fillna(0).cumsum(),
+        optimizer_steps=metrics["policy/version"],
+    )
+
+
+def _metrics(file: Path) -> pd.DataFrame:
+    return with_axes(_csv(file))
+
+
+def _csv(file: Path) -> pd.DataFrame:
+    if not file.is_file() or not os.path.getsize(file):
+        return pd.DataFrame()
+    return pd.read_csv(file)
+
+
+def _yaml(file: Path) -> Any:
+    return yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import logging
+import platform
 import subprocess
-import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -18,16 +19,18 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp import data, kl, model
+from dash_exp.budget import LIMITS, Budget
 from dash_exp.errors import UserError
 from dash_exp.metrics import PHASES, SIDES, Clock
 from dash_exp.module import PolicyModule
+from dash_exp.plots import plot_curves
 from dash_exp.progress import Progress
 from dash_exp.record import RunRecord
-from dash_exp.results import plot_curves, result_table, write_result
 from dash_exp.reward import check_problems
 from dash_exp.rollout import RolloutDataModule, Truncated
 from dash_exp.sampler import Sampling
 from dash_exp.sampler.refresh import Refresh
+from dash_exp.summary import result_table, write_result
 
 
 @dataclass
@@ -76,19 +79,26 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         group=cfg.name if in_sweep else None,
         settings=OmegaConf.to_container(cfg, resolve=True),
     )
+    budget = Budget(parts.clock, **{name: cfg.budget[name] for name in LIMITS})
     trainer: L.Trainer = instantiate(
-        cfg.trainer, callbacks=[record, Progress(cfg.steps)], logger=tracker or False, default_root_dir=run_dir
+        cfg.trainer, callbacks=[budget, record, Progress(cfg.steps)], logger=tracker or False, default_root_dir=run_dir
     )
     print(sizes(cfg, parts, run_dir), flush=True)
-    result: dict[str, Any] = {"status": "failed", "git": git_revision()}
+    result: dict[str, Any] = {"status": "failed", "git": git_revision(), "device": device_name(trainer)}
+    result |= {f"sizes/{name}": size for name, size in derived_sizes(cfg, parts).items()}
     try:
         trainer.validate(parts.module, datamodule=parts.data, verbose=False)
         record.write_base(parts.module, trainer)
         result |= {f"{name}/base": value for name, value in evaluated(parts.module).items()}
+        base = parts.module.right
         trainer.fit(parts.module, datamodule=parts.data)
         assert parts.module.accuracy_version == parts.module.policy_version, "the last step was not evaluated"
         result |= {f"{name}/final": value for name, value in evaluated(parts.module).items()}
-        result["status"] = "done"
+        write_problems(run_dir, base, parts.module.right)
+        result |= {"status": "done", "stopped_by": budget.reached}
+    except Exception as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+        raise
     except (KeyboardInterrupt, SystemExit) as stop:
         result["status"] = "stopped"
         print(f"stopped; what was done is in {run_dir}", flush=True)
@@ -106,6 +116,14 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
 def evaluated(module: PolicyModule) -> dict[str, float | None]:
     """The last evaluation: `accuracy/TEST`, and `eval/TEST/...` with the ends of each 95% interval."""
     return {**{f"accuracy/{name}": value for name, value in module.accuracy.items()}, **module.evaluation}
+
+
+def write_problems(run_dir: Path, base: dict[str, dict[str, bool]], final: dict[str, dict[str, bool]]) -> None:
+    """`problems.csv`: whether the greedy completion of each test problem was right, before training and after it."""
+    with (run_dir / "problems.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["test", "problem", "base", "final"])
+        writer.writerows([t, p, int(base[t][p]), int(right)] for t, problems in final.items() for p, right in problems.items())
 
 
 def build(cfg: DictConfig) -> Parts:
@@ -157,10 +175,10 @@ def build(cfg: DictConfig) -> Parts:
             keep=instantiate(cfg.filter),
             clock=clock,
             prompts=cfg.batch.prompts,
-            group_size=cfg.batch.group_size,
+            group_size=cfg.algo.group_size,
             sample_prompts=cfg.batch.sample_prompts,
             sampling=Sampling(cfg.rollout.max_response_tokens, cfg.rollout.temperature),
-            context=min(model.context_length(policy), cfg.rollout.sampler.get("max_model_len") or sys.maxsize),
+            context=model.context_length(policy, cfg.rollout.sampler.get("max_model_len")),
             max_prompt_tokens=cfg.data.max_prompt_tokens,
             eval_prompts=cfg.eval.prompts,
             seed=cfg.seed,
@@ -214,26 +232,55 @@ def importance_cap(cfg: DictConfig) -> float | None:
 def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
     """The derived sizes, so that nobody has to guess what "batch size" means here."""
     batch, data_ = cfg.batch, parts.data
-    completions = batch.prompts * batch.group_size
-    per_call = data_.sample_prompts * batch.group_size
-    parameters = sum(p.numel() for p in parts.module.policy.parameters())
+    size = derived_sizes(cfg, parts)
     tests = ", ".join(f"{len(p):,} {name}" for name, p in data_.test_prompts.items())
     return "\n".join(
         [
             f"{cfg.algo.name} on {cfg.data.name}, seed {cfg.seed} -> {run_dir}",
-            f"  policy                    {parameters:,} parameters, {cfg.model.compute_dtype}, {cfg.trainer.accelerator}",
-            f"  problems                  {len(data_.train_prompts):,} to train on; tests: {tests}",
-            f"  outer steps               {cfg.steps}",
-            f"  completions per step      {completions} = {batch.prompts} prompts x {batch.group_size}",
-            f"  completions per sampling  {per_call} ({data_.sampling_calls} sampling call(s) per step)",
+            f"  policy                    {size['parameters']:,} parameters, {cfg.model.compute_dtype}, "
+            f"{cfg.trainer.accelerator}",
+            f"  problems                  {size['train_problems']:,} to train on; tests: {tests}",
+            f"  outer steps               {cfg.steps}{budget_words(cfg)}",
+            f"  completions per step      {size['completions_per_step']} = {batch.prompts} prompts x {data_.group_size}",
+            f"  completions per sampling  {size['completions_per_call']} ({data_.sampling_calls} sampling call(s) per step)",
             f"  sampler                   {sampler_words(cfg)}",
-            f"  optimizer steps per step  {batch.epochs * batch.minibatches} = {batch.epochs} pass(es) x {batch.minibatches}",
+            f"  optimizer steps per step  {size['optimizer_steps_per_step']} = {batch.epochs} pass(es) x {batch.minibatches}",
             f"  filter                    {described(cfg.filter)}; truncated completions: {cfg.rollout.truncated}",
             f"  denominator of the loss   {cfg.algo.denominator._target_.rpartition('.')[2]}",
             f"  tokens per backward pass  at most {batch.micro_tokens:,}, padding counted",
             f"  KL                        {kl_words(cfg)}",
         ]
     )
+
+
+def derived_sizes(cfg: DictConfig, parts: Parts) -> dict[str, int]:
+    """Sizes that follow from several settings together, or from the data."""
+    data_ = parts.data
+    return {
+        "parameters": sum(p.numel() for p in parts.module.policy.parameters()),
+        "train_problems": len(data_.train_prompts),
+        "completions_per_step": data_.prompts * data_.group_size,
+        "completions_per_call": data_.sample_prompts * data_.group_size,
+        "optimizer_steps_per_step": cfg.batch.epochs * cfg.batch.minibatches,
+    }
+
+
+def budget_words(cfg: DictConfig) -> str:
+    """`, or fewer: until 120 seconds`."""
+    limits = [f"{cfg.budget[name]:,.6g} {name.replace('_', ' ')}" for name in LIMITS if cfg.budget[name] is not None]
+    return f", or fewer: until {' or '.join(limits)}" if limits else ""
+
+
+def device_name(trainer: L.Trainer) -> str:
+    """`NVIDIA H100 80GB HBM3`, or the processor with the number of threads that torch uses."""
+    if trainer.strategy.root_device.type == "cuda":
+        return torch.cuda.get_device_name(trainer.strategy.root_device)
+    try:
+        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        name = cpu.partition(":")[2].strip()
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} thread(s)"
 
 
 def described(part: DictConfig) -> str:
@@ -264,6 +311,9 @@ def kl_words(cfg: DictConfig) -> str:
 def totals(parts: Parts, record: RunRecord, total_s: float) -> dict[str, Any]:
     """Seconds by phase and the counts of the whole run."""
     result: dict[str, Any] = {"time/total_s": round(total_s, 3)}
+    result["time/elapsed_s"] = record.rows[-1]["time/elapsed_s"] if record.rows else 0.0
+    result["steps"] = len(record.rows) - 1 if record.rows else 0
+    result["optimizer_steps"] = parts.module.policy_version
     result |= {f"time/{phase}_s": round(parts.clock.seconds[phase], 3) for phase in PHASES}
     result |= {f"time/{side}_idle_s": round(parts.clock.idle[side], 3) for side in SIDES}
     counts = ("tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept", "score/timeouts", "score/errors")

@@ -17,14 +17,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp import cli
@@ -47,10 +45,7 @@ class Command:
 
 
 def main() -> None:
-    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit(0 if sys.argv[1:] else 2)
-    command = parse(sys.argv[1:])
+    command = parse(cli.help_or_arguments(__doc__))
     cfg = configuration(command)
     listener = listening(command)
     # Before torch is loaded: servers that share a machine's cores wait for each other, where threads that spin stop them all.
@@ -83,8 +78,7 @@ def configuration(command: Command) -> DictConfig:
     overrides = command.overrides
     if not any(o.startswith("rollout=") for o in overrides):
         overrides = ["rollout=vllm_server", *overrides]
-    with initialize_config_dir(str(cli.conf_folder()), version_base="1.3"):
-        cfg = compose("config", overrides=overrides)
+    cfg = cli.composed(overrides)
     if missing := [name for name in ENGINE if name not in cfg.rollout.sampler]:
         raise UserError("rollout", f"has no settings of an engine ({', '.join(missing)})", "Leave it out, or use vllm_server")
     validate(cfg)

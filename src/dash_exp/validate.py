@@ -83,6 +83,12 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "batch.group_size", whole=True, least=1)
     number(cfg, "batch.epochs", whole=True, least=1)
     number(cfg, "batch.minibatches", whole=True, least=1)
+    number(cfg, "algo.group_size", whole=True, least=1)
+    number(cfg, "budget.seconds", above=0, optional=True)
+    number(cfg, "budget.sampled_tokens", whole=True, least=1, optional=True)
+    number(cfg, "budget.optimizer_steps", whole=True, least=1, optional=True)
+    number(cfg, "study.target", above=0, optional=True)
+    _study(cfg)
     _pass_at_k(cfg)
     if cfg.seed >= 2**32:
         raise UserError(f"seed={cfg.seed}", "is too large", "Use a seed below 4294967296")
@@ -99,6 +105,22 @@ def validate(cfg: DictConfig) -> None:
     _known(cfg, "rollout.truncated", ["score", "mask", "penalize"])
     _known(cfg, "model.dtype", ["float32", "bfloat16", "float16"])
     _known(cfg, "model.compute_dtype", ["float32", "bfloat16", "float16"])
+
+
+def _study(cfg: DictConfig) -> None:
+    if cfg.budget.match is not None:
+        _known(cfg, "budget.match", ["seconds", "sampled_tokens", "optimizer_steps"])
+        if not cfg.study.baseline:
+            raise UserError(
+                f"budget.match={cfg.budget.match}",
+                "stops the arms of a sweep where its baseline stopped, and there is none",
+                "Name it, as in study.baseline=[algo=dash]",
+            )
+    baseline = cfg.study.baseline
+    if baseline is not None and not (isinstance(baseline, Sequence) and not isinstance(baseline, str)):
+        raise UserError(
+            f"study.baseline={baseline}", "is no list", "Write the arm's overrides, as in study.baseline=[algo=grpo]"
+        )
 
 
 def number(
@@ -167,13 +189,13 @@ def _filter(cfg: DictConfig) -> None:
         if share is not None and share >= 1:
             raise UserError(f"filter.{key}={share}", "would drop everything", "Use a share below 1")
     per_group = cfg.filter.get("per_group")
-    if per_group is not None and per_group > cfg.batch.group_size:
+    if per_group is not None and per_group > cfg.algo.group_size:
         raise UserError(
             f"filter.per_group={per_group}",
             f"is more than the {cfg.batch.group_size} completions of a group",
             "Lower it, or raise batch.group_size",
         )
-    if str(cfg.filter._target_).endswith(".ZeroVariance") and (cfg.batch.group_size < 2 or cfg.algo.train_sampler):
+    if str(cfg.filter._target_).endswith(".ZeroVariance") and (cfg.algo.group_size < 2 or cfg.algo.train_sampler):
         raise UserError(
             "filter=zero_variance",
             "keeps nothing: the rewards of a group of one, or of copies of a written trace, never differ",
@@ -220,10 +242,10 @@ def _off_policy(cfg: DictConfig) -> None:
             f"make all but the first optimizer step off-policy, and algo={cfg.algo.name} has no ratio to correct for it",
             "Use algo=ppo_multi or ppo_mini, or 1 for both",
         )
-    if cfg.batch.minibatches > cfg.batch.prompts * cfg.batch.group_size:
+    if cfg.batch.minibatches > cfg.batch.prompts * cfg.algo.group_size:
         raise UserError(
             f"batch.minibatches={cfg.batch.minibatches}",
-            f"is more than the {cfg.batch.prompts * cfg.batch.group_size} completions of an outer step",
+            f"is more than the {cfg.batch.prompts * cfg.algo.group_size} completions of an outer step",
             "Lower it",
         )
     if cfg.rollout.truncated == "penalize" and cfg.algo.train_sampler:

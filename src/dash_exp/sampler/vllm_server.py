@@ -47,8 +47,10 @@ class Weights:
     `tensors` lie on the device of the policy if they may be sent from there, else there are none: `body` is all that is sent.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype, version: int, on_device: bool) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype, version: int, may_be_native: bool) -> None:
         self.version = version
+        self.device = next(iter(weights.values())).device  # older weights lie on the CPU (`refresh.copied`)
+        on_device = may_be_native and self.device.type == "cuda"
         self._lock = threading.Lock()
         self._body: bytes | None = None
         device = None if on_device else "cpu"
@@ -138,7 +140,6 @@ class VLLMServerSampler:
     ) -> None:
         self.servers = [Server(url, timeout_s) for url in _addresses(servers)]
         self.dtype = compute_dtype
-        self.device = policy.device
         self.max_sequences = max_sequences
         self.give_up_s = give_up_s
         self.timeout_s = timeout_s
@@ -161,6 +162,7 @@ class VLLMServerSampler:
         self._last_live = time.monotonic()
         self._changed = threading.Condition()  # guards everything above, and the servers
         self._threads: list[threading.Thread] = []
+        self._begun = False  # whether the servers were given weights once
         self._closed = False
 
     @property
@@ -175,9 +177,7 @@ class VLLMServerSampler:
         Raises UserError for a server that is of another run.
         """
         self.version = None
-        self.device = next(iter(weights.values())).device  # a copy of older weights lies on the CPU, and goes over HTTP
-        may_be_native = self.transfer != "http" and self.device.type == "cuda"
-        copied = Weights(weights, self.dtype, version, on_device=may_be_native)
+        copied = Weights(weights, self.dtype, version, may_be_native=self.transfer != "http")
         with self._changed:
             self._weights = copied
             self._start()
@@ -188,7 +188,7 @@ class VLLMServerSampler:
                 self._raise_failure()
                 self._changed.wait(1.0)
             self._raise_failure()
-        self.version = version
+        self.version, self._begun = version, True
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         assert self.version is not None, "the servers have no weights yet"
@@ -311,7 +311,7 @@ class VLLMServerSampler:
             log.warning("sampling server %s takes part again, with weights of version %d", server.url, server.has.version)
 
     def _check_fit(self, server: Server, about: Mapping[str, Any]) -> None:
-        """Raise where this is no server for this run: UserError at the first contact, LostError for one changed since."""
+        """Raise where this is no server for this run: UserError while the run starts, LostError later."""
         wrong = None
         if not isinstance(about, dict) or "fingerprint" not in about:
             wrong = "is no sampling server of this program"
@@ -327,7 +327,7 @@ class VLLMServerSampler:
             wrong = f"is the same server as {twin.url}"
         if wrong is None:
             return
-        if server.about or self.version is not None:  # the others go on without it
+        if server.about or self._begun:  # the others go on without it
             raise LostError(wrong)
         right = "Start each server with the settings of the run: python -m dash_exp.serve port=... model=..."
         raise UserError(f"{SETTING}: {server.url}", wrong, right)
@@ -338,9 +338,9 @@ class VLLMServerSampler:
             weights = self._weights
         assert weights is not None
         server.has = None  # what an interrupted transfer leaves is no version
-        if native.chosen(self.transfer, self.device.type, server.about["device"]):
+        if native.chosen(self.transfer, weights.device.type, server.about["device"]):
             try:
-                server.sender = server.sender or native.Sender(server.http, self.device, self.timeout_s)
+                server.sender = server.sender or native.Sender(server.http, weights.device, self.timeout_s)
                 server.load = server.sender.send(weights.tensors, weights.version)["load"]
             except Exception as error:  # a server that waits in NCCL takes nothing else
                 raise UserError(
