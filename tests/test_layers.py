@@ -5,15 +5,15 @@ import ast
 from conftest import ROOT
 
 LAYERS = [
-    {"errors", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate"},
-    {"ops", "metrics"},
+    {"errors", "words", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate"},
+    {"ops", "metrics", "results"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model", "logger"}
     | {"sampler", "sampler.cache", "sampler.hf", "sampler.traces", "sampler.teacher", "sampler.refresh"}
     | {"sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
     {"evaluation"},
     {"rollout", "module"},
-    {"record", "progress", "summary", "plots", "results", "budget"},
+    {"record", "progress", "summary", "plots", "budget"},
     {"run", "sweep"},
     {"cli", "evaluate", "serve"},
 ]

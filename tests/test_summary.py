@@ -2,7 +2,8 @@ import json
 
 from dash_exp.metrics import PHASES
 from dash_exp.plots import plot_curves
-from dash_exp.summary import result_table, write_result
+from dash_exp.results import write_result
+from dash_exp.summary import result_table
 
 RESULT = {
     "accuracy/in_dist/base": 0.25,

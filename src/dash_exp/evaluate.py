@@ -391,7 +391,7 @@ class Progress:
             return
         now = time.perf_counter()
         if now - self._last_line >= self.line_every_s and done < self.total:
-            from dash_exp.progress import duration
+            from dash_exp.words import duration
 
             left_s = (now - self._start) / done * (self.total - done)
             print(f"{self.name} {done}/{self.total}  {says}  left {duration(left_s)}", flush=True)

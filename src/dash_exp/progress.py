@@ -10,6 +10,7 @@ import lightning as L
 from tqdm import tqdm
 
 from dash_exp.module import PolicyModule
+from dash_exp.words import duration
 
 
 class Progress(L.Callback):
@@ -61,10 +62,3 @@ def describe(row: dict[str, Any], accuracy: dict[str, float], seconds: float) ->
         f"reward {row['reward/mean']:.3f}  accuracy {accuracies}  kept {100 * row['filter/kept_fraction']:.0f}%  "
         f"{row['tokens/sampled'] / max(seconds, 1e-9):,.0f} tok/s"
     )
-
-
-def duration(seconds: float) -> str:
-    """`75 -> "1:15"`, `3700 -> "1:01:40"`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from dash_exp.errors import UserError
+
+if TYPE_CHECKING:  # loaded when a table is asked for: a command line with a mistake in it should not wait for it
+    import pandas as pd
 
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
 STATUSES = ("done", "failed", "stopped", "unfinished", "waiting")  # unfinished: killed, or still running
@@ -32,20 +34,23 @@ AXES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run, as its folder has it.
-
-    `overrides` are those of the command line, by key; `config` is resolved. `metrics` has a row per outer step (row 0 is the
-    base model) with the columns of `metrics.csv` and those of `AXES`; `problems` has columns test, problem, base and final
-    (0 or 1). Both are empty where the run did not get that far.
-    """
+    """One run, as its folder has it. `overrides` are those of the command line, by key; `config` is resolved."""
 
     folder: Path
     overrides: Mapping[str, str]
     status: str
     config: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
-    metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
-    problems: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """A row per outer step (row 0: the base model) with the columns of `metrics.csv` and of `AXES`; empty without rows."""
+        return with_axes(_csv(self.folder / "metrics.csv"))
+
+    @cached_property
+    def problems(self) -> pd.DataFrame:
+        """Columns test, problem, base and final: whether the greedy completion was right (0 or 1). Empty before the end."""
+        return _csv(self.folder / "problems.csv")
 
     @property
     def name(self) -> str:
@@ -106,6 +111,8 @@ class Results:
 
     def table(self) -> pd.DataFrame:
         """`cells.csv`: a row per cell with arm, swept keys, seed, status and error, and every number of `result.json`."""
+        import pandas as pd
+
         rows = []
         for cell in self.cells:
             row: dict[str, Any] = {"cell": cell.name, "arm": self.arm(cell)}
@@ -167,8 +174,6 @@ def load_cell(folder: Path) -> Cell:
         status=result.get("status", "unfinished"),
         config=_yaml(folder / "config.yaml") or {} if (folder / "config.yaml").is_file() else {},
         result=result,
-        metrics=_metrics(folder / "metrics.csv"),
-        problems=_csv(folder / "problems.csv"),
     )
 
 
@@ -179,6 +184,13 @@ def read_result(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return result if isinstance(result, dict) else {}
+
+
+def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
+    """`result.json`, whole or not at all."""
+    new = run_dir / "result.json.new"
+    new.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(new, run_dir / "result.json")
 
 
 def overrides_by_key(overrides: Sequence[str]) -> dict[str, str]:
@@ -199,11 +211,9 @@ def with_axes(metrics: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _metrics(file: Path) -> pd.DataFrame:
-    return with_axes(_csv(file))
-
-
 def _csv(file: Path) -> pd.DataFrame:
+    import pandas as pd
+
     if not file.is_file() or not os.path.getsize(file):
         return pd.DataFrame()
     return pd.read_csv(file)

@@ -26,11 +26,12 @@ from dash_exp.module import PolicyModule
 from dash_exp.plots import plot_curves
 from dash_exp.progress import Progress
 from dash_exp.record import RunRecord
+from dash_exp.results import write_result
 from dash_exp.reward import check_problems
 from dash_exp.rollout import RolloutDataModule, Truncated
 from dash_exp.sampler import Sampling
 from dash_exp.sampler.refresh import Refresh
-from dash_exp.summary import result_table, write_result
+from dash_exp.summary import result_table
 
 
 @dataclass

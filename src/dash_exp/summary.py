@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dash_exp.metrics import PHASES
-from dash_exp.progress import duration
+from dash_exp.words import duration
 
 TEST_LABELS = {"in_dist": "in distribution", "out_dist": "out of distribution"}
-
-
-def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
-    """`result.json`, whole or not at all."""
-    new = run_dir / "result.json.new"
-    new.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(new, run_dir / "result.json")
 
 
 def result_table(result: Mapping[str, Any]) -> str:

@@ -1,80 +1,269 @@
-"""Sweeps: every cell is checked before the first one starts, and a cell's folder is named by its overrides."""
+"""Sweeps: cells that are checked before the first one starts, that survive each other's failures, and that can be continued.
+
+The ledger of a sweep is its folder: `sweep.json` lists the cells (`plan`), and each cell's `result.json` says what became of
+it. So the same command continues a sweep that was stopped, whatever launcher ran it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
+from dash_exp.results import SWEEP_FILE, Cell, cells_of, overrides_by_key, read_result, write_result
 from dash_exp.validate import validate
+from dash_exp.words import duration, first_line
+
+log = logging.getLogger(__name__)
+
+# What `budget.match` fills in, and the quantity of the baseline's `result.json` that it takes.
+MATCHED = {"seconds": "time/elapsed_s", "sampled_tokens": "tokens/sampled", "optimizer_steps": "optimizer_steps"}
 
 
-class CheckCells(Callback):
-    """A Hydra callback. A sweep with a bad cell ends here, with a message and before any work.
+class Ledger(Callback):
+    """A Hydra callback around a sweep: its plan and checks before, where it stands between the cells, its report at the end.
 
     It leaves by SystemExit because Hydra turns any other exception of a callback into a warning.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
         try:
-            cells = self.cells(config)
-            for overrides in cells:
-                self._check(overrides, kwargs.get("config_name"))
+            cells = plan(config)
+            for cell in cells:
+                cell.check()
+            _check_order(cells, config)
         except UserError as error:
             sys.exit(f"error: {error}")
         except HydraException:
             return  # the sweeper composes the cells as well, and will raise it as an error
-        print(f"sweep of {len(cells)} cells into {config.hydra.sweep.dir}", flush=True)
+        if not cells:  # a search, whose cells are not known yet
+            print(f"search into {folder}", flush=True)
+            return
+        write_plan(folder, cells)
+        done = [cell for cell in cells if read_result(cell.folder).get("status") == "done"]
+        before = f", {len(done)} of them done before" if done else ""
+        print(f"sweep of {len(cells)} cells into {folder}{before}", flush=True)
 
-    @staticmethod
-    def cells(config: DictConfig) -> list[list[str]]:
-        """The overrides of each cell, as Hydra's own sweeper will make them."""
-        params = config.hydra.sweeper.get("params") or {}
-        with open_dict(config.hydra.sweeper):
-            config.hydra.sweeper.params = dict(p.split("=", 1) for p in number_of_kl(f"{k}={v}" for k, v in params.items()))
-        arguments = [f"{k}={v}" for k, v in config.hydra.sweeper.params.items()]
-        arguments += [str(argument) for argument in config.hydra.overrides.task]
-        overrides = OverridesParser.create().parse_overrides(arguments)
-        if any(o.is_sweep_override() and not o.is_discrete_sweep() for o in overrides):
-            return []  # ranges that a search draws from have no list of cells
-        return BasicSweeper.split_arguments(overrides, None)[0]
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        if (folder / SWEEP_FILE).is_file():
+            print(standing(cells_of(folder), config.hydra.launcher.get("n_jobs") or 1), flush=True)
 
-    @staticmethod
-    def _check(overrides: list[str], config_name: str | None) -> None:
-        loader = GlobalHydra.instance().config_loader()
-        cfg = loader.load_configuration(config_name, overrides, run_mode=RunMode.RUN)
-        with open_dict(cfg):
-            del cfg["hydra"]
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        cells = [cell for cell in cells_of(folder) if cell.status != "waiting"] if folder.is_dir() else []
+        if not cells:
+            return
+        _report(folder)
+        bad = [cell for cell in cells if cell.status != "done"]
+        if bad:
+            said = "\n".join(
+                f"  {cell.name}: {cell.status}{f', {first_line(cell.error)}' if cell.error else ''}" for cell in bad
+            )
+            sys.exit(f"error: {len(bad)} of {len(cells)} cells are not done; the same command tries them again:\n{said}")
+
+
+# --- before the first cell ---------------------------------------------------------------------------------------------
+
+
+class Planned:
+    """A cell that is going to be run: its folder, its overrides, its configuration."""
+
+    def __init__(self, folder: Path, overrides: Sequence[str], cfg: DictConfig) -> None:
+        self.folder, self.overrides, self.cfg = folder, list(overrides), cfg
+
+    def check(self) -> None:
+        """Raise UserError, with the cell's name, where it cannot be run."""
         try:
-            validate(cfg)
+            validate(self.cfg)
+            finished(self.folder, self.cfg)
         except UserError as error:
-            raise UserError(f"cell {','.join(overrides)}: {error.where}", error.wrong, error.right) from error
+            raise UserError(f"cell {','.join(self.overrides)}: {error.where}", error.wrong, error.right) from error
+
+
+def plan(config: DictConfig) -> list[Planned]:
+    """The cells as Hydra's own sweeper will make them; [] where the sweeper is one that searches."""
+    params = config.hydra.sweeper.get("params") or {}
+    with open_dict(config.hydra.sweeper):
+        config.hydra.sweeper.params = dict(p.split("=", 1) for p in number_of_kl(f"{k}={v}" for k, v in params.items()))
+    if not _lists_its_cells(config):
+        return []
+    arguments = [f"{k}={v}" for k, v in config.hydra.sweeper.params.items()]
+    arguments += [str(argument) for argument in config.hydra.overrides.task]
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    if any(o.is_sweep_override() and not o.is_discrete_sweep() for o in parsed):
+        return []  # the sweeper refuses it
+    loader = GlobalHydra.instance().config_loader()
+    now = HydraConfig.instance().cfg
+    cells = []
+    try:
+        for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
+            cfg = loader.load_sweep_config(config, overrides)
+            HydraConfig.instance().set_config(cfg)  # its folder is named by its overrides
+            folder = Path(str(cfg.hydra.sweep.dir)) / str(cfg.hydra.sweep.subdir)
+            with open_dict(cfg):
+                del cfg["hydra"]
+            cells.append(Planned(folder, overrides, cfg))
+    finally:
+        HydraConfig.instance().cfg = now
+    return cells
+
+
+def write_plan(folder: Path, cells: Sequence[Planned]) -> None:
+    """`sweep.json`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = [{"folder": cell.folder.name, "overrides": cell.overrides} for cell in cells]
+    new = folder / f"{SWEEP_FILE}.new"
+    new.write_text(json.dumps({"cells": listed}, indent=1) + "\n")
+    os.replace(new, folder / SWEEP_FILE)
+
+
+def _lists_its_cells(config: DictConfig) -> bool:
+    return str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
+
+
+def _check_order(cells: Sequence[Planned], config: DictConfig) -> None:
+    """With `budget.match` a cell's baseline has to be done before the cell starts."""
+    ready = {cell.folder for cell in cells if read_result(cell.folder).get("status") == "done"}
+    in_turn = str(config.hydra.launcher._target_).endswith(".BasicLauncher")
+    for cell in cells:
+        wanted = _wanted_baseline(cell.cfg, overrides_by_key(cell.overrides))
+        if wanted is not None:
+            baselines = [c for c in cells if overrides_by_key(c.overrides) == wanted]
+            if not any(c.folder in ready for c in baselines):
+                raise UserError(
+                    f"budget.match={cell.cfg.budget.match}: cell {','.join(cell.overrides)}",
+                    "needs its baseline to be done, and it is not before it in this sweep",
+                    "Name the baseline first and run the cells in turn (hydra/launcher=basic), or run the baseline alone first",
+                )
+        if in_turn:
+            ready.add(cell.folder)
+
+
+# --- one cell ----------------------------------------------------------------------------------------------------------
+
+
+def run_cell(cfg: DictConfig, run_dir: Path, run: Callable[..., dict[str, Any]]) -> float | None:
+    """Run a cell of a sweep, unless it is done, and return its objective.
+
+    A cell that fails leaves its reason in `result.json`, and the others go on; a sweeper that searches gets the exception, and
+    decides for itself.
+    """
+    try:
+        cfg = with_matched_budget(cfg, run_dir, list(HydraConfig.get().overrides.task))
+        result = read_result(run_dir) if finished(run_dir, cfg) else run(cfg, run_dir, in_sweep=True)
+        return objective(cfg, result)
+    except Exception as error:
+        if read_result(run_dir).get("status") != "failed":
+            write_result(run_dir, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        if not _lists_its_cells(OmegaConf.create({"hydra": HydraConfig.get()})):
+            raise
+        log.error("cell %s failed", run_dir.name, exc_info=not isinstance(error, UserError))
+        print(f"failed: {run_dir}: {first_line(str(error))}", flush=True)
+        return None
 
 
 def finished(run_dir: Path, cfg: DictConfig) -> bool:
     """Whether `run_dir` holds this very run, done. Another finished run there is never overwritten: UserError."""
-    try:
-        result = json.loads((run_dir / "result.json").read_text())
-    except (OSError, ValueError):
+    if read_result(run_dir).get("status") != "done":
         return False
-    if result.get("status") != "done":
-        return False
-    if (run_dir / "config.yaml").read_text() != OmegaConf.to_yaml(cfg, resolve=True):
+    if _settings(OmegaConf.load(run_dir / "config.yaml")) != _settings(cfg):
         raise UserError(str(run_dir), "holds a finished run with other settings", "Choose another name=..., or remove it")
-    print(f"done before, skipped: {run_dir} (remove the folder to run it again)", flush=True)
     return True
+
+
+def _settings(cfg: Any) -> Any:
+    """What makes a run this very run: everything, but not where a matched budget turned out to end."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    if settings["budget"]["match"] is not None:
+        settings["budget"] = {"match": settings["budget"]["match"]}
+    return settings
+
+
+def objective(cfg: DictConfig, result: dict[str, Any]) -> float:
+    """The number that a search gets back."""
+    value = result.get(cfg.objective)
+    if not isinstance(value, int | float):
+        numbers = ", ".join(k for k, v in result.items() if isinstance(v, float) and k.endswith("final") and "/low/" not in k)
+        raise UserError(f"objective={cfg.objective}", "is no number of result.json", f"Use one such as {numbers}")
+    return float(value)
+
+
+def with_matched_budget(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> DictConfig:
+    """With `budget.match`, the limit that the baseline of this cell reached; the baseline itself has none."""
+    wanted = _wanted_baseline(cfg, overrides_by_key(overrides))
+    if wanted is None:
+        return cfg
+    done = [c for c in cells_of(run_dir.parent) if c.status == "done" and dict(c.overrides) == wanted]
+    if not done:
+        raise UserError(
+            f"budget.match={cfg.budget.match}",
+            f"the baseline {','.join(f'{k}={v}' for k, v in wanted.items())} is not done",
+            "Give the same command again when it is",
+        )
+    cfg = cfg.copy()
+    cfg.budget[cfg.budget.match] = done[0].result[MATCHED[cfg.budget.match]]
+    return cfg
+
+
+def _wanted_baseline(cfg: DictConfig, overrides: dict[str, str]) -> dict[str, str] | None:
+    """The overrides of the baseline that a cell has to be matched with; None where it is one, or nothing is matched."""
+    if cfg.budget.match is None:
+        return None
+    baseline = overrides_by_key(list(cfg.study.baseline))
+    wanted = overrides | baseline
+    return None if wanted == overrides else wanted
+
+
+# --- between the cells and after them ----------------------------------------------------------------------------------
+
+
+def standing(cells: Sequence[Cell], at_once: int) -> str:
+    """`sweep: 3 of 12 cells done, 1 failed; about 12:30 left`. `at_once` cells run at a time (-1: one per core)."""
+    at_once = at_once if at_once > 0 else os.cpu_count() or 1
+    count = {status: sum(cell.status == status for cell in cells) for status in ("done", "failed", "stopped")}
+    bad = "".join(f", {count[status]} {status}" for status in ("failed", "stopped") if count[status])
+    left = left_s(cells) / at_once
+    return f"sweep: {count['done']} of {len(cells)} cells done{bad}" + (f"; about {duration(left)} left" if left else "")
+
+
+def left_s(cells: Sequence[Cell]) -> float:
+    """Seconds that the cells that have not begun will take, one after the other: as long as those that differ in the seed
+    alone took on average, or else as those that are done.
+    """
+
+    def arm(cell: Cell) -> frozenset[tuple[str, str]]:
+        return frozenset((k, v) for k, v in cell.overrides.items() if k != "seed")
+
+    done = [cell for cell in cells if cell.status == "done"]
+    seconds = 0.0
+    for cell in cells:
+        if cell.status in ("waiting", "unfinished") and done:
+            alike = [c for c in done if arm(c) == arm(cell)] or done
+            seconds += sum(c.result["time/total_s"] for c in alike) / len(alike)
+    return seconds
+
+
+def _report(folder: Path) -> None:
+    """The comparison. What goes wrong here must not hide what the cells came to."""
 
 
 def cell_name(override_dirname: str) -> str:
