@@ -21,7 +21,8 @@ def test_the_users_sweep(train, tmp_path):
             ]
     again = train("-m", *SMALL, "algo=grpo,dash", "kl=0,0.04")
     assert again.returncode == 0
-    assert again.stdout.count("done before, skipped") == 4
+    assert "sweep of 4 cells into multirun/small, 4 of them done before" in again.stdout
+    assert "step 1/" not in again.stdout
 
 
 def test_a_single_run_with_any_coefficient(train, tmp_path):
@@ -50,7 +51,7 @@ MISTAKES = [
     (["steps"], ["steps"]),
     (["-m", "algo=grpo,dash", "kl=0,-1"], ["kl.coef=-1", "cell algo=grpo"]),
     (["-m", "algo=grpo,none"], ["algo/none"]),
-    (["-m", "kl=0,abc"], ["a group takes the name of a file", "kl=0,0.04"]),
+    (["-m", "kl=0,abc"], ["kl/abc", "kl takes a number"]),
     (["algo=1"], ["a group takes the name of a file"]),
     (["kl=0,0.04"], ["add -m"]),
     (["batch.group_size=4.0"], ["batch.group_size=4.0", "whole number"]),

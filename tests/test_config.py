@@ -5,21 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import NANO, ROOT, composed, needs_vllm, save_scorer
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dash_exp import model, run
 from dash_exp.errors import UserError
+from dash_exp.overrides import number_of_kl
 from dash_exp.validate import validate
 
 CONF = ROOT / "conf"
-GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
-FILES = sorted(p.relative_to(CONF) for p in CONF.rglob("*.yaml") if p.name != "config.yaml")
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "scale")  # which is for sweeps
+FILES = sorted(p.relative_to(CONF) for p in CONF.rglob("*.yaml") if p.name != "config.yaml" and p.parent.name != "scale")
 TINY = str(model.ASSETS / "tiny")
 
 
@@ -211,6 +211,13 @@ BAD = [
     ("rollout=vllm_server rollout.sampler.servers=[]", "rollout.sampler.servers=[]: is no list of addresses"),
     ("rollout=vllm_server rollout.sampler.timeout_s=0", "rollout.sampler.timeout_s=0: is not a number above 0"),
     ("rollout=vllm rollout.sampler.max_model_len=64", "max_model_len=64: leaves no room for a prompt beside a completion"),
+    ("budget.seconds=0", "budget.seconds=0: is not a number above 0"),
+    ("budget.optimizer_steps=1.5", "budget.optimizer_steps=1.5: is not a whole number"),
+    ("budget.match=hours study.baseline=['algo=dash']", "budget.match=hours: is not known. Use one of seconds, sampled_tokens"),
+    ("budget.match=seconds", "there is none. Name it, as in study.baseline=['algo=dash']"),
+    ("study.baseline=grpo", "study.baseline=grpo: is no list"),
+    ("study.target=0", "study.target=0: is not a number above 0"),
+    ("algo.group_size=0", "algo.group_size=0: is not a whole number"),
     ("steps=0", "steps=0: is not a whole number of at least 1"),
     ("steps=2.5", "steps=2.5"),
     ("steps=many", "steps=many"),
@@ -282,13 +289,98 @@ def test_without_a_gpu_the_gpu_trainer_is_refused(monkeypatch, tmp_path):
         run.run(composed("trainer=gpu"), tmp_path)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda f: f.stem)
-def test_every_sweep_composes_into_cells_that_pass(file):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        params = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"]
-        cells = BasicSweeper.split_arguments(
-            OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items()]), None
-        )
-        assert len(cells[0]) > 1
-        for cell in cells[0]:
-            validate(compose("config", overrides=cell))
+# --- sweeps ------------------------------------------------------------------------------------------------------------
+
+SWEEPS = sorted(f.stem for f in (ROOT / "sweeps").glob("*.yaml"))
+SEARCHES = {"learning_rate"}
+NEED_VLLM = {"staleness"}
+
+
+def cells(sweep: str, *overrides: str) -> list[DictConfig]:
+    """The configurations of a sweep's cells, as `python train.py -cd sweeps -cn SWEEP` makes them."""
+    with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):
+        at = [f"hydra.searchpath=[file://{CONF}]", *overrides]
+        master = compose(sweep, overrides=at, return_hydra_config=True)
+        params = [f"{k}={v}" for k, v in master.hydra.sweeper.params.items()]
+        parsed = OverridesParser.create().parse_overrides(number_of_kl(params))
+        return [compose(sweep, overrides=[*at, *cell]) for cell in BasicSweeper.split_arguments(parsed, None)[0]]
+
+
+def swept(sweep: str, key: str, *overrides: str) -> list:
+    return list(dict.fromkeys(OmegaConf.select(cfg, key) for cfg in cells(sweep, *overrides)))
+
+
+@pytest.mark.parametrize("sweep", [pytest.param(s, marks=needs_vllm) if s in NEED_VLLM else s for s in SWEEPS])
+def test_every_sweep_composes_into_cells_that_pass(sweep):
+    if sweep in SEARCHES:
+        with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):
+            validate(compose(sweep, overrides=[f"hydra.searchpath=[file://{CONF}]"]))
+        return
+    found = cells(sweep)
+    assert {cfg.seed for cfg in found} == {0, 1, 2}
+    assert len(found) > 3
+    for cfg in found:
+        validate(cfg)
+        assert cfg.study.question.endswith("?")
+        assert (cfg.model.name, cfg.data.name, cfg.trainer.accelerator) == ("tiny", "arithmetic", "cpu")
+        assert cfg.name == f"{sweep}-small"
+
+
+SIZES = {"qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B", "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B", "qwen2.5-3b": "Qwen/Qwen2.5-3B"}
+ALL = list(SIZES)
+PAPER = {  # sweep: data, models
+    "sft_vs_rl_math": ("math", ALL),
+    "sft_vs_rl_code": ("mbpp_plus", ALL[:2]),
+    "efficiency_math": ("math", ALL[:1]),
+    "efficiency_code": ("mbpp_plus", ALL[:1]),
+    "off_policy": ("math", ALL[:2]),
+    "kl": ("math", ALL),
+    "pass_at_k": ("math", ALL[2:]),
+}
+
+
+@needs_vllm
+@pytest.mark.parametrize("sweep", [s for s in SWEEPS if s not in SEARCHES])
+def test_at_the_papers_scale_every_sweep_has_its_numbers(sweep):
+    """The hyper-parameters of arXiv 2505.17218: M = 256 in groups of 4, learning rate 3e-6, 3 passes, 256 + 2048 tokens."""
+    found = cells(sweep, "+scale=paper")
+    data, models = PAPER.get(sweep, ("math", ALL[:1]))
+    assert list(dict.fromkeys(cfg.model.name for cfg in found)) == models
+    for cfg in found:
+        validate(cfg)
+        assert cfg.name == f"{sweep}-paper"
+        assert cfg.data.name == data
+        assert cfg.model.path == SIZES[cfg.model.name]
+        assert (cfg.trainer.accelerator, cfg.rollout.sampler._target_) == ("gpu", "dash_exp.sampler.vllm.VLLMSampler")
+        assert (cfg.batch.prompts, cfg.batch.group_size) == (64, 4)  # M = 256
+        assert cfg.optimizer.lr == 3e-6
+        assert (cfg.model.dtype, cfg.model.compute_dtype, cfg.model.gradient_checkpointing) == ("float32", "bfloat16", True)
+        if data == "math":
+            assert (cfg.rollout.max_response_tokens, cfg.data.max_prompt_tokens) == (2048, 256)
+            assert cfg.steps == (10 if sweep == "batch_sizes" else 561)  # 3 x (12,000 // 64)
+        if cfg.algo.name.startswith("sft"):
+            assert cfg.algo.group_size == 1
+            assert cfg.teacher.path == "Qwen/Qwen2.5-7B-Instruct"
+
+
+def test_the_swept_values_are_those_of_the_paper():
+    assert swept("efficiency_math", "algo.name") == swept("efficiency_code", "algo.name") == ["grpo", "no_gf", "dash"]
+    assert swept("sft_vs_rl_math", "algo.name") == ["dash", "sft_h", "sft_m"]
+    assert swept("sft_vs_rl_code", "algo.name") == ["dash", "sft_h"]
+    assert swept("off_policy", "algo.name") == ["dash", "ppo_multi", "ppo_mini"]
+    assert swept("off_policy", "budget.match") == ["seconds"]
+    assert swept("off_policy", "batch.minibatches") == [1, 32]
+    assert swept("off_policy", "batch.epochs") == [1, 3]
+    assert swept("kl", "kl.coef") == [0.04, 0]
+    assert swept("gradient_filtering", "filter._target_") == ["dash_exp.filter.KeepAll", "dash_exp.filter.AdvantageAbove"]
+    assert {cfg.filter.threshold for cfg in cells("gradient_filtering") if cfg.algo.name == "dash"} == {0.1}
+    assert {(cfg.eval.n, tuple(cfg.eval.k)) for cfg in cells("pass_at_k", "+scale=paper")} == {
+        (512, (1, 2, 4, 8, 16, 32, 64, 128, 256, 512))
+    }
+    assert {(cfg.eval.n, tuple(cfg.eval.k)) for cfg in cells("efficiency_code", "+scale=paper")} == {(8, (1, 8))}
+
+
+def test_every_ablation_of_the_paper_and_the_studies_it_leaves_open_are_there():
+    paper = "sft_vs_rl_math sft_vs_rl_code efficiency_math efficiency_code off_policy kl gradient_filtering pass_at_k"
+    open_ = "filter_threshold batch_sizes kl_schedules staleness filters_compared"
+    assert sorted([*paper.split(), *open_.split(), *SEARCHES]) == SWEEPS

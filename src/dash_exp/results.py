@@ -109,6 +109,17 @@ class Results:
                 return self.arm(cell)
         return self.arms[0] if self.arms else None
 
+    def counterpart(self, cell: Cell) -> Cell | None:
+        """The finished baseline cell that `cell` is compared with: of the same seed, and in all that was swept the same but for
+        the keys that `study.baseline` names. None where there is none.
+        """
+        wanted = dict(o.partition("=")[::2] for o in self.study.get("baseline") or [])
+        if not any(key in self.swept for key in wanted):
+            return next((c for c in self.of_arm(self.baseline or "") if c.seed == cell.seed), None)
+        same = {key: cell.overrides.get(key) for key in self.swept} | {k: v for k, v in wanted.items() if k in self.swept}
+        alike = (c for c in self.cells if c.status == "done" and all(c.overrides.get(k) == v for k, v in same.items()))
+        return next((c for c in alike if c.seed == cell.seed), None)
+
     def table(self) -> pd.DataFrame:
         """`cells.csv`: a row per cell with arm, swept keys, seed, status and error, and every number of `result.json`."""
         import pandas as pd

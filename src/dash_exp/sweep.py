@@ -22,11 +22,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
-from dash_exp.results import SWEEP_FILE, Cell, cells_of, overrides_by_key, read_result, write_result
+from dash_exp.results import SWEEP_FILE, Cell, cells_of, load, overrides_by_key, read_result, write_result
 from dash_exp.validate import validate
 from dash_exp.words import duration, first_line
 
@@ -39,8 +40,12 @@ MATCHED = {"seconds": "time/elapsed_s", "sampled_tokens": "tokens/sampled", "opt
 class Ledger(Callback):
     """A Hydra callback around a sweep: its plan and checks before, where it stands between the cells, its report at the end.
 
-    It leaves by SystemExit because Hydra turns any other exception of a callback into a warning.
+    It leaves by SystemExit because Hydra turns any other exception of a callback into a warning. `report` names the function
+    that writes the report from the results and a folder; None for no report.
     """
+
+    def __init__(self, report: str | None = None) -> None:
+        self.report = report
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
@@ -71,13 +76,27 @@ class Ledger(Callback):
         cells = [cell for cell in cells_of(folder) if cell.status != "waiting"] if folder.is_dir() else []
         if not cells:
             return
-        _report(folder)
+        trouble = self._write_report(folder)
         bad = [cell for cell in cells if cell.status != "done"]
         if bad:
             said = "\n".join(
                 f"  {cell.name}: {cell.status}{f', {first_line(cell.error)}' if cell.error else ''}" for cell in bad
             )
             sys.exit(f"error: {len(bad)} of {len(cells)} cells are not done; the same command tries them again:\n{said}")
+        if trouble:
+            sys.exit(f"error: the report could not be written ({trouble}). Try: python -m dash_exp.report {folder}")
+
+    def _write_report(self, folder: Path) -> str | None:
+        """The comparison, in the sweep's folder; what went wrong with it, which must not hide what the cells came to."""
+        if self.report is None:
+            return None
+        try:
+            page = get_method(self.report)(load([folder]), folder / "report")
+        except Exception as error:
+            log.exception("no report")
+            return first_line(str(error)) or type(error).__name__
+        print(f"report {page}", flush=True)
+        return None
 
 
 # --- before the first cell ---------------------------------------------------------------------------------------------
@@ -260,10 +279,6 @@ def left_s(cells: Sequence[Cell]) -> float:
             alike = [c for c in done if arm(c) == arm(cell)] or done
             seconds += sum(c.result["time/total_s"] for c in alike) / len(alike)
     return seconds
-
-
-def _report(folder: Path) -> None:
-    """The comparison. What goes wrong here must not hide what the cells came to."""
 
 
 def cell_name(override_dirname: str) -> str:

@@ -114,7 +114,7 @@ def _study(cfg: DictConfig) -> None:
             raise UserError(
                 f"budget.match={cfg.budget.match}",
                 "stops the arms of a sweep where its baseline stopped, and there is none",
-                "Name it, as in study.baseline=[algo=dash]",
+                "Name it, as in study.baseline=['algo=dash']",
             )
     baseline = cfg.study.baseline
     if baseline is not None and not (isinstance(baseline, Sequence) and not isinstance(baseline, str)):
