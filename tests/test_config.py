@@ -297,11 +297,12 @@ NEED_VLLM = {"staleness"}
 
 
 def cells(sweep: str, *overrides: str) -> list[DictConfig]:
-    """The configurations of a sweep's cells, as `python train.py -cd sweeps -cn SWEEP` makes them."""
+    """The configurations of a sweep's cells, as `python train.py -cd sweeps -cn SWEEP` makes them, of one seed alone."""
     with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):
         at = [f"hydra.searchpath=[file://{CONF}]", *overrides]
         master = compose(sweep, overrides=at, return_hydra_config=True)
-        params = [f"{k}={v}" for k, v in master.hydra.sweeper.params.items()]
+        params = [f"{k}={v}" for k, v in master.hydra.sweeper.params.items() if k != "seed"]
+        assert master.hydra.sweeper.params.seed == "0,1,2"
         parsed = OverridesParser.create().parse_overrides(number_of_kl(params))
         return [compose(sweep, overrides=[*at, *cell]) for cell in BasicSweeper.split_arguments(parsed, None)[0]]
 
@@ -317,8 +318,7 @@ def test_every_sweep_composes_into_cells_that_pass(sweep):
             validate(compose(sweep, overrides=[f"hydra.searchpath=[file://{CONF}]"]))
         return
     found = cells(sweep)
-    assert {cfg.seed for cfg in found} == {0, 1, 2}
-    assert len(found) > 3
+    assert len(found) > 1
     for cfg in found:
         validate(cfg)
         assert cfg.study.question.endswith("?")

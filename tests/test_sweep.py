@@ -1,11 +1,171 @@
-import json
+"""Sweeps as a user runs them: stopped in the middle, with an arm that fails, with arms that stop where the baseline stopped."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas.testing
 import pytest
-from conftest import composed
+from conftest import ROOT, SMALL, composed
 from omegaconf import OmegaConf
 
+from dash_exp import results, sweep
 from dash_exp.errors import UserError
 from dash_exp.sweep import cell_name, finished
+
+SWEEP = [*SMALL, "hydra.callbacks.ledger.report=null"]
+TIMES = ("time/", "device", "git")
+
+
+def table(folder: Path):
+    """`cells.csv` of a sweep folder, times aside."""
+    found = results.load([folder]).table()
+    return found[[c for c in found.columns if not c.startswith(TIMES)]]
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {results.Results(cells).arm(cell): cell.status for cells in [results.cells_of(folder)] for cell in cells}
+
+
+# --- continuing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_that_was_killed_continues_where_it_was(train, tmp_path):
+    """SIGKILL in the third of four cells: the first two are not run again, and the table is that of a sweep left alone."""
+    arms = ["-m", *SWEEP, "algo=grpo,dash", "seed=0,1", "steps=4"]
+    assert train(*arms, "hydra.sweep.dir=alone").returncode == 0
+    command = [sys.executable, str(ROOT / "train.py"), *arms, "hydra.sweep.dir=killed"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))} | {"HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        cells, third = [], None
+        for line in process.stdout:  # until the third cell has trained for a step
+            if " -> " in line:
+                cells.append(line)
+            if len(cells) == 3 and line.startswith("step 1/4"):
+                third = Path(cells[2].rpartition(" -> ")[2].strip())
+                break
+        assert third is not None
+        process.send_signal(signal.SIGKILL)
+    folder = tmp_path / "killed"
+    before = {c.folder: c.status for c in results.cells_of(folder)}
+    assert sorted(before.values()) == ["done", "done", "unfinished", "waiting"]
+    assert before[folder / third.name] == "unfinished"
+    written = {c: (c / "result.json").stat().st_mtime_ns for c, status in before.items() if status == "done"}
+
+    again = train(*arms, "hydra.sweep.dir=killed")
+    assert again.returncode == 0, again.stderr
+    assert "sweep of 4 cells into killed, 2 of them done before" in again.stdout
+    assert again.stdout.count(" -> ") == 2  # cells that were started
+    assert written == {c: (c / "result.json").stat().st_mtime_ns for c in written}
+    pandas.testing.assert_frame_equal(table(folder), table(tmp_path / "alone"))
+    assert set(table(folder)["status"]) == {"done"}
+    assert [len(c.metrics) for c in results.cells_of(folder)] == [5] * 4  # rows 0 to 4, each once
+
+
+def test_an_arm_that_crashes_does_not_end_the_others(train, tmp_path):
+    """The second cell asks for completions that do not fit into the context."""
+    arms = ["-m", *SWEEP, "rollout.max_response_tokens=40,5000,30"]
+    done = train(*arms)
+    assert done.returncode == 1
+    assert list(statuses(tmp_path / "multirun" / "small").values()) == ["done", "failed", "done"]
+    last = done.stderr.strip().splitlines()[-2:]
+    assert last[0] == "error: 1 of 3 cells are not done; the same command tries them again:"
+    assert "rollout.max_response_tokens=5000" in last[1]
+    assert "context of 2048" in last[1]
+    assert "sweep: 2 of 3 cells done, 1 failed" in done.stdout
+    assert "Traceback" not in done.stderr  # the user can mend it
+
+    again = train(*arms)
+    assert again.returncode == 1
+    assert "2 of them done before" in again.stdout
+
+
+def test_a_cell_of_other_settings_is_never_overwritten(train, tmp_path):
+    """Two sweeps that would share a cell's folder, since its name does not hold what the file's other settings are."""
+    assert train("-m", *SWEEP, "seed=0,1").returncode == 0
+    for result in (tmp_path / "multirun" / "small").rglob("config.yaml"):
+        if ".hydra" not in result.parts:
+            result.write_text(result.read_text().replace("clip_norm: 1.0", "clip_norm: 2.0"))
+    refused = train("-m", *SWEEP, "seed=0,1")
+    assert refused.returncode == 1
+    assert "holds a finished run with other settings" in refused.stderr
+    assert {c.status for c in results.cells_of(tmp_path / "multirun" / "small")} == {"done"}
+
+
+# --- compute-matched ---------------------------------------------------------------------------------------------------
+
+
+def test_arms_stop_where_their_baseline_stopped(train, tmp_path):
+    """PPO-Multi takes 3 optimizer steps an outer step, DASH one: at equal optimizer steps it gets 2 of DASH's 6."""
+    arms = [*SWEEP, "algo=dash,ppo_multi", "seed=0,1", "steps=6", "budget.match=optimizer_steps"]
+    done = train("-m", *arms, "study.baseline=['algo=dash']")
+    assert done.returncode == 0, done.stderr
+    found = results.load([tmp_path / "multirun" / "small"])
+    steps = {
+        arm: [(c.result["steps"], c.result["optimizer_steps"], c.result["stopped_by"]) for c in found.of_arm(arm)]
+        for arm in found.arms
+    }
+    assert steps == {"dash": [(6, 6, None)] * 2, "ppo_multi": [(2, 6, "optimizer_steps")] * 2}
+    for cell in found.of_arm("ppo_multi"):
+        assert cell.metrics["accuracy/in_dist"].notna().iloc[-1]  # where it stopped it was evaluated
+        assert cell.config["budget"]["optimizer_steps"] == 6
+
+    refused = train("-m", *arms[:-4], "algo=ppo_multi,dash", *arms[-3:], "study.baseline=['algo=dash']", "name=turned_round")
+    assert refused.returncode == 1
+    assert "needs its baseline to be done, and it is not before it in this sweep" in refused.stderr
+    assert not list(tmp_path.rglob("turned_round/*/metrics.csv"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps"), [("sampled_tokens=1", 1), ("optimizer_steps=2", 2), ("seconds=1e-6", 1), ("seconds=1e6", 3)]
+)
+def test_a_budget_ends_a_run(train, tmp_path, limit, steps):
+    done = train(*SMALL, "steps=3", "eval.every=3", f"budget.{limit}")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "small").iterdir()
+    cell = results.load_cell(folder)
+    assert (cell.status, cell.result["steps"], len(cell.metrics)) == ("done", steps, steps + 1)
+    assert cell.result["stopped_by"] == (limit.partition("=")[0] if steps < 3 else None)
+    assert cell.metrics["accuracy/in_dist"].notna().tolist() == [True, *[False] * (steps - 1), True]
+    assert len(list((folder / "completions").iterdir())) == steps
+
+
+# --- searches ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_with_optuna_gets_the_objective_and_continues(train, tmp_path):
+    search = [
+        "-m",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.direction=maximize",
+        "hydra.sweeper.n_jobs=1",
+        "+hydra.sweeper.sampler.seed=0",
+    ]
+    search += [*SWEEP, "algo=dash", "optimizer.lr=tag(log,interval(1e-5,1e-2))", "objective=accuracy/out_dist/final"]
+    done = train(*search, "hydra.sweeper.n_trials=2")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "multirun" / "small"
+    first = [c.result["accuracy/out_dist/final"] for c in results.cells_of(folder)]
+    assert len(first) == 2
+    best = OmegaConf.load(folder / "optimization_results.yaml")
+    assert best.best_value == max(first)
+
+    more = train(*search, "hydra.sweeper.n_trials=3")
+    assert more.returncode == 0, more.stderr
+    assert len(results.cells_of(folder)) == 3
+    assert more.stdout.count(" -> ") == 1  # the two trials that were there are not run again
+
+
+def test_an_objective_that_is_no_number_is_refused():
+    assert sweep.objective(composed(), {"accuracy/in_dist/final": 0.5}) == 0.5
+    with pytest.raises(UserError, match=r"^objective=accuracy/in_dist/final: is no number .* Use one such as eval/x/final"):
+        sweep.objective(composed(), {"status": "done", "eval/x/final": 0.25})
+
+
+# --- parts -------------------------------------------------------------------------------------------------------------
 
 
 def test_cell_names_are_folder_names():
@@ -17,7 +177,7 @@ def test_cell_names_are_folder_names():
     assert first != second
 
 
-def test_a_finished_cell_is_known_by_its_settings(tmp_path, capsys):
+def test_a_finished_cell_is_known_by_its_settings(tmp_path):
     cfg = composed()
     assert not finished(tmp_path, cfg)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
@@ -27,6 +187,37 @@ def test_a_finished_cell_is_known_by_its_settings(tmp_path, capsys):
     assert not finished(tmp_path, cfg)
     (tmp_path / "result.json").write_text(json.dumps({"status": "done"}))
     assert finished(tmp_path, cfg)
-    assert "skipped" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds a finished run with other settings"):
         finished(tmp_path, composed("seed=1"))
+
+
+def test_where_a_matched_budget_ended_is_no_other_setting(tmp_path):
+    """A second DASH run takes other seconds; the PPO arm that was matched with the first is done all the same."""
+    matched = composed("budget.match=seconds", "study.baseline=['algo=dash']", "budget.seconds=12.5")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(matched, resolve=True))
+    (tmp_path / "result.json").write_text(json.dumps({"status": "done"}))
+    assert finished(tmp_path, composed("budget.match=seconds", "study.baseline=['algo=dash']"))
+    with pytest.raises(UserError, match="other settings"):
+        finished(tmp_path, composed("study.baseline=['algo=dash']", "budget.seconds=12.5"))
+
+
+def cell(overrides: str, status: str, total_s: float = 0.0) -> results.Cell:
+    result = {"status": status, "time/total_s": total_s} if status != "waiting" else {}
+    return results.Cell(Path(overrides), dict(o.split("=") for o in overrides.split()), status, result=result)
+
+
+def test_how_long_the_rest_takes_comes_from_the_cells_that_are_done():
+    cells = [cell("algo=grpo seed=0", "done", 100), cell("algo=dash seed=0", "done", 40), cell("algo=sft seed=0", "failed", 1)]
+    cells += [cell("algo=grpo seed=1", "waiting"), cell("algo=dash seed=1", "waiting"), cell("algo=new seed=1", "waiting")]
+    assert sweep.left_s(cells) == 100 + 40 + (100 + 40) / 2
+    assert sweep.standing(cells, 1) == "sweep: 2 of 6 cells done, 1 failed; about 3:30 left"
+    assert sweep.standing(cells, 2).endswith("about 1:45 left")
+    assert sweep.standing(cells[:2], 1) == "sweep: 2 of 2 cells done"
+    assert sweep.left_s(cells[2:]) == 0  # nothing to go by
+
+
+def test_the_baseline_of_a_cell():
+    cfg = composed("budget.match=seconds", "study.baseline=['algo=dash']")
+    assert sweep._wanted_baseline(cfg, {"algo": "ppo_mini", "seed": "1"}) == {"algo": "dash", "seed": "1"}
+    assert sweep._wanted_baseline(cfg, {"algo": "dash", "seed": "1"}) is None
+    assert sweep._wanted_baseline(composed(), {"algo": "ppo_mini"}) is None

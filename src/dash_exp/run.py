@@ -89,6 +89,8 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     result |= {f"sizes/{name}": size for name, size in derived_sizes(cfg, parts).items()}
     try:
         trainer.validate(parts.module, datamodule=parts.data, verbose=False)
+        if trainer.received_sigterm:  # which ends training, but not an evaluation
+            raise SystemExit(143)
         record.write_base(parts.module, trainer)
         result |= {f"{name}/base": value for name, value in evaluated(parts.module).items()}
         base = parts.module.right

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
-from dash_exp.results import SWEEP_FILE, Cell, cells_of, load, overrides_by_key, read_result, write_result
+from dash_exp.results import SWEEP_FILE, Cell, Results, cells_of, load, overrides_by_key, read_result, write_result
 from dash_exp.validate import validate
 from dash_exp.words import duration, first_line
 

@@ -1,0 +1,116 @@
+import json
+
+import pytest
+import yaml
+
+from dash_exp import results
+from dash_exp.errors import UserError
+from dash_exp.results import Cell, Results, overrides_by_key
+
+
+def cell(tmp_path, overrides, status="done", baseline=None, **result):
+    folder = tmp_path / overrides.replace(" ", ",")
+    by_key = overrides_by_key(overrides.split())
+    config = {"seed": int(by_key.get("seed", 0)), "study": {"baseline": baseline}}
+    return Cell(folder, by_key, status, config, {"status": status, **result})
+
+
+def test_arms_are_what_differs_but_for_the_seed(tmp_path):
+    cells = [
+        cell(tmp_path, f"steps=2 algo={a} kl.coef={k} seed={s}") for s in (0, 1) for a in ("grpo", "dash") for k in (0, 0.04)
+    ]
+    found = Results(cells)
+    assert found.swept == ["algo", "kl.coef"]
+    assert found.arms == ["grpo, kl.coef=0", "grpo, kl.coef=0.04", "dash, kl.coef=0", "dash, kl.coef=0.04"]
+    assert [c.seed for c in found.of_arm("dash, kl.coef=0")] == [0, 1]
+    assert found.baseline == "grpo, kl.coef=0"
+
+
+def test_a_cell_is_compared_within_what_else_was_swept(tmp_path):
+    """The baseline DASH of a PPO run with the 1.5B model is the DASH run with that model and that seed."""
+    cells = [
+        cell(tmp_path, f"model={m} algo={a} seed={s}", baseline=["algo=dash"])
+        for m in ("small", "large")
+        for a in ("dash", "ppo_mini")
+        for s in (0, 1)
+    ]
+    found = Results(cells)
+    by_name = {c.name: c for c in cells}
+    assert found.counterpart(by_name["model=large,algo=ppo_mini,seed=1"]) is by_name["model=large,algo=dash,seed=1"]
+    assert found.counterpart(by_name["model=small,algo=dash,seed=0"]) is by_name["model=small,algo=dash,seed=0"]
+    alone = Results([c for c in cells if c.name != "model=large,algo=dash,seed=1"])
+    assert alone.counterpart(by_name["model=large,algo=ppo_mini,seed=1"]) is None
+
+
+def test_without_a_named_baseline_it_is_the_first_arm(tmp_path):
+    cells = [cell(tmp_path, f"algo={a} kl.coef={k} seed=3") for a in ("grpo", "dash") for k in (0, 0.04)]
+    assert Results(cells).counterpart(cells[3]) is cells[0]
+
+
+def test_failed_cells_are_in_the_table_and_not_among_the_finished(tmp_path):
+    cells = [cell(tmp_path, "algo=dash"), cell(tmp_path, "algo=grpo", "failed", error="RuntimeError: no cheese")]
+    table = Results(cells).table()
+    assert table["status"].tolist() == ["done", "failed"]
+    assert table["error"].tolist()[1] == "RuntimeError: no cheese"
+    assert Results(cells).of_arm("grpo") == []
+    assert Results(cells).of_arm("grpo", status=None) == [cells[1]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "by_key"),
+    [
+        (["algo=dash", "+scale=paper"], {"algo": "dash", "scale": "paper"}),
+        (["kl='0.04'", "reward.pattern=a=b"], {"kl": "0.04", "reward.pattern": "a=b"}),
+        (["~data.tests.out_dist"], {"data.tests.out_dist": ""}),
+    ],
+)
+def test_overrides_by_key(overrides, by_key):
+    assert overrides_by_key(overrides) == by_key
+
+
+def run_folder(folder, overrides=(), **files):
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    (folder / "config.yaml").write_text("seed: 4\nname: x\n")
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    return folder
+
+
+def test_a_run_folder_is_read(tmp_path):
+    metrics = "step,time/elapsed_s,tokens/sampled,policy/version\n0,0.0,,0\n1,2.5,100,3\n2,5.5,50,6\n"
+    folder = run_folder(tmp_path / "run", ["algo=dash"], result_json='{"status": "done"}', metrics_csv=metrics)
+    found = results.load_cell(folder)
+    assert (found.status, found.seed, dict(found.overrides)) == ("done", 4, {"algo": "dash"})
+    assert found.metrics["seconds"].tolist() == [0.0, 2.5, 5.5]
+    assert found.metrics["sampled_tokens"].tolist() == [0, 100, 150]
+    assert found.metrics["optimizer_steps"].tolist() == [0, 3, 6]
+    assert found.problems.empty
+
+
+def test_what_became_of_the_cells_of_a_sweep(tmp_path):
+    run_folder(tmp_path / "b", result_json='{"status": "done"}')
+    run_folder(tmp_path / "a", result_json='{"status": "fai')  # torn
+    run_folder(tmp_path / "of_an_earlier_sweep", result_json='{"status": "failed"}')
+    listed = [{"folder": name, "overrides": [f"algo={name}"]} for name in ("b", "a", "c")]
+    (tmp_path / "sweep.json").write_text(json.dumps({"cells": listed}))
+    (tmp_path / "report").mkdir()
+    found = {c.name: c.status for c in results.cells_of(tmp_path)}
+    assert found == {"b": "done", "a": "unfinished", "c": "waiting", "of_an_earlier_sweep": "failed"}
+    assert list(found)[:3] == ["b", "a", "c"]
+
+
+def test_several_folders_are_one_comparison_and_a_cell_counts_once(tmp_path):
+    run = run_folder(tmp_path / "sweep" / "b")
+    assert len(results.load([tmp_path / "sweep", run]).cells) == 1
+
+
+def test_what_is_no_sweep_is_said(tmp_path):
+    with pytest.raises(UserError, match="there is no such folder"):
+        results.load([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no runs"):
+        results.load([tmp_path / "empty"])
+    (tmp_path / "empty" / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        results.load([tmp_path / "empty"])
