@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
-from dash_exp.results import SWEEP_FILE, Cell, Results, cells_of, load, overrides_by_key, read_result, write_result
+from dash_exp.results import SWEEP_FILE, Cell, Results, cells_of, load, overrides_by_key, read_result, read_sweep, write_result
 from dash_exp.validate import validate
 from dash_exp.words import duration, first_line
 
@@ -59,6 +59,7 @@ class Ledger(Callback):
         except HydraException:
             return  # the sweeper composes the cells as well, and will raise it as an error
         if not cells:  # a search, whose cells are not known yet
+            (folder / SWEEP_FILE).unlink(missing_ok=True)
             print(f"search into {folder}", flush=True)
             return
         write_plan(folder, cells)
@@ -73,16 +74,17 @@ class Ledger(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        cells = [cell for cell in cells_of(folder) if cell.status != "waiting"] if folder.is_dir() else []
+        cells = cells_of(folder) if folder.is_dir() else []
         if not cells:
             return
         trouble = self._write_report(folder)
-        bad = [cell for cell in cells if cell.status != "done"]
+        planned = {cell["folder"] for cell in read_sweep(folder).get("cells", [])}
+        bad = [cell for cell in cells if cell.status != "done" and (cell.name in planned or not planned)]
         if bad:
-            said = "\n".join(
-                f"  {cell.name}: {cell.status}{f', {first_line(cell.error)}' if cell.error else ''}" for cell in bad
-            )
-            sys.exit(f"error: {len(bad)} of {len(cells)} cells are not done; the same command tries them again:\n{said}")
+            arm = Results(cells).arm
+            said = [f"  {arm(c)}, seed {c.seed}: {c.status}{f', {first_line(c.error)}' if c.error else ''}" for c in bad]
+            many = f"{len(bad)} of {len(planned) or len(cells)} cells are not done"
+            sys.exit("\n".join([f"error: {many}; the same command tries them again:", *said]))
         if trouble:
             sys.exit(f"error: the report could not be written ({trouble}). Try: python -m dash_exp.report {folder}")
 
