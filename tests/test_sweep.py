@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, SMALL, composed
 from omegaconf import OmegaConf
 
-from dash_exp import results, sweep
+from dash_exp import results, run, sweep
 from dash_exp.errors import UserError
 from dash_exp.sweep import cell_name, finished
 
@@ -122,15 +122,13 @@ def test_arms_stop_where_their_baseline_stopped(train, tmp_path):
 @pytest.mark.parametrize(
     ("limit", "steps"), [("sampled_tokens=1", 1), ("optimizer_steps=2", 2), ("seconds=1e-6", 1), ("seconds=1e6", 3)]
 )
-def test_a_budget_ends_a_run(train, tmp_path, limit, steps):
-    done = train(*SMALL, "steps=3", "eval.every=3", f"budget.{limit}")
-    assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "outputs" / "small").iterdir()
-    cell = results.load_cell(folder)
+def test_a_budget_ends_a_run(tmp_path, limit, steps):
+    run.run(composed(*SMALL, "steps=3", "eval.every=3", f"budget.{limit}"), tmp_path)
+    cell = results.load_cell(tmp_path)
     assert (cell.status, cell.result["steps"], len(cell.metrics)) == ("done", steps, steps + 1)
     assert cell.result["stopped_by"] == (limit.partition("=")[0] if steps < 3 else None)
     assert cell.metrics["accuracy/in_dist"].notna().tolist() == [True, *[False] * (steps - 1), True]
-    assert len(list((folder / "completions").iterdir())) == steps
+    assert len(list((tmp_path / "completions").iterdir())) == steps
 
 
 # --- searches ----------------------------------------------------------------------------------------------------------
