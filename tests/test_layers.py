@@ -13,7 +13,7 @@ LAYERS = [
     | {"sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
     {"evaluation"},
     {"rollout", "module"},
-    {"record", "progress", "summary", "plots", "budget"},
+    {"record", "progress", "summary", "plots", "budget", "snapshot"},
     {"run", "sweep"},
     {"cli", "evaluate", "serve"},
 ]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas.testing
@@ -30,39 +31,51 @@ def statuses(folder: Path) -> dict[str, str]:
     return {results.Results(cells).arm(cell): cell.status for cells in [results.cells_of(folder)] for cell in cells}
 
 
+def wait_for(there) -> None:
+    for _ in range(1200):
+        if there():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come within a minute")
+
+
 # --- continuing --------------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_that_was_killed_continues_where_it_was(train, tmp_path):
-    """SIGKILL in the third of four cells: the first two are not run again, and the table is that of a sweep left alone."""
-    arms = ["-m", *SWEEP, "algo=grpo,dash", "seed=0,1", "steps=4"]
+    """SIGKILL in the third of four cells, after its fourth step: the first two are not run again, the third goes on from its
+    last snapshot, and the table is that of a sweep left alone.
+    """
+    arms = ["-m", *SWEEP, "algo=grpo,dash", "seed=0,1", "steps=6", "resume_every=3", "kl=adaptive"]
     assert train(*arms, "hydra.sweep.dir=alone").returncode == 0
     command = [sys.executable, str(ROOT / "train.py"), *arms, "hydra.sweep.dir=killed"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))} | {"HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        cells, third = [], None
-        for line in process.stdout:  # until the third cell has trained for a step
-            if " -> " in line:
-                cells.append(line)
-            if len(cells) == 3 and line.startswith("step 1/4"):
-                third = Path(cells[2].rpartition(" -> ")[2].strip())
-                break
-        assert third is not None
+        cells: list[Path] = []
+        while len(cells) < 3:
+            line = process.stdout.readline()
+            cells += [Path(line.rpartition(" -> ")[2].strip())] if " -> " in line else []
+        wait_for(lambda: (cells[2] / "completions" / "step_00004.jsonl").exists())
         process.send_signal(signal.SIGKILL)
     folder = tmp_path / "killed"
     before = {c.folder: c.status for c in results.cells_of(folder)}
     assert sorted(before.values()) == ["done", "done", "unfinished", "waiting"]
-    assert before[folder / third.name] == "unfinished"
+    assert before[folder / cells[2].name] == "unfinished"
     written = {c: (c / "result.json").stat().st_mtime_ns for c, status in before.items() if status == "done"}
 
     again = train(*arms, "hydra.sweep.dir=killed")
     assert again.returncode == 0, again.stderr
     assert "sweep of 4 cells into killed, 2 of them done before" in again.stdout
     assert again.stdout.count(" -> ") == 2  # cells that were started
+    assert again.stdout.count("goes on after outer step 3") == 1
     assert written == {c: (c / "result.json").stat().st_mtime_ns for c in written}
     pandas.testing.assert_frame_equal(table(folder), table(tmp_path / "alone"))
     assert set(table(folder)["status"]) == {"done"}
-    assert [len(c.metrics) for c in results.cells_of(folder)] == [5] * 4  # rows 0 to 4, each once
+    for cell, other in zip(results.cells_of(folder), results.cells_of(tmp_path / "alone"), strict=True):
+        assert cell.metrics["step"].tolist() == list(range(7))  # each row once
+        columns = [c for c in cell.metrics if not c.startswith(TIMES) and c != "seconds"]
+        pandas.testing.assert_frame_equal(cell.metrics[columns], other.metrics[columns], check_exact=True)
+        assert not (cell.folder / "checkpoints" / "resume.pt").exists()
 
 
 def test_an_arm_that_crashes_does_not_end_the_others(train, tmp_path):

@@ -16,7 +16,8 @@ class Budget(L.Callback):
     """Ends training after the first outer step at whose end a limit is reached, and has that step evaluated.
 
     `seconds` are those of training, evaluation excluded (`time/elapsed_s`); `sampled_tokens` and `optimizer_steps` count from
-    the start of the run. None is no limit. `reached` names the limit that ended the run; None where it took all its steps.
+    the start of the run, `already_sampled_tokens` of them before this process. None is no limit. `reached` names the limit
+    that ended the run; None where it took all its steps.
     """
 
     def __init__(
@@ -25,11 +26,12 @@ class Budget(L.Callback):
         seconds: float | None = None,
         sampled_tokens: int | None = None,
         optimizer_steps: int | None = None,
+        already_sampled_tokens: int = 0,
     ) -> None:
         self.clock = clock
         self.limits = {"seconds": seconds, "sampled_tokens": sampled_tokens, "optimizer_steps": optimizer_steps}
         self.reached: str | None = None
-        self._sampled_tokens = 0
+        self._sampled_tokens = already_sampled_tokens
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

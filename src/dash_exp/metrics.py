@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -98,6 +99,7 @@ class Clock:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.idle = dict.fromkeys(SIDES, 0.0)
         self._training: tuple[float, float] | None = None  # when training began, and the seconds of evaluation until then
+        self._trained_s = 0.0  # before this process
         self._lock = threading.Lock()
         self._ended: dict[str, tuple[float, float]] = {}  # when a side ended, and the seconds of evaluation until then
 
@@ -117,16 +119,23 @@ class Clock:
                 self._ended[phase] = (end, self.seconds["eval"])
 
     def start_training(self) -> None:
-        """From here on `training_s` counts."""
-        self._training = (time.perf_counter(), self.seconds["eval"])
+        """From here on `training_s` counts, after what `restore` brought."""
+        self._training = (time.perf_counter() - self._trained_s, self.seconds["eval"])
 
     @property
     def training_s(self) -> float:
         """Seconds since training began, without those of evaluation; 0 before it began."""
         if self._training is None:
-            return 0.0
+            return self._trained_s
         start, evaluation = self._training
         return time.perf_counter() - start - (self.seconds["eval"] - evaluation)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes, in another process."""
+        return {"seconds": dict(self.seconds), "idle": dict(self.idle), "trained_s": self.training_s}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.seconds, self.idle, self._trained_s = dict(state["seconds"]), dict(state["idle"]), state["trained_s"]
 
     def _now(self) -> float:
         if torch.cuda.is_available():

@@ -24,12 +24,15 @@ class Progress(L.Callback):
         self.line_every_s = line_every_s
         self.bar: tqdm | None = None
         self._start = self._last_line = self._elapsed_s = 0.0
+        self._first = 0  # outer steps that were done before
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start = time.perf_counter()
+        self._start, self._first = time.perf_counter(), trainer.current_epoch
         self._last_line = float("-inf")
+        assert isinstance(pl_module, PolicyModule)
+        self._elapsed_s = pl_module.clock.training_s
         if sys.stderr.isatty():
-            self.bar = tqdm(total=self.steps, unit="step", dynamic_ncols=True)
+            self.bar = tqdm(total=self.steps, initial=self._first, unit="step", dynamic_ncols=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
@@ -43,7 +46,7 @@ class Progress(L.Callback):
             return
         now = time.perf_counter()
         if now - self._last_line >= self.line_every_s or step == self.steps:
-            left_s = (now - self._start) / step * (self.steps - step)
+            left_s = (now - self._start) / (step - self._first) * (self.steps - step)
             print(f"step {step}/{self.steps}  {says}  left {duration(left_s)}", flush=True)
             self._last_line = now
 

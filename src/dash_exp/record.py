@@ -23,7 +23,8 @@ class RunRecord(L.Callback):
 
     `checkpoints/last` is the policy after the last step, `checkpoints/best` the one with the highest in-distribution accuracy
     so far, saved when it is evaluated. Both are Transformers folders. The choice of `best` looks at the test set, so the
-    result of a run is that of `last`. `columns`: metrics whose names depend on the run (`metrics.FAMILIES`).
+    result of a run is that of `last`. `columns`: metrics whose names depend on the run (`metrics.FAMILIES`). `rows`: those of
+    an attempt that was killed, which this one goes on from.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class RunRecord(L.Callback):
         completions_every: int,
         table_rows: int,
         columns: Sequence[str] = (),
+        rows: Sequence[dict[str, float | int | None]] = (),
     ) -> None:
         self.run_dir = run_dir
         self.tokenizer = tokenizer
@@ -40,11 +42,21 @@ class RunRecord(L.Callback):
         self.table_rows = table_rows
         self.rows: list[dict[str, float | int | None]] = []
         self.best = -1.0
-        for leftover in ("completions", "checkpoints"):  # of a run that did not finish
-            shutil.rmtree(run_dir / leftover, ignore_errors=True)
-        (run_dir / "result.json").unlink(missing_ok=True)
-        (run_dir / "completions").mkdir(parents=True)
+        self._clear(int(rows[-1]["step"] or 0) if rows else 0)
+        (run_dir / "completions").mkdir(parents=True, exist_ok=True)
         self.file = MetricsFile(run_dir / "metrics.csv", columns)
+        for row in rows:
+            self._write(row)
+
+    def _clear(self, step: int) -> None:
+        """Remove what an unfinished attempt left beyond outer step `step`."""
+        for result in ("result.json", "problems.csv", "curves.png"):
+            (self.run_dir / result).unlink(missing_ok=True)
+        if step == 0:
+            shutil.rmtree(self.run_dir / "checkpoints", ignore_errors=True)
+        for file in (self.run_dir / "completions").glob("step_*.jsonl"):
+            if int(file.stem.removeprefix("step_")) > step:
+                file.unlink()
 
     def write_base(self, module: PolicyModule, trainer: L.Trainer) -> None:
         """Row 0: the evaluation of the base model."""

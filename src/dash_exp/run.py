@@ -31,6 +31,7 @@ from dash_exp.reward import check_problems
 from dash_exp.rollout import RolloutDataModule, Truncated
 from dash_exp.sampler import Sampling
 from dash_exp.sampler.refresh import Refresh
+from dash_exp.snapshot import Snapshots
 from dash_exp.summary import result_table
 
 
@@ -73,27 +74,47 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     measured = [name for name in parts.data.evaluator.names() if name != "accuracy"]
     columns += [f"eval/{test}/{name}" for test in parts.data.test_prompts for name in measured]
     columns += [f"reward/{name}" for name in getattr(parts.reward, "components", ())]
-    record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns)
+    result: dict[str, Any] = {"status": "failed", "git": git_revision()}
+    base: dict[str, dict[str, bool]] = {}
+    snapshots = Snapshots(
+        run_dir,
+        cfg.resume_every,
+        OmegaConf.to_yaml(cfg, resolve=True),
+        parts.data,
+        lambda: {"result": result, "base": base, "total_s": time.perf_counter() - start},
+    )
+    record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
     tracker = cfg.logger.wandb and instantiate(cfg.logger.wandb)(
         run_dir=run_dir,
         name=run_dir.name if in_sweep else f"{cfg.name}/{run_dir.name}",
         group=cfg.name if in_sweep else None,
         settings=OmegaConf.to_container(cfg, resolve=True),
     )
-    budget = Budget(parts.clock, **{name: cfg.budget[name] for name in LIMITS})
+    sampled = sum(int(row.get("tokens/sampled") or 0) for row in snapshots.rows)
+    budget = Budget(parts.clock, **{name: cfg.budget[name] for name in LIMITS}, already_sampled_tokens=sampled)
     trainer: L.Trainer = instantiate(
-        cfg.trainer, callbacks=[budget, record, Progress(cfg.steps)], logger=tracker or False, default_root_dir=run_dir
+        cfg.trainer,
+        callbacks=[budget, record, snapshots, Progress(cfg.steps)],
+        logger=tracker or False,
+        default_root_dir=run_dir,
     )
     print(sizes(cfg, parts, run_dir), flush=True)
-    result: dict[str, Any] = {"status": "failed", "git": git_revision(), "device": device_name(trainer)}
+    result["device"] = device_name(trainer)
     result |= {f"sizes/{name}": size for name, size in derived_sizes(cfg, parts).items()}
     try:
-        trainer.validate(parts.module, datamodule=parts.data, verbose=False)
-        if trainer.received_sigterm:  # which ends training, but not an evaluation
-            raise SystemExit(143)
-        record.write_base(parts.module, trainer)
-        result |= {f"{name}/base": value for name, value in evaluated(parts.module).items()}
-        base = parts.module.right
+        if snapshots.state is not None:
+            snapshots.put_back(trainer, parts.module, record)
+            more = snapshots.state["more"]
+            result |= {k: v for k, v in more["result"].items() if k.endswith("/base")}
+            base, start = more["base"], start - more["total_s"]
+            print(f"goes on after outer step {snapshots.step}", flush=True)
+        else:
+            trainer.validate(parts.module, datamodule=parts.data, verbose=False)
+            if trainer.received_sigterm:  # which ends training, but not an evaluation
+                raise SystemExit(143)
+            record.write_base(parts.module, trainer)
+            result |= {f"{name}/base": value for name, value in evaluated(parts.module).items()}
+            base = parts.module.right
         trainer.fit(parts.module, datamodule=parts.data)
         assert parts.module.accuracy_version == parts.module.policy_version, "the last step was not evaluated"
         result |= {f"{name}/final": value for name, value in evaluated(parts.module).items()}
@@ -111,6 +132,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         write_result(run_dir, result)
         if tracker:
             tracker.experiment.finish()
+    snapshots.remove()
     plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
     print(f"{result_table(result)}\nrun folder {run_dir}", flush=True)
     return result

@@ -35,6 +35,7 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "eval.temperature", above=0)
     number(cfg, "eval.top_p", above=0)
     number(cfg, "completions_every", whole=True, least=1)
+    number(cfg, "resume_every", whole=True, least=1, optional=True)
     number(cfg, "optimizer.lr", above=0)
     number(cfg, "kl.coef", least=0)
     number(cfg, "kl.schedule.final", least=0)

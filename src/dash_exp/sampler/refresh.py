@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,16 @@ class Refresh:
     @property
     def on_policy(self) -> bool:
         return self.staleness == 0 and self.every == 1
+
+    @property
+    def versions(self) -> list[int]:
+        """The policy version after each outer step so far, the base model's first."""
+        return list(self._versions)
+
+    def restore(self, versions: Sequence[int]) -> None:
+        """Go on where `versions` were, with the policy that it is now. Only where no older weights are needed."""
+        assert self.on_policy, "older weights are not kept"
+        self._versions = list(versions)
 
     def due(self, step: int) -> int:
         """How many outer steps the weights have seen that `step` is sampled with."""
