@@ -19,6 +19,9 @@ import yaml
 from dash_exp.errors import UserError
 
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
+ID_FILE = "wandb_id"  # of a run folder: the id of its run in W&B
+# What of a run folder is enough to read the run back: small files. W&B keeps them with the run.
+RECORD_FILES = ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", "result.json", "problems.csv")
 STATUSES = ("done", "failed", "stopped", "unfinished", "waiting")  # unfinished: killed, or still running
 
 # The quantities that a curve can be drawn against, and what they are called. Evaluation is in none of them.

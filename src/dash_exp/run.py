@@ -57,6 +57,7 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
         parts = build(cfg)
     except Exception as error:
         write_result(run_dir, {"status": "failed", "error": str(error), "git": git_revision()})
+        finish_tracker(start_tracker(cfg, run_dir, in_sweep), run_dir)  # so that W&B has every cell of a sweep
         raise
     try:
         return train(cfg, parts, run_dir, in_sweep, start)
@@ -73,12 +74,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     columns += [f"eval/{test}/{name}" for test in parts.data.test_prompts for name in measured]
     columns += [f"reward/{name}" for name in getattr(parts.reward, "components", ())]
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns)
-    tracker = cfg.logger.wandb and instantiate(cfg.logger.wandb)(
-        run_dir=run_dir,
-        name=run_dir.name if in_sweep else f"{cfg.name}/{run_dir.name}",
-        group=cfg.name if in_sweep else None,
-        settings=OmegaConf.to_container(cfg, resolve=True),
-    )
+    tracker = start_tracker(cfg, run_dir, in_sweep)
     budget = Budget(parts.clock, **{name: cfg.budget[name] for name in LIMITS})
     trainer: L.Trainer = instantiate(
         cfg.trainer, callbacks=[budget, record, Progress(cfg.steps)], logger=tracker or False, default_root_dir=run_dir
@@ -106,11 +102,28 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     finally:
         result |= totals(parts, record, time.perf_counter() - start)
         write_result(run_dir, result)
-        if tracker:
-            tracker.experiment.finish()
+        finish_tracker(tracker, run_dir)
     plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
     print(f"{result_table(result)}\nrun folder {run_dir}", flush=True)
     return result
+
+
+def start_tracker(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> Any:
+    """The logger of this run for Lightning; None without one."""
+    return cfg.logger.wandb and instantiate(cfg.logger.wandb)(
+        run_dir=run_dir,
+        name=run_dir.name if in_sweep else f"{cfg.name}/{run_dir.name}",
+        group=cfg.name if in_sweep else None,
+        settings=OmegaConf.to_container(cfg, resolve=True),
+    )
+
+
+def finish_tracker(tracker: Any, run_dir: Path) -> None:
+    """Give the tracker, if there is one, the record of the run that ended, and end it."""
+    if tracker:
+        from dash_exp.logger import finish  # wandb is loaded only where it is used
+
+        finish(tracker, run_dir)
 
 
 def evaluated(module: PolicyModule) -> dict[str, float | None]:
