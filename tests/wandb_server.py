@@ -147,6 +147,38 @@ class WandbServer:
         files = [{"name": name, "uploadUrl": self._file_url(run, name)} for name in v["files"]]
         return {"createRunFiles": {"runID": run.node()["id"], "uploadHeaders": [], "files": files}}
 
+    # Artifacts: what is uploaded is kept, by artifact and path; nothing here reads it back.
+
+    def do_CreateArtifact(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        artifact = f"artifact{len(self.artifacts)}"
+        self.artifacts[artifact] = {}
+        sequence = {"id": "sequence", "name": "sequence", "latestArtifact": None}
+        return {"createArtifact": {"artifact": {"id": artifact, "state": "PENDING", "artifactSequence": sequence}}}
+
+    def do_ArtifactType(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"project": {"artifact": None}}  # it keeps none under a name
+
+    def do_CreateArtifactFiles(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        edges = []
+        for file in v["input"]["artifactFiles"]:
+            url = f"{self.url}/artifacts/{file['artifactID']}/{urllib.parse.quote(file['name'])}"
+            node = {"storagePath": None, "uploadUrl": url, "uploadHeaders": [], "uploadMultipartUrls": None}
+            edges.append({"node": node | {"artifact": {"id": file["artifactID"]}}})
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def _manifest(self, artifact: str) -> dict[str, Any]:
+        url = f"{self.url}/artifacts/{artifact}/wandb_manifest.json"
+        return {"artifactManifest": {"id": artifact, "file": {"id": artifact, "uploadUrl": url, "uploadHeaders": []}}}
+
+    def do_CreateArtifactManifest(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"createArtifactManifest": self._manifest(v["artifactID"])}
+
+    def do_UpdateArtifactManifest(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"updateArtifactManifest": self._manifest(v["artifactManifestID"])}
+
+    def do_CommitArtifact(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": "unused"}}}
+
     def _file_url(self, run: Run, name: str) -> str:
         return f"{self.url}/storage/{run.id}/{urllib.parse.quote(name)}"
 
@@ -240,14 +272,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:  # noqa: N802
         body = self._body()
         with self.server_of_test.lock:
-            run, name = self._stored()
-            run.files[name] = body
+            files, name = self._stored()
+            files[name] = body
         self._answer(200, b"")
 
     def do_GET(self) -> None:  # noqa: N802
         with self.server_of_test.lock:
-            run, name = self._stored()
-            body = run.files.get(name)
+            files, name = self._stored()
+            body = files.get(name)
         self._answer(404 if body is None else 200, body or b"")
 
     def _stream(self, run: Run, sent: dict[str, Any]) -> None:
@@ -259,10 +291,12 @@ class Handler(BaseHTTPRequestHandler):
         if sent.get("complete"):
             run.state = "failed" if sent.get("exitcode") else "finished"
 
-    def _stored(self) -> tuple[Run, str]:
-        self.server_of_test.requests.append(f"{self.command} {self.path}")
-        _, _, run, name = urllib.parse.unquote(self.path).split("/", 3)
-        return self.server_of_test.runs[run], name
+    def _stored(self) -> tuple[dict[str, bytes], str]:
+        """The files of the run or the artifact that the path names, and the name in it."""
+        server = self.server_of_test
+        server.requests.append(f"{self.command} {self.path}")
+        _, place, owner, name = urllib.parse.unquote(self.path).split("/", 3)
+        return (server.runs[owner].files if place == "storage" else server.artifacts[owner]), name
 
     def _authorized(self) -> bool:
         kind, _, token = self.headers.get("Authorization", "").partition(" ")

@@ -18,30 +18,42 @@ import wandb
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
+from dash_exp.metrics import read_metrics
 from dash_exp.results import ID_FILE, RECORD_FILES, SWEEP_FILE, overrides_by_key, read_result
 
 
 class StepLogger(WandbLogger):
-    """Lightning's logger, but W&B's own step is the outer step, so that a run that is resumed has no row twice."""
+    """Lightning's logger, but W&B's own step is the outer step, and a run that begins again sends no row a second time.
+
+    W&B only ever appends to a run, so of one that was interrupted it keeps the rows that it got. They are the same numbers but
+    for the seconds; `metrics.csv` in the run's `record/` has all rows of the last attempt. `sent`: the last of those rows.
+    """
+
+    def __init__(self, experiment: Any, sent: int) -> None:
+        super().__init__(experiment=experiment)
+        self.sent = sent
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.experiment.log(dict(metrics), step=step)
+        if step is None or step > self.sent:
+            self.experiment.log(dict(metrics), step=step)
 
 
 def wandb_logger(
     run_dir: Path, name: str, group: str | None, settings: dict[str, Any], project: str, entity: str | None = None
 ) -> StepLogger:
-    """A W&B run in `run_dir`/wandb, online or offline (see `is_online`). Arms of a sweep share `group`.
+    """A W&B run in `run_dir`/wandb. WANDB_MODE decides where it is set; otherwise a login means online.
 
-    The run has the same id whenever its folder is run again. What an earlier attempt left in `run_dir`/wandb is removed, as
-    its other leftovers are: this attempt begins from the start, and only it is to be uploaded. Command-line overrides are
-    columns of their own (`override_columns`).
+    Arms of a sweep share `group`. The run has the same id whenever its folder is run again. What an earlier attempt left in
+    `run_dir`/wandb is removed, as its other leftovers are: this attempt begins from the start, and only it is to be uploaded.
+    It must be called while `metrics.csv` is still that of the earlier attempt. Command-line overrides are columns of their own
+    (`override_columns`).
     """
+    run_id, sent = identity(run_dir)
     shutil.rmtree(run_dir / "wandb", ignore_errors=True)
     experiment = wandb.init(
         project=project,
         entity=entity,
-        id=run_id(run_dir),
+        id=run_id,
         resume="allow",
         name=name,
         group=group,
@@ -50,17 +62,23 @@ def wandb_logger(
         mode=cast(Any, os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")),
         settings=wandb.Settings(silent=True),
     )
-    return StepLogger(experiment=experiment)
+    return StepLogger(experiment, max(sent, experiment.step - 1))  # online, W&B says where the run stands
 
 
-def run_id(run_dir: Path) -> str:
-    """The W&B id of the run in this folder, drawn at its first start. It lies in a file, so that it moves with the folder and
-    that folders of the same name in different places are different runs.
+def identity(run_dir: Path) -> tuple[str, int]:
+    """The W&B id of the run in this folder, and the last outer step whose row W&B may have already; -1 = none.
+
+    Both are kept in a file of the folder: so the id moves with it, and folders of the same name in different places are
+    different runs. An attempt may have sent its rows if it was online, or offline and uploaded since.
     """
     file = run_dir / ID_FILE
-    if not file.is_file():
-        file.write_text(secrets.token_hex(6) + "\n")
-    return file.read_text().strip()
+    run_id, last = file.read_text().split() if file.is_file() else (secrets.token_hex(6), "-1")
+    sent = int(last)
+    if any(run_dir.glob("wandb/run-*")) or any(run_dir.glob("wandb/offline-run-*/*.synced")):
+        rows = read_metrics(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else []
+        sent = max([sent, *(int(row["step"] or 0) for row in rows)])
+    file.write_text(f"{run_id}\n{sent}\n")
+    return run_id, sent
 
 
 def override_columns(run_dir: Path) -> dict[str, str]:
@@ -95,12 +113,6 @@ def finish(tracker: StepLogger, run_dir: Path) -> None:
             shutil.copy(source, record / name)
             run.save(record / name, base_path=run.dir, policy="now", glob=False)  # the name of a cell may have brackets
     run.finish(exit_code=0 if result.get("status") == "done" else 1)
-
-
-def is_online() -> bool:
-    """Whether runs go to a server. WANDB_MODE decides where it is set; otherwise a login means yes."""
-    mode = os.environ.get("WANDB_MODE")
-    return mode in ("online", "shared") if mode else logged_in()
 
 
 def logged_in() -> bool:

@@ -73,8 +73,8 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     measured = [name for name in parts.data.evaluator.names() if name != "accuracy"]
     columns += [f"eval/{test}/{name}" for test in parts.data.test_prompts for name in measured]
     columns += [f"reward/{name}" for name in getattr(parts.reward, "components", ())]
+    tracker = start_tracker(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns)
-    tracker = start_tracker(cfg, run_dir, in_sweep)
     budget = Budget(parts.clock, **{name: cfg.budget[name] for name in LIMITS})
     trainer: L.Trainer = instantiate(
         cfg.trainer, callbacks=[budget, record, Progress(cfg.steps)], logger=tracker or False, default_root_dir=run_dir
