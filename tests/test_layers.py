@@ -13,8 +13,7 @@ LAYERS = [
     | {"sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
     {"evaluation"},
     {"rollout", "module"},
-    {"record", "progress", "summary", "plots", "results", "budget"}
-    | {"logger", "wandb_runs", "wandb_report"},
+    {"record", "progress", "summary", "plots", "results", "budget"} | {"logger", "wandb_runs", "wandb_report"},
     {"run", "sweep"},
     {"cli", "evaluate", "serve"},
 ]

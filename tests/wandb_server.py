@@ -82,7 +82,7 @@ class Run:
         }
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The answer is an error."""
 
 
@@ -115,12 +115,14 @@ class WandbServer:
         self.requests.append(operation)
         method = getattr(self, f"do_{operation}", None)
         if method is None:
-            raise Refused(f"the stand-in does not know {operation}")
+            raise RefusedError(f"the stand-in does not know {operation}")
         return method(variables)
 
     def do_Viewer(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802  the names are those of the operations
         viewer = {"id": "1", "entity": ENTITY, "username": "tester", "email": "", "flags": "{}", "admin": False}
         return {"viewer": viewer | {"teams": {"edges": [{"node": {"name": ENTITY}}]}}}
+
+    do_GetDefaultEntity = do_Viewer
 
     def do_ServerFeaturesQuery(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         return {"serverInfo": {"features": []}}
@@ -191,7 +193,7 @@ class WandbServer:
         if project is None:
             return {"project": None}
         if v.get("order") not in (None, "+created_at"):
-            raise Refused(f"the stand-in does not know the order {v['order']}")
+            raise RefusedError(f"the stand-in does not know the order {v['order']}")
         runs = [r for r in self.runs.values() if (r.entity, r.project) == (v["entity"], v["project"])]
         runs = [r for r in runs if matches(r, json.loads(v.get("filters") or "{}"))]
         edges = [{"node": r.node(), "cursor": str(i + 1)} for i, r in enumerate(runs)]
@@ -220,7 +222,7 @@ class WandbServer:
     def do_ProjectInternalId(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         return {"project": self._project(v)}
 
-    def do_upsertView(self, v: dict[str, Any]) -> dict[str, Any]:
+    def do_upsertView(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         report = dict(v, id=v["id"] or f"Vmlldzo{len(self.reports)}")
         self.reports.append(report)
         project = {"id": "1", "name": v["projectName"], "entityName": v["entityName"]}
@@ -232,7 +234,7 @@ def matches(run: Run, filters: dict[str, Any]) -> bool:
     known = {"group": run.attributes.get("groupName"), "name": run.id}
     for key, wanted in filters.items():
         if key not in known:
-            raise Refused(f"the stand-in does not know the filter {key}")
+            raise RefusedError(f"the stand-in does not know the filter {key}")
         values = wanted["$in"] if isinstance(wanted, dict) else [wanted]
         if known[key] not in values:
             return False
@@ -251,7 +253,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_of_test: WandbServer
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         server, body = self.server_of_test, self._body()
         if not self._authorized():
             return self._answer(401, b'{"error": "not logged in"}')
@@ -260,7 +262,7 @@ class Handler(BaseHTTPRequestHandler):
                 request = json.loads(body)
                 try:
                     answer = {"data": server.graphql(request["query"], request.get("variables") or {})}
-                except Refused as error:
+                except RefusedError as error:
                     print(f"wandb_server: {error}")
                     return self._answer(400, json.dumps({"errors": [{"message": str(error)}]}).encode())
                 return self._answer(200, json.dumps(answer).encode())
@@ -269,14 +271,14 @@ class Handler(BaseHTTPRequestHandler):
                 return self._answer(200, b"{}")
         return self._answer(404, b"{}")
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         body = self._body()
         with self.server_of_test.lock:
             files, name = self._stored()
             files[name] = body
         self._answer(200, b"")
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         with self.server_of_test.lock:
             files, name = self._stored()
             body = files.get(name)

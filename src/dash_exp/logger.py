@@ -9,10 +9,10 @@ import netrc
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 import wandb
 import yaml
@@ -21,21 +21,26 @@ from lightning.pytorch.loggers import WandbLogger
 from dash_exp.metrics import read_metrics
 from dash_exp.results import ID_FILE, RECORD_FILES, SWEEP_FILE, overrides_by_key, read_result
 
+OLD_NAMES = {"api.forge.coreweave.com": ("api.wandb.ai",)}  # under which a login at the public server may still stand
+
 
 class StepLogger(WandbLogger):
     """Lightning's logger, but W&B's own step is the outer step, and a run that begins again sends no row a second time.
 
-    W&B only ever appends to a run, so of one that was interrupted it keeps the rows that it got. They are the same numbers but
-    for the seconds; `metrics.csv` in the run's `record/` has all rows of the last attempt. `sent`: the last of those rows.
+    W&B only ever appends to a run, so of one that was interrupted it keeps the rows that it got, the last of them `sent`. They
+    are the same numbers but for the seconds; `metrics.csv` in the run's `record/` has all rows of the last attempt.
     """
 
     def __init__(self, experiment: Any, sent: int) -> None:
         super().__init__(experiment=experiment)
-        self.sent = sent
+        self.sent = sent if experiment.offline else experiment.step - 1  # online, W&B says where the run stands
+        self.first = self.sent + 1 if experiment.offline else 0  # `wandb sync` counts from the last row that W&B has
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if step is None or step > self.sent:
-            self.experiment.log(dict(metrics), step=step)
+        if step is None:
+            self.experiment.log(dict(metrics))
+        elif step > self.sent:
+            self.experiment.log(dict(metrics), step=step - self.first)
 
 
 def wandb_logger(
@@ -62,7 +67,8 @@ def wandb_logger(
         mode=cast(Any, os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")),
         settings=wandb.Settings(silent=True),
     )
-    return StepLogger(experiment, max(sent, experiment.step - 1))  # online, W&B says where the run stands
+    save_record(experiment, run_dir, RECORD_FILES[:2])  # what it is; `finish` adds what came of it
+    return StepLogger(experiment, sent)
 
 
 def identity(run_dir: Path) -> tuple[str, int]:
@@ -97,30 +103,35 @@ def column(key: str) -> str:
 
 
 def finish(tracker: StepLogger, run_dir: Path) -> None:
-    """End the W&B run of a run that ended, well or not: numbers of `result.json` into the summary, small files into `record/`.
-
-    The files are copied, because an offline run is uploaded later, perhaps from another place. They have a folder of their
-    own, because W&B keeps a `config.yaml` of its own beside it.
-    """
+    """End the W&B run of a run that ended, well or not, with the numbers of `result.json` and the small files."""
     run = tracker.experiment
     result = read_result(run_dir)
     run.summary.update({k: v for k, v in result.items() if isinstance(v, (int, float))} | {"status": result.get("status")})
-    record = Path(run.dir) / "record"
-    sources = {name: run_dir / name for name in RECORD_FILES} | {SWEEP_FILE: run_dir.parent / SWEEP_FILE}
-    for name, source in sources.items():
-        if source.is_file():
-            (record / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, record / name)
-            run.save(record / name, base_path=run.dir, policy="now", glob=False)  # the name of a cell may have brackets
+    save_record(run, run_dir, RECORD_FILES)
     run.finish(exit_code=0 if result.get("status") == "done" else 1)
+
+
+def save_record(run: Any, run_dir: Path, names: Iterable[str]) -> None:
+    """Keep those of these files that exist, and the list of the sweep, with the W&B run.
+
+    They are copied, because an offline run is uploaded later, perhaps from another place. They go into `record/`, because W&B
+    keeps a `config.yaml` of its own beside it.
+    """
+    for name, source in {**{n: run_dir / n for n in names}, SWEEP_FILE: run_dir.parent / SWEEP_FILE}.items():
+        if source.is_file():
+            copy = Path(run.dir) / "record" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, copy)
+            run.save(copy, base_path=run.dir, policy="now", glob=False)  # the name of a cell may have brackets
 
 
 def logged_in() -> bool:
     """Whether an API key stands in the environment or in the netrc file that `wandb login` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).netloc
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        machines = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(machines.authenticators(name) for name in (host, *OLD_NAMES.get(host, ())))
