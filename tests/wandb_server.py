@@ -219,6 +219,13 @@ class WandbServer:
 
     # Reports
 
+    def do_GetProjects(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        names = sorted(project for entity, project in self.projects if entity == v["entity"])
+        node = {"__typename": "Project", "entityName": v["entity"], "createdAt": "2026-01-01T00:00:00", "isBenchmark": False}
+        edges = [{"node": node | {"id": n, "name": n, "user": None}, "cursor": str(i + 1)} for i, n in enumerate(names)]
+        found = page(edges, v.get("cursor"), v["perPage"])
+        return {"models": found | {"pageInfo": found["pageInfo"] | {"__typename": "PageInfo"}}}
+
     def do_ProjectInternalId(self, v: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         return {"project": self._project(v)}
 
