@@ -32,7 +32,7 @@ def publish(results: Results, place: str, markdown: str) -> str:
         raise UserError(f"--wandb {place}", "is not ENTITY/PROJECT", "Give both, as in --wandb my-team/dash_exp")
     if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun") or not logged_in():
         lines = ["W&B: this machine is offline or not logged in (`wandb login`), so no report was saved."]
-        return "\n".join([*lines, *not_uploaded(results.cells, entity, project)])
+        return "\n".join([*lines, *told_uploads(upload_commands(results, entity, project))])
 
     from dash_exp.wandb_runs import runs, told  # they need a server
 
@@ -41,13 +41,13 @@ def publish(results: Results, place: str, markdown: str) -> str:
     missing = [cell for cell in results.cells if wandb_id(cell.folder) not in {run.id for run in uploaded}]
     if not uploaded:
         lines = [f"W&B: none of the {len(results.cells)} run(s) is in {place}, so no report was saved."]
-        return "\n".join([*lines, *not_uploaded(missing, entity, project)])
+        return "\n".join([*lines, *not_there(missing, entity, project)])
     with told(f"--wandb {place}"):
         url = save_report(results, entity, project, markdown, uploaded)
     lines = [f"W&B: saved the report {url}"]
     if missing:
         lines.append(f"It shows {len(uploaded)} of {len(results.cells)} run(s); the others appear when they are uploaded.")
-        lines += not_uploaded(missing, entity, project)
+        lines += not_there(missing, entity, project)
     return "\n".join(lines)
 
 
@@ -122,15 +122,21 @@ def panels(tests: Sequence[str]) -> list[Any]:
     return shown
 
 
-def not_uploaded(cells: Sequence[Cell], entity: str, project: str) -> list[str]:
-    """Lines that say how these runs get to the server."""
-    commands = upload_commands(Results(cells), entity, project)
-    unrecorded = [cell.name for cell in cells if not offline_runs(cell.folder)]
-    lines = ["Upload the runs that were recorded offline, then ask for the report again:"] if commands else []
-    lines += [f"    {command}" for command in commands]
-    if unrecorded:
-        lines.append(f"Without a run that can be uploaded from here: {', '.join(unrecorded)}")
+def not_there(missing: Sequence[Cell], entity: str, project: str) -> list[str]:
+    """Lines that say how these runs get to the server, or that they cannot from here."""
+    lines = told_uploads(upload_commands(Results(missing), entity, project))
+    if names := [cell.name for cell in missing if not waiting_runs(cell.folder)]:
+        lines.append(f"Not there, with nothing in their folders that waits for an upload: {'; '.join(names)}")
     return lines
+
+
+def told_uploads(commands: Sequence[str]) -> list[str]:
+    """The commands as lines for people."""
+    return (
+        ["Upload what was recorded offline, then ask for the report again:", *(f"    {c}" for c in commands)]
+        if commands
+        else []
+    )
 
 
 def upload_commands(results: Results, entity: str, project: str) -> list[str]:
@@ -138,12 +144,11 @@ def upload_commands(results: Results, entity: str, project: str) -> list[str]:
 
     `wandb sync` itself leaves out what it has uploaded before.
     """
-    found = [run for cell in results.cells for run in offline_runs(cell.folder) if not any(run.glob("*.synced"))]
     places: dict[Path, list[Path]] = {}
-    for run in found:
-        places.setdefault(run.parents[2], []).append(run)
+    for cell in results.cells:
+        places.setdefault(cell.folder.parent, []).extend(waiting_runs(cell.folder))
     sync = f"wandb sync --entity {shlex.quote(entity)} --project {shlex.quote(project)}"
-    return [f"{sync} {of_place(place, runs)}" for place, runs in places.items()]
+    return [f"{sync} {of_place(place, runs)}" for place, runs in places.items() if runs]
 
 
 def of_place(place: Path, runs: Sequence[Path]) -> str:
@@ -153,6 +158,6 @@ def of_place(place: Path, runs: Sequence[Path]) -> str:
     return " ".join(shlex.quote(str(run)) for run in runs)
 
 
-def offline_runs(folder: Path) -> list[Path]:
-    """The folders that hold this run as it was recorded offline, uploaded or not."""
-    return sorted(folder.glob("wandb/offline-run-*"))
+def waiting_runs(folder: Path) -> list[Path]:
+    """The folders inside this run folder that hold what was recorded offline and not uploaded yet."""
+    return [run for run in sorted(folder.glob("wandb/offline-run-*")) if not any(run.glob("*.synced"))]
