@@ -77,6 +77,7 @@ def recorder():
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """W&B's own files in `folder`, no reports about its errors, and no login but that of `more`."""
     places = {f"WANDB_{name}_DIR": str(folder / "of_wandb") for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT")}
+    places["WANDB_DIR"] = str(folder)  # where the SDK puts what belongs to no run
     bounds = {"WANDB_HTTP_TIMEOUT": "10", "WANDB_INIT_TIMEOUT": "30", "WANDB_ERROR_REPORTING": "false"}
     return places | bounds | {"NETRC": str(folder / "netrc")} | more
 
@@ -141,7 +142,13 @@ def upload(folder: Path, server: WandbServer, tmp_path: Path) -> list[str]:
     for command in commands:
         assert command.startswith("wandb sync ")
         done = subprocess.run(
-            command.replace("wandb", program, 1), shell=True, env=variables, capture_output=True, text=True, timeout=60
+            command.replace("wandb", program, 1),
+            shell=True,
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0 and "Finished syncing" in done.stderr, done.stderr
     return commands
@@ -160,7 +167,7 @@ def assert_arrived(server: WandbServer, folder: Path, group: str | None) -> None
     kept = [{k: v for k, v in row.items() if k in results_columns(folder)} for row in arrived.history]
     assert kept == [{k: v for k, v in row.items() if v == v} for row in rows]  # a blank is not sent
     assert [row["_step"] for row in arrived.history] == [row["step"] for row in rows]
-    assert numbers(folder).items() <= arrived.summary.items()
+    assert {name: arrived.summary.get(name) for name in numbers(folder)} == numbers(folder)
     for name in results.RECORD_FILES:
         if (folder / name).exists():
             assert arrived.files[f"record/{name}"] == (folder / name).read_bytes()
@@ -282,11 +289,13 @@ def test_the_same_cell_run_again_is_the_same_run(server, online, monkeypatch, tm
 def attempt(cell: Path, steps: list[int], status: str = "done") -> None:
     """What a run of the program does with W&B, without the training."""
     tracker = logger.wandb_logger(cell, cell.name, "small", {"batch": {"prompts": 8}}, "dash_exp")
-    (cell / "metrics.csv").write_text("step,reward/mean\n")
+    columns = ["step", "reward/mean", "time/elapsed_s", "tokens/sampled", "policy/version"]
+    (cell / "metrics.csv").write_text(",".join(columns) + "\n")
     for step in steps:
-        tracker.log_metrics({"step": step, "reward/mean": step / 10}, step=step)
+        row = dict(zip(columns, (step, step / 8, step * 0.5, 100, step), strict=True))
+        tracker.log_metrics(row, step=step)
         with (cell / "metrics.csv").open("a") as file:
-            file.write(f"{step},{step / 10}\n")
+            file.write(",".join(map(str, row.values())) + "\n")
     (cell / "result.json").write_text(json.dumps({"status": status, "steps": len(steps)}))
     logger.finish(tracker, cell)
 
@@ -369,10 +378,10 @@ def test_cells_come_back_in_the_order_of_their_list_those_that_wait_included(ser
 
 def test_a_cell_that_cannot_be_built_is_recorded_too(server, online, tmp_path):
     cell = tmp_path / "small" / "broken"
-    with pytest.raises(Exception, match="no train"):
+    with pytest.raises(Exception, match="nothing to train on"):
         run.run(composed(*FEW, "data.train=null"), cell, in_sweep=True)
     (arrived,) = server.runs.values()
-    assert (arrived.state, arrived.summary["status"]) == ("failed", "failed")
+    assert (arrived.state, arrived.summary["status"], arrived.history) == ("failed", "failed", [])
     assert_same(results.load([cell.parent]), results.load([f"wandb:{PLACE}/small"]))
 
 

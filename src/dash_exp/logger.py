@@ -36,11 +36,17 @@ class StepLogger(WandbLogger):
         self.sent = sent if experiment.offline else experiment.step - 1  # online, W&B says where the run stands
         self.first = self.sent + 1 if experiment.offline else 0  # `wandb sync` counts from the last row that W&B has
 
+        self.row_open = False  # W&B sends a row when the next one begins
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if step is None:
-            self.experiment.log(dict(metrics))
-        elif step > self.sent:
-            self.experiment.log(dict(metrics), step=step - self.first)
+        if step is None or step > self.sent:
+            self.experiment.log(dict(metrics), step=None if step is None else step - self.first)
+            self.row_open = True
+
+    def close_row(self) -> None:
+        """Send the last row, if there is one: what is put into the summary afterwards replaces its numbers."""
+        if self.row_open:
+            self.experiment.log({}, commit=True)
 
 
 def wandb_logger(
@@ -106,6 +112,7 @@ def finish(tracker: StepLogger, run_dir: Path) -> None:
     """End the W&B run of a run that ended, well or not, with the numbers of `result.json` and the small files."""
     run = tracker.experiment
     result = read_result(run_dir)
+    tracker.close_row()  # else it would come after the summary, and replace its numbers of the same name
     run.summary.update({k: v for k, v in result.items() if isinstance(v, (int, float))} | {"status": result.get("status")})
     save_record(run, run_dir, RECORD_FILES)
     run.finish(exit_code=0 if result.get("status") == "done" else 1)
