@@ -61,15 +61,20 @@ class Recorder:
     def accept(self):
         while True:
             try:
-                self.socket.accept()[0].close()
+                connection, _ = self.socket.accept()
             except OSError:
                 return
             self.connections += 1
+            connection.close()
 
 
 @pytest.fixture(scope="module")
 def recorder():
     found = Recorder()
+    with socket.create_connection(found.socket.getsockname(), timeout=10) as own:
+        own.recv(1)  # nothing, when it has been counted and closed
+    assert found.connections == 1
+    found.connections = 0
     yield found
     found.socket.close()
 
@@ -390,9 +395,11 @@ def test_a_report_is_refused_or_told_what_is_missing(server, online, monkeypatch
     for bad in ("team", "team/", "/project", "team/project/more"):
         with pytest.raises(UserError, match="is not ENTITY/PROJECT"):
             wandb_report.publish(mine, bad, "")
-    with pytest.raises(UserError, match="no project"):
-        wandb_report.publish(mine, PLACE, "")
+    text = wandb_report.publish(mine, PLACE, "")
+    assert "none of the 1 run(s)" in text and "nothing in their folders that waits for an upload: seed=0" in text
     attempt(cell, [0])
+    with pytest.raises(UserError, match="no project team/other"):
+        wandb_report.publish(mine, f"{ENTITY}/other", "")
     other = Path(shutil.copytree(cell, cell.parent / "seed=1", ignore=shutil.ignore_patterns("wandb*")))
     monkeypatch.setenv("WANDB_MODE", "offline")
     attempt(other, [0])

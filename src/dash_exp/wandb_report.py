@@ -36,9 +36,10 @@ def publish(results: Results, place: str, markdown: str) -> str:
 
     from dash_exp.wandb_runs import runs, told  # they need a server
 
-    ids = {wandb_id(cell.folder): cell for cell in results.cells}
-    uploaded = runs(f"--wandb {place}", entity, project, ids=[i for i in ids if i])
-    missing = [cell for cell in results.cells if wandb_id(cell.folder) not in {run.id for run in uploaded}]
+    ids = [i for i in (wandb_id(cell.folder) for cell in results.cells) if i]
+    uploaded = runs(f"--wandb {place}", entity, project, ids=ids) if ids else []
+    there = {run.id for run in uploaded}
+    missing = [cell for cell in results.cells if wandb_id(cell.folder) not in there]
     if not uploaded:
         lines = [f"W&B: none of the {len(results.cells)} run(s) is in {place}, so no report was saved."]
         return "\n".join([*lines, *not_there(missing, entity, project)])
