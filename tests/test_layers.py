@@ -8,12 +8,12 @@ LAYERS = [
     {"errors", "words", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate"},
     {"ops", "metrics", "results"},
     {"algo", "kl", "filter", "batch"},
-    {"reward", "data", "model", "logger"}
+    {"reward", "data", "model"}
     | {"sampler", "sampler.cache", "sampler.hf", "sampler.traces", "sampler.teacher", "sampler.refresh"}
     | {"sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
     {"evaluation"},
     {"rollout", "module"},
-    {"record", "progress", "summary", "plots", "budget", "snapshot"},
+    {"record", "progress", "summary", "plots", "budget", "snapshot", "logger", "wandb_runs", "wandb_report"},
     {"run", "sweep"},
     {"cli", "evaluate", "serve"},
 ]

@@ -17,6 +17,12 @@ def test_a_login_is_found_where_wandb_keeps_it(monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text("machine example.org login user password secret\n")
     assert not logger.logged_in()
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert logger.logged_in()  # the public server under its old name
+    (tmp_path / "netrc").write_text("machine api.forge.coreweave.com login user password secret\n")
+    assert logger.logged_in()  # and under the one that `wandb login` writes today
+    (tmp_path / "netrc").write_text("machine localhost:8081 login user password secret\n")
+    assert not logger.logged_in()
+    monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:8081")
     assert logger.logged_in()
     monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:8080")
     assert not logger.logged_in()

@@ -62,7 +62,7 @@ class RunRecord(L.Callback):
         """Row 0: the evaluation of the base model."""
         row = {"step": 0, "policy/version": 0, "time/elapsed_s": 0.0, **module.evaluation_row()}
         self._write(row)
-        self._track(trainer, row)
+        self.track(trainer, row)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
@@ -88,7 +88,7 @@ class RunRecord(L.Callback):
         last = step == trainer.max_epochs or trainer.should_stop  # a budget may end the run before its last step
         if step % self.completions_every == 0 or last:
             self._write_completions(step, pl_module.rollouts_of_step)
-        self._track(trainer, row)
+        self.track(trainer, row)
         if last:
             self._track_completions(trainer, step, pl_module.rollouts_of_step)
 
@@ -108,7 +108,8 @@ class RunRecord(L.Callback):
             for completion in completions_of(rollouts):
                 file.write(json.dumps(completion, ensure_ascii=False) + "\n")
 
-    def _track(self, trainer: L.Trainer, row: dict[str, Any]) -> None:
+    def track(self, trainer: L.Trainer, row: dict[str, Any]) -> None:
+        """Give a row to the tracker."""
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if v is not None}, step=row["step"])
 

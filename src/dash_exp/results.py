@@ -21,6 +21,11 @@ if TYPE_CHECKING:  # loaded when a table is asked for: a command line with a mis
     import pandas as pd
 
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
+SCHEME = "wandb:"  # before the place of runs in W&B
+ID_FILE = "wandb_id"  # of a run folder: the id of its run in W&B, and the last row that W&B may have (`logger.identity`)
+# What of a run folder is enough to read the run back: small files. W&B keeps them with the run.
+RECORD_FILES = ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", "result.json", "problems.csv")
+GIVE = f"a sweep, as in multirun/NAME, run folders, or {SCHEME}ENTITY/PROJECT/GROUP"
 STATUSES = ("done", "failed", "stopped", "unfinished", "waiting")  # unfinished: killed, or still running
 
 # The quantities that a curve can be drawn against, and what they are called. Evaluation is in none of them.
@@ -135,17 +140,34 @@ class Results:
 
 
 def load(paths: Sequence[str | Path]) -> Results:
-    """The cells of sweep folders and run folders. Raises UserError for a path that is neither."""
-    cells: dict[Path, Cell] = {}
+    """The cells of sweep folders, run folders and runs in W&B (`wandb:ENTITY/PROJECT/GROUP`, or `wandb:ENTITY/PROJECT`).
+
+    A run that is met twice comes once. Raises UserError for a path that holds no runs.
+    """
+    cells: dict[str | Path, Cell] = {}
     for path in paths:
-        folder = Path(path).expanduser()
-        if not folder.is_dir():
-            raise UserError(str(path), "there is no such folder", "Give a sweep, as in multirun/NAME, or run folders")
-        found = cells_of(folder)
-        if not found:
-            raise UserError(str(path), "holds no runs", "Give a sweep, as in multirun/NAME, or run folders")
-        cells |= {cell.folder.resolve(): cell for cell in found}
+        folders = from_wandb(str(path)) if str(path).startswith(SCHEME) else [Path(path).expanduser()]
+        for folder in folders:
+            if not folder.is_dir():
+                raise UserError(str(path), "there is no such folder", f"Give {GIVE}")
+            found = cells_of(folder)
+            if not found:
+                raise UserError(str(path), "holds no runs", f"Give {GIVE}")
+            cells |= {wandb_id(cell.folder) or cell.folder.resolve(): cell for cell in found}
     return Results(list(cells.values()))
+
+
+def from_wandb(path: str) -> list[Path]:
+    """Folders with the records of runs in W&B, downloaded."""
+    from dash_exp.wandb_runs import download  # wandb is loaded only where it is used
+
+    return download(path)
+
+
+def wandb_id(folder: Path) -> str | None:
+    """The id in W&B of the run in this folder; None where it was never recorded there."""
+    file = folder / ID_FILE
+    return file.read_text().split()[0] if file.is_file() else None
 
 
 def cells_of(folder: Path) -> list[Cell]:

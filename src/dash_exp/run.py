@@ -59,6 +59,7 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
         parts = build(cfg)
     except Exception as error:
         write_result(run_dir, {"status": "failed", "error": str(error), "git": git_revision()})
+        finish_tracker(start_tracker(cfg, run_dir, in_sweep), run_dir)  # so that W&B has every cell of a sweep
         raise
     try:
         return train(cfg, parts, run_dir, in_sweep, start)
@@ -83,13 +84,8 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         parts.data,
         lambda: {"result": result, "base": base, "total_s": time.perf_counter() - start},
     )
+    tracker = start_tracker(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
-    tracker = cfg.logger.wandb and instantiate(cfg.logger.wandb)(
-        run_dir=run_dir,
-        name=run_dir.name if in_sweep else f"{cfg.name}/{run_dir.name}",
-        group=cfg.name if in_sweep else None,
-        settings=OmegaConf.to_container(cfg, resolve=True),
-    )
     sampled = sum(int(row.get("tokens/sampled") or 0) for row in snapshots.rows)
     budget = Budget(parts.clock, **{name: cfg.budget[name] for name in LIMITS}, already_sampled_tokens=sampled)
     trainer: L.Trainer = instantiate(
@@ -130,12 +126,29 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     finally:
         result |= totals(parts, record, time.perf_counter() - start)
         write_result(run_dir, result)
-        if tracker:
-            tracker.experiment.finish()
+        finish_tracker(tracker, run_dir)
     snapshots.remove()
     plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
     print(f"{result_table(result)}\nrun folder {run_dir}", flush=True)
     return result
+
+
+def start_tracker(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> Any:
+    """The logger of this run for Lightning; None without one."""
+    return cfg.logger.wandb and instantiate(cfg.logger.wandb)(
+        run_dir=run_dir,
+        name=run_dir.name if in_sweep else f"{cfg.name}/{run_dir.name}",
+        group=cfg.name if in_sweep else None,
+        settings=OmegaConf.to_container(cfg, resolve=True),
+    )
+
+
+def finish_tracker(tracker: Any, run_dir: Path) -> None:
+    """Give the tracker, if there is one, the record of the run that ended, and end it."""
+    if tracker:
+        from dash_exp.logger import finish  # wandb is loaded only where it is used
+
+        finish(tracker, run_dir)
 
 
 def evaluated(module: PolicyModule) -> dict[str, float | None]:

@@ -63,6 +63,8 @@ class Snapshots(L.Callback):
         self.data.refresh.restore(self.state["versions"])
         self.data.eval_timeouts, self.data.eval_errors = self.state["eval"]
         record.best = self.state["best"]
+        for row in self.rows:  # the tracker begins anew, and knows by itself which rows it sent before
+            record.track(trainer, row)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.state is not None:
