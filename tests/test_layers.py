@@ -6,14 +6,14 @@ from conftest import ROOT
 
 LAYERS = [
     {"errors", "words", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate"},
-    {"ops", "metrics", "results"},
+    {"ops", "metrics"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model"}
     | {"sampler", "sampler.cache", "sampler.hf", "sampler.traces", "sampler.teacher", "sampler.refresh"}
     | {"sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
     {"evaluation"},
     {"rollout", "module"},
-    {"record", "progress", "summary", "plots", "budget", "snapshot", "logger", "wandb_runs", "wandb_report"},
+    {"record", "progress", "summary", "plots", "results", "budget", "snapshot", "logger", "wandb_runs", "wandb_report"},
     {"run", "sweep"},
     {"cli", "evaluate", "serve"},
 ]
