@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 LAYERS = [
-    {"errors", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate"},
+    {"errors", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate", "stats"},
     {"ops", "metrics"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model", "logger"}
@@ -16,6 +16,7 @@ LAYERS = [
     {"record", "progress", "summary", "plots", "results", "budget"},
     {"run", "sweep"},
     {"cli", "evaluate", "serve"},
+    {"report", "sections", "panels", "comparison", "controls", "samples", "paper", "figures", "document", "words"},
 ]
 KNOW_HYDRA = {"run", "sweep", "cli", "evaluate", "serve", "validate"}
 SOURCE = ROOT / "src" / "dash_exp"

@@ -1,0 +1,183 @@
+"""The figures of a comparison, each as SVG and PNG. Small, one panel a file, so that a page can lay them out for its width.
+
+An arm has the same colour and line in every figure. The baseline is dark grey, the base model light grey; the other colours
+are those of Okabe and Ito, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context, ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
+from dash_exp.comparison import BASE, Curve, Difference
+from dash_exp.plots import PHASE_COLOURS
+from dash_exp.stats import Estimate
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", ":")
+BASELINE, BASE_MODEL, OTHER = "#333333", "#999999", "#e5e5e5"
+WIDTH_IN = 4.2
+RC = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "grid.color": "#e8e8e8",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.hashsalt": "dash_exp",  # the same figure gives the same file
+    "figure.dpi": 100,
+}
+
+Style = tuple[str, str]  # a colour and a line style
+
+
+def styles(arms: Sequence[str], baseline: str | None) -> dict[str, Style]:
+    """What each arm looks like. With more arms than colours the line style changes."""
+    found = {BASE: (BASE_MODEL, "-")}
+    others = [arm for arm in arms if arm != baseline]
+    for i, arm in enumerate(others):
+        found[arm] = (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
+    if baseline in arms:
+        found[str(baseline)] = (BASELINE, "-")
+    return found
+
+
+def canvas(height_in: float) -> tuple[Canvas, Axes]:
+    """An empty panel of the common width, with the common look."""
+    with rc_context(RC):
+        figure = Canvas(figsize=(WIDTH_IN, height_in), layout="constrained")  # not pyplot: a notebook keeps its backend
+        return figure, figure.subplots()
+
+
+def save(figure: Canvas, path: Path) -> None:
+    """`path` with .svg and .png."""
+    with rc_context(RC):
+        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None}, transparent=True)
+        figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
+
+
+def legend(looks: Mapping[str, Style], path: Path) -> None:
+    """The arms with their colours, for readers of the single files."""
+    lines = [Line2D([], [], color=colour, linestyle=dash, linewidth=2) for colour, dash in looks.values()]
+    with rc_context(RC):
+        figure = Canvas(figsize=(WIDTH_IN, 0.24 * len(looks) + 0.1))
+        figure.legend(lines, list(looks), loc="center left", frameon=False)
+    save(figure, path)
+
+
+def curves(found: Sequence[Curve], looks: Mapping[str, Style], title: str, xlabel: str, percent: bool, path: Path) -> None:
+    """A thick line for the mean of each arm, thin ones for its seeds."""
+    figure, axes = canvas(2.6)
+    scale = 100 if percent else 1
+    for line in found:
+        colour, dash = looks[line.arm]
+        if len(line.seeds) > 1 or line.mean is None:
+            for x, y in line.seeds:
+                axes.plot(x, scale * y, color=colour, linestyle=dash, linewidth=0.7, alpha=0.35)
+        if line.mean is not None:
+            x, y = line.mean
+            axes.plot(x, scale * y, color=colour, linestyle=dash, linewidth=1.8, marker="o" if len(x) < 12 else None, ms=3)
+    axes.set(title=title, xlabel=xlabel)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    save(figure, path)
+
+
+def differences(found: Sequence[Difference], looks: Mapping[str, Style], title: str, xlabel: str, path: Path) -> None:
+    """Two intervals per arm: over seeds (thick) and over problems (thin, hollow)."""
+    figure, axes = canvas(0.45 * len(found) + 1.3)
+    for row, d in enumerate(reversed(found)):
+        colour = looks[d.arm][0]
+        _interval(axes, d.over_seeds, row + 0.13, colour, width=2.4, face=colour)
+        _interval(axes, d.over_problems, row - 0.13, colour, width=1.0, face="white")
+    axes.axvline(0, color="#888888", linewidth=1)
+    axes.set(title=title, xlabel=xlabel, ylim=(-0.6, len(found) - 0.4))
+    axes.set_yticks(range(len(found)), [d.arm for d in reversed(found)])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    handles = [
+        Line2D([], [], color="#555555", linewidth=2.4, marker="o", ms=5),
+        Line2D([], [], color="#555555", linewidth=1, marker="o", ms=5, markerfacecolor="white"),
+    ]
+    figure.legend(handles, ["over seeds", "over problems"], loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    save(figure, path)
+
+
+def _interval(axes: Axes, e: Estimate | None, y: float, colour: str, width: float, face: str) -> None:
+    """A point in percent with its interval; an interval without ends is the point alone."""
+    if e is None:
+        return
+    if e.low is not None and e.high is not None:
+        axes.plot([100 * e.low, 100 * e.high], [y, y], color=colour, linewidth=width, solid_capstyle="butt")
+    axes.plot([100 * e.value], [y], "o", color=colour, ms=5, markerfacecolor=face)
+
+
+def tradeoff(
+    points: Mapping[str, tuple[float, Estimate]], base: float | None, looks: Mapping[str, Style], title: str, path: Path
+) -> None:
+    """Final accuracy against seconds of training, a point per arm with its interval over seeds."""
+    figure, axes = canvas(2.9)
+    if base is not None:
+        axes.axhline(100 * base, color=BASE_MODEL, linewidth=1, linestyle=":")
+        axes.annotate(
+            "base model", (0.01, 100 * base), xycoords=("axes fraction", "data"), color="#777777", va="bottom", size=8
+        )
+    for arm, (seconds, e) in points.items():
+        colour = looks[arm][0]
+        if e.low is not None and e.high is not None:
+            axes.plot([seconds] * 2, [100 * e.low, 100 * e.high], color=colour, linewidth=1.4)
+        axes.plot([seconds], [100 * e.value], "o", color=colour, ms=7)
+        axes.annotate(arm, (seconds, 100 * e.value), (6, 5), textcoords="offset points", color=colour, size=8)
+    axes.set(title=title, xlabel="seconds of training (mean over seeds)")
+    axes.set_xlim(left=0)
+    axes.margins(x=0.25)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    save(figure, path)
+
+
+def time_by_phase(seconds: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
+    """A bar per arm, stacked by phase."""
+    figure, axes = canvas(0.34 * len(seconds) + 1.5)
+    arms = list(reversed(seconds))
+    left = [0.0] * len(arms)
+    for phase, colour in (PHASE_COLOURS | {"other": OTHER}).items():
+        width = [seconds[arm].get(phase, 0.0) for arm in arms]
+        axes.barh(arms, width, left=left, color=colour, label=phase, height=0.62)
+        left = [a + b for a, b in zip(left, width, strict=True)]
+    axes.set(title=title, xlabel="seconds (mean over seeds)")
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8, handlelength=1, columnspacing=0.9)
+    save(figure, path)
+
+
+def pass_at_k(found: Mapping[str, Mapping[int, Estimate]], looks: Mapping[str, Style], title: str, path: Path) -> None:
+    """pass@k against k, a line per arm and one for the base model, with intervals over seeds."""
+    figure, axes = canvas(2.6)
+    for arm, by_k in found.items():
+        colour, dash = looks[arm]
+        axes.plot(list(by_k), [100 * e.value for e in by_k.values()], color=colour, linestyle=dash, marker="o", ms=4)
+        ends: Any = [(k, 100 * e.low, 100 * e.high) for k, e in by_k.items() if e.low is not None and e.high is not None]
+        if arm != BASE and len(ends) == len(by_k) > 1:
+            axes.fill_between(*zip(*ends, strict=True), color=colour, alpha=0.12, linewidth=0)
+    ks = sorted({k for by_k in found.values() for k in by_k})
+    if len(ks) > 1:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.minorticks_off()
+    axes.set(title=title, xlabel="k")
+    save(figure, path)
