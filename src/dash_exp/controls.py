@@ -58,7 +58,8 @@ def explained(results: Results) -> tuple[set[str], list[str]]:
 
     A swept group that could not be tried explains all that is below it.
     """
-    keys, untried = set(results.swept), []
+    keys = set(results.swept)
+    untried: list[str] = []
     if any((cell.config.get("budget") or {}).get("match") for cell in results.cells):
         keys |= {f"budget.{limit}" for limit in LIMITS}
     tried = [f"{key}={value}" for key in results.swept for value in _values(results, key)]

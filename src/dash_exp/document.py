@@ -101,7 +101,10 @@ Block = Paragraph | Items | Table | Figures | Tabs | Samples
 
 @dataclass(frozen=True)
 class Section:
+    """`name` is its anchor, `short` its title in the navigation."""
+
     name: str
+    short: str
     title: str
     blocks: Sequence[Block]
 
@@ -157,9 +160,8 @@ def _block(block: Block) -> str:
             return "\n".join(["**Read this first:**\n", *lines] if block.warn else lines)
         case Table():
             aligned = ["---" if i < block.words else "---:" for i in range(len(block.header))]
-            rows = [block.header, aligned, *([_cell(cell) for cell in row] for row in block.rows)]
-            head, *body = [[_inline(c) if i == 0 else c for c in row] for i, row in enumerate(rows)]
-            table = "\n".join(f"| {' | '.join(row)} |" for row in [head, *body])
+            rows = [[_inline(name) for name in block.header], aligned, *([_cell(c) for c in row] for row in block.rows)]
+            table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
             return f"{_inline(block.caption)}\n\n{table}" if block.caption else table
         case Figures():
             return _images(block.figures)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import rc_context, ticker
 from matplotlib.axes import Axes
@@ -20,10 +20,9 @@ from dash_exp.plots import PHASE_COLOURS
 from dash_exp.stats import Estimate
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", ":")
 BASELINE, BASE_MODEL, OTHER = "#333333", "#999999", "#e5e5e5"
 WIDTH_IN = 4.2
-RC = {
+RC: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -40,12 +39,19 @@ RC = {
     "figure.dpi": 100,
 }
 
-Style = tuple[str, str]  # a colour and a line style
+Dash = Literal["-", "--", ":"]
+Style = tuple[str, Dash]  # a colour and a line style
+DASHES: tuple[Dash, ...] = ("-", "--", ":")
+
+
+def counts(value: float, position: float | None = None) -> str:
+    """Ticks: `0.5 -> "0.5"`, `20000 -> "20k"`."""
+    return ticker.EngFormatter(sep="")(value) if abs(value) >= 10_000 else f"{value:g}"
 
 
 def styles(arms: Sequence[str], baseline: str | None) -> dict[str, Style]:
     """What each arm looks like. With more arms than colours the line style changes."""
-    found = {BASE: (BASE_MODEL, "-")}
+    found: dict[str, Style] = {BASE: (BASE_MODEL, "-")}
     others = [arm for arm in arms if arm != baseline]
     for i, arm in enumerate(others):
         found[arm] = (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
@@ -91,7 +97,7 @@ def curves(found: Sequence[Curve], looks: Mapping[str, Style], title: str, xlabe
             axes.plot(x, scale * y, color=colour, linestyle=dash, linewidth=1.8, marker="o" if len(x) < 12 else None, ms=3)
     axes.set(title=title, xlabel=xlabel)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(counts)
     save(figure, path)
 
 
@@ -127,31 +133,27 @@ def _interval(axes: Axes, e: Estimate | None, y: float, colour: str, width: floa
 def tradeoff(
     points: Mapping[str, tuple[float, Estimate]], base: float | None, looks: Mapping[str, Style], title: str, path: Path
 ) -> None:
-    """Final accuracy against seconds of training, a point per arm with its interval over seeds."""
+    """Final accuracy against seconds of training, a point per arm with its interval over seeds (cut at 0 and 100%)."""
     figure, axes = canvas(2.9)
     if base is not None:
         axes.axhline(100 * base, color=BASE_MODEL, linewidth=1, linestyle=":")
-        axes.annotate(
-            "base model", (0.01, 100 * base), xycoords=("axes fraction", "data"), color="#777777", va="bottom", size=8
-        )
+        place: Any = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "color": "#777777"}
+        axes.annotate("base model", (0.99, 100 * base), size=8, **place)
     for arm, (seconds, e) in points.items():
         colour = looks[arm][0]
         if e.low is not None and e.high is not None:
-            axes.plot([seconds] * 2, [100 * e.low, 100 * e.high], color=colour, linewidth=1.4)
-        axes.plot([seconds], [100 * e.value], "o", color=colour, ms=7)
-        axes.annotate(arm, (seconds, 100 * e.value), (6, 5), textcoords="offset points", color=colour, size=8)
+            axes.plot([seconds] * 2, [100 * max(0.0, e.low), 100 * min(1.0, e.high)], color=colour, linewidth=1.4)
+        axes.plot([seconds], [100 * e.value], "o", color=colour, ms=7, alpha=0.85)
     axes.set(title=title, xlabel="seconds of training (mean over seeds)")
-    axes.set_xlim(left=0)
-    axes.margins(x=0.25)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axes.set_xlim(0, 1.12 * max(seconds for seconds, _ in points.values()) or 1)
+    axes.xaxis.set_major_formatter(counts)
     save(figure, path)
 
 
 def time_by_phase(seconds: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
     """A bar per arm, stacked by phase."""
     figure, axes = canvas(0.34 * len(seconds) + 1.5)
-    arms = list(reversed(seconds))
+    arms = list(seconds)[::-1]
     left = [0.0] * len(arms)
     for phase, colour in (PHASE_COLOURS | {"other": OTHER}).items():
         width = [seconds[arm].get(phase, 0.0) for arm in arms]
@@ -160,7 +162,7 @@ def time_by_phase(seconds: Mapping[str, Mapping[str, float]], title: str, path: 
     axes.set(title=title, xlabel="seconds (mean over seeds)")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(counts)
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8, handlelength=1, columnspacing=0.9)
     save(figure, path)
 
@@ -171,9 +173,10 @@ def pass_at_k(found: Mapping[str, Mapping[int, Estimate]], looks: Mapping[str, S
     for arm, by_k in found.items():
         colour, dash = looks[arm]
         axes.plot(list(by_k), [100 * e.value for e in by_k.values()], color=colour, linestyle=dash, marker="o", ms=4)
-        ends: Any = [(k, 100 * e.low, 100 * e.high) for k, e in by_k.items() if e.low is not None and e.high is not None]
+        ends = [(k, 100 * e.low, 100 * e.high) for k, e in by_k.items() if e.low is not None and e.high is not None]
         if arm != BASE and len(ends) == len(by_k) > 1:
-            axes.fill_between(*zip(*ends, strict=True), color=colour, alpha=0.12, linewidth=0)
+            lows, highs = [low for _, low, _ in ends], [high for _, _, high in ends]
+            axes.fill_between(list(by_k), lows, highs, color=colour, alpha=0.12, linewidth=0)
     ks = sorted({k for by_k in found.values() for k in by_k})
     if len(ks) > 1:
         axes.set_xscale("log", base=2)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from dash_exp import comparison, figures
-from dash_exp.comparison import BASE, Target
+from dash_exp.comparison import BASE, Difference, Target
 from dash_exp.document import Block, Cell, Figure, Figures, Paragraph, Section, Table, Tabs
 from dash_exp.metrics import METRICS, PHASES
 from dash_exp.results import AXES, Results
-from dash_exp.words import percent, seconds, span, test_label
+from dash_exp.words import percent, seconds, span, test_label, unit
 
 # Beside the accuracies: what is drawn against each axis, and its title.
 CURVES = {
@@ -34,6 +35,21 @@ class Context:
     target: Target | None
     tests: list[str]
     looks: Mapping[str, figures.Style]
+
+    @cached_property
+    def against_baseline(self) -> dict[str, list[Difference]]:
+        """By test set. Computed once: they are resampled."""
+        return {test: comparison.differences(self.results, str(self.baseline), test) for test in self.tests}
+
+    @cached_property
+    def against_base(self) -> dict[str, list[Difference]]:
+        if self.baseline == BASE:
+            return self.against_baseline
+        return {test: comparison.differences(self.results, BASE, test) for test in self.tests}
+
+    @property
+    def baseline_name(self) -> str:
+        return "the base model" if self.baseline == BASE else str(self.baseline)
 
 
 def tradeoff(c: Context) -> list[Block]:
@@ -59,14 +75,12 @@ def differences(c: Context) -> list[Block]:
     """Differences to the baseline with both intervals, per test set."""
     drawn = []
     for test in c.tests:
-        found = [d for d in comparison.differences(c.results, str(c.baseline), test) if d.over_seeds is not None]
+        found = [d for d in c.against_baseline[test] if d.over_seeds is not None]
         if found:
             name = f"differences-{test}"
-            against = "the base model" if c.baseline == BASE else c.baseline
-            figures.differences(found, c.looks, f"accuracy {test_label(test)}", f"points against {against}", c.folder / name)
-            drawn.append(
-                Figure(name, f"Differences in accuracy {test_label(test)} with two intervals; the table has the numbers")
-            )
+            title, xlabel = f"accuracy {test_label(test)}", f"points against {c.baseline_name}"
+            figures.differences(found, c.looks, title, xlabel, c.folder / name)
+            drawn.append(Figure(name, f"Differences in accuracy {test_label(test)} with two intervals; numbers in the table"))
     return [Figures(drawn)] if drawn else []
 
 
@@ -88,7 +102,7 @@ def phases(c: Context) -> Section | None:
     alt = "Stacked bars of the mean seconds per phase of each arm; the table has the numbers"
     note = "Mean seconds over seeds, evaluation included; other is set-up and files."
     table = Table(["arm", *columns, "sum"], rows)
-    return Section("phases", "Where the time went", [Paragraph(note), Figures([Figure("phases", alt)]), table])
+    return Section("phases", "Time", "Where the time went", [Paragraph(note), Figures([Figure("phases", alt)]), table])
 
 
 def curves(c: Context) -> Section | None:
@@ -119,7 +133,7 @@ def curves(c: Context) -> Section | None:
         "A thick line is the mean over seeds, where all of them have values; thin lines are the seeds. Time and tokens of "
         "evaluation are in no axis."
     )
-    return Section("curves", "Training", [Paragraph(note), Tabs("axis", tabs)])
+    return Section("curves", "Curves", "Training curves", [Paragraph(note), Tabs("axis", tabs)])
 
 
 def pass_at_k(c: Context) -> Section | None:
@@ -144,7 +158,7 @@ def pass_at_k(c: Context) -> Section | None:
             *(
                 Cell("–")
                 if k not in by_k
-                else Cell(percent(by_k[k].value), "" if arm == BASE or by_k[k].low is None else span(by_k[k], percent))
+                else Cell(percent(by_k[k].value), "" if arm == BASE or by_k[k].low is None else span(unit(by_k[k]), percent))
                 for k in sorted(ks)
             ),
         ]
@@ -152,4 +166,4 @@ def pass_at_k(c: Context) -> Section | None:
     ]
     table = Table(["arm", "test set", *(f"pass@{k}, %" for k in sorted(ks))], cells, words=2)
     note = "The chance that one of k sampled completions is right (arXiv 2107.03374); means and intervals over seeds."
-    return Section("pass-at-k", "pass@k", [Paragraph(note), Figures(drawn), table])
+    return Section("pass-at-k", "pass@k", "pass@k before and after training", [Paragraph(note), Figures(drawn), table])

@@ -30,7 +30,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Change:
-    """The change of one quantity from the baseline to an arm, as a fraction of the baseline's. None: not reported, not measured."""
+    """The change of one quantity from the baseline to an arm, as a fraction of the baseline's. None: no such number."""
 
     arm: str
     method: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dash_exp import comparison, controls, figures, panels, paper, samples
@@ -12,7 +12,7 @@ from dash_exp.document import Block, Cell, Document, Items, Paragraph, Sample, S
 from dash_exp.panels import Context
 from dash_exp.results import AXES, STATUSES, Results
 from dash_exp.stats import Estimate
-from dash_exp.words import Show, percent, points, probability, relative, seconds, span, test_label, times, tokens, whole
+from dash_exp.words import Show, percent, points, probability, relative, seconds, span, test_label, times, tokens, unit, whole
 
 ALPHA = 0.05
 
@@ -30,8 +30,8 @@ def document(results: Results, folder: Path, baseline: str | None, target: float
         looks=looks,
     )
     figures.legend({arm: looks[arm] for arm in results.arms}, folder / "legend")
-    made_by = (summary, arms, against_baseline, time_to_target, panels.phases, panels.curves, panels.pass_at_k)
-    made_by += (against_paper, settings, completions, failures)
+    made_by: list[Callable[[Context], Section | None]] = [summary, arms, against_baseline, time_to_target]
+    made_by += [panels.phases, panels.curves, panels.pass_at_k, against_paper, settings, completions, failures]
     names = dict.fromkeys(str(cell.config["name"]) for cell in results.cells if cell.config.get("name"))
     return Document(
         title=", ".join(names) or "comparison",
@@ -47,19 +47,12 @@ def facts(c: Context) -> list[tuple[str, str]]:
     """What is said in the largest letters: how much of it is there."""
     count = {status: sum(cell.status == status for cell in c.results.cells) for status in STATUSES}
     seeds = {seed for arm in c.results.arms for seed in comparison.by_seed(c.results, arm)}
-    problems = [
-        f"{max(len(comparison.right(cell, test, 'final')) for cell in c.results.cells):,}"
-        for test in c.tests
-        if c.results.cells
-    ]
+    tested = [[len(comparison.right(cell, test, "final")) for cell in c.results.cells] for test in c.tests]
+    problems = " + ".join(f"{max(counts):,}" for counts in tested if counts)
     found = [("cells done", f"{count['done']} of {len(c.results.cells)}"), ("failed", str(count["failed"]))]
     found += [(status, str(count[status])) for status in ("stopped", "unfinished", "waiting") if count[status]]
-    return [
-        *found,
-        ("arms", str(len(c.results.arms))),
-        ("seeds", str(len(seeds))),
-        ("test problems", " + ".join(problems) or "-"),
-    ]
+    found += [("arms", str(len(c.results.arms))), ("seeds", str(len(seeds)))]
+    return [*found, ("test problems", problems)] if problems else found
 
 
 def summary(c: Context) -> Section:
@@ -69,7 +62,7 @@ def summary(c: Context) -> Section:
     blocks: list[Block] = [Items(items)] if items else [Paragraph("There are no cells.")]
     if warnings:
         blocks.append(Items([Cell(text) for text in warnings], warn=True))
-    return Section("summary", "Summary", [*blocks, *panels.tradeoff(c)])
+    return Section("summary", "Summary", "Summary", [*blocks, *panels.tradeoff(c)])
 
 
 def outcome(c: Context, arm: str) -> str:
@@ -80,15 +73,14 @@ def outcome(c: Context, arm: str) -> str:
     reached = f"{percent(final.value)}% {test_label(c.tests[0])}"
     if arm == c.baseline:
         return f"{reached}; the others are compared with it."
-    found = {d.arm: d for d in comparison.differences(c.results, str(c.baseline), c.tests[0])}[arm]
+    found = {d.arm: d for d in c.against_baseline[c.tests[0]]}[arm]
     if found.over_seeds is None:
         return f"{reached}; no seed is done in both this arm and {c.baseline}."
-    against = "the base model" if c.baseline == BASE else c.baseline
-    said = f"{reached}: {points(found.over_seeds.value)} points against {against} ({verdict(found)})"
+    said = f"{reached}: {points(found.over_seeds.value)} points against {c.baseline_name} ({verdict(found)})"
     ratio = None if c.baseline == BASE else comparison.time_ratio(c.results, arm, str(c.baseline))
     if ratio is not None:
         within = f" ({span(ratio, times)})" if ratio.low is not None else ""
-        said += f", in {times(ratio.value)} times its training time{within}"
+        said += f", with {times(ratio.value)} times the training time{within}"
     return f"{said}."
 
 
@@ -101,7 +93,7 @@ def verdict(d: Difference) -> str:
         return f"one seed{over}"
     within = f"{span(e, points)} over {e.n} seeds"
     if d.p_holm is None:
-        return f"{within}: every seed gave the same"
+        return f"{within}: every seed gave the same difference"
     if d.p_holm < ALPHA:
         return f"{within}: {'higher' if e.value > 0 else 'lower'}, p = {probability(d.p_holm)}"
     if e.low > 0 or e.high < 0:
@@ -109,11 +101,11 @@ def verdict(d: Difference) -> str:
     return f"{within}: no difference shown"
 
 
-def estimate(e: Estimate | None, show: Show = percent) -> Cell:
-    """A mean with its interval; a dash where there is none."""
+def accuracy(e: Estimate | None) -> Cell:
+    """A mean with its interval, cut at 0 and 100%, of which the t interval knows nothing; a dash where there is none."""
     if e is None:
         return Cell("–")
-    return Cell(show(e.value), "" if e.low is None else span(e, show))
+    return Cell(percent(e.value), "" if e.low is None or e.high is None else span(unit(e), percent))
 
 
 def arms(c: Context) -> Section:
@@ -121,24 +113,26 @@ def arms(c: Context) -> Section:
     header = ["arm", "seeds", *(f"{test_label(t)}, %" for t in c.tests), *(f"length {test_label(t)}" for t in c.tests)]
     header += ["training time", "tokens sampled", "tokens trained", "kept", "outer steps", "stopped by"]
     base = [Cell("base model", colour=c.looks[BASE][0]), Cell("")]
-    for key, show in [(f"accuracy/{t}", percent) for t in c.tests] + [
-        (f"eval/{t}/length/mean_tokens", tokens) for t in c.tests
-    ]:
+    keys = [(f"accuracy/{t}", percent) for t in c.tests] + [(f"eval/{t}/length/mean_tokens", tokens) for t in c.tests]
+    for key, show in keys:
         found = comparison.of_base(c.results, key)
         base.append(Cell("–" if found is None else show(found.value)))
     rows = [base + [Cell("")] * 6]
     for arm in c.results.arms:
         done = c.results.of_arm(arm)
         row = [Cell(arm, colour=c.looks[arm][0]), Cell(str(len(comparison.by_seed(c.results, arm))))]
-        row += [estimate(comparison.over_seeds(c.results, arm, f"accuracy/{t}/final")) for t in c.tests]
+        row += [accuracy(comparison.over_seeds(c.results, arm, f"accuracy/{t}/final")) for t in c.tests]
         row += [mean(c, arm, f"eval/{t}/length/mean_tokens/final", tokens) for t in c.tests]
         row.append(mean(c, arm, "time/elapsed_s", seconds))
         row += [mean(c, arm, key, whole) for key in ("tokens/sampled", "tokens/trained")]
         row += [mean(c, arm, "kept", lambda x: f"{percent(x)}%"), mean(c, arm, "steps", tokens)]
         stops = dict.fromkeys(str(cell.result.get("stopped_by") or "all steps taken").replace("_", " ") for cell in done)
         rows.append([*row, Cell(", ".join(stops) or "–")])
-    note = "Means over seeds, beside them the interval over seeds. Training time excludes evaluation; length is in tokens."
-    return Section("arms", "What each arm reached", [Paragraph(note), Table(header, rows)])
+    note = (
+        "Means over seeds; below an accuracy its interval over seeds, cut at 0 and 100. Training time excludes evaluation; "
+        "length is in tokens."
+    )
+    return Section("arms", "Arms", "What each arm reached", [Paragraph(note), Table(header, rows)])
 
 
 def mean(c: Context, arm: str, key: str, show: Show) -> Cell:
@@ -150,8 +144,7 @@ def against_baseline(c: Context) -> Section:
     """Paired differences with both intervals, and the same against the base model."""
     blocks: list[Block] = []
     if not c.tests or c.baseline is None:
-        return Section("differences", "Differences", [Paragraph("No cell has a final accuracy yet.")])
-    name = "the base model" if c.baseline == BASE else c.baseline
+        return Section("differences", "Differences", "Differences", [Paragraph("No cell has a final accuracy yet.")])
     blocks.append(
         Items(
             [
@@ -165,16 +158,23 @@ def against_baseline(c: Context) -> Section:
         blocks.append(Paragraph("With one seed there is no interval over seeds, no p and no smallest effect."))
     blocks += panels.differences(c)
     if c.baseline != BASE:
-        blocks.append(difference_table(c, c.baseline, f"Percentage points against {name}, same seed and same problems"))
+        blocks.append(
+            difference_table(c, c.against_baseline, f"Percentage points against {c.baseline}, same seed and same problems")
+        )
         blocks.append(ratio_table(c))
-    blocks.append(difference_table(c, BASE, "Percentage points against the base model"))
-    return Section("differences", f"Differences to {name}", [b for b in blocks if not isinstance(b, Table) or b.rows])
+    blocks.append(difference_table(c, c.against_base, "Percentage points against the base model"))
+    return Section(
+        "differences",
+        "Differences",
+        f"Differences to {c.baseline_name}",
+        [b for b in blocks if not isinstance(b, Table) or b.rows],
+    )
 
 
-def difference_table(c: Context, baseline: str, caption: str) -> Table:
+def difference_table(c: Context, by_test: Mapping[str, list[Difference]], caption: str) -> Table:
     header = ["arm", "test set", "seeds", "difference", "over seeds", "p (Holm)", "over problems", "smallest effect"]
     rows = []
-    for d in [d for test in c.tests for d in comparison.differences(c.results, baseline, test)]:
+    for d in [d for found in by_test.values() for d in found]:
         e, of_problems = d.over_seeds, d.over_problems
         row = [Cell(d.arm, colour=c.looks[d.arm][0]), Cell(test_label(d.test))]
         if e is None:
@@ -201,23 +201,23 @@ def time_to_target(c: Context) -> Section:
     """The first evaluation at or above the target accuracy."""
     title = "Time to a target accuracy"
     if c.target is None:
-        return Section(
-            "target", title, [Paragraph("No target: none was given, and the baseline does not exceed the base model.")]
+        said = (
+            "There is no target: none was given, and none can be derived from a baseline that does not exceed the base model."
         )
+        return Section("target", "Target", title, [Paragraph(said)])
     rows = []
     for arm in c.results.arms:
         found = comparison.reach(c.results, arm, c.target.value)
-        shown = [_late(found.median[axis], seconds if axis == "seconds" else whole) for axis in AXES]
+        never = "not by half" if found.reached else "not reached"
+        shown = [
+            (seconds if axis == "seconds" else whole)(at) if math.isfinite(at := found.median[axis]) else never for axis in AXES
+        ]
         rows.append([Cell(arm, colour=c.looks[arm][0]), Cell(f"{found.reached} of {found.n} seeds"), *map(Cell, shown)])
     note = (
         f"Target: {percent(c.target.value)}% in distribution, {c.target.why}. The first evaluation at or above it; the median "
         "over seeds, in which a seed that never gets there counts as infinitely late."
     )
-    return Section("target", title, [Paragraph(note), Table(["arm", "reached by", *AXES.values()], rows, words=1)])
-
-
-def _late(value: float, show: Show) -> str:
-    return show(value) if math.isfinite(value) else "not reached"
+    return Section("target", "Target", title, [Paragraph(note), Table(["arm", "reached by", *AXES.values()], rows, words=1)])
 
 
 def against_paper(c: Context) -> Section | None:
@@ -229,7 +229,7 @@ def against_paper(c: Context) -> Section | None:
     found = paper.changes(c.results, c.baseline)
     if not found:
         said = f"The baseline {c.baseline} is not among the methods of the study, so no change can be set beside the paper's."
-        return Section("paper", title, [Paragraph(said)])
+        return Section("paper", "Paper", title, [Paragraph(said)])
     sizes = list(dict.fromkeys(size for change in found for size in change.by_model))
     header = ["arm", "in the paper", "quantity", *(f"paper, {size}" for size in sizes), "here"]
     rows = [
@@ -248,7 +248,7 @@ def against_paper(c: Context) -> Section | None:
         f"{f' ({setting})' if setting else ''}, and here. The set-ups differ in model, data and hardware, so only directions "
         "and rough sizes compare."
     )
-    return Section("paper", title, [Paragraph(note), Table(header, rows, words=3)])
+    return Section("paper", "Paper", title, [Paragraph(note), Table(header, rows, words=3)])
 
 
 def settings(c: Context) -> Section:
@@ -261,7 +261,7 @@ def settings(c: Context) -> Section:
     warned = [Cell(text) for text in controls.unexplained(c.results)]
     blocks: list[Block] = [Paragraph(note), *([Items(warned, warn=True)] if warned else [])]
     table = Table(["setting", *c.results.arms], rows, words=1 + len(c.results.arms))
-    return Section("settings", "What differed between the arms", [*blocks, *([table] if rows else [])])
+    return Section("settings", "Settings", "What differed between the arms", [*blocks, *([table] if rows else [])])
 
 
 def completions(c: Context) -> Section:
@@ -269,7 +269,7 @@ def completions(c: Context) -> Section:
     seed, step, chosen = samples.choose(c.results)
     title = "Sample completions"
     if not chosen:
-        return Section("samples", title, [Paragraph("The arms kept no completions of the same problem.")])
+        return Section("samples", "Samples", title, [Paragraph("The arms kept no completions of the same problem.")])
     blocks: list[Block] = [Paragraph(f"Of outer step {step}, the last that all arms kept, with seed {seed}.")]
     for of_arm in chosen.values():
         first = next(iter(of_arm.values()))[0]
@@ -279,7 +279,7 @@ def completions(c: Context) -> Section:
             for record in records
         ]
         blocks.append(Samples(str(first.get("prompt", "")), str(first.get("answer", "")), each))
-    return Section("samples", title, blocks)
+    return Section("samples", "Samples", title, blocks)
 
 
 def _sample_facts(record: samples.Record) -> str:
@@ -303,4 +303,4 @@ def failures(c: Context) -> Section:
         if cell.status != "done"
     ]
     block: Block = Table(["arm", "seed", "status", "reason"], rows, words=4) if rows else Paragraph("Every cell is done.")
-    return Section("failures", "Cells that are not done", [block])
+    return Section("failures", "Not done", "Cells that are not done", [block])

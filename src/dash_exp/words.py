@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from dash_exp.progress import duration
 from dash_exp.stats import Estimate
@@ -55,6 +56,12 @@ def probability(p: float | None) -> str:
 def test_label(test: str) -> str:
     """`in_dist -> "in distribution"`; other test sets have their names."""
     return TEST_LABELS.get(test, test)
+
+
+def unit(e: Estimate) -> Estimate:
+    """An interval of a fraction, cut at 0 and 1."""
+    cut = [None if end is None else min(1.0, max(0.0, end)) for end in (e.low, e.high)]
+    return replace(e, low=cut[0], high=cut[1])
 
 
 def span(e: Estimate | None, show: Show) -> str:
