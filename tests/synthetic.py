@@ -63,7 +63,9 @@ def write_cell(
     ]
     file = folder / "completions" / f"step_{len(curve) - 1:05d}.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "result.json").write_text(json.dumps(finished(base, finals, seconds, len(curve) - 1, status) | dict(result or {})))
+    (folder / "result.json").write_text(
+        json.dumps(finished(base, finals, seconds, len(curve) - 1, status) | dict(result or {}))
+    )
     return folder
 
 

@@ -64,16 +64,20 @@ def within(count: int, rate: float, repeats: int = REPEATS) -> bool:
     return low <= count <= high
 
 
-@pytest.mark.parametrize("true", [0.0, 0.05])
-def test_the_interval_over_seeds_covers_the_effect_of_training(true):
-    """Fixed problems; each seed's training moves the accuracy by chance, in both arms."""
+@pytest.mark.parametrize("gain", [0.0, 0.05])
+def test_the_interval_over_seeds_covers_the_effect_of_training(gain):
+    """The same 150 problems in every study; the training of each seed and arm shifts how many of them are right."""
     rng = np.random.default_rng(1)
-    covered = 0
+    ease_P = rng.uniform(0.2, 0.7, 150)
+    covered = of_problems = 0
     for _ in range(REPEATS):
-        differences = true + rng.normal(0, 0.02, 4) - rng.normal(0, 0.02, 4)
-        e = stats.mean_interval(differences)
-        covered += e.low <= true <= e.high
+        shifts = {arm: rng.normal(effect, 0.03, (4, 1)) for arm, effect in (("grpo", 0.0), ("dash", gain))}
+        rights = {arm: (rng.random((4, 150)) < ease_P + shift_S1).astype(int) for arm, shift_S1 in shifts.items()}
+        d = comparison.difference(in_memory(rights), "dash", "grpo", "in_dist")
+        covered += d.over_seeds.low <= gain <= d.over_seeds.high
+        of_problems += d.over_problems.low <= gain <= d.over_problems.high
     assert within(covered, 0.95), covered
+    assert not within(of_problems, 0.95), "it does not know of other seeds, which is why there are two intervals"
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.1])
@@ -84,7 +88,9 @@ def test_the_interval_over_problems_covers_the_difference_on_all_problems(gain):
     for _ in range(REPEATS):
         ease_P = rng.uniform(0, 1 - gain, 150)
         rights = {"grpo": rng.random((2, 150)) < ease_P, "dash": rng.random((2, 150)) < ease_P + gain}
-        d = comparison.difference(in_memory({arm: right.astype(int) for arm, right in rights.items()}), "dash", "grpo", "in_dist")
+        d = comparison.difference(
+            in_memory({arm: right.astype(int) for arm, right in rights.items()}), "dash", "grpo", "in_dist"
+        )
         e = d.over_problems
         covered += e.low <= gain <= e.high
         # as if the 300 (problem, seed) pairs were independent of each other and of the arms

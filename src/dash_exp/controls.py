@@ -122,18 +122,31 @@ def unexplained(results: Results) -> list[str]:
     said = []
     extra = {key: by_arm for key, by_arm in differs.items() if key not in known and not under(key, parents)}
     for key, by_arm in extra.items():
-        values = "; ".join(f"{arm}: {value}" for arm, value in by_arm.items())
-        said.append(f"More differs than was swept: {key} ({values}). The comparison is not of the swept settings alone.")
+        said.append(
+            f"More differs than was swept: {key} ({by_value(by_arm)}). The comparison is not of the swept settings alone."
+        )
     if untried:
         said.append(f"What the swept settings change could not be checked for {'; '.join(untried)}.")
     return said
+
+
+def by_value(of_arm: Mapping[str, str]) -> str:
+    """`{"dash": "5", "grpo": "1", "rloo": "1", "no_gf": "1"} -> "5 in dash; 1 in all others"`"""
+    arms: dict[str, list[str]] = {}
+    for arm, value in of_arm.items():
+        if value:
+            arms.setdefault(value, []).append(arm)
+    in_order = sorted(arms.items(), key=lambda item: len(item[1]))
+    rest = len(in_order) > 1 and len(in_order[-1][1]) > 2
+    words = [f"{value} in {', '.join(names)}" for value, names in (in_order[:-1] if rest else in_order)]
+    return "; ".join([*words, *([f"{in_order[-1][0]} in all others"] if rest else [])])
 
 
 def _sizes(results: Results) -> list[str]:
     groups = {"parameters": "model", "train_problems": "data"}
     differs, keys = sizes(results), differing(results)
     return [
-        f"{size} differs between cells ({'; '.join(f'{a}: {v}' for a, v in differs[size].items() if v)}), "
+        f"{size} differs between cells ({by_value(differs[size])}), "
         f"with the same {group} settings: files have changed between runs."
         for size, group in groups.items()
         if size in differs and not any(under(key, [group]) for key in keys)
@@ -176,7 +189,7 @@ def _seeds(results: Results) -> list[str]:
         said.append(f"{len(undone)} of {len(results.cells)} cells are not done; only done cells are in the numbers.")
     seeds = {arm: list(comparison.by_seed(results, arm)) for arm in results.arms}
     if len({tuple(found) for found in seeds.values()}) > 1:
-        words = "; ".join(f"{arm}: {', '.join(map(str, found)) or 'none'}" for arm, found in seeds.items())
+        words = by_value({arm: ", ".join(map(str, found)) or "none" for arm, found in seeds.items()})
         said.append(f"The arms have different seeds done ({words}). Differences use the seeds that both arms have.")
     if max((len(found) for found in seeds.values()), default=0) == 1:
         said.append("One seed: nothing here says how much another seed would have changed.")

@@ -1,7 +1,7 @@
 """The figures of a comparison, each as SVG and PNG. Small, one panel a file, so that a page can lay them out for its width.
 
 An arm has the same colour and line in every figure. The baseline is dark grey, the base model light grey; the other colours
-are those of Okabe and Ito, which colour-blind readers can tell apart.
+are those of Okabe and Ito (the last one of Tol), which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dash_exp.comparison import BASE, Curve, Difference
 from dash_exp.plots import PHASE_COLOURS
 from dash_exp.stats import Estimate
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 BASELINE, BASE_MODEL, OTHER = "#333333", "#999999", "#e5e5e5"
 WIDTH_IN = 4.2
 RC: Any = {
@@ -32,8 +32,6 @@ RC: Any = {
     "grid.color": "#e8e8e8",
     "xtick.color": "#555555",
     "ytick.color": "#555555",
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
     "legend.frameon": False,
     "svg.hashsalt": "dash_exp",  # the same figure gives the same file
     "figure.dpi": 100,
@@ -42,6 +40,7 @@ RC: Any = {
 Dash = Literal["-", "--", ":"]
 Style = tuple[str, Dash]  # a colour and a line style
 DASHES: tuple[Dash, ...] = ("-", "--", ":")
+MARKERS: dict[Dash, str] = {"-": "o", "--": "s", ":": "^"}
 
 
 def counts(value: float, position: float | None = None) -> str:
@@ -65,6 +64,12 @@ def canvas(height_in: float) -> tuple[Canvas, Axes]:
     with rc_context(RC):
         figure = Canvas(figsize=(WIDTH_IN, height_in), layout="constrained")  # not pyplot: a notebook keeps its backend
         return figure, figure.subplots()
+
+
+def named(axes: Axes, title: str, xlabel: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10, color="#1f2328")
+    axes.set_xlabel(xlabel, color="#555555")
+    axes.set_axisbelow(True)
 
 
 def save(figure: Canvas, path: Path) -> None:
@@ -95,7 +100,7 @@ def curves(found: Sequence[Curve], looks: Mapping[str, Style], title: str, xlabe
         if line.mean is not None:
             x, y = line.mean
             axes.plot(x, scale * y, color=colour, linestyle=dash, linewidth=1.8, marker="o" if len(x) < 12 else None, ms=3)
-    axes.set(title=title, xlabel=xlabel)
+    named(axes, title, xlabel)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axes.xaxis.set_major_formatter(counts)
     save(figure, path)
@@ -105,11 +110,12 @@ def differences(found: Sequence[Difference], looks: Mapping[str, Style], title: 
     """Two intervals per arm: over seeds (thick) and over problems (thin, hollow)."""
     figure, axes = canvas(0.45 * len(found) + 1.3)
     for row, d in enumerate(reversed(found)):
-        colour = looks[d.arm][0]
-        _interval(axes, d.over_seeds, row + 0.13, colour, width=2.4, face=colour)
-        _interval(axes, d.over_problems, row - 0.13, colour, width=1.0, face="white")
+        look = looks[d.arm]
+        _interval(axes, d.over_seeds, row + 0.13, look, width=2.4, face=look[0])
+        _interval(axes, d.over_problems, row - 0.13, look, width=1.0, face="white")
     axes.axvline(0, color="#888888", linewidth=1)
-    axes.set(title=title, xlabel=xlabel, ylim=(-0.6, len(found) - 0.4))
+    named(axes, title, xlabel)
+    axes.set(ylim=(-0.6, len(found) - 0.4))
     axes.set_yticks(range(len(found)), [d.arm for d in reversed(found)])
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
@@ -121,13 +127,14 @@ def differences(found: Sequence[Difference], looks: Mapping[str, Style], title: 
     save(figure, path)
 
 
-def _interval(axes: Axes, e: Estimate | None, y: float, colour: str, width: float, face: str) -> None:
+def _interval(axes: Axes, e: Estimate | None, y: float, look: Style, width: float, face: str) -> None:
     """A point in percent with its interval; an interval without ends is the point alone."""
     if e is None:
         return
+    colour, dash = look
     if e.low is not None and e.high is not None:
         axes.plot([100 * e.low, 100 * e.high], [y, y], color=colour, linewidth=width, solid_capstyle="butt")
-    axes.plot([100 * e.value], [y], "o", color=colour, ms=5, markerfacecolor=face)
+    axes.plot([100 * e.value], [y], MARKERS[dash], color=colour, ms=5, markerfacecolor=face)
 
 
 def tradeoff(
@@ -140,11 +147,12 @@ def tradeoff(
         place: Any = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "color": "#777777"}
         axes.annotate("base model", (0.99, 100 * base), size=8, **place)
     for arm, (seconds, e) in points.items():
-        colour = looks[arm][0]
+        colour, dash = looks[arm]
         if e.low is not None and e.high is not None:
             axes.plot([seconds] * 2, [100 * max(0.0, e.low), 100 * min(1.0, e.high)], color=colour, linewidth=1.4)
-        axes.plot([seconds], [100 * e.value], "o", color=colour, ms=7, alpha=0.85)
-    axes.set(title=title, xlabel="seconds of training (mean over seeds)")
+        axes.plot([seconds], [100 * e.value], MARKERS[dash], color=colour, ms=7, alpha=0.85)
+    named(axes, title, "seconds of training (mean over seeds)
+    axes.set()")
     axes.set_xlim(0, 1.12 * max(seconds for seconds, _ in points.values()) or 1)
     axes.xaxis.set_major_formatter(counts)
     save(figure, path)
@@ -159,7 +167,8 @@ def time_by_phase(seconds: Mapping[str, Mapping[str, float]], title: str, path: 
         width = [seconds[arm].get(phase, 0.0) for arm in arms]
         axes.barh(arms, width, left=left, color=colour, label=phase, height=0.62)
         left = [a + b for a, b in zip(left, width, strict=True)]
-    axes.set(title=title, xlabel="seconds (mean over seeds)")
+    named(axes, title, "seconds (mean over seeds)
+    axes.set()")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(counts)
@@ -182,5 +191,5 @@ def pass_at_k(found: Mapping[str, Mapping[int, Estimate]], looks: Mapping[str, S
         axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.minorticks_off()
-    axes.set(title=title, xlabel="k")
+    named(axes, title, "k")
     save(figure, path)

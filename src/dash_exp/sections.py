@@ -110,8 +110,8 @@ def accuracy(e: Estimate | None) -> Cell:
 
 def arms(c: Context) -> Section:
     """What each arm reached and used."""
-    header = ["arm", "seeds", *(f"{test_label(t)}, %" for t in c.tests), *(f"length {test_label(t)}" for t in c.tests)]
-    header += ["training time", "tokens sampled", "tokens trained", "kept", "outer steps", "stopped by"]
+    header = ["arm", "seeds", *(f"{test_label(t)}, %" for t in c.tests), *(f"length, {test_label(t)}" for t in c.tests)]
+    header += ["training time", "tokens sampled", "tokens trained", "kept", "outer steps", "ended by"]
     base = [Cell("base model", colour=c.looks[BASE][0]), Cell("")]
     keys = [(f"accuracy/{t}", percent) for t in c.tests] + [(f"eval/{t}/length/mean_tokens", tokens) for t in c.tests]
     for key, show in keys:
@@ -126,7 +126,7 @@ def arms(c: Context) -> Section:
         row.append(mean(c, arm, "time/elapsed_s", seconds))
         row += [mean(c, arm, key, whole) for key in ("tokens/sampled", "tokens/trained")]
         row += [mean(c, arm, "kept", lambda x: f"{percent(x)}%"), mean(c, arm, "steps", tokens)]
-        stops = dict.fromkeys(str(cell.result.get("stopped_by") or "all steps taken").replace("_", " ") for cell in done)
+        stops = dict.fromkeys(str(cell.result.get("stopped_by") or "all steps").replace("_", " ") for cell in done)
         rows.append([*row, Cell(", ".join(stops) or "–")])
     note = (
         "Means over seeds; below an accuracy its interval over seeds, cut at 0 and 100. Training time excludes evaluation; "
@@ -166,7 +166,7 @@ def against_baseline(c: Context) -> Section:
     return Section(
         "differences",
         "Differences",
-        f"Differences to {c.baseline_name}",
+        f"Differences from {c.baseline_name}",
         [b for b in blocks if not isinstance(b, Table) or b.rows],
     )
 
