@@ -93,7 +93,6 @@ def test_the_interval_over_problems_covers_the_difference_on_all_problems(gain):
         )
         e = d.over_problems
         covered += e.low <= gain <= e.high
-        # as if the 300 (problem, seed) pairs were independent of each other and of the arms
         too_narrow += abs(e.value - gain) <= 0.25 * (e.high - e.low)
     assert within(covered, 0.95), covered
     assert not within(too_narrow, 0.95), "an interval half as wide has to fail this test"

@@ -47,6 +47,20 @@ def differing(results: Results) -> dict[str, dict[str, str]]:
     }
 
 
+def folded(differs: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """For readers: of a part that some arms have and others do not, only what it is. `_partial_` says nothing."""
+    parents = [key for key in differs if any(other.startswith(f"{key}.") for other in differs)]
+    shown = {key: dict(v) for key, v in differs.items() if not key.endswith("_partial_") and not _below(key, parents)}
+    for parent in set(parents) & set(shown):
+        parts = differs.get(f"{parent}._target_", {})
+        shown[parent] |= {arm: parts.get(arm, "set") for arm, value in shown[parent].items() if value == "-"}
+    return shown
+
+
+def _below(key: str, parents: Iterable[str]) -> bool:
+    return any(key.startswith(f"{parent}.") for parent in parents)
+
+
 def _shown(config: Flat, key: str) -> str:
     if key not in config:
         return "-"

@@ -35,10 +35,10 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Items:
-    """A list; `warn` sets it apart. An item may have the colour of an arm and a term that it is about."""
+    """A list; `warn` sets it apart under that title. An item may have the colour of an arm and a term that it is about."""
 
     items: Sequence[Cell]
-    warn: bool = False
+    warn: str = ""
     kind: str = "items"
 
 
@@ -78,12 +78,11 @@ class Tabs:
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion of an arm."""
+    """Completions of an arm: what came of each, and its text."""
 
     arm: str
     colour: str
-    facts: str
-    completion: str
+    completions: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def _block(block: Block) -> str:
             return _inline(block.text)
         case Items():
             lines = [f"- {f'**{_inline(i.text)}** ' if i.detail else _inline(i.text)}{_inline(i.detail)}" for i in block.items]
-            return "\n".join(["**Read this first:**\n", *lines] if block.warn else lines)
+            return "\n".join([f"**{block.warn}:**\n", *lines] if block.warn else lines)
         case Table():
             aligned = ["---" if i < block.words else "---:" for i in range(len(block.header))]
             rows = [[_inline(name) for name in block.header], aligned, *([_cell(c) for c in row] for row in block.rows)]
@@ -169,7 +168,7 @@ def _block(block: Block) -> str:
             return "\n\n".join(f"**Against {label}** {_inline(note)}\n\n{_images(figs)}" for label, figs, note in block.tabs)
         case Samples():
             head = f"Problem (answer {_inline(block.answer)}):\n\n{_indented(block.problem)}"
-            each = [f"{_inline(s.arm)}: {_inline(s.facts)}\n\n{_indented(s.completion)}" for s in block.samples]
+            each = [f"{_inline(f'{s.arm}: {facts}')}\n\n{_indented(t)}" for s in block.samples for facts, t in s.completions]
             return "\n\n".join([head, *each])
 
 

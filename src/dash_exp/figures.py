@@ -151,8 +151,7 @@ def tradeoff(
         if e.low is not None and e.high is not None:
             axes.plot([seconds] * 2, [100 * max(0.0, e.low), 100 * min(1.0, e.high)], color=colour, linewidth=1.4)
         axes.plot([seconds], [100 * e.value], MARKERS[dash], color=colour, ms=7, alpha=0.85)
-    named(axes, title, "seconds of training (mean over seeds)
-    axes.set()")
+    named(axes, title, "seconds of training (mean over seeds)")
     axes.set_xlim(0, 1.12 * max(seconds for seconds, _ in points.values()) or 1)
     axes.xaxis.set_major_formatter(counts)
     save(figure, path)
@@ -167,8 +166,7 @@ def time_by_phase(seconds: Mapping[str, Mapping[str, float]], title: str, path: 
         width = [seconds[arm].get(phase, 0.0) for arm in arms]
         axes.barh(arms, width, left=left, color=colour, label=phase, height=0.62)
         left = [a + b for a, b in zip(left, width, strict=True)]
-    named(axes, title, "seconds (mean over seeds)
-    axes.set()")
+    named(axes, title, "seconds (mean over seeds)")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(counts)

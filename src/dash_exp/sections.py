@@ -61,7 +61,7 @@ def summary(c: Context) -> Section:
     warnings = controls.warnings(c.results)
     blocks: list[Block] = [Items(items)] if items else [Paragraph("There are no cells.")]
     if warnings:
-        blocks.append(Items([Cell(text) for text in warnings], warn=True))
+        blocks.append(Items([Cell(text) for text in warnings], warn="Read this first"))
     return Section("summary", "Summary", "Summary", [*blocks, *panels.tradeoff(c)])
 
 
@@ -163,12 +163,12 @@ def against_baseline(c: Context) -> Section:
         )
         blocks.append(ratio_table(c))
     blocks.append(difference_table(c, c.against_base, "Percentage points against the base model"))
-    return Section(
-        "differences",
-        "Differences",
-        f"Differences from {c.baseline_name}",
-        [b for b in blocks if not isinstance(b, Table) or b.rows],
-    )
+    found = [d.over_seeds for by_test in (c.against_baseline, c.against_base) for of_test in by_test.values() for d in of_test]
+    if any(e is not None and e.low is not None and e.low == e.high for e in found):
+        said = "An interval of no width: every seed gave the very same difference. So few seeds do not make that certain."
+        blocks.append(Paragraph(said))
+    kept = [block for block in blocks if not isinstance(block, Table) or block.rows]
+    return Section("differences", "Differences", f"Differences from {c.baseline_name}", kept)
 
 
 def difference_table(c: Context, by_test: Mapping[str, list[Difference]], caption: str) -> Table:
@@ -255,11 +255,15 @@ def settings(c: Context) -> Section:
     """What differed between the arms' resolved configurations, and the derived sizes."""
     differs = controls.differing(c.results)
     sizes = {f"size: {key}": by_arm for key, by_arm in controls.sizes(c.results).items()}
-    rows = [[Cell(key), *(Cell(by_arm.get(arm, "–")) for arm in c.results.arms)] for key, by_arm in (differs | sizes).items()]
+    shown = controls.folded(differs) | sizes
+    rows = [
+        [Cell(key), *(Cell(by_arm.get(arm, "–").replace("dash_exp.", "")) for arm in c.results.arms)]
+        for key, by_arm in shown.items()
+    ]
     swept = ", ".join(c.results.swept) or "nothing"
     note = f"Swept: {swept}. These settings and derived sizes differ between cells; all others are the same."
     warned = [Cell(text) for text in controls.unexplained(c.results)]
-    blocks: list[Block] = [Paragraph(note), *([Items(warned, warn=True)] if warned else [])]
+    blocks: list[Block] = [Paragraph(note), *([Items(warned, warn="Not only what was swept")] if warned else [])]
     table = Table(["setting", *c.results.arms], rows, words=1 + len(c.results.arms))
     return Section("settings", "Settings", "What differed between the arms", [*blocks, *([table] if rows else [])])
 
@@ -274,15 +278,14 @@ def completions(c: Context) -> Section:
     for of_arm in chosen.values():
         first = next(iter(of_arm.values()))[0]
         each = [
-            Sample(arm, c.looks[arm][0], _sample_facts(record), samples.shortened(str(record.get("completion", ""))))
+            Sample(arm, c.looks[arm][0], [(sample_facts(r), samples.shortened(str(r.get("completion", "")))) for r in records])
             for arm, records in of_arm.items()
-            for record in records
         ]
         blocks.append(Samples(str(first.get("prompt", "")), str(first.get("answer", "")), each))
     return Section("samples", "Samples", title, blocks)
 
 
-def _sample_facts(record: samples.Record) -> str:
+def sample_facts(record: samples.Record) -> str:
     reward, advantage = record.get("reward"), record.get("advantage")
     said = [f"reward {reward:.2f}" if isinstance(reward, int | float) else "no reward"]
     said += [f"advantage {advantage:+.2f}".replace("-", "−")] if isinstance(advantage, int | float) else []
