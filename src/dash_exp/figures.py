@@ -76,6 +76,7 @@ def save(figure: Canvas, path: Path) -> None:
     """`path` with .svg and .png."""
     with rc_context(RC):
         figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None}, transparent=True)
+        figure.set_layout_engine("none")  # as the first file has it: laying out is most of the time
         figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
 
 
