@@ -245,8 +245,9 @@ def curve(results: Results, arm: str, metric: str, axis: str) -> Curve | None:
 def _points(cell: Cell, metric: str, axis: str) -> Points | None:
     if metric not in cell.metrics or axis not in cell.metrics:
         return None
-    rows = cell.metrics[[axis, metric]].dropna()
-    x, y = rows[axis].to_numpy(float), rows[metric].to_numpy(float)
+    x, y = cell.metrics[axis].to_numpy(float), cell.metrics[metric].to_numpy(float)
+    measured = np.isfinite(x) & np.isfinite(y)
+    x, y = x[measured], y[measured]
     return (x, y) if len(x) and (len(x) == 1 or x[-1] > x[0]) else None
 
 

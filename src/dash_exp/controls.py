@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -80,17 +81,22 @@ def explained(results: Results) -> tuple[set[str], list[str]]:
     if not tried:
         return keys, untried
     try:
-        default = flat(cli.settings())
+        default = _composed()
     except Exception as error:  # a report must come out whatever became of the checkout since
         return keys, [f"the configuration of this checkout ({_first_line(error)})"]
     for override in tried:
         try:
-            changed = flat(cli.settings([override]))
+            changed = _composed(override)
         except Exception as error:
             untried.append(f"{override} ({_first_line(error)})")
             continue
         keys |= {key for key in default.keys() | changed.keys() if _shown(default, key) != _shown(changed, key)}
     return keys, untried
+
+
+@functools.lru_cache(maxsize=256)
+def _composed(*overrides: str) -> Flat:
+    return flat(cli.settings(overrides))
 
 
 def _values(results: Results, key: str) -> list[str]:

@@ -57,7 +57,7 @@ def p_value(differences: ArrayLike) -> float | None:
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's correction (1979) over those that are not None; they keep their places."""
     defined = [p for p in p_values if p is not None]
-    corrected = iter(multipletests(defined, method="holm")[1] if defined else [])
+    corrected = iter(multipletests(defined, method="holm")[1] if len(defined) > 1 else defined)
     return [None if p is None else float(next(corrected)) for p in p_values]
 
 
