@@ -66,13 +66,13 @@ def within(count: int, rate: float, repeats: int = REPEATS) -> bool:
 
 @pytest.mark.parametrize("gain", [0.0, 0.05])
 def test_the_interval_over_seeds_covers_the_effect_of_training(gain):
-    """The same 150 problems in every study; the training of each seed and arm shifts how many of them are right."""
+    """The same 100 problems in every study; the training of each seed and arm shifts how many of them are right."""
     rng = np.random.default_rng(1)
-    ease_P = rng.uniform(0.3, 0.6, 150)
+    ease_P = rng.uniform(0.3, 0.6, 100)
     covered = of_problems = 0
     for _ in range(REPEATS):
         shifts = {arm: rng.normal(effect, 0.08, (4, 1)) for arm, effect in (("grpo", 0.0), ("dash", gain))}
-        rights = {arm: (rng.random((4, 150)) < ease_P + shift_S1).astype(int) for arm, shift_S1 in shifts.items()}
+        rights = {arm: (rng.random((4, 100)) < ease_P + shift_S1).astype(int) for arm, shift_S1 in shifts.items()}
         d = comparison.difference(in_memory(rights), "dash", "grpo", "in_dist")
         covered += d.over_seeds.low <= gain <= d.over_seeds.high
         of_problems += d.over_problems.low <= gain <= d.over_problems.high
@@ -86,8 +86,8 @@ def test_the_interval_over_problems_covers_the_difference_on_all_problems(gain):
     rng = np.random.default_rng(2)
     covered = too_narrow = 0
     for _ in range(REPEATS):
-        ease_P = rng.uniform(0, 1 - gain, 150)
-        rights = {"grpo": rng.random((2, 150)) < ease_P, "dash": rng.random((2, 150)) < ease_P + gain}
+        ease_P = rng.uniform(0, 1 - gain, 100)
+        rights = {"grpo": rng.random((2, 100)) < ease_P, "dash": rng.random((2, 100)) < ease_P + gain}
         d = comparison.difference(
             in_memory({arm: right.astype(int) for arm, right in rights.items()}), "dash", "grpo", "in_dist"
         )
