@@ -189,6 +189,23 @@ def test_the_table_of_the_paper_is_whole():
     assert sorted(set(table["table"])) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_sweep_over_models_has_a_base_model_for_each_arm(tmp_path):
+    for model, base in (("tiny", (1, 0, 0, 0)), ("tiny_random", (0, 0, 0, 0))):
+        write_cell(tmp_path / model, [f"model={model}", "seed=0"], base=base)
+    document = made(tmp_path)
+    shown = rows(document, "arms")
+    assert shown["base model of model=tiny"][1:3] == ["25.0", "25.0"]
+    assert shown["base model of model=tiny_random"][1:3] == ["0.0", "0.0"]
+    assert "base model's accuracy" not in texts(document, "summary")
+    # each against the model that it started from: 0.75 - 0.25, 0.75 - 0
+    assert [d.over_seeds.value for d in comparison.differences(load([tmp_path]), BASE, "in_dist")] == [0.5, 0.75]
+
+
+def test_phases_that_overlapped(tmp_path):
+    write_cell(tmp_path / "a", ["algo=dash", "seed=0"], result={"time/sample_s": 90.0, "time/update_s": 90.0})
+    assert "Sampling and training overlapped in dash" in texts(made(tmp_path), "phases")
+
+
 # --- what is missing ---------------------------------------------------------------------------------------------------
 
 
@@ -331,7 +348,7 @@ def test_completions_side_by_side_and_harmless(tmp_path):
         write_cell(tmp_path / algo, [f"algo={algo}", "seed=0"], completion=hostile)
     document = made(tmp_path)
     samples = next(b for b in section(document, "samples").blocks if isinstance(b, Samples))
-    assert [s.arm for s in samples.samples] == ["dash", "grpo"]
+    assert [s.arm.text for s in samples.samples] == ["dash", "grpo"]
     assert [facts for facts, _ in samples.samples[0].completions] == [
         "reward 1.00, advantage +0.50, kept",
         "reward 0.00, advantage −0.05, dropped",

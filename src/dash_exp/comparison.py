@@ -55,10 +55,21 @@ def over_seeds(results: Results, arm: str, key: str) -> Estimate | None:
     return stats.mean_interval(list(per_seed(results, arm, key).values()))
 
 
-def of_base(results: Results, key: str) -> Estimate | None:
-    """The mean over all cells that measured it, of what `result.json` says of the base model (`KEY/base`)."""
-    found = [value for cell in results.cells if (value := _number(cell, f"{key}/base")) is not None]
-    return stats.mean_interval(found)
+def of_base(results: Results, key: str, arm: str | None = None) -> Estimate | None:
+    """What `result.json` says of the base model (`KEY/base`): its mean over all cells, or over those of an arm.
+
+    None where the arms are asked together and started from different models.
+    """
+    if arm is None and several_models(results):
+        return None
+    cells = results.cells if arm is None else results.of_arm(arm, None)
+    return stats.mean_interval([value for cell in cells if (value := _number(cell, f"{key}/base")) is not None])
+
+
+def several_models(results: Results) -> bool:
+    """Whether the cells started from more than one model, as in a sweep over its size."""
+    models = (cell.config["model"] for cell in results.cells if cell.config.get("model"))
+    return len({(str(model.get("path")), str(model.get("architecture"))) for model in models}) > 1
 
 
 def _number(cell: Cell, key: str) -> float | None:
@@ -192,7 +203,6 @@ def choose_target(results: Results, baseline: str | None, wanted: float | None) 
         return Target(wanted, "as given on the command line")
     if results.study.get("target") is not None:
         return Target(float(results.study["target"]), "as the sweep gives it")
-    base = of_base(results, "accuracy/in_dist")
     finals = {arm: over_seeds(results, arm, "accuracy/in_dist/final") for arm in results.arms}
     known = {arm: e.value for arm, e in finals.items() if e is not None}
     if baseline == BASE and known:
@@ -201,6 +211,7 @@ def choose_target(results: Results, baseline: str | None, wanted: float | None) 
         name = str(baseline)
     else:
         return None
+    base = of_base(results, "accuracy/in_dist", name)
     if base is None or known[name] <= base.value:
         return None
     value = base.value + SHARE * (known[name] - base.value)

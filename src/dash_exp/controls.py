@@ -223,7 +223,7 @@ def _evaluation(results: Results) -> list[str]:
     said = []
     for test in comparison.tests_of(results):
         base = _distinct(results, lambda c, t=test: c.result.get(f"accuracy/{t}/base"))
-        if len(base) > 1:
+        if len(base) > 1 and not comparison.several_models(results):
             shown = ", ".join(f"{100 * float(value):.1f}% ({n} cells)" for value, n in base.items())
             said.append(f"The base model's accuracy on {test} differs between cells: {shown}. They did not start equal.")
         problems = {frozenset(cell.problems.loc[cell.problems["test"] == test, "problem"]) for cell in _tested(results)}

@@ -20,11 +20,12 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclass(frozen=True)
 class Cell:
-    """A value of a table, with what is said more quietly beside it (an interval) and the colour of an arm."""
+    """A value of a table, with what is said more quietly beside it (an interval) and the look of an arm."""
 
     text: str
     detail: str = ""
     colour: str = ""
+    dash: str = "-"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class Tabs:
 class Sample:
     """Completions of an arm: what came of each, and its text."""
 
-    arm: str
-    colour: str
+    arm: Cell
     completions: Sequence[tuple[str, str]]
 
 
@@ -168,7 +168,9 @@ def _block(block: Block) -> str:
             return "\n\n".join(f"**Against {label}** {_inline(note)}\n\n{_images(figs)}" for label, figs, note in block.tabs)
         case Samples():
             head = f"Problem (answer {_inline(block.answer)}):\n\n{_indented(block.problem)}"
-            each = [f"{_inline(f'{s.arm}: {facts}')}\n\n{_indented(t)}" for s in block.samples for facts, t in s.completions]
+            each = [
+                f"{_inline(f'{s.arm.text}: {facts}')}\n\n{_indented(t)}" for s in block.samples for facts, t in s.completions
+            ]
             return "\n\n".join([head, *each])
 
 

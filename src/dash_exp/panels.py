@@ -47,6 +47,10 @@ class Context:
             return self.against_baseline
         return {test: comparison.differences(self.results, BASE, test) for test in self.tests}
 
+    def named(self, arm: str, text: str | None = None, detail: str = "") -> Cell:
+        """A cell in the look of an arm; its text is the arm's name where it is not given."""
+        return Cell(arm if text is None else text, detail, *self.looks[arm])
+
     @property
     def baseline_name(self) -> str:
         return "the base model" if self.baseline == BASE else str(self.baseline)
@@ -91,17 +95,16 @@ def phases(c: Context) -> Section | None:
         return None
     figures.time_by_phase(found, "time by phase", c.folder / "phases")
     columns = [*PHASES, "other"]
+    totals = {arm: e.value for arm in found if (e := comparison.over_seeds(c.results, arm, "time/total_s")) is not None}
     rows = [
-        [
-            Cell(arm, colour=c.looks[arm][0]),
-            *(Cell(seconds(by_phase[p])) for p in columns),
-            Cell(seconds(sum(by_phase.values()))),
-        ]
+        [c.named(arm), *(Cell(seconds(by_phase[phase])) for phase in columns), Cell(seconds(totals[arm]))]
         for arm, by_phase in found.items()
     ]
     alt = "Stacked bars of the mean seconds per phase of each arm; the table has the numbers"
     note = "Mean seconds over seeds, evaluation included; other is set-up and files."
-    table = Table(["arm", *columns, "sum"], rows)
+    if overlapping := [arm for arm, by_phase in found.items() if sum(by_phase.values()) > 1.001 * totals[arm]]:
+        note += f" Sampling and training overlapped in {', '.join(overlapping)}, so the phases add up to more than the total."
+    table = Table(["arm", *columns, "total"], rows)
     return Section("phases", "Time", "Where the time went", [Paragraph(note), Figures([Figure("phases", alt)]), table])
 
 
@@ -153,7 +156,7 @@ def pass_at_k(c: Context) -> Section | None:
         return None
     cells = [
         [
-            Cell("base model" if arm == BASE else arm, colour=c.looks[arm][0]),
+            c.named(arm, "base model" if arm == BASE else None),
             Cell(test_label(test)),
             *(
                 Cell("–")

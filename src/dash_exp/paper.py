@@ -93,7 +93,9 @@ def _measured(results: Results, arm: str, baseline: str, key: str) -> float | No
         ratio = None if BASE in (arm, baseline) else comparison.time_ratio(results, arm, baseline, key)
         return None if ratio is None else ratio.value - 1
     ours, theirs = (
-        comparison.of_base(results, key) if name == BASE else comparison.over_seeds(results, name, f"{key}/final")
+        comparison.over_seeds(results, name, f"{key}/final")
+        if name != BASE
+        else comparison.of_base(results, key, None if baseline == BASE else baseline)
         for name in (arm, baseline)
     )
     return None if ours is None or theirs is None or not theirs.value else ours.value / theirs.value - 1

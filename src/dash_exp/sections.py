@@ -57,7 +57,7 @@ def facts(c: Context) -> list[tuple[str, str]]:
 
 def summary(c: Context) -> Section:
     """What came of each arm, in a sentence."""
-    items = [Cell(arm, outcome(c, arm), c.looks[arm][0]) for arm in c.results.arms]
+    items = [c.named(arm, detail=outcome(c, arm)) for arm in c.results.arms]
     warnings = controls.warnings(c.results)
     blocks: list[Block] = [Items(items)] if items else [Paragraph("There are no cells.")]
     if warnings:
@@ -112,15 +112,12 @@ def arms(c: Context) -> Section:
     """What each arm reached and used."""
     header = ["arm", "seeds", *(f"{test_label(t)}, %" for t in c.tests), *(f"length, {test_label(t)}" for t in c.tests)]
     header += ["training time", "tokens sampled", "tokens trained", "kept", "outer steps", "ended by"]
-    base = [Cell("base model", colour=c.looks[BASE][0]), Cell("")]
-    keys = [(f"accuracy/{t}", percent) for t in c.tests] + [(f"eval/{t}/length/mean_tokens", tokens) for t in c.tests]
-    for key, show in keys:
-        found = comparison.of_base(c.results, key)
-        base.append(Cell("–" if found is None else show(found.value)))
-    rows = [base + [Cell("")] * 6]
+    rows = [base_row(c, c.named(BASE, "base model"), None)]
+    if comparison.several_models(c.results):
+        rows = [base_row(c, c.named(BASE, f"base model of {arm}"), arm) for arm in c.results.arms]
     for arm in c.results.arms:
         done = c.results.of_arm(arm)
-        row = [Cell(arm, colour=c.looks[arm][0]), Cell(str(len(comparison.by_seed(c.results, arm))))]
+        row = [c.named(arm), Cell(str(len(comparison.by_seed(c.results, arm))))]
         row += [accuracy(comparison.over_seeds(c.results, arm, f"accuracy/{t}/final")) for t in c.tests]
         row += [mean(c, arm, f"eval/{t}/length/mean_tokens/final", tokens) for t in c.tests]
         row.append(mean(c, arm, "time/elapsed_s", seconds))
@@ -133,6 +130,13 @@ def arms(c: Context) -> Section:
         "length is in tokens."
     )
     return Section("arms", "Arms", "What each arm reached", [Paragraph(note), Table(header, rows)])
+
+
+def base_row(c: Context, name: Cell, arm: str | None) -> list[Cell]:
+    """Accuracy and length of the base model, or of the one that an arm started from."""
+    keys = [(f"accuracy/{t}", percent) for t in c.tests] + [(f"eval/{t}/length/mean_tokens", tokens) for t in c.tests]
+    found = [(comparison.of_base(c.results, key, arm), show) for key, show in keys]
+    return [name, Cell(""), *(Cell("–" if e is None else show(e.value)) for e, show in found), *[Cell("")] * 6]
 
 
 def mean(c: Context, arm: str, key: str, show: Show) -> Cell:
@@ -176,7 +180,7 @@ def difference_table(c: Context, by_test: Mapping[str, list[Difference]], captio
     rows = []
     for d in [d for found in by_test.values() for d in found]:
         e, of_problems = d.over_seeds, d.over_problems
-        row = [Cell(d.arm, colour=c.looks[d.arm][0]), Cell(test_label(d.test))]
+        row = [c.named(d.arm), Cell(test_label(d.test))]
         if e is None:
             rows.append([*row, Cell("0"), *[Cell("–")] * 5])
             continue
@@ -191,7 +195,7 @@ def ratio_table(c: Context) -> Table:
     for arm in [a for a in c.results.arms if a != c.baseline]:
         found = comparison.time_ratio(c.results, arm, str(c.baseline))
         if found is not None:
-            row = [Cell(arm, colour=c.looks[arm][0]), Cell(str(found.n)), Cell(times(found.value)), Cell(span(found, times))]
+            row = [c.named(arm), Cell(str(found.n)), Cell(times(found.value)), Cell(span(found, times))]
             rows.append([*row, Cell(relative(found.value - 1))])
     caption = f"Training time as a multiple of that of {c.baseline}, paired by seed, on the log scale"
     return Table(["arm", "seeds", "ratio", "over seeds", "change"], rows, caption)
@@ -212,7 +216,7 @@ def time_to_target(c: Context) -> Section:
         shown = [
             (seconds if axis == "seconds" else whole)(at) if math.isfinite(at := found.median[axis]) else never for axis in AXES
         ]
-        rows.append([Cell(arm, colour=c.looks[arm][0]), Cell(f"{found.reached} of {found.n} seeds"), *map(Cell, shown)])
+        rows.append([c.named(arm), Cell(f"{found.reached} of {found.n} seeds"), *map(Cell, shown)])
     note = (
         f"Target: {percent(c.target.value)}% in distribution, {c.target.why}. The first evaluation at or above it; the median "
         "over seeds, in which a seed that never gets there counts as infinitely late."
@@ -234,7 +238,7 @@ def against_paper(c: Context) -> Section | None:
     header = ["arm", "in the paper", "quantity", *(f"paper, {size}" for size in sizes), "here"]
     rows = [
         [
-            Cell(x.arm, colour=c.looks[x.arm][0]),
+            c.named(x.arm, "base model" if x.arm == BASE else None),
             Cell(x.method),
             Cell(x.quantity),
             *(Cell(relative(x.by_model.get(size))) for size in sizes),
@@ -278,7 +282,7 @@ def completions(c: Context) -> Section:
     for of_arm in chosen.values():
         first = next(iter(of_arm.values()))[0]
         each = [
-            Sample(arm, c.looks[arm][0], [(sample_facts(r), samples.shortened(str(r.get("completion", "")))) for r in records])
+            Sample(c.named(arm), [(sample_facts(r), samples.shortened(str(r.get("completion", "")))) for r in records])
             for arm, records in of_arm.items()
         ]
         blocks.append(Samples(str(first.get("prompt", "")), str(first.get("answer", "")), each))
