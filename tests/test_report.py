@@ -11,11 +11,12 @@ import pytest
 from conftest import composed
 from synthetic import write_cell
 
-from dash_exp import cli, comparison, controls, figures, paper, report, sections
+from dash_exp import cli, comparison, controls, figures, paper, report, sections, words
 from dash_exp.comparison import BASE
 from dash_exp.document import Items, Paragraph, Samples, Table, to_html, to_markdown
 from dash_exp.errors import UserError
 from dash_exp.results import Results, load
+from dash_exp.stats import Estimate
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +97,7 @@ def test_what_the_report_says_of_it(sweep):
     assert "0.50 times the training time (0.50 to 0.50)" in dash
     assert rows(document, "arms")["grpo"][:3] == ["3", "75.0", "25.0"]
     assert rows(document, "arms")["base model"][1:3] == ["25.0", "25.0"]
-    assert rows(document, "arms")["dash"][5:] == ["50.0 s", "300", "210", "70.0%", "3", "all steps"]
+    assert rows(document, "arms")["dash"][3:] == ["20 / 20", "50.0 s", "300", "210", "70.0%", "3", "all steps"]
     assert rows(document, "differences", 1)["dash"] == ["3", "0.50", "0.50 to 0.50", "−50.0%"]
     # against the base model grpo gains 0.75 - 0.25 with every seed, so there is an interval without width, and a word on it
     assert rows(document, "differences", 2)["grpo"][1:5] == ["3", "+50.0", "+50.0 to +50.0", "–"]
@@ -201,6 +202,15 @@ def test_a_sweep_over_models_has_a_base_model_for_each_arm(tmp_path):
     assert [d.over_seeds.value for d in comparison.differences(load([tmp_path]), BASE, "in_dist")] == [0.5, 0.75]
 
 
+def test_numbers_in_words():
+    assert [words.times(x) for x in (0.566, 0.0123, 1234.5, 12)] == ["0.57", "0.012", "1,234", "12.00"]
+    assert [words.points(x) for x in (-0.002, 0.0, 0.0004, -0.0004, 0.12)] == ["−0.2", "0.0", "0.0", "0.0", "+12.0"]
+    assert [words.seconds(x) for x in (12.34, 154, 5000)] == ["12.3 s", "2:34", "1:23:20"]
+    assert [words.probability(p) for p in (None, 0.0001, 0.0312)] == ["–", "< 0.001", "0.031"]
+    cut = words.unit(Estimate(0.9, -0.1, 1.2, 3))
+    assert words.span(cut, words.percent) == "0.0 to 100.0"
+
+
 def test_phases_that_overlapped(tmp_path):
     write_cell(tmp_path / "a", ["algo=dash", "seed=0"], result={"time/sample_s": 90.0, "time/update_s": 90.0})
     assert "Sampling and training overlapped in dash" in texts(made(tmp_path), "phases")
@@ -257,12 +267,12 @@ def test_a_report_of_what_is_left(sweep, lost):
 
 
 def test_metrics_that_were_not_logged(sweep):
-    gone = ["accuracy/in_dist", "kl/ref_nats_per_token", "reward/mean"]
+    gone = ["accuracy/in_dist", "kl/ref_nats_per_token", "reward/mean", "time/elapsed_s"]
     for file in sweep.glob("algo=*/metrics.csv"):
         pd.read_csv(file).drop(columns=gone).to_csv(file, index=False)
     drawn = str(section(made(sweep), "curves"))
-    assert "accuracy-out_dist" in drawn
-    assert not [metric for metric in gone if metric.replace("/", "-") in drawn]
+    assert "curve-steps-accuracy-out_dist" in drawn and "curve-seconds" not in drawn
+    assert not [metric for metric in gone if f"-{metric.replace('/', '-')}" in drawn]
 
 
 def test_seeds_that_only_one_arm_has(sweep):

@@ -145,8 +145,9 @@ def tradeoff(
     figure, axes = canvas(2.9)
     if base is not None:
         axes.axhline(100 * base, color=BASE_MODEL, linewidth=1, linestyle=":")
-        place: Any = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "color": "#777777"}
-        axes.annotate("base model", (0.99, 100 * base), size=8, **place)
+        place: Any = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "color": "#777777", "zorder": 5}
+        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+        axes.annotate("base model", (0.99, 100 * base), size=8, bbox=behind, **place)
     for arm, (seconds, e) in points.items():
         colour, dash = looks[arm]
         if e.low is not None and e.high is not None:

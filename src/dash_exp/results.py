@@ -188,15 +188,12 @@ def overrides_by_key(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def with_axes(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `metrics.csv` with the columns of `AXES` added."""
-    if metrics.empty:
-        return metrics
-    return metrics.assign(
-        steps=metrics["step"],
-        seconds=metrics["time/elapsed_s"],
-        sampled_tokens=metrics["tokens/sampled"].fillna(0).cumsum(),
-        optimizer_steps=metrics["policy/version"],
-    )
+    """The rows of `metrics.csv` with the columns of `AXES` added, those of them that were logged."""
+    sources = {"steps": "step", "seconds": "time/elapsed_s", "optimizer_steps": "policy/version"}
+    found = {axis: metrics[source] for axis, source in sources.items() if source in metrics}
+    if "tokens/sampled" in metrics:
+        found["sampled_tokens"] = metrics["tokens/sampled"].fillna(0).cumsum()
+    return metrics.assign(**found)
 
 
 def _metrics(file: Path) -> pd.DataFrame:

@@ -110,8 +110,14 @@ def accuracy(e: Estimate | None) -> Cell:
 
 def arms(c: Context) -> Section:
     """What each arm reached and used."""
-    header = ["arm", "seeds", *(f"{test_label(t)}, %" for t in c.tests), *(f"length, {test_label(t)}" for t in c.tests)]
-    header += ["training time", "tokens sampled", "tokens trained", "kept", "outer steps", "ended by"]
+    header = [
+        "arm",
+        "seeds",
+        *(f"{test_label(t)}, %" for t in c.tests),
+        "length",
+        "training time",
+    ]
+    header += ["tokens sampled", "tokens trained", "kept", "outer steps", "ended by"]
     rows = [base_row(c, c.named(BASE, "base model"), None)]
     if comparison.several_models(c.results):
         rows = [base_row(c, c.named(BASE, f"base model of {arm}"), arm) for arm in c.results.arms]
@@ -119,7 +125,7 @@ def arms(c: Context) -> Section:
         done = c.results.of_arm(arm)
         row = [c.named(arm), Cell(str(len(comparison.by_seed(c.results, arm))))]
         row += [accuracy(comparison.over_seeds(c.results, arm, f"accuracy/{t}/final")) for t in c.tests]
-        row += [mean(c, arm, f"eval/{t}/length/mean_tokens/final", tokens) for t in c.tests]
+        row.append(lengths([comparison.over_seeds(c.results, arm, f"eval/{t}/length/mean_tokens/final") for t in c.tests]))
         row.append(mean(c, arm, "time/elapsed_s", seconds))
         row += [mean(c, arm, key, whole) for key in ("tokens/sampled", "tokens/trained")]
         row += [mean(c, arm, "kept", lambda x: f"{percent(x)}%"), mean(c, arm, "steps", tokens)]
@@ -127,16 +133,21 @@ def arms(c: Context) -> Section:
         rows.append([*row, Cell(", ".join(stops) or "–")])
     note = (
         "Means over seeds; below an accuracy its interval over seeds, cut at 0 and 100. Training time excludes evaluation; "
-        "length is in tokens."
+        "length is that of the greedy completions in tokens, one number for each test set."
     )
     return Section("arms", "Arms", "What each arm reached", [Paragraph(note), Table(header, rows)])
 
 
 def base_row(c: Context, name: Cell, arm: str | None) -> list[Cell]:
     """Accuracy and length of the base model, or of the one that an arm started from."""
-    keys = [(f"accuracy/{t}", percent) for t in c.tests] + [(f"eval/{t}/length/mean_tokens", tokens) for t in c.tests]
-    found = [(comparison.of_base(c.results, key, arm), show) for key, show in keys]
-    return [name, Cell(""), *(Cell("–" if e is None else show(e.value)) for e, show in found), *[Cell("")] * 6]
+    found = [comparison.of_base(c.results, f"accuracy/{t}", arm) for t in c.tests]
+    length = lengths([comparison.of_base(c.results, f"eval/{t}/length/mean_tokens", arm) for t in c.tests])
+    return [name, Cell(""), *(Cell("–" if e is None else percent(e.value)) for e in found), length, *[Cell("")] * 6]
+
+
+def lengths(found: Sequence[Estimate | None]) -> Cell:
+    """Mean tokens of the greedy completions, test set by test set."""
+    return Cell(" / ".join("–" if e is None else tokens(e.value) for e in found))
 
 
 def mean(c: Context, arm: str, key: str, show: Show) -> Cell:

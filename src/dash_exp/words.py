@@ -29,8 +29,10 @@ def relative(change: float | None) -> str:
 
 
 def times(ratio: float) -> str:
-    """`0.566 -> "0.57"`"""
-    return f"{ratio:.3g}" if ratio >= 100 else f"{ratio:.2f}"
+    """`0.566 -> "0.57"`, `0.0123 -> "0.012"`, `1234.5 -> "1,234"`"""
+    if ratio >= 100:
+        return f"{ratio:,.0f}"
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def seconds(value: float) -> str:
