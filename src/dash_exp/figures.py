@@ -102,7 +102,7 @@ def curves(found: Sequence[Curve], looks: Mapping[str, Style], title: str, xlabe
             x, y = line.mean
             axes.plot(x, scale * y, color=colour, linestyle=dash, linewidth=1.8, marker="o" if len(x) < 12 else None, ms=3)
     named(axes, title, xlabel)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(counts)
     save(figure, path)
 
@@ -117,6 +117,8 @@ def differences(found: Sequence[Difference], looks: Mapping[str, Style], title: 
     axes.axvline(0, color="#888888", linewidth=1)
     named(axes, title, xlabel)
     axes.set(ylim=(-0.6, len(found) - 0.4))
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1.0), max(high, 1.0))  # a hundredth of a point is not to look like a difference
     axes.set_yticks(range(len(found)), [d.arm for d in reversed(found)])
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
