@@ -105,6 +105,17 @@ def test_what_the_report_says_of_it(sweep):
     assert texts(document, "failures") == "Every cell is done."
 
 
+def test_another_test_set_is_in_the_summary_where_it_differs(tmp_path):
+    for seed in range(3):
+        for algo, right in (("grpo", 19), ("dash", 10 + seed)):
+            out_dist = [1] * right + [0] * (20 - right)
+            cell = tmp_path / f"{algo}{seed}"
+            write_cell(cell, [f"algo={algo}", f"seed={seed}"], [1, 0] * 10, out_dist, [0] * 20)
+    said = next(i.detail for i in section(made(tmp_path, baseline="grpo"), "summary").blocks[0].items if i.text == "dash")
+    # -9, -8, -7 of 20: -40 points, sd 5, half-width 4.3027 x 5 / sqrt(3) = 12.4; t = -13.86, p = 0.005
+    assert "; out of distribution −40.0 points (−52.4 to −27.6 over 3 seeds: lower, p = 0.005)" in said
+
+
 def test_time_to_a_target(tmp_path):
     """The first evaluation at or above it; a seed that never gets there is infinitely late."""
     for seed, curve in enumerate([(0.2, 0.5, 0.6, 0.9), (0.2, 0.6, 0.5, 0.9), (0.2, 0.3, 0.3, 0.3)]):
