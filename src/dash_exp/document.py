@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -125,7 +126,7 @@ def to_html(document: Document, figures: Path) -> str:
     environment = Environment(
         loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["visible"] = visible
+    environment.filters |= {"visible": visible, "breakable": breakable}
     template = environment.get_template("report.html.j2")
     return template.render(document=document, embedded=lambda figure: _embedded(figures / f"{figure.name}.svg"))
 
@@ -137,6 +138,11 @@ def _embedded(svg: Path) -> str:
 def visible(text: Any) -> str:
     """Text as a page and a file can hold it: control characters and halves of surrogate pairs become U+FFFD."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "�", str(text))
+
+
+def breakable(text: str) -> Markup:
+    """Names such as `algo.train_sampler`, escaped, that a narrow column breaks after a dot or an underscore."""
+    return Markup("<wbr>").join(re.split(r"(?<=[._,=])", visible(text)))
 
 
 def to_markdown(document: Document) -> str:
