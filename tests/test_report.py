@@ -287,9 +287,11 @@ def test_metrics_that_were_not_logged(sweep):
 
 
 def test_seeds_that_only_one_arm_has(sweep):
-    shutil.rmtree(sweep / "algo=grpo,seed=2")
-    assert "different seeds done (0, 1, 2 in dash; 0, 1 in grpo)" in warnings(sweep)
-    assert comparison.differences(load([sweep]), "grpo", "in_dist")[0].over_seeds.n == 2
+    shutil.rmtree(sweep / "algo=grpo,seed=0")
+    assert "different seeds done (0, 1, 2 in dash; 1, 2 in grpo)" in warnings(sweep)
+    d = comparison.differences(load([sweep]), "grpo", "in_dist")[0]
+    # by seed, not by place: 1 - 3/4 with seeds 1 and 2
+    assert (d.over_seeds.n, d.over_seeds.value, d.over_problems.value) == (2, 0.25, 0.25)
 
 
 # --- what differed -----------------------------------------------------------------------------------------------------
