@@ -275,6 +275,16 @@ def test_a_report_of_what_is_left(sweep, lost):
     for cell in sweep.glob("algo=*"):
         shutil.rmtree(cell / lost) if (cell / lost).is_dir() else (cell / lost).unlink()
     assert report.write(load([sweep]), sweep / "report").is_file()
+    if lost in ("metrics.csv", "problems.csv", "config.yaml"):
+        assert f"{lost} is missing or unreadable in 6 done cells" in warnings(sweep)
+
+
+def test_a_torn_file_is_as_good_as_none(sweep):
+    (sweep / "algo=dash,seed=0" / "metrics.csv").write_bytes(b"step,a\n1,2\n1,2,3,4\n")
+    (sweep / "algo=dash,seed=0" / "problems.csv").write_bytes(b"\xff\xfe\x00")
+    said = warnings(sweep)
+    assert "metrics.csv is missing or unreadable in 1 done cells" in said
+    assert "problems.csv is missing or unreadable in 1 done cells" in said
 
 
 def test_metrics_that_were_not_logged(sweep):

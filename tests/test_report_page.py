@@ -75,7 +75,7 @@ def test_everything_shows(browser, page_file, device):
     for table in page.locator(".wide").all():
         box = table.bounding_box()
         assert box["height"] > 40
-        assert 0 <= box["x"] and box["x"] + box["width"] <= width
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
         table.evaluate("element => { element.scrollLeft = element.scrollWidth }")  # what is wider scrolls inside
         last = table.locator("thead th").last.bounding_box()
         assert last["x"] + last["width"] <= width

@@ -126,6 +126,7 @@ def warnings(results: Results) -> list[str]:
         *unexplained(results),
         *_sizes(results),
         *_environment(results),
+        *_missing(results),
         *_seeds(results),
         *_evaluation(results),
         *_gradings(results),
@@ -200,6 +201,20 @@ def _distinct(results: Results, value: Any) -> dict[str, int]:
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{value[:12] if re.match('[0-9a-f]{40}', value) else value} ({n} cells)" for value, n in counts.items())
+
+
+def _missing(results: Results) -> list[str]:
+    """Files that done cells should have."""
+    lost = {
+        "config.yaml": [c for c in results.cells if c.status == "done" and not c.config],
+        "metrics.csv": [c for c in results.cells if c.status == "done" and c.metrics.empty],
+        "problems.csv": [c for c in results.cells if c.status == "done" and c.problems.empty],
+    }
+    return [
+        f"{file} is missing or unreadable in {len(cells)} done cells: what the report takes from it is without them."
+        for file, cells in lost.items()
+        if cells
+    ]
 
 
 def _seeds(results: Results) -> list[str]:

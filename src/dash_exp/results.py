@@ -201,9 +201,13 @@ def _metrics(file: Path) -> pd.DataFrame:
 
 
 def _csv(file: Path) -> pd.DataFrame:
+    """Its rows; none where it is not there or cannot be read, as after a crash of the machine."""
     if not file.is_file() or not os.path.getsize(file):
         return pd.DataFrame()
-    return pd.read_csv(file)
+    try:
+        return pd.read_csv(file)
+    except ValueError:  # that of pandas for a torn file, and of a wrong encoding
+        return pd.DataFrame()
 
 
 def _yaml(file: Path) -> Any:
