@@ -283,8 +283,8 @@ def test_a_torn_file_is_as_good_as_none(sweep):
     (sweep / "algo=dash,seed=0" / "metrics.csv").write_bytes(b"step,a\n1,2\n1,2,3,4\n")
     (sweep / "algo=dash,seed=0" / "problems.csv").write_bytes(b"\xff\xfe\x00")
     said = warnings(sweep)
-    assert "metrics.csv is missing or unreadable in 1 done cells" in said
-    assert "problems.csv is missing or unreadable in 1 done cells" in said
+    assert "metrics.csv is missing or unreadable in 1 done cell" in said
+    assert "problems.csv is missing or unreadable in 1 done cell" in said
 
 
 def test_metrics_that_were_not_logged(sweep):
@@ -365,8 +365,8 @@ def test_other_machines_and_failed_gradings(sweep):
         file = sweep / f"algo=dash,seed={seed}" / "result.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changed | {"score/timeouts": 2, "sizes/parameters": 2000}))
     said = warnings(sweep)
-    assert "different git revisions: " in said and "bbbbbbbbbbbb (1 cells)" in said
-    assert "different devices" in said and "Some GPU (1 cells)" in said
+    assert "different git revisions: " in said and "bbbbbbbbbbbb (1 cell)" in said
+    assert "different devices" in said and "Some GPU (1 cell)" in said
     assert "different numbers of torch threads" in said
     assert "6 time-outs in training" in said
     assert "parameters differs between cells" in said and "files have changed" in said

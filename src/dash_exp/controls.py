@@ -199,8 +199,15 @@ def _distinct(results: Results, value: Any) -> dict[str, int]:
     return found
 
 
+def cells_of(count: int, which: str = "") -> str:
+    """`1 -> "1 cell"`, `2, "done " -> "2 done cells"`"""
+    return f"{count} {which}cell{'' if count == 1 else 's'}"
+
+
 def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{value[:12] if re.match('[0-9a-f]{40}', value) else value} ({n} cells)" for value, n in counts.items())
+    return ", ".join(
+        f"{value[:12] if re.match('[0-9a-f]{40}', value) else value} ({cells_of(n)})" for value, n in counts.items()
+    )
 
 
 def _missing(results: Results) -> list[str]:
@@ -211,7 +218,7 @@ def _missing(results: Results) -> list[str]:
         "problems.csv": [c for c in results.cells if c.status == "done" and c.problems.empty],
     }
     return [
-        f"{file} is missing or unreadable in {len(cells)} done cells: what the report takes from it is without them."
+        f"{file} is missing or unreadable in {cells_of(len(cells), 'done ')}: what the report takes from it is without them."
         for file, cells in lost.items()
         if cells
     ]
@@ -239,7 +246,7 @@ def _evaluation(results: Results) -> list[str]:
     for test in comparison.tests_of(results):
         base = _distinct(results, lambda c, t=test: c.result.get(f"accuracy/{t}/base"))
         if len(base) > 1 and not comparison.several_models(results):
-            shown = ", ".join(f"{100 * float(value):.1f}% ({n} cells)" for value, n in base.items())
+            shown = ", ".join(f"{100 * float(value):.1f}% ({cells_of(n)})" for value, n in base.items())
             said.append(f"The base model's accuracy on {test} differs between cells: {shown}. They did not start equal.")
         problems = {frozenset(cell.problems.loc[cell.problems["test"] == test, "problem"]) for cell in _tested(results)}
         if len(problems) > 1:
