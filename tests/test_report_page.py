@@ -43,7 +43,7 @@ def browser():
         try:
             browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except Exception as error:
-            pytest.fail(f"no browser to open the page in: apt install chromium ({str(error).splitlines()[0]})")
+            pytest.fail(f"no browser to open the page in: apt install chromium ({str(error).splitlines()[0]})", pytrace=False)
         yield browser
         browser.close()
 
