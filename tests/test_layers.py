@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 LAYERS = [
-    {"errors", "words", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate"},
+    {"errors", "words", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate", "stats"},
     {"ops", "metrics"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model"}
@@ -16,6 +16,8 @@ LAYERS = [
     {"record", "progress", "summary", "plots", "results", "budget", "snapshot", "logger", "wandb_runs", "wandb_report"},
     {"run", "sweep"},
     {"cli", "evaluate", "serve"},
+    {"report", "report.__main__", "report.sections", "report.panels", "report.comparison", "report.controls", "report.samples"}
+    | {"report.paper", "report.figures", "report.document", "report.words"},
 ]
 KNOW_HYDRA = {"run", "sweep", "cli", "evaluate", "serve", "validate"}
 SOURCE = ROOT / "src" / "dash_exp"

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
@@ -74,6 +75,13 @@ def composed(overrides: Sequence[str] = ()) -> DictConfig:
 
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", overrides=list(overrides))
+
+
+def settings(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration with these overrides as plain values, references resolved. Raises what Hydra and OmegaConf raise."""
+    container = OmegaConf.to_container(composed(overrides), resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def conf_folder() -> Path:

@@ -233,23 +233,24 @@ def overrides_by_key(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def with_axes(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `metrics.csv` with the columns of `AXES` added."""
-    if metrics.empty:
-        return metrics
-    return metrics.assign(
-        steps=metrics["step"],
-        seconds=metrics["time/elapsed_s"],
-        sampled_tokens=metrics["tokens/sampled"].fillna(0).cumsum(),
-        optimizer_steps=metrics["policy/version"],
-    )
+    """The rows of `metrics.csv` with the columns of `AXES` added, those of them that were logged."""
+    sources = {"steps": "step", "seconds": "time/elapsed_s", "optimizer_steps": "policy/version"}
+    found = {axis: metrics[source] for axis, source in sources.items() if source in metrics}
+    if "tokens/sampled" in metrics:
+        found["sampled_tokens"] = metrics["tokens/sampled"].fillna(0).cumsum()
+    return metrics.assign(**found)
 
 
 def _csv(file: Path) -> pd.DataFrame:
+    """Its rows; none where it is not there or cannot be read, as after a crash of the machine."""
     import pandas as pd
 
     if not file.is_file() or not os.path.getsize(file):
         return pd.DataFrame()
-    return pd.read_csv(file)
+    try:
+        return pd.read_csv(file)
+    except ValueError:  # that of pandas for a torn file, and of a wrong encoding
+        return pd.DataFrame()
 
 
 def _yaml(file: Path) -> Any:

@@ -1,0 +1,97 @@
+"""Compare the arms of a sweep: one page of HTML, Markdown, figures and a table of the cells.
+
+    python -m dash_exp.report DIR... [out=FOLDER] [baseline=ARM] [target=0.9] [--wandb ENTITY/PROJECT]
+
+DIR           a sweep (multirun/NAME) or run folders, together one comparison; or wandb:ENTITY/PROJECT/GROUP
+out=FOLDER    default: report/ in the sweep; report/ in the current folder for several DIRs or those in W&B
+baseline=ARM  the arm that the others are compared with, as the report names it, or base for the model before training;
+              default: the sweep's study.baseline, or else the first arm
+target=0.9    accuracy in distribution, for the time that each arm takes to reach it; default: the sweep's study.target, or
+              else 95% of the way from the base model to the baseline
+--wandb ENTITY/PROJECT    also make a W&B report of it
+
+Writes report.html (one file, nothing else needed to read it), report.md, figures/ and cells.csv. Cells that failed or have not
+run yet are listed, and left out of the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dash_exp import cli
+from dash_exp.errors import UserError
+from dash_exp.report import write
+from dash_exp.results import load
+
+OPTIONS = ("out", "baseline", "target")
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command line."""
+
+    paths: list[str]
+    out: Path
+    baseline: str | None = None
+    target: float | None = None
+    wandb: str | None = None
+
+
+def main() -> None:
+    command = parse(cli.help_or_arguments(__doc__))
+    results = load(command.paths)
+    page = write(results, command.out, command.baseline, command.target)
+    done = sum(cell.status == "done" for cell in results.cells)
+    print(f"{len(results.arms)} arm(s), {done} of {len(results.cells)} cell(s) done: {page}")
+    if command.wandb:
+        from dash_exp.wandb_report import publish  # wandb is loaded only where it is used
+
+        print(publish(results, command.wandb, (command.out / "report.md").read_text(encoding="utf-8")))
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The command line taken apart and checked. Folders of cells have = in their names, so what is a folder is no option."""
+    rest, paths, own = list(arguments), [], {}
+    wandb = None
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if name == "--wandb":
+            wandb = value if equals else (rest.pop(0) if rest else "")
+            if wandb.count("/") != 1 or not all(wandb.split("/")):
+                raise UserError(f"--wandb {wandb}".strip(), "is not of the form ENTITY/PROJECT", "Name both; see --help")
+        elif equals and name in OPTIONS and not Path(argument).is_dir():
+            own[name] = value
+        elif argument.startswith("-"):
+            raise UserError(argument, "is not known", f"Use {', '.join(f'{o}=' for o in OPTIONS)} or --wandb; see --help")
+        else:
+            paths.append(argument)
+    if not paths:
+        raise UserError("DIR", "is missing", "Name a sweep, as in multirun/NAME, or run folders; see --help")
+    for path in paths:
+        name = path.partition("=")[0]
+        if "=" in path and not path.startswith("wandb:") and not Path(path).expanduser().is_dir() and "/" not in name:
+            raise UserError(path, "is no folder and no option", f"Options are {', '.join(f'{o}=' for o in OPTIONS)}")
+    alone = len(paths) == 1 and not paths[0].startswith("wandb:")
+    out = Path(own["out"]) if own.get("out") else Path(paths[0] if alone else "") / "report"
+    return Command(paths, out.expanduser(), own.get("baseline"), fraction(own.get("target")), wandb)
+
+
+def fraction(text: str | None) -> float | None:
+    """A target accuracy. Raises UserError for what is not a number above 0 and at most 1."""
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise UserError(f"target={text}", "is no accuracy", "Write a fraction above 0 and at most 1, as in target=0.9")
+    return value
+
+
+if __name__ == "__main__":
+    cli.launch(main)

@@ -1,0 +1,197 @@
+"""The figures of a comparison, each as SVG and PNG. Small, one panel a file, so that a page can lay them out for its width.
+
+An arm has the same colour and line in every figure. The baseline is dark grey, the base model light grey; the other colours
+are those of Okabe and Ito (the last one of Tol), which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib import rc_context, ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
+from dash_exp.plots import PHASE_COLOURS
+from dash_exp.report.comparison import BASE, Curve, Difference
+from dash_exp.stats import Estimate
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
+BASELINE, BASE_MODEL, OTHER = "#333333", "#999999", "#e5e5e5"
+WIDTH_IN = 4.2
+RC: Any = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "grid.color": "#e8e8e8",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "svg.hashsalt": "dash_exp",  # the same figure gives the same file
+    "figure.dpi": 100,
+}
+
+Dash = Literal["-", "--", ":"]
+Style = tuple[str, Dash]  # a colour and a line style
+DASHES: tuple[Dash, ...] = ("-", "--", ":")
+MARKERS: dict[Dash, str] = {"-": "o", "--": "s", ":": "^"}
+
+
+def counts(value: float, position: float | None = None) -> str:
+    """Ticks: `0.5 -> "0.5"`, `20000 -> "20k"`."""
+    return ticker.EngFormatter(sep="")(value) if abs(value) >= 10_000 else f"{value:g}"
+
+
+def styles(arms: Sequence[str], baseline: str | None) -> dict[str, Style]:
+    """What each arm looks like. With more arms than colours the line style changes."""
+    found: dict[str, Style] = {BASE: (BASE_MODEL, "-")}
+    others = [arm for arm in arms if arm != baseline]
+    for i, arm in enumerate(others):
+        found[arm] = (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
+    if baseline in arms:
+        found[str(baseline)] = (BASELINE, "-")
+    return found
+
+
+def canvas(height_in: float) -> tuple[Canvas, Axes]:
+    """An empty panel of the common width, with the common look."""
+    with rc_context(RC):
+        figure = Canvas(figsize=(WIDTH_IN, height_in), layout="constrained")  # not pyplot: a notebook keeps its backend
+        return figure, figure.subplots()
+
+
+def named(axes: Axes, title: str, xlabel: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10, color="#1f2328")
+    axes.set_xlabel(xlabel, color="#555555")
+    axes.set_axisbelow(True)
+
+
+def save(figure: Canvas, path: Path) -> None:
+    """`path` with .svg and .png."""
+    with rc_context(RC):
+        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None}, transparent=True)
+        figure.set_layout_engine("none")  # as the first file has it: laying out is most of the time
+        figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
+
+
+def legend(looks: Mapping[str, Style], path: Path) -> None:
+    """The arms with their colours, for readers of the single files."""
+    lines = [Line2D([], [], color=colour, linestyle=dash, linewidth=2) for colour, dash in looks.values()]
+    with rc_context(RC):
+        figure = Canvas(figsize=(WIDTH_IN, 0.24 * len(looks) + 0.1))
+        figure.legend(lines, list(looks), loc="center left", frameon=False)
+    save(figure, path)
+
+
+def curves(found: Sequence[Curve], looks: Mapping[str, Style], title: str, xlabel: str, percent: bool, path: Path) -> None:
+    """A thick line for the mean of each arm, thin ones for its seeds."""
+    figure, axes = canvas(2.6)
+    scale = 100 if percent else 1
+    for line in found:
+        colour, dash = looks[line.arm]
+        if len(line.seeds) > 1 or line.mean is None:
+            for x, y in line.seeds:
+                axes.plot(x, scale * y, color=colour, linestyle=dash, linewidth=0.7, alpha=0.35)
+        if line.mean is not None:
+            x, y = line.mean
+            axes.plot(x, scale * y, color=colour, linestyle=dash, linewidth=1.8, marker="o" if len(x) < 12 else None, ms=3)
+    named(axes, title, xlabel)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(counts)
+    save(figure, path)
+
+
+def differences(found: Sequence[Difference], looks: Mapping[str, Style], title: str, xlabel: str, path: Path) -> None:
+    """Two intervals per arm: over seeds (thick) and over problems (thin, hollow)."""
+    figure, axes = canvas(0.45 * len(found) + 1.3)
+    for row, d in enumerate(reversed(found)):
+        look = looks[d.arm]
+        _interval(axes, d.over_seeds, row + 0.13, look, width=2.4, face=look[0])
+        _interval(axes, d.over_problems, row - 0.13, look, width=1.0, face="white")
+    axes.axvline(0, color="#888888", linewidth=1)
+    named(axes, title, xlabel)
+    axes.set(ylim=(-0.6, len(found) - 0.4))
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1.0), max(high, 1.0))  # a hundredth of a point is not to look like a difference
+    axes.set_yticks(range(len(found)), [d.arm for d in reversed(found)])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    handles = [
+        Line2D([], [], color="#555555", linewidth=2.4, marker="o", ms=5),
+        Line2D([], [], color="#555555", linewidth=1, marker="o", ms=5, markerfacecolor="white"),
+    ]
+    figure.legend(handles, ["over seeds", "over problems"], loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    save(figure, path)
+
+
+def _interval(axes: Axes, e: Estimate | None, y: float, look: Style, width: float, face: str) -> None:
+    """A point in percent with its interval; an interval without ends is the point alone."""
+    if e is None:
+        return
+    colour, dash = look
+    if e.low is not None and e.high is not None:
+        axes.plot([100 * e.low, 100 * e.high], [y, y], color=colour, linewidth=width, solid_capstyle="butt")
+    axes.plot([100 * e.value], [y], MARKERS[dash], color=colour, ms=5, markerfacecolor=face)
+
+
+def tradeoff(
+    points: Mapping[str, tuple[float, Estimate]], base: float | None, looks: Mapping[str, Style], title: str, path: Path
+) -> None:
+    """Final accuracy against seconds of training, a point per arm with its interval over seeds (cut at 0 and 100%)."""
+    figure, axes = canvas(2.9)
+    if base is not None:
+        axes.axhline(100 * base, color=BASE_MODEL, linewidth=1, linestyle=":")
+        place: Any = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "color": "#777777", "zorder": 5}
+        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+        axes.annotate("base model", (0.99, 100 * base), size=8, bbox=behind, **place)
+    for arm, (seconds, e) in points.items():
+        colour, dash = looks[arm]
+        if e.low is not None and e.high is not None:
+            axes.plot([seconds] * 2, [100 * max(0.0, e.low), 100 * min(1.0, e.high)], color=colour, linewidth=1.4)
+        axes.plot([seconds], [100 * e.value], MARKERS[dash], color=colour, ms=7, alpha=0.85)
+    named(axes, title, "seconds of training (mean over seeds)")
+    axes.set_xlim(0, 1.12 * max(seconds for seconds, _ in points.values()) or 1)
+    axes.xaxis.set_major_formatter(counts)
+    save(figure, path)
+
+
+def time_by_phase(seconds: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
+    """A bar per arm, stacked by phase."""
+    figure, axes = canvas(0.34 * len(seconds) + 1.5)
+    arms = list(seconds)[::-1]
+    left = [0.0] * len(arms)
+    for phase, colour in (PHASE_COLOURS | {"other": OTHER}).items():
+        width = [seconds[arm].get(phase, 0.0) for arm in arms]
+        axes.barh(arms, width, left=left, color=colour, label=phase, height=0.62)
+        left = [a + b for a, b in zip(left, width, strict=True)]
+    named(axes, title, "seconds (mean over seeds)")
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_formatter(counts)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8, handlelength=1, columnspacing=0.9)
+    save(figure, path)
+
+
+def pass_at_k(found: Mapping[str, Mapping[int, Estimate]], looks: Mapping[str, Style], title: str, path: Path) -> None:
+    """pass@k against k, a line per arm and one for the base model, with intervals over seeds."""
+    figure, axes = canvas(2.6)
+    for arm, by_k in found.items():
+        colour, dash = looks[arm]
+        axes.plot(list(by_k), [100 * e.value for e in by_k.values()], color=colour, linestyle=dash, marker="o", ms=4)
+        ends = [(k, 100 * e.low, 100 * e.high) for k, e in by_k.items() if e.low is not None and e.high is not None]
+        if arm != BASE and len(ends) == len(by_k) > 1:
+            lows, highs = [low for _, low, _ in ends], [high for _, _, high in ends]
+            axes.fill_between(list(by_k), lows, highs, color=colour, alpha=0.12, linewidth=0)
+    ks = sorted({k for by_k in found.values() for k in by_k})
+    if len(ks) > 1:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.minorticks_off()
+    named(axes, title, "k")
+    save(figure, path)

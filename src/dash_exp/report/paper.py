@@ -1,0 +1,101 @@
+"""What the paper reports, beside what came out here: changes against the baseline in percent, never absolute times.
+
+`assets/paper.csv` holds tables 1 to 6 of arXiv 2505.17218. The `study.paper` section of a sweep names the table and which
+of its methods each arm is: `{table: 3, data: math, models: ..., steps: ..., methods: {"grpo": GRPO, "dash": DASH}}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dash_exp.report import comparison
+from dash_exp.report.comparison import BASE
+from dash_exp.results import Results
+
+FILE = Path(__file__).parent.parent / "assets" / "paper.csv"
+# A column of the table, what it is called, and the number of `result.json` that corresponds to it here.
+COLUMNS = {
+    "time_h": ("training time", "time/elapsed_s"),
+    "math_pct": ("MATH; here in distribution", "accuracy/in_dist"),
+    "gsm8k_pct": ("GSM8K; here out of distribution", "accuracy/out_dist"),
+    "pass1_pct": ("pass@1; here greedy, in distribution", "accuracy/in_dist"),
+    "pass8_pct": ("pass@8; here in distribution", "eval/in_dist/pass@8"),
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change of one quantity from the baseline to an arm, as a fraction of the baseline's. None: no such number."""
+
+    arm: str
+    method: str
+    quantity: str
+    by_model: dict[str, float | None]
+    ours: float | None
+
+
+def read() -> pd.DataFrame:
+    """The tables: columns table, method, model_b (billions of parameters), time_h, and accuracies in percent."""
+    return pd.read_csv(FILE, comment="#")
+
+
+def method_of(results: Results, arm: str, methods: Mapping[Any, str]) -> str | None:
+    """The method that an arm stands for: by the arm's name, its first word, or the value of a swept key. None: for no one."""
+    named = {str(key): str(method) for key, method in methods.items()}
+    if arm == BASE:
+        return named.get(BASE)
+    cell = next(c for c in results.cells if results.arm(c) == arm)
+    values = [cell.overrides.get(key, "") for key in results.swept]
+    return next((named[word] for word in [arm, arm.split(",")[0], *values] if word in named), None)
+
+
+def changes(results: Results, baseline: str | None) -> list[Change]:
+    """Every arm that the paper has too, against the baseline, quantity by quantity. [] where there is nothing to compare."""
+    study = results.study.get("paper") or {}
+    methods = study.get("methods") or {}
+    reference = method_of(results, baseline, methods) if baseline is not None else None
+    if reference is None:
+        return []
+    table = read()
+    table = table[table["table"] == study.get("table")].set_index(["method", "model_b"])
+    found = []
+    for arm in [*([BASE] if baseline != BASE else []), *results.arms]:
+        method = method_of(results, arm, methods)
+        if method is None or arm == baseline or method not in table.index.get_level_values(0):
+            continue
+        for column, (quantity, key) in COLUMNS.items():
+            by_model = {f"{size:g}B": _reported(table, method, reference, size, column) for size in models(table)}
+            if any(change is not None for change in by_model.values()):
+                found.append(Change(arm, method, quantity, by_model, _measured(results, arm, str(baseline), key)))
+    return found
+
+
+def models(table: pd.DataFrame) -> list[float]:
+    """The model sizes of a table, in billions."""
+    return sorted(set(table.index.get_level_values(1)))
+
+
+def _reported(table: pd.DataFrame, method: str, reference: str, size: float, column: str) -> float | None:
+    if (method, size) not in table.index or (reference, size) not in table.index:
+        return None
+    ours, theirs = table.loc[(method, size), column], table.loc[(reference, size), column]
+    return None if pd.isna(ours) or pd.isna(theirs) else float(ours / theirs - 1)
+
+
+def _measured(results: Results, arm: str, baseline: str, key: str) -> float | None:
+    """The change here: of the mean over seeds; of time the geometric mean of the pairs' ratios."""
+    if key.startswith("time/"):
+        ratio = None if BASE in (arm, baseline) else comparison.time_ratio(results, arm, baseline, key)
+        return None if ratio is None else ratio.value - 1
+    ours, theirs = (
+        comparison.over_seeds(results, name, f"{key}/final")
+        if name != BASE
+        else comparison.of_base(results, key, None if baseline == BASE else baseline)
+        for name in (arm, baseline)
+    )
+    return None if ours is None or theirs is None or not theirs.value else ours.value / theirs.value - 1
