@@ -199,6 +199,7 @@ def test_an_offline_sweep_waits_for_no_server(sweep, recorder, offline):
     text = wandb_report.publish(found, PLACE, "")
     assert "not logged in" in text
     assert f"wandb sync --entity {ENTITY} --project dash_exp {sweep}/*/wandb/offline-run-*" in text
+    assert "None of these runs waits" in wandb_report.publish(results.Results([]), PLACE, "")
     assert recorder.connections == 0
 
 
@@ -222,6 +223,7 @@ def test_an_offline_sweep_is_uploaded_read_back_and_reported(copied, server, onl
     assert f"{server.url}/{PLACE}/reports/" in text and report["id"] in text
     assert "wandb sync" not in text
     assert_shows_the_comparison(report)
+    assert "saved the report" in wandb_report.publish(theirs, PLACE, "") and len(server.reports) == 2  # from W&B to W&B
     logged = {key for r in server.runs.values() for row in r.history for key in row}
     summaries = {key for r in server.runs.values() for key in r.summary}
     plots = [p["config"] for p in panels_of(report)]
@@ -324,10 +326,14 @@ def test_an_offline_attempt_that_was_not_uploaded_leaves_nothing_to_upload(serve
     assert_arrived(server, cell, "small")
 
 
-def test_rows_that_were_uploaded_are_not_uploaded_again(server, online, monkeypatch, cell, tmp_path):
+@pytest.mark.parametrize("whole", [True, False])
+def test_rows_that_were_uploaded_are_not_uploaded_again(server, online, monkeypatch, cell, tmp_path, whole):
     monkeypatch.setenv("WANDB_MODE", "offline")
     attempt(cell, [0, 1], status="stopped")
     upload(cell, server, tmp_path)
+    if not whole:  # what the upload of a run that was killed leaves, whose last record is torn
+        (marker,) = cell.glob("wandb/offline-run-*/*.synced")
+        marker.unlink()
     attempt(cell, [0, 1, 2, 3])
     upload(cell, server, tmp_path)
     assert_arrived(server, cell, "small")

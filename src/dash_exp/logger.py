@@ -35,7 +35,6 @@ class StepLogger(WandbLogger):
         super().__init__(experiment=experiment)
         self.sent = sent if experiment.offline else experiment.step - 1  # online, W&B says where the run stands
         self.first = self.sent + 1 if experiment.offline else 0  # `wandb sync` counts from the last row that W&B has
-
         self.row_open = False  # W&B sends a row when the next one begins
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -81,12 +80,13 @@ def identity(run_dir: Path) -> tuple[str, int]:
     """The W&B id of the run in this folder, and the last outer step whose row W&B may have already; -1 = none.
 
     Both are kept in a file of the folder: so the id moves with it, and folders of the same name in different places are
-    different runs. An attempt may have sent its rows if it was online, or offline and uploaded since.
+    different runs. An attempt may have sent its rows if it was online, or offline and uploaded since, be it in part (which
+    leaves `.syncstate` without `.synced`).
     """
     file = run_dir / ID_FILE
     run_id, last = file.read_text().split() if file.is_file() else (secrets.token_hex(6), "-1")
     sent = int(last)
-    if any(run_dir.glob("wandb/run-*")) or any(run_dir.glob("wandb/offline-run-*/*.synced")):
+    if any(run_dir.glob("wandb/run-*")) or any(run_dir.glob("wandb/offline-run-*/*.sync*")):
         rows = read_metrics(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else []
         sent = max([sent, *(int(row["step"] or 0) for row in rows)])
     file.write_text(f"{run_id}\n{sent}\n")

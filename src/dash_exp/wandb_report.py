@@ -32,7 +32,8 @@ def publish(results: Results, place: str, markdown: str) -> str:
         raise UserError(f"--wandb {place}", "is not ENTITY/PROJECT", "Give both, as in --wandb my-team/dash_exp")
     if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun") or not logged_in():
         lines = ["W&B: this machine is offline or not logged in (`wandb login`), so no report was saved."]
-        return "\n".join([*lines, *told_uploads(upload_commands(results, entity, project))])
+        nothing = ["None of these runs waits for an upload: they were recorded online, or without W&B (logger=csv)."]
+        return "\n".join([*lines, *(told_uploads(upload_commands(results, entity, project)) or nothing)])
 
     from dash_exp.wandb_runs import runs, told  # they need a server
 
