@@ -205,7 +205,7 @@ def test_an_offline_sweep_waits_for_no_server(sweep, recorder, offline):
 
 def test_an_offline_sweep_is_uploaded_read_back_and_reported(copied, server, online, tmp_path):
     assert len(upload(copied, server, tmp_path)) == 1
-    folders = sorted(p for p in copied.iterdir() if p.is_dir())
+    folders = sorted(p for p in copied.iterdir() if results.is_run(p))
     assert len(server.runs) == len(folders) == 2
     for folder in folders:
         assert_arrived(server, folder, "small")
