@@ -449,3 +449,19 @@ def test_the_baseline_by_name(tmp_path):
         comparison.choose_baseline(results, "grpo")
     with pytest.raises(UserError, match="baseline=sft: is no arm"):
         comparison.choose_baseline(results, "sft")
+
+
+def test_arms_of_several_models_are_each_compared_with_the_baseline_of_their_own(tmp_path):
+    """One model ends higher; PPO adds nothing to either. Against the other model's DASH it would seem to add a half."""
+    study = {"study": {"baseline": ["algo=dash"]}}
+    for model, right in {"tiny": [1, 1, 0, 0], "tiny_random": [1, 1, 1, 1]}.items():
+        for algo in ("dash", "ppo_mini"):
+            for seed in (0, 1):
+                overrides = [f"model={model}", f"algo={algo}", f"seed={seed}"]
+                write_cell(tmp_path / ",".join(overrides), overrides, in_dist=right, settings=study)
+    results = load([tmp_path])
+    found = comparison.differences(results, results.baseline, "in_dist")
+    assert {d.arm: d.over_seeds.value for d in found} == {"model=tiny, ppo_mini": 0.0, "model=tiny_random, ppo_mini": 0.0}
+    text = report.write(results, tmp_path / "report").with_name("report.md").read_text()
+    assert "against algo=dash with the same other settings" in text
+    assert "points against model=tiny\\_random, dash" in text

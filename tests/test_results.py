@@ -26,8 +26,8 @@ def test_arms_are_what_differs_but_for_the_seed(tmp_path):
     assert found.baseline == "grpo, kl.coef=0"
 
 
-def test_a_cell_is_compared_within_what_else_was_swept(tmp_path):
-    """The baseline DASH of a PPO run with the 1.5B model is the DASH run with that model and that seed."""
+def test_an_arm_is_compared_within_what_else_was_swept(tmp_path):
+    """The baseline of the PPO runs with the large model is the DASH runs with the large model."""
     cells = [
         cell(tmp_path, f"model={m} algo={a} seed={s}", baseline=["algo=dash"])
         for m in ("small", "large")
@@ -35,16 +35,21 @@ def test_a_cell_is_compared_within_what_else_was_swept(tmp_path):
         for s in (0, 1)
     ]
     found = Results(cells)
-    by_name = {c.name: c for c in cells}
-    assert found.counterpart(by_name["model=large,algo=ppo_mini,seed=1"]) is by_name["model=large,algo=dash,seed=1"]
-    assert found.counterpart(by_name["model=small,algo=dash,seed=0"]) is by_name["model=small,algo=dash,seed=0"]
-    alone = Results([c for c in cells if c.name != "model=large,algo=dash,seed=1"])
-    assert alone.counterpart(by_name["model=large,algo=ppo_mini,seed=1"]) is None
+    assert found.baseline == "model=small, dash"
+    assert {arm: found.baseline_of(arm, "model=small, dash") for arm in found.arms} == {
+        "model=small, dash": "model=small, dash",
+        "model=small, ppo_mini": "model=small, dash",
+        "model=large, dash": "model=large, dash",
+        "model=large, ppo_mini": "model=large, dash",
+    }
+    assert found.baseline_of("model=small, dash", "model=large, ppo_mini") == "model=large, ppo_mini"  # as asked for
+    incomplete = Results([c for c in cells if c.overrides["model"] == "small" or c.overrides["algo"] != "dash"])
+    assert incomplete.baseline_of("model=large, ppo_mini", "model=small, dash") == ""
 
 
 def test_without_a_named_baseline_it_is_the_first_arm(tmp_path):
-    cells = [cell(tmp_path, f"algo={a} kl.coef={k} seed=3") for a in ("grpo", "dash") for k in (0, 0.04)]
-    assert Results(cells).counterpart(cells[3]) is cells[0]
+    found = Results([cell(tmp_path, f"algo={a} kl.coef={k} seed=3") for a in ("grpo", "dash") for k in (0, 0.04)])
+    assert {found.baseline_of(arm, str(found.baseline)) for arm in found.arms} == {"grpo, kl.coef=0"}
 
 
 def test_failed_cells_are_in_the_table_and_not_among_the_finished(tmp_path):

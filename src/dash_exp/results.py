@@ -114,16 +114,17 @@ class Results:
                 return self.arm(cell)
         return self.arms[0] if self.arms else None
 
-    def counterpart(self, cell: Cell) -> Cell | None:
-        """The finished baseline cell that `cell` is compared with: of the same seed, and in all that was swept the same but for
-        the keys that `study.baseline` names. None where there is none.
+    def baseline_of(self, arm: str, baseline: str) -> str:
+        """The arm that `arm` is compared with: `baseline`; but where more is swept than the keys that `study.baseline` names, the
+        one that is the same as `arm` in the rest, as the DASH runs of the same model. Empty where there is none.
         """
-        wanted = dict(o.partition("=")[::2] for o in self.study.get("baseline") or [])
-        if not any(key in self.swept for key in wanted):
-            return next((c for c in self.of_arm(self.baseline or "") if c.seed == cell.seed), None)
-        same = {key: cell.overrides.get(key) for key in self.swept} | {k: v for k, v in wanted.items() if k in self.swept}
-        alike = (c for c in self.cells if c.status == "done" and all(c.overrides.get(k) == v for k, v in same.items()))
-        return next((c for c in alike if c.seed == cell.seed), None)
+        named = dict(o.partition("=")[::2] for o in self.study.get("baseline") or [])
+        named = {key: value for key, value in named.items() if key in self.swept}
+        if baseline != self.baseline or not named or set(named) == set(self.swept):
+            return baseline
+        like = next(cell for cell in self.cells if self.arm(cell) == arm)
+        wanted = {key: like.overrides.get(key) for key in self.swept} | named
+        return next((self.arm(c) for c in self.cells if all(c.overrides.get(k) == v for k, v in wanted.items())), "")
 
     def table(self) -> pd.DataFrame:
         """`cells.csv`: a row per cell with arm, swept keys, seed, status and error, and every number of `result.json`."""

@@ -121,13 +121,16 @@ class Difference:
 
 def differences(results: Results, baseline: str, test: str, arms: Sequence[str] | None = None) -> list[Difference]:
     """Every arm (or those) against the baseline; `base` compares each with the model that it started from."""
-    found = [difference(results, arm, baseline, test) for arm in arms or results.arms if arm != baseline]
+    found = [
+        difference(results, arm, baseline, test) for arm in arms or results.arms if arm != results.baseline_of(arm, baseline)
+    ]
     corrected = stats.holm([d.p for d in found])
     return [replace(d, p_holm=p) for d, p in zip(found, corrected, strict=True)]
 
 
 def difference(results: Results, arm: str, baseline: str, test: str) -> Difference:
-    """One arm against another, by the seeds that are done in both."""
+    """One arm against its baseline (`Results.baseline_of`), by the seeds that are done in both."""
+    baseline = results.baseline_of(arm, baseline)
     ours = per_seed(results, arm, f"accuracy/{test}/final")
     theirs = (
         per_seed(results, arm, f"accuracy/{test}/base")
@@ -171,7 +174,7 @@ def right(cell: Cell, test: str, when: str) -> pd.Series:
 
 def time_ratio(results: Results, arm: str, baseline: str, key: str = "time/elapsed_s") -> Estimate | None:
     """Seconds of training, evaluation excluded, as a multiple of the baseline's, paired by seed."""
-    ours, theirs = per_seed(results, arm, key), per_seed(results, baseline, key)
+    ours, theirs = per_seed(results, arm, key), per_seed(results, results.baseline_of(arm, baseline), key)
     seeds = [seed for seed in ours if seed in theirs]
     return stats.ratio_interval([ours[s] for s in seeds], [theirs[s] for s in seeds])
 

@@ -51,9 +51,18 @@ class Context:
         """A cell in the look of an arm; its text is the arm's name where it is not given."""
         return Cell(arm if text is None else text, detail, *self.looks[arm])
 
+    def baseline_of(self, arm: str) -> str:
+        """What this arm is compared with; itself where it is a baseline."""
+        return self.results.baseline_of(arm, str(self.baseline))
+
     @property
     def baseline_name(self) -> str:
-        return "the base model" if self.baseline == BASE else str(self.baseline)
+        """For captions: the baseline, or which one it is for each arm."""
+        if self.baseline == BASE:
+            return "the base model"
+        if len({self.baseline_of(arm) for arm in self.results.arms}) == 1:
+            return str(self.baseline)
+        return f"{', '.join(self.results.study['baseline'])} with the same other settings"
 
 
 def tradeoff(c: Context) -> list[Block]:

@@ -66,12 +66,13 @@ def changes(results: Results, baseline: str | None) -> list[Change]:
     found = []
     for arm in [*([BASE] if baseline != BASE else []), *results.arms]:
         method = method_of(results, arm, methods)
-        if method is None or arm == baseline or method not in table.index.get_level_values(0):
+        against = BASE if baseline == BASE else results.baseline_of(arm, str(baseline)) if arm != BASE else str(baseline)
+        if method is None or arm == against or method not in table.index.get_level_values(0):
             continue
         for column, (quantity, key) in COLUMNS.items():
             by_model = {f"{size:g}B": _reported(table, method, reference, size, column) for size in models(table)}
             if any(change is not None for change in by_model.values()):
-                found.append(Change(arm, method, quantity, by_model, _measured(results, arm, str(baseline), key)))
+                found.append(Change(arm, method, quantity, by_model, _measured(results, arm, against, key)))
     return found
 
 

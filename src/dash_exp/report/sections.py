@@ -87,12 +87,14 @@ def outcome(c: Context, arm: str) -> str:
         states = dict.fromkeys(cell.status for cell in c.results.of_arm(arm, None))
         return f"has no accuracy yet: its cells are {', '.join(states)}."
     reached = f"{percent(final.value)}% {test_label(c.tests[0])}"
-    if arm == c.baseline:
+    against = c.baseline_of(arm)
+    if arm == against:
         return f"{reached}; the others are compared with it."
     found = {d.arm: d for d in c.against_baseline[c.tests[0]]}[arm]
     if found.over_seeds is None:
-        return f"{reached}; no seed is done in both this arm and {c.baseline}."
-    said = f"{reached}: {points(found.over_seeds.value)} points against {c.baseline_name} ({verdict(found)})"
+        return f"{reached}; no seed is done in both this arm and {against or c.baseline_name}."
+    name = "the base model" if against == BASE else against
+    said = f"{reached}: {points(found.over_seeds.value)} points against {name} ({verdict(found)})"
     for test in c.tests[1:]:
         other = next(d for d in c.against_baseline[test] if d.arm == arm)
         if other.over_seeds is not None and apart(other):
@@ -194,7 +196,7 @@ def against_baseline(c: Context) -> Section:
     blocks += panels.differences(c)
     if c.baseline != BASE:
         blocks.append(
-            difference_table(c, c.against_baseline, f"Percentage points against {c.baseline}, same seed and same problems")
+            difference_table(c, c.against_baseline, f"Percentage points against {c.baseline_name}, same seed and same problems")
         )
         blocks.append(ratio_table(c))
     blocks.append(difference_table(c, c.against_base, "Percentage points against the base model"))
@@ -223,12 +225,12 @@ def difference_table(c: Context, by_test: Mapping[str, list[Difference]], captio
 
 def ratio_table(c: Context) -> Table:
     rows = []
-    for arm in [a for a in c.results.arms if a != c.baseline]:
+    for arm in [a for a in c.results.arms if a != c.baseline_of(a)]:
         found = comparison.time_ratio(c.results, arm, str(c.baseline))
         if found is not None:
             row = [c.named(arm), Cell(str(found.n)), Cell(times(found.value)), Cell(span(found, times))]
             rows.append([*row, Cell(relative(found.value - 1))])
-    caption = f"Training time as a multiple of that of {c.baseline}, paired by seed, on the log scale"
+    caption = f"Training time as a multiple of that of {c.baseline_name}, paired by seed, on the log scale"
     return Table(["arm", "seeds", "ratio", "over seeds", "change"], rows, caption)
 
 
@@ -279,7 +281,7 @@ def against_paper(c: Context) -> Section | None:
     ]
     setting = ", ".join(str(study[key]) for key in ("data", "models", "steps") if study.get(key))
     note = (
-        f"Change against {c.baseline} in percent of its value: in table {study.get('table')} of arXiv 2505.17218"
+        f"Change against {c.baseline_name} in percent of its value: in table {study.get('table')} of arXiv 2505.17218"
         f"{f' ({setting})' if setting else ''}, and here. The set-ups differ in model, data and hardware, so only directions "
         "and rough sizes compare."
     )
