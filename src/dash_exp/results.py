@@ -115,7 +115,7 @@ class Results:
         return self.arms[0] if self.arms else None
 
     def baseline_of(self, arm: str, baseline: str) -> str:
-        """The arm that `arm` is compared with: `baseline`; but where more is swept than the keys that `study.baseline` names, the
+        """The arm that `arm` is compared with: `baseline`; but where more is swept than the keys of `study.baseline`, the
         one that is the same as `arm` in the rest, as the DASH runs of the same model. Empty where there is none.
         """
         named = dict(o.partition("=")[::2] for o in self.study.get("baseline") or [])
