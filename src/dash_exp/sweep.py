@@ -214,8 +214,9 @@ def _settings(cfg: Any) -> Any:
     """What makes a run this very run: everything, but not where a matched budget turned out to end."""
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
-    if settings["budget"]["match"] is not None:
-        settings["budget"] = {"match": settings["budget"]["match"]}
+    match = (settings.get("budget") or {}).get("match")
+    if match is not None:
+        settings["budget"] = {"match": match}
     return settings
 
 
