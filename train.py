@@ -18,10 +18,12 @@ def main(cfg: DictConfig) -> float | None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return sweep.run_cell(cfg, run_dir, run)
+    sweep.check_alone(cfg)
     if sweep.finished(run_dir, cfg):
         print(f"done before, skipped: {run_dir} (remove the folder to run it again)")
-        return None
-    return sweep.objective(cfg, run(cfg, run_dir))
+    else:
+        run(cfg, run_dir)
+    return None
 
 
 def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:

@@ -114,5 +114,6 @@ def test_the_smallest_effect_is_found_in_four_studies_of_five():
 
 def test_the_smallest_effect_without_spread_or_seeds():
     assert stats.detectable([0.1]) is None
-    assert stats.detectable([0.1, 0.1]) == 0.0
+    assert stats.detectable([0.1, 0.1]) is None
+    assert stats.detectable([0.0, 0.1, 0.2], comparisons=4) > stats.detectable([0.0, 0.1, 0.2])
     assert stats.detectable([0.0, 0.1]) > 0.1

@@ -5,6 +5,7 @@ What was recorded is read back by `wandb_runs.py` and shown in a report by `wand
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
 import secrets
@@ -20,6 +21,9 @@ from lightning.pytorch.loggers import WandbLogger
 
 from dash_exp.metrics import read_metrics
 from dash_exp.results import ID_FILE, RECORD_FILES, SWEEP_FILE, overrides_by_key, read_result
+from dash_exp.words import first_line
+
+log = logging.getLogger(__name__)
 
 OLD_NAMES = {"api.forge.coreweave.com": ("api.wandb.ai",)}  # under which a login at the public server may still stand
 
@@ -60,18 +64,26 @@ def wandb_logger(
     """
     run_id, sent = identity(run_dir)
     shutil.rmtree(run_dir / "wandb", ignore_errors=True)
-    experiment = wandb.init(
-        project=project,
-        entity=entity,
-        id=run_id,
-        resume="allow",
-        name=name,
-        group=group,
-        dir=run_dir,
-        config=settings | {"cell": run_dir.name, "overrides": override_columns(run_dir)},
-        mode=cast(Any, os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")),
-        settings=wandb.Settings(silent=True),
-    )
+
+    def start(mode: str) -> Any:
+        return wandb.init(
+            project=project,
+            entity=entity,
+            id=run_id,
+            resume="allow",
+            name=name,
+            group=group,
+            dir=run_dir,
+            config=settings | {"cell": run_dir.name, "overrides": override_columns(run_dir)},
+            mode=cast(Any, mode),
+            settings=wandb.Settings(silent=True),
+        )
+
+    try:
+        experiment = start(os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline"))
+    except wandb.errors.CommError as error:  # training does not depend on it
+        log.warning("W&B is not reached (%s): recorded offline, `wandb sync` uploads it later", first_line(str(error)))
+        experiment = start("offline")
     save_record(experiment, run_dir, RECORD_FILES[:2])  # what it is; `finish` adds what came of it
     return StepLogger(experiment, sent)
 
@@ -84,12 +96,15 @@ def identity(run_dir: Path) -> tuple[str, int]:
     leaves `.syncstate` without `.synced`).
     """
     file = run_dir / ID_FILE
-    run_id, last = file.read_text().split() if file.is_file() else (secrets.token_hex(6), "-1")
+    known = file.read_text().split() if file.is_file() else []
+    run_id, last = known if len(known) == 2 else (secrets.token_hex(6), "-1")
     sent = int(last)
     if any(run_dir.glob("wandb/run-*")) or any(run_dir.glob("wandb/offline-run-*/*.sync*")):
         rows = read_metrics(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else []
         sent = max([sent, *(int(row["step"] or 0) for row in rows)])
-    file.write_text(f"{run_id}\n{sent}\n")
+    new = file.with_suffix(".new")
+    new.write_text(f"{run_id}\n{sent}\n")
+    os.replace(new, file)
     return run_id, sent
 
 

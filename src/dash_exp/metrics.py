@@ -75,7 +75,7 @@ METRICS: dict[str, Metric] = {
     "time/eval_s": Metric("s", "evaluation: greedy, and eval.n sampled completions"),
     "time/sample_idle_s": Metric("s", "from one sampling call to the next, evaluation excluded"),
     "time/update_idle_s": Metric("s", "from one update to the next, evaluation excluded"),
-    "time/elapsed_s": Metric("s", "since training began, evaluation excluded"),
+    "time/elapsed_s": Metric("s", "since training began, evaluation and the writing of checkpoints excluded"),
 }
 
 # Metrics whose names depend on the run: test sets, parts of a summed reward.
@@ -100,6 +100,7 @@ class Clock:
         self.idle = dict.fromkeys(SIDES, 0.0)
         self._training: tuple[float, float] | None = None  # when training began, and the seconds of evaluation until then
         self._trained_s = 0.0  # before this process
+        self._apart_s = 0.0
         self._lock = threading.Lock()
         self._ended: dict[str, tuple[float, float]] = {}  # when a side ended, and the seconds of evaluation until then
 
@@ -124,11 +125,20 @@ class Clock:
 
     @property
     def training_s(self) -> float:
-        """Seconds since training began, without those of evaluation; 0 before it began."""
+        """Seconds since training began, without those of evaluation and of `apart`; 0 before it began."""
         if self._training is None:
             return self._trained_s
         start, evaluation = self._training
-        return time.perf_counter() - start - (self.seconds["eval"] - evaluation)
+        return time.perf_counter() - start - (self.seconds["eval"] - evaluation) - self._apart_s
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around work that belongs to no training, such as writing a checkpoint: `training_s` leaves it out."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._apart_s += time.perf_counter() - start
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes, in another process."""

@@ -77,7 +77,8 @@ class RunRecord(L.Callback):
         accuracy = pl_module.accuracy["in_dist"]
         if accuracy > self.best:
             self.best = accuracy
-            save_model(pl_module.policy, self.tokenizer, self.run_dir / "checkpoints" / "best")
+            with pl_module.clock.apart():
+                save_model(pl_module.policy, self.tokenizer, self.run_dir / "checkpoints" / "best")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)

@@ -1,4 +1,4 @@
-"""Run folders -> cells -> tables. What is drawn and concluded from them is in `report.py`, how in `stats.py` and `plots.py`.
+"""Run folders -> cells -> tables. What is drawn and concluded from them is in `report/`.
 
 A *cell* is one run of a sweep. Cells that differ in their seed alone form an *arm*.
 """
@@ -20,6 +20,7 @@ from dash_exp.errors import UserError
 if TYPE_CHECKING:  # loaded when a table is asked for: a command line with a mistake in it should not wait for it
     import pandas as pd
 
+ATTEMPTS_FILE = "attempts"  # of a run folder: how often a process ended in it without a word (`sweep.attempt`)
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
 SCHEME = "wandb:"  # before the place of runs in W&B
 ID_FILE = "wandb_id"  # of a run folder: the id of its run in W&B, and the last row that W&B may have (`logger.identity`)
@@ -168,17 +169,27 @@ def from_wandb(path: str) -> list[Path]:
 def wandb_id(folder: Path) -> str | None:
     """The id in W&B of the run in this folder; None where it was never recorded there."""
     file = folder / ID_FILE
-    return file.read_text().split()[0] if file.is_file() else None
+    words = file.read_text().split() if file.is_file() else []
+    return words[0] if words else None
 
 
 def cells_of(folder: Path) -> list[Cell]:
-    """The cells of a sweep folder in the order of its list, those that have not begun included; or the one of a run folder."""
+    """The cells of a sweep folder, or the one of a run folder.
+
+    They are those of the sweep's list, which its last start wrote, in its order and with those that have not begun; of a
+    folder without a list, all run folders in it.
+    """
     if is_run(folder):
         return [load_cell(folder)]
     listed = {folder / cell["folder"]: overrides_by_key(cell["overrides"]) for cell in read_sweep(folder).get("cells", [])}
-    others = [p for p in sorted(folder.iterdir()) if p.is_dir() and is_run(p) and p not in listed]
-    waiting = {p: o for p, o in listed.items() if not is_run(p)}
-    return [Cell(p, waiting[p], "waiting") if p in waiting else load_cell(p) for p in [*listed, *others]]
+    found = listed or dict.fromkeys(unlisted(folder))
+    return [load_cell(p) if is_run(p) else Cell(p, listed[p], "waiting") for p in found]
+
+
+def unlisted(folder: Path) -> list[Path]:
+    """The run folders inside a sweep's folder that are not in its list: those of an earlier sweep of the same name."""
+    listed = {cell["folder"] for cell in read_sweep(folder).get("cells", [])}
+    return [p for p in sorted(folder.iterdir()) if p.is_dir() and is_run(p) and p.name not in listed]
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:

@@ -59,7 +59,10 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
         parts = build(cfg)
     except Exception as error:
         write_result(run_dir, {"status": "failed", "error": str(error), "git": git_revision()})
-        finish_tracker(start_tracker(cfg, run_dir, in_sweep), run_dir)  # so that W&B has every cell of a sweep
+        try:
+            finish_tracker(start_tracker(cfg, run_dir, in_sweep), run_dir)  # so that W&B has every cell of a sweep
+        except Exception:
+            logging.getLogger(__name__).exception("the tracker was not told")
         raise
     try:
         return train(cfg, parts, run_dir, in_sweep, start)
@@ -103,6 +106,8 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
             more = snapshots.state["more"]
             result |= {k: v for k, v in more["result"].items() if k.endswith("/base")}
             base, start = more["base"], start - more["total_s"]
+            if str(result["git"]) not in str(more["result"]["git"]).split(" then "):
+                result["git"] = f"{more['result']['git']} then {result['git']}"  # which the report warns of
             print(f"goes on after outer step {snapshots.step}", flush=True)
         else:
             trainer.validate(parts.module, datamodule=parts.data, verbose=False)

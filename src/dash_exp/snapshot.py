@@ -16,6 +16,7 @@ import torch
 
 from dash_exp.module import PolicyModule
 from dash_exp.record import RunRecord
+from dash_exp.results import ATTEMPTS_FILE
 from dash_exp.rollout import RolloutDataModule
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Snapshots(L.Callback):
         if self.state is not None:
             trainer.optimizers[0].load_state_dict(self.state["optimizer"])
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["schedule"])
+            self.state = None  # its memory
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After the record has written its row. Nothing is kept of the last step: the run ends with it."""
@@ -94,10 +96,12 @@ class Snapshots(L.Callback):
             "best": record.best,
             "more": self.more(),
         }
-        self.file.parent.mkdir(exist_ok=True)
-        new = self.file.with_suffix(".new")
-        torch.save(state, new)
-        os.replace(new, self.file)
+        with pl_module.clock.apart():
+            self.file.parent.mkdir(exist_ok=True)
+            new = self.file.with_suffix(".new")
+            torch.save(state, new)
+            os.replace(new, self.file)
+        (self.file.parents[1] / ATTEMPTS_FILE).unlink(missing_ok=True)  # it got further
 
     def remove(self) -> None:
         self.file.unlink(missing_ok=True)

@@ -82,18 +82,18 @@ def problem_interval(differences_P: ArrayLike) -> Estimate | None:
     return Estimate(float(x.mean()), float(interval.low), float(interval.high), len(x))
 
 
-def detectable(differences: ArrayLike) -> float | None:
+def detectable(differences: ArrayLike, comparisons: int = 1) -> float | None:
     """The smallest true mean difference that a paired t test with so many seeds finds in 80% of studies, in their unit.
 
-    It takes the spread of the differences as known, though it is estimated from the same few. None for fewer than two
-    differences; 0 where they are all equal.
+    With several comparisons the level is divided by their number (Bonferroni), at which Holm's procedure finds it too. The
+    spread of the differences is taken as known, though it is estimated from the same few. None for fewer than two
+    differences, or where they are all equal and show no spread.
     """
     x = np.asarray(differences, dtype=float)
-    if len(x) < 2:
+    if len(x) < 2 or no_spread(x):
         return None
-    if no_spread(x):
-        return 0.0
-    in_sd = TTestPower().solve_power(nobs=len(x), alpha=1 - CONFIDENCE, power=POWER, alternative="two-sided")
+    alpha = (1 - CONFIDENCE) / comparisons
+    in_sd = TTestPower().solve_power(nobs=len(x), alpha=alpha, power=POWER, alternative="two-sided")
     return float(np.squeeze(in_sd)) * float(x.std(ddof=1))
 
 

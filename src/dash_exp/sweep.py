@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
-from dash_exp.results import SWEEP_FILE, Cell, Results, cells_of, load, overrides_by_key, read_result, read_sweep, write_result
+from dash_exp.results import (
+    ATTEMPTS_FILE,
+    SWEEP_FILE,
+    Cell,
+    Results,
+    cells_of,
+    load,
+    overrides_by_key,
+    read_result,
+    write_result,
+)
 from dash_exp.validate import validate
 from dash_exp.words import duration, first_line
 
@@ -51,6 +62,7 @@ class Ledger(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             cells = plan(config)
+            _check_folders(cells)
             for cell in cells:
                 cell.check()
             _check_order(cells, config)
@@ -78,12 +90,11 @@ class Ledger(Callback):
         if not cells:
             return
         trouble = self._write_report(folder)
-        planned = {cell["folder"] for cell in read_sweep(folder).get("cells", [])}
-        bad = [cell for cell in cells if cell.status != "done" and (cell.name in planned or not planned)]
+        bad = [cell for cell in cells if cell.status != "done"]
         if bad:
             arm = Results(cells).arm
             said = [f"  {arm(c)}, seed {c.seed}: {c.status}{f', {first_line(c.error)}' if c.error else ''}" for c in bad]
-            many = f"{len(bad)} of {len(planned) or len(cells)} cells are not done"
+            many = f"{len(bad)} of {len(cells)} cells are not done"
             sys.exit("\n".join([f"error: {many}; the same command tries them again:", *said]))
         if trouble:
             sys.exit(f"error: the report could not be written ({trouble}). Try: python -m dash_exp.report {folder}")
@@ -160,6 +171,16 @@ def _lists_its_cells(config: DictConfig) -> bool:
     return str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
 
 
+def _check_folders(cells: Sequence[Planned]) -> None:
+    """Two cells whose names differ in characters alone that no folder can have."""
+    first: dict[Path, Planned] = {}
+    for cell in cells:
+        other = first.setdefault(cell.folder, cell)
+        if other is not cell:
+            both = f"cells {','.join(other.overrides)} and {','.join(cell.overrides)}"
+            raise UserError(both, f"would share the folder {cell.folder}", "Write one of the values in another way")
+
+
 def _check_order(cells: Sequence[Planned], config: DictConfig) -> None:
     """With `budget.match` a cell's baseline has to be done before the cell starts."""
     ready = {cell.folder for cell in cells if read_result(cell.folder).get("status") == "done"}
@@ -181,24 +202,61 @@ def _check_order(cells: Sequence[Planned], config: DictConfig) -> None:
 # --- one cell ----------------------------------------------------------------------------------------------------------
 
 
+ATTEMPTS = 2  # in which a cell took its process down, after which the others come first
+
+
 def run_cell(cfg: DictConfig, run_dir: Path, run: Callable[..., dict[str, Any]]) -> float | None:
     """Run a cell of a sweep, unless it is done, and return its objective.
 
     A cell that fails leaves its reason in `result.json`, and the others go on; a sweeper that searches gets the exception, and
     decides for itself.
     """
+    searches = not _lists_its_cells(OmegaConf.create({"hydra": HydraConfig.get()}))
     try:
-        cfg = with_matched_budget(cfg, run_dir, list(HydraConfig.get().overrides.task))
-        result = read_result(run_dir) if finished(run_dir, cfg) else run(cfg, run_dir, in_sweep=True)
-        return objective(cfg, result)
+        if finished(run_dir, cfg):
+            result = read_result(run_dir)
+        else:
+            cfg = with_matched_budget(cfg, run_dir, list(HydraConfig.get().overrides.task))
+            with attempt(run_dir):
+                result = run(cfg, run_dir, in_sweep=True)
+        return objective(cfg, result) if searches else None
     except Exception as error:
-        if read_result(run_dir).get("status") != "failed":
-            write_result(run_dir, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
-        if not _lists_its_cells(OmegaConf.create({"hydra": HydraConfig.get()})):
+        result = read_result(run_dir)
+        if result.get("status") != "done":  # what is done stays, whatever came after it
+            write_result(run_dir, result | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        if searches:
             raise
         log.error("cell %s failed", run_dir.name, exc_info=not isinstance(error, UserError))
         print(f"failed: {run_dir}: {first_line(str(error))}", flush=True)
         return None
+
+
+@contextmanager
+def attempt(run_dir: Path) -> Iterator[None]:
+    """Around one attempt at a cell. Raises RuntimeError instead of trying once more what took its process down each time.
+
+    The count stays on the disk only where the process came to no end of its own; a snapshot on the way sets it back.
+    """
+    file = run_dir / ATTEMPTS_FILE
+    before = len(file.read_text()) if file.is_file() else 0
+    if before >= ATTEMPTS:
+        file.unlink()
+        raise RuntimeError(f"the process ended in this cell {before} times (out of memory?); the same command tries it again")
+    file.write_text("x" * (before + 1))
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def check_alone(cfg: DictConfig) -> None:
+    """Raise UserError for what only a cell of a sweep can have."""
+    if cfg.budget.match is not None:
+        raise UserError(
+            f"budget.match={cfg.budget.match}",
+            "stops an arm of a sweep where the baseline stopped, and this is a run alone",
+            "Make it a sweep (-m), or give a limit such as budget.seconds=100",
+        )
 
 
 def finished(run_dir: Path, cfg: DictConfig) -> bool:

@@ -21,6 +21,8 @@ def write(results: Results, out: Path, baseline: str | None = None, target: floa
     """
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
+    for earlier in [*figures.glob("*.svg"), *figures.glob("*.png")]:
+        earlier.unlink()
     made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     document = sections.document(results, figures, baseline, target, made)
     results.table().to_csv(out / "cells.csv", index=False, errors="replace")

@@ -49,7 +49,14 @@ def main() -> None:
     if command.wandb:
         from dash_exp.wandb_report import publish  # wandb is loaded only where it is used
 
-        print(publish(results, command.wandb, (command.out / "report.md").read_text(encoding="utf-8")))
+        print(publish(results, command.wandb, brief((command.out / "report.md").read_text(encoding="utf-8"))))
+
+
+def brief(markdown: str) -> str:
+    """The summary, the arms and their differences out of a report in Markdown, without the figures, which W&B does not have."""
+    sections = [section for section in markdown.split("\n## ")[1:4]]
+    lines = [line for line in "\n### ".join(["", *sections]).splitlines() if "](figures/" not in line]
+    return "\n".join(lines).strip() + "\n"
 
 
 def parse(arguments: Sequence[str]) -> Command:

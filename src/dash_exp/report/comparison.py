@@ -24,6 +24,8 @@ from dash_exp.stats import Estimate
 BASE = "base"
 SHARE = 0.95  # of the baseline's gain: the accuracy to reach where no target is given
 GRID = 200  # points of a mean curve, at most
+# Metrics of the completions that are learned from, which a policy that learns from written traces did not sample.
+OF_COMPLETIONS = ("reward/", "length/", "advantage/", "filter/")
 Seed = int | None
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]  # x and y
 
@@ -121,14 +123,13 @@ class Difference:
 
 def differences(results: Results, baseline: str, test: str, arms: Sequence[str] | None = None) -> list[Difference]:
     """Every arm (or those) against the baseline; `base` compares each with the model that it started from."""
-    found = [
-        difference(results, arm, baseline, test) for arm in arms or results.arms if arm != results.baseline_of(arm, baseline)
-    ]
+    compared = [arm for arm in arms or results.arms if arm != results.baseline_of(arm, baseline)]
+    found = [difference(results, arm, baseline, test, len(compared)) for arm in compared]
     corrected = stats.holm([d.p for d in found])
     return [replace(d, p_holm=p) for d, p in zip(found, corrected, strict=True)]
 
 
-def difference(results: Results, arm: str, baseline: str, test: str) -> Difference:
+def difference(results: Results, arm: str, baseline: str, test: str, comparisons: int = 1) -> Difference:
     """One arm against its baseline (`Results.baseline_of`), by the seeds that are done in both."""
     baseline = results.baseline_of(arm, baseline)
     ours = per_seed(results, arm, f"accuracy/{test}/final")
@@ -144,7 +145,7 @@ def difference(results: Results, arm: str, baseline: str, test: str) -> Differen
         over_seeds=stats.mean_interval(by_pair),
         over_problems=stats.problem_interval(problem_differences(results, arm, baseline, test)),
         p=stats.p_value(by_pair),
-        detectable=stats.detectable(by_pair),
+        detectable=stats.detectable(by_pair, comparisons),
     )
 
 
@@ -206,6 +207,8 @@ def choose_target(results: Results, baseline: str | None, wanted: float | None) 
         return Target(wanted, "as given on the command line")
     if results.study.get("target") is not None:
         return Target(float(results.study["target"]), "as the sweep gives it")
+    if baseline is not None and len({results.baseline_of(arm, baseline) for arm in results.arms}) > 1:
+        return None  # the large model may start above where the small one ends
     finals = {arm: over_seeds(results, arm, "accuracy/in_dist/final") for arm in results.arms}
     known = {arm: e.value for arm, e in finals.items() if e is not None}
     if baseline == BASE and known:
@@ -250,8 +253,18 @@ class Curve:
     mean: Points | None
 
 
+def written(results: Results, arm: str) -> bool:
+    """Whether an arm learns from traces that people or a teacher wrote: then nothing that is said of completions is its own."""
+    return any((cell.config.get("algo") or {}).get("train_sampler") for cell in results.of_arm(arm, None))
+
+
 def curve(results: Results, arm: str, metric: str, axis: str) -> Curve | None:
-    """The curve of an arm's done cells; None where nothing was measured or the axis does not move."""
+    """The curve of an arm's done cells; None where nothing was measured or the axis does not move.
+
+    Of an arm that learns from written traces only what its own policy did is drawn, and not against tokens sampled.
+    """
+    if written(results, arm) and (metric.startswith(OF_COMPLETIONS) or axis == "sampled_tokens"):
+        return None
     lines = [points for cell in by_seed(results, arm).values() if (points := _points(cell, metric, axis)) is not None]
     return Curve(arm, lines, mean_line(lines)) if lines else None
 

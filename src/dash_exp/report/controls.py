@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dash_exp import cli
+from dash_exp.budget import LIMITS
+from dash_exp.overrides import number_of_kl
 from dash_exp.report import comparison
 from dash_exp.results import Cell, Results
 
 # These name a run or its noise; a sweep changes them on purpose.
 NAMES = ("seed", "name", "experiment", "study", "objective", "hydra", "logger", "completions_every", "table_rows")
-LIMITS = ("seconds", "sampled_tokens", "optimizer_steps")  # of a budget
 FAILED_GRADINGS = ("score/timeouts", "score/errors", "eval/timeouts", "eval/errors")
 Flat = dict[str, Any]
 
@@ -87,7 +88,7 @@ def explained(results: Results) -> tuple[set[str], list[str]]:
         return keys, [f"the configuration of this checkout ({_first_line(error)})"]
     for override in tried:
         try:
-            changed = _composed(override)
+            changed = _composed(*number_of_kl([override]))
         except Exception as error:
             untried.append(f"{override} ({_first_line(error)})")
             continue

@@ -34,6 +34,7 @@ RC: Any = {
     "ytick.color": "#555555",
     "legend.frameon": False,
     "svg.hashsalt": "dash_exp",  # the same figure gives the same file
+    "text.parse_math": False,  # an arm may have a $ in its name
     "svg.fonttype": "none",  # text stays text: half the size, and it can be searched
     "figure.dpi": 100,
 }

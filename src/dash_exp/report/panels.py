@@ -19,9 +19,11 @@ CURVES = {
     "reward/mean": "reward of the sampled completions",
     "length/mean_tokens": "completion length, tokens",
     "advantage/abs_mean": "mean |advantage|, before the filter",
+    "advantage/kept_abs_mean": "mean |advantage| of those kept",
     "filter/kept_fraction": "completions kept, %",
     "kl/ref_nats_per_token": "KL to the base model, nats per token",
     "grad/norm": "norm of the gradient",
+    "time/update_s": "seconds of the update, per outer step",
 }
 
 
@@ -145,6 +147,10 @@ def curves(c: Context) -> Section | None:
         "A thick line is the mean over seeds, where all of them have values; thin lines are the seeds. Time and tokens of "
         "evaluation are in no axis."
     )
+    if traces := [arm for arm in c.results.arms if comparison.written(c.results, arm)]:
+        note += (
+            f" {', '.join(traces)} learned from written traces, whose reward, length and advantage are not the policy's own."
+        )
     return Section("curves", "Curves", "Training curves", [Paragraph(note), Tabs("axis", tabs)])
 
 

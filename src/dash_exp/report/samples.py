@@ -26,7 +26,7 @@ def steps(cell: Cell) -> dict[int, Path]:
 def read(file: Path) -> dict[str, list[Record]]:
     """Completions by problem, in the order of the file. A torn last line is left out."""
     found: dict[str, list[Record]] = {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
         except ValueError:

@@ -149,14 +149,17 @@ def arms(c: Context) -> Section:
         row += [accuracy(comparison.over_seeds(c.results, arm, f"accuracy/{t}/final")) for t in c.tests]
         row.append(lengths([comparison.over_seeds(c.results, arm, f"eval/{t}/length/mean_tokens/final") for t in c.tests]))
         row.append(mean(c, arm, "time/elapsed_s", seconds))
-        row += [mean(c, arm, key, whole) for key in ("tokens/sampled", "tokens/trained")]
-        row += [mean(c, arm, "kept", lambda x: f"{percent(x)}%"), mean(c, arm, "steps", tokens)]
+        own = not comparison.written(c.results, arm)
+        row += [mean(c, arm, "tokens/sampled", whole) if own else Cell("–"), mean(c, arm, "tokens/trained", whole)]
+        row += [mean(c, arm, "kept", lambda x: f"{percent(x)}%") if own else Cell("–"), mean(c, arm, "steps", tokens)]
         stops = dict.fromkeys(str(cell.result.get("stopped_by") or "all steps").replace("_", " ") for cell in done)
         rows.append([*row, Cell(", ".join(stops) or "–")])
     note = (
         "Means over seeds; below an accuracy its interval over seeds, cut at 0 and 100. Training time excludes evaluation; "
         "length is that of the greedy completions in tokens, one number for each test set."
     )
+    if any(comparison.written(c.results, arm) for arm in c.results.arms):
+        note += " An arm that learns from written traces samples and drops no completions of its own."
     return Section("arms", "Arms", "What each arm reached", [Paragraph(note), Table(header, rows)])
 
 
@@ -187,7 +190,10 @@ def against_baseline(c: Context) -> Section:
             [
                 Cell("Over seeds:", " what other seeds would give on these problems (paired t interval; p corrected by Holm)."),
                 Cell("Over problems:", " what other problems of this kind would give with these very runs (paired bootstrap)."),
-                Cell("Smallest effect:", " a true difference below this would be missed in more than one study in five."),
+                Cell(
+                    "Smallest effect:",
+                    " a true difference below this, all arms counted, would be missed in more than one study in five.",
+                ),
             ]
         )
     )
@@ -239,7 +245,8 @@ def time_to_target(c: Context) -> Section:
     title = "Time to a target accuracy"
     if c.target is None:
         said = (
-            "There is no target: none was given, and none can be derived from a baseline that does not exceed the base model."
+            "There is no target: none was given, and none can be derived where the baseline does not exceed the base model or "
+            "is another one for each arm. `target=0.9` on the command line gives one."
         )
         return Section("target", "Target", title, [Paragraph(said)])
     rows = []
@@ -259,10 +266,12 @@ def time_to_target(c: Context) -> Section:
 
 def against_paper(c: Context) -> Section | None:
     """The paper's changes beside ours."""
-    study = c.results.study.get("paper")
-    if not study:
-        return None
+    study = c.results.study.get("paper") or {}
     title = "Beside the paper"
+    if study.get("note"):
+        return Section("paper", "Paper", title, [Paragraph(study["note"])])
+    if not study.get("methods"):
+        return None
     found = paper.changes(c.results, c.baseline)
     if not found:
         said = f"The baseline {c.baseline} is not among the methods of the study, so no change can be set beside the paper's."
@@ -315,7 +324,10 @@ def completions(c: Context) -> Section:
     for of_arm in chosen.values():
         first = next(iter(of_arm.values()))[0]
         each = [
-            Sample(c.named(arm), [(sample_facts(r), samples.shortened(str(r.get("completion", "")))) for r in records])
+            Sample(
+                c.named(arm, detail="written for it, not its own" if comparison.written(c.results, arm) else ""),
+                [(sample_facts(r), samples.shortened(str(r.get("completion", "")))) for r in records],
+            )
             for arm, records in of_arm.items()
         ]
         blocks.append(Samples(str(first.get("prompt", "")), str(first.get("answer", "")), each))
