@@ -237,7 +237,8 @@ def test_cells_that_are_not_done(sweep):
     result = sweep / "algo=dash,seed=1" / "result.json"
     result.write_text(json.dumps({"status": "failed", "error": "OutOfMemoryError: <b>|"}))
     (sweep / "algo=dash,seed=2" / "result.json").write_text('{"status": "sto')  # torn: killed while writing
-    cells = [{"folder": "algo=rloo,seed=0", "overrides": ["algo=rloo", "seed=0"]}]
+    listed = [*sorted(p.name for p in sweep.iterdir()), "algo=rloo,seed=0"]
+    cells = [{"folder": name, "overrides": name.split(",")} for name in listed]
     (sweep / "sweep.json").write_text(json.dumps({"cells": cells}))
     document = made(sweep)
     facts = dict(document.facts)
@@ -465,3 +466,34 @@ def test_arms_of_several_models_are_each_compared_with_the_baseline_of_their_own
     text = report.write(results, tmp_path / "report").with_name("report.md").read_text()
     assert "against algo=dash with the same other settings" in text
     assert "points against model=tiny\\_random, dash" in text
+
+
+def test_arms_that_are_named_by_a_number_of_kl_are_explained(tmp_path):
+    """`kl='0.04',linear`: the quotes are gone, and Hydra alone would refuse the number."""
+    for kl, overrides in (("0.04", ["kl=0.04"]), ("linear", ["kl=linear"])):
+        write_cell(tmp_path / kl, ["kl.coef=0.04"] if kl == "0.04" else overrides)
+        (tmp_path / kl / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+    assert controls.explained(load([tmp_path]))[1] == []
+    assert not controls.unexplained(load([tmp_path]))
+
+
+def test_an_arm_that_learns_from_written_traces_has_no_completions_of_its_own(tmp_path):
+    for algo in ("dash", "sft_h"):
+        write_cell(tmp_path / algo, [f"algo={algo}"])
+    results = load([tmp_path])
+    assert [comparison.written(results, arm) for arm in ("dash", "sft_h")] == [False, True]
+    assert comparison.curve(results, "dash", "reward/mean", "steps") is not None
+    assert comparison.curve(results, "sft_h", "reward/mean", "steps") is None
+    assert comparison.curve(results, "sft_h", "accuracy/in_dist", "steps") is not None
+    assert comparison.curve(results, "sft_h", "accuracy/in_dist", "sampled_tokens") is None
+    text = report.write(results, tmp_path / "report").with_name("report.md").read_text()
+    assert "learned from written traces" in text
+    assert "written for it; reward" in text
+
+
+def test_what_wandb_gets_of_a_report_has_no_figures(sweep):
+    text = command.brief(report.write(load([sweep]), sweep / "report").with_name("report.md").read_text())
+    assert text.startswith("### Summary")
+    assert "### Differences from grpo" in text
+    assert "](figures/" not in text
+    assert "# " not in text.replace("### ", "")

@@ -1,5 +1,6 @@
 """Sweeps as a user runs them: stopped in the middle, with an arm that fails, with arms that stop where the baseline stopped."""
 
+import contextlib
 import json
 import os
 import signal
@@ -106,6 +107,78 @@ def test_a_cell_of_other_settings_is_never_overwritten(train, tmp_path):
     assert refused.returncode == 1
     assert "holds a finished run with other settings" in refused.stderr
     assert {c.status for c in results.cells_of(tmp_path / "multirun" / "small")} == {"done"}
+
+
+def in_cell(monkeypatch, sweeper="hydra._internal.core_plugins.basic_sweeper.BasicSweeper", overrides=()):
+    """As if Hydra ran a cell of a sweep here."""
+    cfg = OmegaConf.create({"sweeper": {"_target_": sweeper}, "overrides": {"task": list(overrides)}})
+    monkeypatch.setattr(sweep.HydraConfig, "get", lambda: cfg)
+
+
+def done_cell(folder: Path, *overrides: str) -> Path:
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(composed(*overrides), resolve=True))
+    (folder / "result.json").write_text(json.dumps({"status": "done", "accuracy/in_dist/final": 0.5}))
+    return folder
+
+
+def never(*args, **kwargs):
+    raise AssertionError("it was run")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["seed=1"], ["objective=accuracy/nowhere/final"], ["budget.match=seconds", "study.baseline=['algo=grpo']"]],
+    ids=["other settings", "no such objective", "its baseline is gone"],
+)
+@pytest.mark.parametrize("sweeper", ["BasicSweeper", "OptunaSweeper"])
+def test_what_is_done_is_never_overwritten(tmp_path, monkeypatch, overrides, sweeper):
+    in_cell(monkeypatch, f"x.{sweeper}", ["algo=dash"])
+    before = (done_cell(tmp_path) / "result.json").read_text()
+    with contextlib.suppress(UserError):  # a search gets the exception
+        sweep.run_cell(composed(*overrides), tmp_path, never)
+    assert (tmp_path / "result.json").read_text() == before
+
+
+def test_what_fails_after_the_end_of_a_run_does_not_undo_it(tmp_path, monkeypatch):
+    in_cell(monkeypatch)
+
+    def run_then_fail(cfg, run_dir, in_sweep):
+        done_cell(run_dir)
+        raise OSError("no picture")
+
+    assert sweep.run_cell(composed(), tmp_path, run_then_fail) is None
+    assert results.read_result(tmp_path)["status"] == "done"
+
+
+def test_a_cell_that_fails_again_says_the_new_reason(tmp_path, monkeypatch):
+    in_cell(monkeypatch)
+    (tmp_path / "result.json").write_text(json.dumps({"status": "failed", "error": "the old reason"}))
+
+    def fail(cfg, run_dir, in_sweep):
+        raise OSError("the new reason")
+
+    sweep.run_cell(composed(), tmp_path, fail)
+    assert results.read_result(tmp_path)["error"] == "OSError: the new reason"
+
+
+def test_a_cell_that_takes_the_process_down_lets_the_others_go_first(tmp_path):
+    """As the system's memory killer does: nothing of the attempt comes to an end. The third start passes it by, once."""
+    code = "import os, sys; from pathlib import Path; from dash_exp.sweep import attempt\n"
+    code += "with attempt(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    died = [subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True) for _ in range(4)]
+    assert [p.returncode for p in died] == [-9, -9, 1, -9]
+    assert "the process ended in this cell 2 times" in died[2].stderr
+    (tmp_path / "attempts").unlink()
+    for _ in range(3):  # a failure is an end
+        with pytest.raises(OSError), sweep.attempt(tmp_path):
+            raise OSError
+
+
+def test_cells_that_would_share_a_folder_are_refused(train, tmp_path):
+    refused = train("-m", *SWEEP, "teacher.file=a/b,a_b")
+    assert refused.returncode == 1
+    assert "would share the folder" in refused.stderr
+    assert not list(tmp_path.rglob("metrics.csv"))
 
 
 # --- compute-matched ---------------------------------------------------------------------------------------------------
@@ -225,6 +298,12 @@ def test_how_long_the_rest_takes_comes_from_the_cells_that_are_done():
     assert sweep.standing(cells, 2).endswith("about 1:45 left")
     assert sweep.standing(cells[:2], 1) == "sweep: 2 of 2 cells done"
     assert sweep.left_s(cells[2:]) == 0  # nothing to go by
+
+
+def test_a_run_alone_has_no_baseline():
+    sweep.check_alone(composed())
+    with pytest.raises(UserError, match=r"^budget.match=seconds: stops an arm of a sweep .* and this is a run alone"):
+        sweep.check_alone(composed("budget.match=seconds", "study.baseline=['algo=dash']"))
 
 
 def test_the_baseline_of_a_cell():

@@ -54,8 +54,8 @@ def main() -> None:
 
 def brief(markdown: str) -> str:
     """The summary, the arms and their differences out of a report in Markdown, without the figures, which W&B does not have."""
-    sections = [section for section in markdown.split("\n## ")[1:4]]
-    lines = [line for line in "\n### ".join(["", *sections]).splitlines() if "](figures/" not in line]
+    sections = "\n### ".join(["", *markdown.split("\n## ")[1:4]])
+    lines = [line for line in sections.split("\n") if "](figures/" not in line]
     return "\n".join(lines).strip() + "\n"
 
 

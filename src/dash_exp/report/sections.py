@@ -323,13 +323,11 @@ def completions(c: Context) -> Section:
     blocks: list[Block] = [Paragraph(f"Of outer step {step}, the last that all arms kept, with seed {seed}.")]
     for of_arm in chosen.values():
         first = next(iter(of_arm.values()))[0]
-        each = [
-            Sample(
-                c.named(arm, detail="written for it, not its own" if comparison.written(c.results, arm) else ""),
-                [(sample_facts(r), samples.shortened(str(r.get("completion", "")))) for r in records],
-            )
-            for arm, records in of_arm.items()
-        ]
+        each = []
+        for arm, records in of_arm.items():
+            whose = "written for it; " if comparison.written(c.results, arm) else ""
+            texts = [(whose + sample_facts(r), samples.shortened(str(r.get("completion", "")))) for r in records]
+            each.append(Sample(c.named(arm), texts))
         blocks.append(Samples(str(first.get("prompt", "")), str(first.get("answer", "")), each))
     return Section("samples", "Samples", title, blocks)
 
