@@ -237,7 +237,7 @@ def test_cells_that_are_not_done(sweep):
     result = sweep / "algo=dash,seed=1" / "result.json"
     result.write_text(json.dumps({"status": "failed", "error": "OutOfMemoryError: <b>|"}))
     (sweep / "algo=dash,seed=2" / "result.json").write_text('{"status": "sto')  # torn: killed while writing
-    listed = [*sorted(p.name for p in sweep.iterdir()), "algo=rloo,seed=0"]
+    listed = ["algo=rloo,seed=0", *sorted(p.name for p in sweep.iterdir())]
     cells = [{"folder": name, "overrides": name.split(",")} for name in listed]
     (sweep / "sweep.json").write_text(json.dumps({"cells": cells}))
     document = made(sweep)
