@@ -70,11 +70,17 @@ def help_or_arguments(doc: str | None) -> list[str]:
 
 
 def composed(overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration of train.py with these overrides, outside of Hydra's main."""
+    """The configuration of train.py with these overrides, outside of Hydra's main or beside it (when a sweep ends)."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def settings(overrides: Sequence[str] = ()) -> dict[str, Any]:
