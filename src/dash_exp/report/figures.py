@@ -6,6 +6,7 @@ are those of Okabe and Ito (the last one of Tol), which colour-blind readers can
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +78,9 @@ def named(axes: Axes, title: str, xlabel: str) -> None:
 def save(figure: Canvas, path: Path) -> None:
     """`path` with .svg and .png."""
     with rc_context(RC):
-        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None}, transparent=True)
+        svg = path.with_name(f"{path.name}.svg")
+        figure.savefig(svg, metadata={"Date": None}, transparent=True)
+        svg.write_text(re.sub(r"(\.\d\d)\d+", r"\1", svg.read_text()))  # hundredths of a point are enough
         figure.set_layout_engine("none")  # as the first file has it: laying out is most of the time
         figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
 
