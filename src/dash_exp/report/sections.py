@@ -117,10 +117,15 @@ def verdict(d: Difference) -> str:
     if d.p_holm is None:
         return f"{within}: every seed gave the same difference"
     if d.p_holm < ALPHA:
-        return f"{within}: {'higher' if e.value > 0 else 'lower'}, p = {probability(d.p_holm)}"
+        return f"{within}: {'higher' if e.value > 0 else 'lower'}, p {equals(d.p_holm)}"
     if apart(d):
-        return f"{within}; not shown once all arms are counted, p = {probability(d.p_holm)}"
+        return f"{within}; not shown once all arms are counted, p {equals(d.p_holm)}"
     return f"{within}: no difference shown"
+
+
+def equals(p: float) -> str:
+    """`0.031 -> "= 0.031"`, and `"< 0.001"` as it is."""
+    return shown if (shown := probability(p)).startswith("<") else f"= {shown}"
 
 
 def apart(d: Difference) -> bool:
