@@ -19,7 +19,12 @@ def test_the_users_sweep(train, tmp_path):
             assert [r for r in results if f"algo={algo}" in str(r) and str(r.parent).endswith(f"kl.coef={kl}")] or [
                 r for r in results if f"algo={algo}" in str(r) and f"kl.coef={kl}," in str(r)
             ]
-    again = train("-m", *SMALL, "algo=grpo,dash", "kl=0,0.04")
+    assert "report multirun/small/report/report.html" in done.stdout
+    text = (tmp_path / "multirun" / "small" / "report" / "report.md").read_text()
+    assert "grpo, kl.coef=0.04" in text
+    assert "More differs than was swept" not in text  # each swept value was composed beside the running sweep
+    assert "could not be checked" not in text
+    again = train("-m", *SMALL, "algo=grpo,dash", "kl=0,0.04", "hydra.callbacks.ledger.report=null")
     assert again.returncode == 0
     assert "sweep of 4 cells into multirun/small, 4 of them done before" in again.stdout
     assert "step 1/" not in again.stdout

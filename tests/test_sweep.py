@@ -97,16 +97,6 @@ def test_an_arm_that_crashes_does_not_end_the_others(train, tmp_path):
     assert "2 of them done before" in again.stdout
 
 
-def test_at_its_end_a_sweep_writes_its_report(train, tmp_path):
-    done = train("-m", *SMALL, "algo=grpo,dash", "kl=0")
-    assert done.returncode == 0, done.stderr
-    assert "report multirun/small/report/report.html" in done.stdout
-    text = (tmp_path / "multirun" / "small" / "report" / "report.md").read_text()
-    assert "grpo" in text and "dash" in text
-    assert "More differs than was swept" not in text  # each swept value was composed beside the running sweep
-    assert "could not be checked" not in text
-
-
 def test_a_cell_of_other_settings_is_never_overwritten(train, tmp_path):
     """Two sweeps that would share a cell's folder, since its name does not hold what the file's other settings are."""
     assert train("-m", *SWEEP, "seed=0,1").returncode == 0

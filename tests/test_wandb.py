@@ -121,6 +121,7 @@ def sweep(tmp_path_factory, recorder) -> Path:
     variables = environment(folder, WANDB_BASE_URL=recorder.url, HTTPS_PROXY=recorder.url, HTTP_PROXY=recorder.url)
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
     command = [sys.executable, str(ROOT / "train.py"), "-m", "algo=grpo,dash", "kl.coef=0", *FEW]
+    command.append("hydra.callbacks.ledger.report=null")
     done = subprocess.run(
         command,
         cwd=folder,
