@@ -31,7 +31,8 @@ def page_file(tmp_path_factory):
                 settings={"study": study, "name": "a_sweep_with_a_name_that_goes_on_and_on_and_on_and_on"},
                 completion=HOSTILE,
             )
-    cells = [{"folder": "late", "overrides": ["algo=a_name_that_is_quite_long_and_then_some", "seed=0"]}]
+    cells = [{"folder": p.name, "overrides": []} for p in sorted(sweep.iterdir())]
+    cells.append({"folder": "late", "overrides": ["algo=a_name_that_is_quite_long_and_then_some", "seed=0"]})
     (sweep / "sweep.json").write_text(json.dumps({"cells": cells}))
     return report.write(load([sweep]), sweep / "report")
 
