@@ -3,6 +3,8 @@ import wandb
 from conftest import SMALL, composed
 
 from dash_exp import logger, run
+from dash_exp.metrics import read_metrics
+from dash_exp.module import PolicyModule
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +55,34 @@ def test_without_a_login_a_run_is_recorded_offline_with_everything(monkeypatch, 
     assert {"prompt", "completion", "reward", "advantage", "kept", "policy_version"} <= set(table.columns)
     assert len(table.data) == 32
     assert (arm / "metrics.csv").exists()
+
+
+def test_a_run_that_goes_on_from_a_snapshot_gives_the_tracker_every_row_once(monkeypatch, tmp_path):
+    """It breaks in its fourth step, after a snapshot of the second. What the first attempt left to upload is gone."""
+    settings = composed(*[o for o in SMALL if o != "logger=csv"], "logger=wandb", "steps=5", "resume_every=2")
+    finish_row = PolicyModule.finish_row
+
+    def breaks(module):
+        if module.current_epoch == 3:
+            raise RuntimeError("power cut")
+        return finish_row(module)
+
+    monkeypatch.setattr(PolicyModule, "finish_row", breaks)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.run(settings, tmp_path, in_sweep=True)
+    monkeypatch.setattr(PolicyModule, "finish_row", finish_row)
+    logged, init = [], wandb.init
+
+    def spy(**kwargs):
+        experiment = init(**kwargs)
+        log = experiment.log
+        experiment.log = lambda data, **more: (logged.append(data), log(data, **more))
+        return experiment
+
+    monkeypatch.setattr(wandb, "init", spy)
+    result = run.run(settings, tmp_path, in_sweep=True)
+    assert [d["step"] for d in logged if "step" in d] == [0, 1, 2, 3, 4, 5]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [0, 1, 2, 3, 4, 5]
+    assert result["completions/sampled"] == 5 * 32
+    assert "accuracy/in_dist/base" in result
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
