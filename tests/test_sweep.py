@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, SMALL, composed
 from omegaconf import OmegaConf
 
-from dash_exp import results, run, sweep
+from dash_exp import results, sweep
 from dash_exp.errors import UserError
 from dash_exp.sweep import cell_name, finished
 
@@ -203,18 +203,6 @@ def test_arms_stop_where_their_baseline_stopped(train, tmp_path):
     assert refused.returncode == 1
     assert "needs its baseline to be done, and it is not before it in this sweep" in refused.stderr
     assert not list(tmp_path.rglob("turned_round/*/metrics.csv"))
-
-
-@pytest.mark.parametrize(
-    ("limit", "steps"), [("sampled_tokens=1", 1), ("optimizer_steps=2", 2), ("seconds=1e-6", 1), ("seconds=1e6", 3)]
-)
-def test_a_budget_ends_a_run(tmp_path, limit, steps):
-    run.run(composed(*SMALL, "steps=3", "eval.every=3", f"budget.{limit}"), tmp_path)
-    cell = results.load_cell(tmp_path)
-    assert (cell.status, cell.result["steps"], len(cell.metrics)) == ("done", steps, steps + 1)
-    assert cell.result["stopped_by"] == (limit.partition("=")[0] if steps < 3 else None)
-    assert cell.metrics["accuracy/in_dist"].notna().tolist() == [True, *[False] * (steps - 1), True]
-    assert len(list((tmp_path / "completions").iterdir())) == steps
 
 
 # --- searches ----------------------------------------------------------------------------------------------------------
