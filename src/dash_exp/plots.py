@@ -1,4 +1,4 @@
-"""Pictures with matplotlib: of one run, of one evaluation, of a comparison."""
+"""Pictures with matplotlib: of one run, of one evaluation. Those of a comparison: `report/figures.py`."""
 
 from __future__ import annotations
 

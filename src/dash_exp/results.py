@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -114,6 +115,14 @@ class Results:
             if wanted and all(cell.overrides.get(k) == v for k, v in wanted.items()):
                 return self.arm(cell)
         return self.arms[0] if self.arms else None
+
+    @cached_property
+    def tests(self) -> list[str]:
+        """The test sets that any cell was evaluated on, in_dist and out_dist first."""
+        found = (re.fullmatch(r"accuracy/([^/]+)/(?:base|final)", key) for cell in self.cells for key in cell.result)
+        names = dict.fromkeys(match[1] for match in found if match)
+        first = [name for name in ("in_dist", "out_dist") if name in names]
+        return first + [name for name in names if name not in first]
 
     def baseline_of(self, arm: str, baseline: str) -> str:
         """The arm that `arm` is compared with: `baseline`; but where more is swept than the keys of `study.baseline`, the

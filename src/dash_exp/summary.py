@@ -1,4 +1,4 @@
-"""What one run or one evaluation says at its end, as a file and as a table for people. Comparisons: `results.py`."""
+"""What one run or one evaluation says at its end, as a file and as a table for people. Comparisons: `report/`."""
 
 from __future__ import annotations
 

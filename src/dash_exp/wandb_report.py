@@ -70,7 +70,7 @@ def save_report(results: Results, entity: str, project: str, markdown: str, uplo
         wr.H2("Arms"),
         wr.MarkdownBlock(markdown),
         wr.H2("Curves and totals"),
-        wr.PanelGrid(runsets=[runset], panels=panels(tests(results))),
+        wr.PanelGrid(runsets=[runset], panels=panels(results.tests)),
     ]
     report = wr.Report(
         entity=entity, project=project, title=title(uploaded), description=str(question or ""), blocks=blocks, width="fluid"
@@ -94,12 +94,6 @@ def filters(uploaded: Sequence[Any]) -> list[Any]:
     if all(groups):
         return [expr.Metric("Group").isin(groups)]
     return [expr.Metric("ID").isin([run.id for run in uploaded])]
-
-
-def tests(results: Results) -> list[str]:
-    """The names of the test sets, in the order of the results."""
-    keys = dict.fromkeys(key for cell in results.cells for key in cell.result)
-    return [k.split("/")[1] for k in keys if k.startswith("accuracy/") and k.endswith("/final")]
 
 
 def panels(tests: Sequence[str]) -> list[Any]:

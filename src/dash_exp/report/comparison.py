@@ -33,14 +33,6 @@ Points = tuple[NDArray[np.float64], NDArray[np.float64]]  # x and y
 # --- cells and their numbers -------------------------------------------------------------------------------------------
 
 
-def tests_of(results: Results) -> list[str]:
-    """The test sets that any cell was evaluated on, in_dist and out_dist first."""
-    found = (re.fullmatch(r"accuracy/([^/]+)/(?:base|final)", key) for cell in results.cells for key in cell.result)
-    names = dict.fromkeys(match[1] for match in found if match)
-    first = [name for name in ("in_dist", "out_dist") if name in names]
-    return first + [name for name in names if name not in first]
-
-
 def by_seed(results: Results, arm: str) -> dict[Seed, Cell]:
     """The done cells of an arm. Of two with the same seed the later one counts."""
     return {cell.seed: cell for cell in results.of_arm(arm)}

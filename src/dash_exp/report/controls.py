@@ -12,6 +12,7 @@ from dash_exp.budget import LIMITS
 from dash_exp.overrides import number_of_kl
 from dash_exp.report import comparison
 from dash_exp.results import Cell, Results
+from dash_exp.words import first_line
 
 # These name a run or its noise; a sweep changes them on purpose.
 NAMES = ("seed", "name", "experiment", "study", "objective", "hydra", "logger", "completions_every", "table_rows")
@@ -85,12 +86,12 @@ def explained(results: Results) -> tuple[set[str], list[str]]:
     try:
         default = _composed()
     except Exception as error:  # a report must come out whatever became of the checkout since
-        return keys, [f"the configuration of this checkout ({_first_line(error)})"]
+        return keys, [f"the configuration of this checkout ({first_line(str(error)) or type(error).__name__})"]
     for override in tried:
         try:
             changed = _composed(*number_of_kl([override]))
         except Exception as error:
-            untried.append(f"{override} ({_first_line(error)})")
+            untried.append(f"{override} ({first_line(str(error)) or type(error).__name__})")
             continue
         keys |= {key for key in default.keys() | changed.keys() if _shown(default, key) != _shown(changed, key)}
     return keys, untried
@@ -103,10 +104,6 @@ def _composed(*overrides: str) -> Flat:
 
 def _values(results: Results, key: str) -> list[str]:
     return list(dict.fromkeys(c.overrides[key] for c in results.cells if key in c.overrides))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def sizes(results: Results) -> dict[str, dict[str, str]]:
@@ -245,7 +242,7 @@ def _seeds(results: Results) -> list[str]:
 
 def _evaluation(results: Results) -> list[str]:
     said = []
-    for test in comparison.tests_of(results):
+    for test in results.tests:
         base = _distinct(results, lambda c, t=test: c.result.get(f"accuracy/{t}/base"))
         if len(base) > 1 and not comparison.several_models(results):
             shown = ", ".join(f"{100 * float(value):.1f}% ({cells_of(n)})" for value, n in base.items())

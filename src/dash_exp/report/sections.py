@@ -39,7 +39,7 @@ def document(results: Results, folder: Path, baseline: str | None, target: float
         folder=folder,
         baseline=chosen,
         target=comparison.choose_target(results, chosen, target),
-        tests=comparison.tests_of(results),
+        tests=results.tests,
         looks=looks,
     )
     figures.legend({arm: looks[arm] for arm in results.arms}, folder / "legend")
