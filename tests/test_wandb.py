@@ -87,19 +87,26 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return places | bounds | {"NETRC": str(folder / "netrc")} | more
 
 
+def end_service() -> None:
+    """End the SDK's own process. It may wait there for an answer of a server that is gone, for longer than tests should."""
+    ending = threading.Thread(target=wandb.teardown, daemon=True)
+    ending.start()
+    ending.join(20)
+
+
 def enter(monkeypatch, values: dict[str, str]) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    wandb.teardown()  # it keeps the settings that it read first
+    end_service()  # it keeps the settings that it read first
 
 
 @pytest.fixture
 def server():
     with WandbServer() as found:
         yield found
-        wandb.teardown()  # while it still answers
+        end_service()  # while it still answers
 
 
 @pytest.fixture
@@ -111,7 +118,7 @@ def online(server, monkeypatch, tmp_path):
 def offline(recorder, monkeypatch, tmp_path):
     enter(monkeypatch, environment(tmp_path, WANDB_BASE_URL=recorder.url, HTTPS_PROXY=recorder.url, HTTP_PROXY=recorder.url))
     yield
-    wandb.teardown()
+    end_service()
 
 
 @pytest.fixture(scope="module")
@@ -368,10 +375,10 @@ def test_what_cannot_be_read_back_is_said(server, online, monkeypatch, cell, cap
     attempt(cell, [0])
     assert "holds two runs of the cell seed=0" in refused(f"wandb:{PLACE}/small")
     monkeypatch.setattr(wandb_runs, "TIMEOUT_S", 2)
-    wandb.teardown()
+    end_service()
     with socket.create_server(("127.0.0.1", 0)) as closed:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
-    wandb.teardown()
+    end_service()
     assert "Check network" in refused(f"wandb:{PLACE}")
     monkeypatch.delenv("WANDB_API_KEY")
     assert "not logged in" in refused(f"wandb:{PLACE}")
