@@ -107,3 +107,7 @@ SMALL = [
     "data.tests.out_dist.size=16",
     "name=small",
 ]
+
+# A policy of random weights that takes no time, in place of the shipped one: with `model=tiny_random`.
+NANO_MODEL = ["model.architecture.hidden_size=64", "model.architecture.intermediate_size=64"]
+NANO_MODEL += ["model.architecture.num_hidden_layers=2"]

@@ -5,8 +5,8 @@ import ast
 from conftest import ROOT
 
 LAYERS = [
-    {"errors", "words", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate", "stats"},
-    {"ops", "metrics"},
+    {"errors", "words", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate", "stats", "files"},
+    {"ops", "metrics", "process"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model"}
     | {"sampler", "sampler.cache", "sampler.hf", "sampler.traces", "sampler.teacher", "sampler.refresh"}

@@ -1,10 +1,23 @@
 """A run that broke goes on from its last snapshot, and its numbers are those of a run left alone."""
 
+import errno
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
 import pandas.testing
 import pytest
-from conftest import SMALL, composed
+import torch
+from conftest import NANO_MODEL, ROOT, SMALL, composed
+from omegaconf import OmegaConf
 
-from dash_exp import results, run
+from dash_exp import files, metrics, process, results, run, snapshot, sweep
+from dash_exp.errors import UserError
 from dash_exp.module import PolicyModule
 
 
@@ -49,10 +62,10 @@ def test_it_goes_on_as_if_nothing_had_been(overrides, tmp_path, monkeypatch):
     cfg = composed(*SMALL, "steps=6", "resume_every=2", "eval.every=3", *overrides.split())
     run.run(cfg, tmp_path / "alone")
     broken_after(tmp_path / "broken", cfg, 3, monkeypatch)
-    assert (tmp_path / "broken" / "checkpoints" / "resume.pt").is_file()
+    assert len(results.snapshots(tmp_path / "broken")) == 1
     run.run(cfg, tmp_path / "broken")
     same(tmp_path / "broken", tmp_path / "alone")
-    assert not (tmp_path / "broken" / "checkpoints" / "resume.pt").exists()
+    assert not (tmp_path / "broken" / results.SNAPSHOTS).exists()
 
 
 def test_it_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
@@ -62,13 +75,271 @@ def test_it_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
     assert "goes on after outer step 2" in capsys.readouterr().out
 
 
-def test_a_torn_snapshot_and_one_of_other_settings_are_not_gone_on_from(tmp_path, monkeypatch, capsys):
-    cfg = composed(*SMALL, "steps=4", "resume_every=2", "eval.every=4")
-    broken_after(tmp_path, cfg, 3, monkeypatch)
-    snapshot = tmp_path / "checkpoints" / "resume.pt"
-    whole = snapshot.read_bytes()
-    run.run(composed(*SMALL, "steps=4", "resume_every=2", "eval.every=4", "seed=1"), tmp_path)
-    snapshot.write_bytes(whole[: len(whole) // 2])
-    run.run(cfg, tmp_path)
+def test_a_snapshot_of_other_settings_is_not_gone_on_from(tmp_path, monkeypatch, capsys):
+    broken_after(tmp_path, composed(*SMALL, "steps=4", "eval.every=4"), 3, monkeypatch)
+    run.run(composed(*SMALL, "steps=4", "eval.every=4", "seed=1"), tmp_path)
     assert "goes on after" not in capsys.readouterr().out
     assert results.load_cell(tmp_path).metrics["step"].tolist() == [0, 1, 2, 3, 4]
+
+
+def flip_a_bit(file):
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    file.write_bytes(contents)
+
+
+def cut_in_half(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("tear", [flip_a_bit, cut_in_half, empty])
+def test_a_torn_snapshot_is_recognised_and_the_one_before_it_used(tear, tmp_path, monkeypatch, capsys, caplog):
+    cfg = composed(*SMALL, "steps=5", "eval.every=5")
+    run.run(cfg, tmp_path / "alone")
+    broken = tmp_path / "broken"
+    broken_after(broken, cfg, 4, monkeypatch)
+    last, before = results.snapshots(broken)
+    assert (last.name[:10], before.name[:10]) == ("step_00004", "step_00003")
+    tear(last)
+    run.run(cfg, broken)
+    assert "goes on after outer step 3" in capsys.readouterr().out
+    assert f"{last} is torn" in caplog.text
+    same(broken, tmp_path / "alone")
+
+
+def test_where_all_snapshots_are_torn_the_run_begins_anew(tmp_path, monkeypatch, capsys):
+    cfg = composed(*SMALL, "steps=4", "eval.every=4")
+    broken_after(tmp_path / "broken", cfg, 3, monkeypatch)
+    for file in results.snapshots(tmp_path / "broken"):
+        cut_in_half(file)
+    run.run(cfg, tmp_path / "broken")
+    assert "goes on after" not in capsys.readouterr().out
+    run.run(cfg, tmp_path / "alone")
+    same(tmp_path / "broken", tmp_path / "alone")
+
+
+def test_the_snapshots_of_a_program_are_not_run(tmp_path, monkeypatch):
+    """A pickle that would call a function when it is loaded, under a name that its contents do have."""
+
+    class Malice:
+        def __reduce__(self):
+            return (tmp_path.joinpath("marker").touch, ())
+
+    cfg = composed(*SMALL)
+    folder = tmp_path / "run" / results.SNAPSHOTS
+    folder.mkdir(parents=True)
+    torch.save({"config": Malice()}, folder / "new")
+    digest = hashlib.sha256((folder / "new").read_bytes()).hexdigest()
+    (folder / "new").rename(folder / f"step_00001-{digest[:16]}.pt")
+    run.run(cfg, tmp_path / "run")
+    assert not (tmp_path / "marker").exists()
+    assert results.load_cell(tmp_path / "run").status == "done"
+
+
+def test_random_numbers_go_on_as_well():
+    def draw():
+        return torch.rand(3).tolist(), np.random.random(3).tolist(), random.random()
+
+    state = snapshot.random_state()
+    first = draw()
+    assert draw() != first
+    snapshot.set_random_state(state)
+    assert draw() == first
+
+
+# --- stopped by a signal -----------------------------------------------------------------------------------------------
+
+LONG = [*SMALL, "steps=300", "eval.every=300", "batch.prompts=4"]
+
+
+def signalled(tmp_path, number, step, *overrides):
+    """`train.py` in `tmp_path`, which gets the signal after that outer step. Exit status and what it said."""
+    command = [sys.executable, str(ROOT / "train.py"), *LONG, *overrides]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while process.poll() is None and not list(tmp_path.glob(f"outputs/small/*/completions/step_{step:05d}.jsonl")):
+            time.sleep(0.05)
+        process.send_signal(number)
+        return process.wait(timeout=60), process.stdout.read()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("every", ["1", "null"])
+def test_a_run_that_is_told_to_leave_saves_and_the_same_command_goes_on(train, tmp_path, number, status, every):
+    """Without snapshots on the way (null) too: where the policy has not changed since, the last outer step is saved."""
+    code, said = signalled(tmp_path, number, 3, f"resume_every={every}")
+    assert code == status, said
+    assert "Traceback" not in said
+    (folder,) = (tmp_path / "outputs" / "small").iterdir()
+    assert results.load_cell(folder).status == "stopped"
+    held = results.snapshots(folder)
+    if every == "null" and not held:  # it was told between the optimizer step and the end of the outer step
+        assert "stopped: the same command begins again" in said
+        return
+    step = int(held[0].name[5:10])
+    assert step >= 2
+    assert f"stopped: the same command goes on after outer step {step}" in said
+    assert len(snapshot.read(held[0])["rows"]) == step + 1
+
+    other = train(*LONG, f"resume_every={every}", "resume=false", "steps=1")
+    assert other.returncode == 0  # another run, in a folder of its own
+    _, said = signalled(tmp_path, number, step + 2, f"resume_every={every}")
+    assert f"goes on after outer step {step} (resume=false begins anew)" in said
+    assert f"-> {folder}" in said
+    assert len(list((tmp_path / "outputs" / "small").iterdir())) == 2
+
+
+def test_code_in_c_may_hide_that_the_process_was_told_to_leave():
+    def raised(inner):
+        try:
+            try:
+                raise inner
+            except BaseException:
+                raise RuntimeError("a hook failed")  # noqa: B904
+        except RuntimeError as error:
+            return error
+
+    assert process.status_of_stop(SystemExit(75)) == process.status_of_stop(raised(SystemExit(75))) == 75
+    assert process.status_of_stop(KeyboardInterrupt()) == process.status_of_stop(raised(KeyboardInterrupt())) == 130
+    assert process.status_of_stop(raised(OSError())) is None
+
+
+def test_which_folder_a_run_alone_gets(tmp_path):
+    def folder(*overrides):
+        cfg = composed("name=small", *overrides)
+        return sweep.run_folder(str(tmp_path), "new", _root_=cfg)
+
+    def stopped(name, *overrides, status="stopped"):
+        made = tmp_path / name / results.SNAPSHOTS
+        made.mkdir(parents=True)
+        (made / f"step_00001-{'0' * 16}.pt").touch()
+        (tmp_path / name / "config.yaml").write_text(OmegaConf.to_yaml(composed("name=small", *overrides), resolve=True))
+        (tmp_path / name / "result.json").write_text(json.dumps({"status": status}))
+
+    new = f"{tmp_path}/new"
+    assert folder() == new
+    stopped("1")
+    stopped("2")
+    stopped("3", "seed=1")
+    stopped("4", status="done")
+    assert folder() == f"{tmp_path}/2"
+    assert folder("resume_every=7") == f"{tmp_path}/2"
+    assert folder("resume=false") == new
+    assert folder("seed=1") == f"{tmp_path}/3"
+    assert folder("seed=2") == new
+    assert folder("optimizer.lr=???") == new  # what is wrong is said later
+    with process.alone_in(tmp_path / "2"):
+        assert folder() == f"{tmp_path}/1"
+        with pytest.raises(UserError, match="another process is at work in it"):
+            run.run(composed(*SMALL), tmp_path / "2")
+    assert folder() == f"{tmp_path}/2"
+
+
+# --- disks -------------------------------------------------------------------------------------------------------------
+
+BWRAP = ["bwrap", "--dev-bind", "/", "/"]
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path):
+    """A disk of 9 MB that another program fills while the run is in its fourth step or later."""
+    small, disk = " ".join([*SMALL, "model=tiny_random", *NANO_MODEL, "steps=8", "eval.every=8"]), tmp_path / "disk"
+    disk.mkdir()
+    script = f"""
+        cd {disk}
+        fill() {{
+            while [ ! -e outputs/small/*/completions/step_00003.jsonl ]; do sleep 0.02; done
+            dd if=/dev/zero of=filler bs=64k; dd if=/dev/zero of=crumbs bs=512
+        }}
+        fill 2>/dev/null &
+        {sys.executable} {ROOT / "train.py"} {small} >first 2>{tmp_path}/first.err; echo $? >{tmp_path}/first.status
+        wait; rm filler crumbs
+        {sys.executable} {ROOT / "train.py"} {small} >{tmp_path}/second 2>&1; echo $? >{tmp_path}/second.status
+        cp -r outputs/small/* {tmp_path}/run
+    """
+    subprocess.run([*BWRAP, "--size", "9000000", "--tmpfs", str(disk), "--", "bash", "-c", script], check=True, timeout=240)
+    told = (tmp_path / "first.err").read_text()
+    assert (tmp_path / "first.status").read_text() == "1\n", told
+    assert told.count("error: ") == 1
+    assert "the disk is full. Free some space; the same command then goes on after outer step" in told
+    assert "Traceback" not in told
+    second = (tmp_path / "second").read_text()
+    assert (tmp_path / "second.status").read_text() == "0\n", second
+    assert "goes on after outer step" in second
+    run.run(composed(*small.split()), tmp_path / "alone")
+    same(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.parametrize("more", [[], ["-m"]], ids=["run", "sweep"])
+def test_a_folder_that_can_only_be_read_is_told(tmp_path, more):
+    command = [*BWRAP, "--ro-bind", str(tmp_path), str(tmp_path), "--chdir", str(tmp_path), "--"]
+    command += [sys.executable, str(ROOT / "train.py"), *more, *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert "can only be read" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# --- torn records ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("torn", "tear"), [("result.json", cut_in_half), ("result.json", empty), ("config.yaml", empty)])
+def test_a_run_whose_record_is_torn_is_not_done_and_is_run_again(torn, tear, tmp_path):
+    cfg = composed(*SMALL)
+    for name in ("torn", "alone"):
+        run.run(cfg, tmp_path / name)
+    assert sweep.finished(tmp_path / "torn", cfg)
+    tear(tmp_path / "torn" / torn)
+    assert results.load_cell(tmp_path / "torn").status == "unfinished"
+    assert not sweep.finished(tmp_path / "torn", cfg)
+    run.run(cfg, tmp_path / "torn")
+    same(tmp_path / "torn", tmp_path / "alone")
+
+
+def test_a_row_of_metrics_that_was_being_written_is_left_out(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,reward/mean\n1,0.25\n2,0.7")
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert metrics.read_metrics(file) == [{"step": 1.0, "reward/mean": 0.25}]
+    assert results.load_cell(tmp_path).metrics["reward/mean"].tolist() == [0.25]
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_is_mended(tmp_path):
+    def checkpoint(name, text):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(text)
+
+    checkpoint("best.old", "old")
+    checkpoint("best.new", "ne")
+    files.mend_folder(tmp_path / "best")  # it was killed between the two renamings
+    assert [f.name for f in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "weights").read_text() == "old"
+    with pytest.raises(OSError), files.whole_folder(tmp_path / "best") as new:
+        (new / "weights").write_text("half")
+        raise OSError
+    assert (tmp_path / "best" / "weights").read_text() == "old"
+    with files.whole_folder(tmp_path / "best") as new:
+        (new / "weights").write_text("new")
+    assert (tmp_path / "best" / "weights").read_text() == "new"
+    assert [f.name for f in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    file = tmp_path / "result.json"
+    file.write_text("old")
+    with pytest.raises(KeyboardInterrupt), files.whole(file) as new:
+        new.write("half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "old"
+    assert [f.name for f in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_what_a_disk_says():
+    assert files.trouble(OSError(errno.ENOSPC, "x", "/a/b")) == ("/a/b", "the disk is full", "Free some space")
+    assert files.trouble(RuntimeError("I/O error: No space left on device (os error 28)"))[1] == "the disk is full"
+    assert files.trouble(RuntimeError("403: permission denied")) is None
+    assert files.trouble(FileNotFoundError(errno.ENOENT, "x")) is None

@@ -76,7 +76,7 @@ def test_a_sweep_that_was_killed_continues_where_it_was(train, tmp_path):
         assert cell.metrics["step"].tolist() == list(range(7))  # each row once
         columns = [c for c in cell.metrics if not c.startswith(TIMES) and c != "seconds"]
         pandas.testing.assert_frame_equal(cell.metrics[columns], other.metrics[columns], check_exact=True)
-        assert not (cell.folder / "checkpoints" / "resume.pt").exists()
+        assert not (cell.folder / results.SNAPSHOTS).exists()
 
 
 def test_an_arm_that_crashes_does_not_end_the_others(train, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import sys
@@ -16,9 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
-from dash_exp.sweep import cell_name
+from dash_exp.process import INTERRUPTED
+from dash_exp.sweep import cell_name, run_folder
 
 OmegaConf.register_new_resolver("cell", cell_name, replace=True)
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 OmegaConf.register_new_resolver("asset", lambda name: str(Path(__file__).parent / "assets" / name), replace=True)
 
 
@@ -29,9 +32,12 @@ def launch(main: Callable[[], None]) -> None:
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the exception and exits by itself
+    logging.raiseExceptions = False  # a full disk is told once, not by every line of the log as well
     sys.argv[1:] = number_of_kl(sys.argv[1:])
     try:
         main()
+    except KeyboardInterrupt:  # before training, or between the cells of a sweep
+        sys.exit(INTERRUPTED)
     except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
         own = isinstance(error, ValueError) and "Config group override" not in str(error)
         if wants_traceback or own:

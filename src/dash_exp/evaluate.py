@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dash_exp import cli
 from dash_exp.errors import UserError
+from dash_exp.files import write_whole
 from dash_exp.validate import validate
 
 if TYPE_CHECKING:  # they bring torch, which is loaded when the command has been found good
@@ -293,7 +293,7 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
             with rows.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"test": name, **row}, ensure_ascii=False) + "\n" for row in per_problem(done))
             result["time/total_s"] = round(time.perf_counter() - start, 3)
-            _write(out, result)
+            write_whole(out, json.dumps(result, indent=2) + "\n")
     finally:
         evaluator.sampler.close()
         if hasattr(evaluator.reward, "close"):
@@ -363,12 +363,6 @@ def per_problem(done: Evaluation) -> list[dict[str, Any]]:
             row["majority"] = float(votes[p])
         rows.append(row)
     return rows
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(new, path)
 
 
 class Progress:

@@ -19,6 +19,7 @@ import wandb
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
+from dash_exp.files import write_whole
 from dash_exp.metrics import read_metrics
 from dash_exp.results import ID_FILE, RECORD_FILES, SWEEP_FILE, overrides_by_key, read_result
 from dash_exp.words import first_line
@@ -102,9 +103,7 @@ def identity(run_dir: Path) -> tuple[str, int]:
     if any(run_dir.glob("wandb/run-*")) or any(run_dir.glob("wandb/offline-run-*/*.sync*")):
         rows = read_metrics(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else []
         sent = max([sent, *(int(row["step"] or 0) for row in rows)])
-    new = file.with_suffix(".new")
-    new.write_text(f"{run_id}\n{sent}\n")
-    os.replace(new, file)
+    write_whole(file, f"{run_id}\n{sent}\n")
     return run_id, sent
 
 

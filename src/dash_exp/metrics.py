@@ -172,8 +172,13 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
     """The rows of a `metrics.csv`; blank cells are None."""
-    with path.open(newline="") as file:
-        return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+    lines = whole_lines(path.read_text()).splitlines()
+    return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(lines)]
+
+
+def whole_lines(text: str) -> str:
+    """Without what stands after the last line break: a row that was being written when its run was killed."""
+    return text[: text.rfind("\n") + 1]
 
 
 def check_declared(row: Row) -> None:

@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dash_exp import files
 from dash_exp.metrics import MetricsFile
 from dash_exp.module import PolicyModule
 from dash_exp.types import Rollouts
@@ -52,6 +53,8 @@ class RunRecord(L.Callback):
         """Remove what an unfinished attempt left beyond outer step `step`."""
         for result in ("result.json", "problems.csv", "curves.png"):
             (self.run_dir / result).unlink(missing_ok=True)
+        for checkpoint in ("best", "last"):
+            files.mend_folder(self.run_dir / "checkpoints" / checkpoint)
         if step == 0:
             shutil.rmtree(self.run_dir / "checkpoints", ignore_errors=True)
         for file in (self.run_dir / "completions").glob("step_*.jsonl"):
@@ -97,15 +100,12 @@ class RunRecord(L.Callback):
         assert isinstance(pl_module, PolicyModule)
         save_model(pl_module.policy, self.tokenizer, self.run_dir / "checkpoints" / "last")
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.on_fit_end(trainer, pl_module)
-
     def _write(self, row: dict[str, float | int | None]) -> None:
         self.rows.append(row)
         self.file.append(row)
 
     def _write_completions(self, step: int, rollouts: list[Rollouts]) -> None:
-        with (self.run_dir / "completions" / f"step_{step:05d}.jsonl").open("w", encoding="utf-8") as file:
+        with files.whole(self.run_dir / "completions" / f"step_{step:05d}.jsonl") as file:
             for completion in completions_of(rollouts):
                 file.write(json.dumps(completion, ensure_ascii=False) + "\n")
 
@@ -144,10 +144,7 @@ def completions_of(rollouts: list[Rollouts]) -> Iterator[dict[str, Any]]:
 
 
 def save_model(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A Transformers folder, complete or not there: it is written beside its place and then moved."""
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    policy.save_pretrained(new)
-    tokenizer.save_pretrained(new)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    """A Transformers folder, complete or not there."""
+    with files.whole_folder(folder) as new:
+        policy.save_pretrained(new)
+        tokenizer.save_pretrained(new)

@@ -5,8 +5,8 @@ A *cell* is one run of a sweep. Cells that differ in their seed alone form an *a
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dash_exp.errors import UserError
+from dash_exp.files import write_whole
+from dash_exp.metrics import whole_lines
 
 if TYPE_CHECKING:  # loaded when a table is asked for: a command line with a mistake in it should not wait for it
     import pandas as pd
 
 ATTEMPTS_FILE = "attempts"  # of a run folder: how often a process ended in it without a word (`sweep.attempt`)
+SNAPSHOTS = Path("checkpoints") / "resume"  # of a run folder
+SNAPSHOT_NAME = re.compile(r"step_\d{5,}-[0-9a-f]{16}\.pt")
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
 SCHEME = "wandb:"  # before the place of runs in W&B
 ID_FILE = "wandb_id"  # of a run folder: the id of its run in W&B, and the last row that W&B may have (`logger.identity`)
@@ -219,14 +223,14 @@ def is_run(folder: Path) -> bool:
 
 
 def load_cell(folder: Path) -> Cell:
-    """One run folder, finished or not."""
-    overrides_file = folder / ".hydra" / "overrides.yaml"
-    result = read_result(folder)
+    """One run folder, finished or not. It is not where its configuration cannot be read: nobody knows what was done."""
+    config = _yaml(folder / "config.yaml", dict)
+    result = read_result(folder) if config else {}
     return Cell(
         folder=folder,
-        overrides=overrides_by_key(_yaml(overrides_file) or []) if overrides_file.is_file() else {},
+        overrides=overrides_by_key(_yaml(folder / ".hydra" / "overrides.yaml", list) or []),
         status=result.get("status", "unfinished"),
-        config=_yaml(folder / "config.yaml") or {} if (folder / "config.yaml").is_file() else {},
+        config=config or {},
         result=result,
     )
 
@@ -242,9 +246,18 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
     """`result.json`, whole or not at all."""
-    new = run_dir / "result.json.new"
-    new.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(new, run_dir / "result.json")
+    write_whole(run_dir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that may change when a run goes on: how it is watched, and what is kept to go on from."""
+    return {k: v for k, v in settings.items() if k not in ("watch", "resume", "resume_every")}
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """What a run that was stopped can go on from, newest first: `step_00012-<digest>.pt`, the outer step and a SHA-256."""
+    names = [file for file in (folder / SNAPSHOTS).glob("step_*.pt") if SNAPSHOT_NAME.fullmatch(file.name)]
+    return sorted(names, key=lambda file: int(file.name.split("-")[0].removeprefix("step_")), reverse=True)
 
 
 def overrides_by_key(overrides: Sequence[str]) -> dict[str, str]:
@@ -263,19 +276,24 @@ def with_axes(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _csv(file: Path) -> pd.DataFrame:
-    """Its rows; none where it is not there or cannot be read, as after a crash of the machine."""
+    """Its rows, the whole ones; none where it is not there or cannot be read, as after a crash of the machine."""
     import pandas as pd
 
-    if not file.is_file() or not os.path.getsize(file):
-        return pd.DataFrame()
     try:
-        return pd.read_csv(file)
-    except ValueError:  # that of pandas for a torn file, and of a wrong encoding
+        return pd.read_csv(io.StringIO(whole_lines(file.read_text(encoding="utf-8"))))
+    except FileNotFoundError:
+        return pd.DataFrame()
+    except ValueError:  # that of pandas for an empty or torn file, and of a wrong encoding
         return pd.DataFrame()
 
 
-def _yaml(file: Path) -> Any:
-    return yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def _yaml(file: Path, kind: type) -> Any:
+    """What the file holds; None where it is not there, cannot be read or holds something of another kind."""
+    try:
+        read = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return read if isinstance(read, kind) else None
 
 
 def _whole(text: str | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import platform
 import subprocess
@@ -18,7 +19,7 @@ import transformers
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dash_exp import data, kl, model
+from dash_exp import data, files, kl, model, process
 from dash_exp.budget import LIMITS, Budget
 from dash_exp.errors import UserError
 from dash_exp.metrics import PHASES, SIDES, Clock
@@ -26,13 +27,15 @@ from dash_exp.module import PolicyModule
 from dash_exp.plots import plot_curves
 from dash_exp.progress import Progress
 from dash_exp.record import RunRecord
-from dash_exp.results import write_result
+from dash_exp.results import same_numbers, write_result
 from dash_exp.reward import check_problems
 from dash_exp.rollout import RolloutDataModule, Truncated
 from dash_exp.sampler import Sampling
 from dash_exp.sampler.refresh import Refresh
 from dash_exp.snapshot import Snapshots
 from dash_exp.summary import result_table
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,13 +50,34 @@ class Parts:
 
 
 def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
-    """Run one arm to its end and return its result, which is also in `result.json` of `run_dir`."""
+    """Run one arm to its end and return its result, which is also in `result.json` of `run_dir`.
+
+    A run that SIGTERM ends leaves with SystemExit(`process.RESUME_ME`), one that Ctrl-C ends with `process.INTERRUPTED`. Raises
+    UserError for what the user can mend, a full disk among it.
+    """
     start = time.perf_counter()
     quiet()
     if cfg.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with process.alone_in(run_dir), process.leaving_on_sigterm():
+            files.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            return start_run(cfg, run_dir, in_sweep, start)
+    except OSError as error:
+        if told := disk_error(error, run_dir, "begins again"):
+            raise told from error
+        raise
+
+
+def disk_error(error: BaseException, run_dir: Path, way_on: str) -> UserError | None:
+    """What the user is told where a disk did not take what was written; None for other errors."""
+    found = files.trouble(error)
+    return found and UserError(found[0] or str(run_dir), found[1], f"{found[2]}; the same command then {way_on}")
+
+
+def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
+    """Build the parts and train. `start` is when the run began, by `time.perf_counter`."""
     L.seed_everything(cfg.seed, verbose=False)
     try:
         parts = build(cfg)
@@ -62,7 +86,7 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
         try:
             finish_tracker(start_tracker(cfg, run_dir, in_sweep), run_dir)  # so that W&B has every cell of a sweep
         except Exception:
-            logging.getLogger(__name__).exception("the tracker was not told")
+            log.exception("the tracker was not told")
         raise
     try:
         return train(cfg, parts, run_dir, in_sweep, start)
@@ -73,7 +97,7 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
 
 
 def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
-    """Train, evaluate and write the record. `start` is when the run began, by `time.perf_counter`."""
+    """Train, evaluate and write the record."""
     columns = [f"accuracy/{test}" for test in parts.data.test_prompts]
     measured = [name for name in parts.data.evaluator.names() if name != "accuracy"]
     columns += [f"eval/{test}/{name}" for test in parts.data.test_prompts for name in measured]
@@ -83,9 +107,10 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     snapshots = Snapshots(
         run_dir,
         cfg.resume_every,
-        OmegaConf.to_yaml(cfg, resolve=True),
+        json.dumps(same_numbers(OmegaConf.to_container(cfg, resolve=True))),  # type: ignore[arg-type]
         parts.data,
         lambda: {"result": result, "base": base, "total_s": time.perf_counter() - start},
+        anew=not cfg.resume,
     )
     tracker = start_tracker(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
@@ -108,11 +133,9 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
             base, start = more["base"], start - more["total_s"]
             if str(result["git"]) not in str(more["result"]["git"]).split(" then "):
                 result["git"] = f"{more['result']['git']} then {result['git']}"  # which the report warns of
-            print(f"goes on after outer step {snapshots.step}", flush=True)
+            print(f"goes on after outer step {snapshots.step} (resume=false begins anew)", flush=True)
         else:
             trainer.validate(parts.module, datamodule=parts.data, verbose=False)
-            if trainer.received_sigterm:  # which ends training, but not an evaluation
-                raise SystemExit(143)
             record.write_base(parts.module, trainer)
             result |= {f"{name}/base": value for name, value in evaluated(parts.module).items()}
             base = parts.module.right
@@ -121,17 +144,25 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         result |= {f"{name}/final": value for name, value in evaluated(parts.module).items()}
         write_problems(run_dir, base, parts.module.right)
         result |= {"status": "done", "stopped_by": budget.reached}
-    except Exception as error:
-        result["error"] = f"{type(error).__name__}: {error}"
+    except BaseException as error:
+        if leave := process.status_of_stop(error):
+            result["status"] = "stopped"
+            print(f"stopped: the same command {snapshots.way_on()}", flush=True)
+            raise SystemExit(leave) from error
+        told = disk_error(error, run_dir, snapshots.way_on())
+        result["error"] = f"{type(told or error).__name__}: {told or error}"
+        if told:
+            raise told from error
         raise
-    except (KeyboardInterrupt, SystemExit) as stop:
-        result["status"] = "stopped"
-        print(f"stopped; what was done is in {run_dir}", flush=True)
-        raise SystemExit(getattr(stop, "code", None) or 143) from stop  # SIGTERM comes without a status
     finally:
         result |= totals(parts, record, time.perf_counter() - start)
-        write_result(run_dir, result)
-        finish_tracker(tracker, run_dir)
+        try:
+            write_result(run_dir, result)
+            finish_tracker(tracker, run_dir)
+        except OSError as error:
+            if result["status"] == "done":
+                raise
+            log.warning("result.json was not written: %s", error)  # what ended the run is what is to be told
     snapshots.remove()
     plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
     print(f"{result_table(result)}\nrun folder {run_dir}", flush=True)
@@ -163,7 +194,7 @@ def evaluated(module: PolicyModule) -> dict[str, float | None]:
 
 def write_problems(run_dir: Path, base: dict[str, dict[str, bool]], final: dict[str, dict[str, bool]]) -> None:
     """`problems.csv`: whether the greedy completion of each test problem was right, before training and after it."""
-    with (run_dir / "problems.csv").open("w", newline="", encoding="utf-8") as file:
+    with files.whole(run_dir / "problems.csv", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["test", "problem", "base", "final"])
         writer.writerows([t, p, int(base[t][p]), int(right)] for t, problems in final.items() for p, right in problems.items())

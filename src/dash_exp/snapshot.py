@@ -1,46 +1,65 @@
 """What a run needs to go on from its last outer steps after it was killed: written while it trains, removed when it is done.
 
-The sampling noise and the order of the problems are functions of seed and outer step, so there is no random state to keep.
+The sampling noise and the order of the problems are functions of seed and outer step, so a place in the data is a number.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import random
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
+import numpy as np
 import torch
 
+from dash_exp import files
 from dash_exp.module import PolicyModule
 from dash_exp.record import RunRecord
-from dash_exp.results import ATTEMPTS_FILE
+from dash_exp.results import ATTEMPTS_FILE, SNAPSHOTS, snapshots
 from dash_exp.rollout import RolloutDataModule
+from dash_exp.words import first_line
 
 log = logging.getLogger(__name__)
 
 State = Mapping[str, Any]
 
+KEPT = 2  # snapshots: the last one, and the one before it for when the last one is torn
+# Of the module, beside its weights.
+MODULE = ("policy_version", "accuracy", "accuracy_version", "evaluation", "right", "_warned_at")
+
 
 class Snapshots(L.Callback):
-    """Writes `checkpoints/resume.pt` every `every` outer steps, and puts a run back to where such a file was written.
+    """Writes `checkpoints/resume/step_*.pt` every `every` outer steps, and puts a run back to where such a file was written.
 
-    `config` is the text of the resolved configuration: a snapshot of another one is not gone on from. `more()` gives what else
-    is to be kept, and comes back in the state under "more". Weights older than the policy's are not kept: with
-    `rollout.staleness` or `rollout.refresh_every` a run begins anew.
+    When a run is stopped, by whatever Python notices, one of the last outer step is written too, unless an optimizer step has
+    changed the policy since. `config` is the text of the settings: a snapshot of others is not gone on from. `more()` gives
+    what else is to be kept, and comes back in the state under "more". With `anew` what is there is not looked at.
     """
 
     def __init__(
-        self, run_dir: Path, every: int | None, config: str, data: RolloutDataModule, more: Callable[[], dict[str, Any]]
+        self,
+        run_dir: Path,
+        every: int | None,
+        config: str,
+        data: RolloutDataModule,
+        more: Callable[[], dict[str, Any]],
+        anew: bool = False,
     ) -> None:
-        self.file = run_dir / "checkpoints" / "resume.pt"
-        self.every = every if data.refresh.on_policy else None
+        self.run_dir = run_dir
+        self.every = every
         self.config = config
         self.data = data
         self.more = more
-        self.state: State | None = self._read() if self.every else None
+        self.state: State | None = None if anew else self._read()
+        self._last: dict[str, Any] | None = None  # the end of the last outer step, what is large left out
+        self._written = self.step
+        self._changed = False  # whether the policy is no longer what it was there
 
     @property
     def step(self) -> int:
@@ -52,8 +71,10 @@ class Snapshots(L.Callback):
         """The rows of metrics up to there."""
         return self.state["rows"] if self.state else []
 
+    # --- going on ------------------------------------------------------------------------------------------------------
+
     def put_back(self, trainer: L.Trainer, module: PolicyModule, record: RunRecord) -> None:
-        """Everything but the optimizer, which there is when training starts."""
+        """Everything but the optimizer and the random numbers, which there are when training starts."""
         assert self.state is not None
         trainer.fit_loop.epoch_progress.current.processed = self.step  # type: ignore[attr-defined]
         module.policy.load_state_dict(self.state["policy"])
@@ -61,57 +82,134 @@ class Snapshots(L.Callback):
             setattr(module, name, value)
         vars(module.kl_coef).update(self.state["kl"])
         module.clock.restore(self.state["clock"])
-        self.data.refresh.restore(self.state["versions"])
+        self.data.refresh.restore(self.state["versions"], self.state["copies"])
         self.data.eval_timeouts, self.data.eval_errors = self.state["eval"]
         record.best = self.state["best"]
         for row in self.rows:  # the tracker begins anew, and knows by itself which rows it sent before
             record.track(trainer, row)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.state is not None:
             trainer.optimizers[0].load_state_dict(self.state["optimizer"])
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["schedule"])
+            set_random_state(self.state["random"])
             self.state = None  # its memory
+
+    # --- writing -------------------------------------------------------------------------------------------------------
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self._changed = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After the record has written its row. Nothing is kept of the last step: the run ends with it."""
         assert isinstance(pl_module, PolicyModule)
         step = trainer.current_epoch + 1
-        if self.every is None or step % self.every or step == trainer.max_epochs or trainer.should_stop:
-            return
         record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))  # type: ignore[attr-defined]
-        names = ("policy_version", "accuracy", "accuracy_version", "evaluation", "right", "_warned_at")
-        state = {
+        self._last = {
             "config": self.config,
             "step": step,
-            "policy": pl_module.policy.state_dict(),
-            "optimizer": trainer.optimizers[0].state_dict(),
-            "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
-            "module": {name: getattr(pl_module, name) for name in names},
+            "module": {name: getattr(pl_module, name) for name in MODULE},
             "kl": dict(vars(pl_module.kl_coef)),
             "clock": pl_module.clock.state(),
             "versions": self.data.refresh.versions,
             "eval": (self.data.eval_timeouts, self.data.eval_errors),
-            "rows": record.rows,
+            "rows": list(record.rows),
             "best": record.best,
+            "random": random_state(),
             "more": self.more(),
         }
-        with pl_module.clock.apart():
-            self.file.parent.mkdir(exist_ok=True)
-            new = self.file.with_suffix(".new")
-            torch.save(state, new)
-            os.replace(new, self.file)
-        (self.file.parents[1] / ATTEMPTS_FILE).unlink(missing_ok=True)  # it got further
+        self._changed = False
+        if self.every is not None and step % self.every == 0 and step != trainer.max_epochs and not trainer.should_stop:
+            self._write(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        if self._last is None or self._last["step"] == self._written or self._changed or files.trouble(exception):
+            return
+        try:
+            self._write(trainer, pl_module)
+        except Exception as error:  # what ended the run is what is to be told
+            log.warning("no snapshot of outer step %d: %s", self._last["step"], first_line(str(error)))
+
+    def _write(self, trainer: L.Trainer, module: PolicyModule) -> None:
+        assert self._last is not None
+        state = self._last | {
+            "policy": module.policy.state_dict(),
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+            "copies": self.data.refresh.copies,
+        }
+        folder = self.run_dir / SNAPSHOTS
+        with module.clock.apart():
+            folder.mkdir(parents=True, exist_ok=True)
+            new = folder / "new.pt"
+            try:
+                with new.open("w+b") as file:
+                    save(state, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    file.seek(0)
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                os.replace(new, folder / f"step_{state['step']:05d}-{digest[:16]}.pt")
+            finally:
+                new.unlink(missing_ok=True)
+            for old in snapshots(self.run_dir)[KEPT:]:
+                old.unlink()
+        self._written = state["step"]
+        (self.run_dir / ATTEMPTS_FILE).unlink(missing_ok=True)  # it got further
+
+    def way_on(self) -> str:
+        """What the command does when it is given again."""
+        return f"goes on after outer step {self._written} in {self.run_dir}" if self._written else "begins again"
 
     def remove(self) -> None:
-        self.file.unlink(missing_ok=True)
+        shutil.rmtree(self.run_dir / SNAPSHOTS, ignore_errors=True)
 
     def _read(self) -> State | None:
-        if not self.file.is_file():
-            return None
-        try:
-            state = torch.load(self.file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds, and each means the same
-            log.warning("%s cannot be read (%s): the run begins anew", self.file, str(error).splitlines()[0][:200])
-            return None
-        return state if state["config"] == self.config else None
+        """The newest snapshot that is whole; None without one, or where it is of other settings."""
+        for file in snapshots(self.run_dir):
+            try:
+                state = read(file)
+            except Exception as error:  # torch raises many kinds, and each means the same
+                log.warning("%s is torn (%s): going back to what there was before it", file, first_line(str(error)))
+                continue
+            return state if state["config"] == self.config else None
+        return None
+
+
+def save(state: State, file: IO[bytes]) -> None:
+    """`torch.save`, which raises an error of its own for whatever ended one of its writes: here it is that."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        raise error.__context__ or error from None
+
+
+def read(file: Path) -> State:
+    """One snapshot, in CPU memory. Raises where it is not what was written: its name has the digest of its contents."""
+    with file.open("rb") as contents:
+        digest = hashlib.file_digest(contents, "sha256").hexdigest()
+        if not file.stem.endswith(digest[:16]):
+            raise ValueError("its contents are not those that were written")
+        contents.seek(0)
+        return torch.load(contents, map_location="cpu", weights_only=True)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator, in types that `torch.load` reads without pickle's classes."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    random.setstate(state["python"])

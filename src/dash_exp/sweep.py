@@ -25,9 +25,12 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from dash_exp.errors import UserError
+from dash_exp.files import write_whole
 from dash_exp.overrides import number_of_kl
+from dash_exp.process import in_use
 from dash_exp.results import (
     ATTEMPTS_FILE,
     SWEEP_FILE,
@@ -35,8 +38,11 @@ from dash_exp.results import (
     Results,
     cells_of,
     load,
+    load_cell,
     overrides_by_key,
     read_result,
+    same_numbers,
+    snapshots,
     write_result,
 )
 from dash_exp.validate import validate
@@ -162,9 +168,7 @@ def write_plan(folder: Path, cells: Sequence[Planned]) -> None:
     """`sweep.json`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = [{"folder": cell.folder.name, "overrides": cell.overrides} for cell in cells]
-    new = folder / f"{SWEEP_FILE}.new"
-    new.write_text(json.dumps({"cells": listed}, indent=1) + "\n")
-    os.replace(new, folder / SWEEP_FILE)
+    write_whole(folder / SWEEP_FILE, json.dumps({"cells": listed}, indent=1) + "\n")
 
 
 def _lists_its_cells(config: DictConfig) -> bool:
@@ -263,19 +267,39 @@ def finished(run_dir: Path, cfg: DictConfig) -> bool:
     """Whether `run_dir` holds this very run, done. Another finished run there is never overwritten: UserError."""
     if read_result(run_dir).get("status") != "done":
         return False
+    if load_cell(run_dir).status != "done":
+        return False  # its configuration is torn, so what it did nobody knows
     if _settings(OmegaConf.load(run_dir / "config.yaml")) != _settings(cfg):
         raise UserError(str(run_dir), "holds a finished run with other settings", "Choose another name=..., or remove it")
     return True
 
 
+def run_folder(parent: str, new: str, *, _root_: DictConfig) -> str:
+    """For the configuration, as `${run_folder:outputs/NAME,TIME}`: the newest run of this configuration in `parent` that was
+    stopped and can go on, or else the new folder. With `resume=false` always the new one.
+    """
+    try:
+        task = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
+        settings: Any = OmegaConf.to_container(task, resolve=True)
+    except OmegaConfBaseException:
+        return f"{parent}/{new}"  # `validate` says what is wrong
+    if settings.get("resume"):
+        for folder in sorted(Path(parent).glob("*/"), reverse=True):
+            if snapshots(folder) and not in_use(folder):
+                cell = load_cell(folder)
+                if cell.status != "done" and same_numbers(cell.config) == same_numbers(settings):
+                    return str(folder)
+    return f"{parent}/{new}"
+
+
 def _settings(cfg: Any) -> Any:
-    """What makes a run this very run: everything, but not where a matched budget turned out to end."""
+    """What makes a run this very run: everything, but not where a matched budget turned out to end, or how it went on."""
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
     match = (settings.get("budget") or {}).get("match")
     if match is not None:
         settings["budget"] = {"match": match}
-    return settings
+    return {k: v for k, v in settings.items() if k not in ("resume", "resume_every")}
 
 
 def objective(cfg: DictConfig, result: dict[str, Any]) -> float:

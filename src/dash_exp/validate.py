@@ -36,6 +36,7 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "eval.top_p", above=0)
     number(cfg, "completions_every", whole=True, least=1)
     number(cfg, "resume_every", whole=True, least=1, optional=True)
+    _known(cfg, "resume", [True, False])
     number(cfg, "optimizer.lr", above=0)
     number(cfg, "kl.coef", least=0)
     number(cfg, "kl.schedule.final", least=0)
@@ -321,10 +322,10 @@ def _sampler(cfg: DictConfig) -> None:
         )
 
 
-def _known(cfg: DictConfig, key: str, allowed: list[str]) -> None:
+def _known(cfg: DictConfig, key: str, allowed: Sequence[str | bool]) -> None:
     value = OmegaConf.select(cfg, key)
     if value not in allowed:
-        raise UserError(f"{key}={_shown(value)}", "is not known", f"Use one of {', '.join(allowed)}")
+        raise UserError(f"{key}={_shown(value)}", "is not known", f"Use one of {', '.join(map(str, allowed))}")
 
 
 def _shown(value: Any) -> str:

@@ -37,10 +37,15 @@ class Refresh:
         """The policy version after each outer step so far, the base model's first."""
         return list(self._versions)
 
-    def restore(self, versions: Sequence[int]) -> None:
-        """Go on where `versions` were, with the policy that it is now. Only where no older weights are needed."""
-        assert self.on_policy, "older weights are not kept"
+    @property
+    def copies(self) -> dict[int, Mapping[str, Tensor]]:
+        """The older weights that are still needed, by the outer steps behind them. None of them is changed later."""
+        return dict(self._copies)
+
+    def restore(self, versions: Sequence[int], copies: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Go on where `versions` and `copies` were such, with the policy that it is now."""
         self._versions = list(versions)
+        self._copies = dict(copies)
 
     def due(self, step: int) -> int:
         """How many outer steps the weights have seen that `step` is sampled with."""

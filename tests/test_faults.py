@@ -1,0 +1,153 @@
+"""Runs that are killed at random moments go on as if nothing had been.
+
+Each run here is killed several times over, by SIGKILL, which no program can prepare for: some times after a random while, and
+some at a random one of its dealings with files, which are where something could be left half done. The processes are forked
+from one that has everything imported, so a start costs little.
+"""
+
+import importlib.util
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas.testing
+import pytest
+from conftest import NANO_MODEL, SMALL, composed, needs_vllm
+
+from dash_exp import results
+from dash_exp.sampler import engine
+
+KILLS = 5  # of one run
+FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
+STEPS = 6
+# A policy of random weights that writes some letters, half of which are rewarded: there is something to learn in no time.
+COMMON = [*SMALL, "model=tiny_random", *NANO_MODEL, "+model.architecture.initializer_range=0.3", "batch.prompts=4"]
+COMMON += [f"steps={STEPS}", "rollout.max_response_tokens=8", "reward=format", "reward.pattern='[^a-m]*'"]
+COMMON += ["eval.every=4", "eval.n=2", "eval.k=[2]"]
+
+
+def killed_or_done(overrides: Sequence[str], folder: Path, after_s: float | None, at_event: int | None, spent: Path) -> None:
+    """In a process of its own: the run, until it is done or the moment has come.
+
+    `spent` gets its seconds, and how often it dealt with files.
+    """
+    from dash_exp import run
+
+    start, events = time.perf_counter(), 0
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal events
+        if event in FILE_EVENTS and str(arguments[0]).startswith(str(folder)):
+            events += 1
+            if events == at_event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def wait_and_kill(seconds: float) -> None:
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    cfg = composed(*overrides)
+    sys.addaudithook(hook)
+    if after_s is not None:
+        threading.Thread(target=wait_and_kill, args=[after_s], daemon=True).start()
+    run.run(cfg, folder)
+    spent.write_text(f"{time.perf_counter() - start} {events}")
+
+
+class Runs:
+    """Starts runs in processes that are forked from one with the imports behind it."""
+
+    def __init__(self) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        preload = ["dash_exp.run"]
+        if importlib.util.find_spec("vllm"):
+            os.environ.update({k: v for k, v in engine.ENVIRONMENT.items() if k not in os.environ})
+            preload += ["vllm", "vllm.distributed", "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"]
+        self.context.set_forkserver_preload(preload)
+
+    def __call__(
+        self, overrides: Sequence[str], folder: Path, after_s: float | None = None, at_event: int | None = None
+    ) -> int | None:
+        """The exit status."""
+        process = self.context.Process(
+            target=killed_or_done, args=(overrides, folder, after_s, at_event, folder.with_suffix(".spent"))
+        )
+        process.start()
+        process.join()
+        return process.exitcode
+
+
+def same(folder: Path, other: Path) -> None:
+    """Metrics, problems, result and every completion, times aside."""
+    a, b = results.load_cell(folder), results.load_cell(other)
+    assert a.status == b.status == "done"
+    assert a.metrics["step"].tolist() == list(range(STEPS + 1))  # each row once
+    columns = [c for c in b.metrics if not c.startswith("time/") and c != "seconds"]
+    pandas.testing.assert_frame_equal(a.metrics[columns], b.metrics[columns], check_exact=True)
+    pandas.testing.assert_frame_equal(a.problems, b.problems)
+    assert {k: v for k, v in a.result.items() if "time/" not in k} == {k: v for k, v in b.result.items() if "time/" not in k}
+    files = [sorted((f / "completions").iterdir()) for f in (folder, other)]
+    assert [file.name for file in files[0]] == [file.name for file in files[1]]
+    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+    assert not (folder / results.SNAPSHOTS).exists()
+    assert not list(folder.rglob("*.new")) + list(folder.rglob("*.old"))
+
+
+def killed_and_killed_again(runs: Runs, overrides: Sequence[str], folder: Path, seed: int) -> None:
+    """A run left alone, and one that is killed `KILLS` times; both end the same."""
+    assert runs(overrides, folder / "alone") == 0
+    seconds, events = map(float, (folder / "alone.spent").read_text().split())
+    rng = random.Random(seed)
+    kills = 0
+    while kills < KILLS:
+        held = results.snapshots(folder / "killed")
+        left = 1 - int(held[0].name[5:10]) / STEPS if held else 1.0  # of the run
+        moment = rng.random() * left
+        by_event = kills % 2 == 0
+        status = runs(
+            overrides,
+            folder / "killed",
+            **({"at_event": 1 + int(moment * events)} if by_event else {"after_s": moment * seconds}),
+        )
+        if status == 0:  # it came to its end before
+            same(folder / "killed", folder / "alone")
+            shutil.rmtree(folder / "killed")
+        else:
+            assert status == -signal.SIGKILL
+            kills += 1
+    assert runs(overrides, folder / "killed") == 0
+    same(folder / "killed", folder / "alone")
+
+
+ARMS = {
+    "dash": ["algo=dash", "kl=adaptive"],
+    "grpo": ["algo=grpo", "+model.architecture.attention_dropout=0.2"],  # which draws from torch's generator
+    "ppo_mini": ["algo=ppo_mini", "batch.minibatches=4"],
+    "refills": ["algo=no_gf", "filter=zero_variance", "kl.place=reward"],
+}
+VLLM = ["rollout=vllm", "rollout.sampler.cpu_cache_gb=0.1"]
+STALE = {
+    "fresh": [],
+    "stale": ["rollout.staleness=1"],
+    "every 2": ["rollout.refresh_every=2"],
+    "never": ["rollout.refresh_every=null"],
+}
+
+
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_a_run_that_is_killed_again_and_again_is_the_run_left_alone(arm, tmp_path):
+    killed_and_killed_again(Runs(), [*COMMON, *ARMS[arm]], tmp_path, seed=len(arm))
+
+
+@needs_vllm
+@pytest.mark.parametrize("stale", list(STALE))
+def test_so_with_vllm(stale, tmp_path):
+    killed_and_killed_again(Runs(), [*COMMON, *VLLM, *STALE[stale]], tmp_path, seed=len(stale))
