@@ -41,16 +41,16 @@ TEXTS: dict[str, Callable[[], str]] = {
     "long product": lambda: r"\boxed{\prod_{n=1}^{10000000} n}",
     "integral": lambda: r"\boxed{\int_0^{\infty} \frac{\sin(x^x)}{x^{x^x}+\cos(e^{x})} dx}",
     "power of a sum": lambda: r"\boxed{(a+b+c+d+e+f)^{500}-(a+b+c+d+e+f)^{499}+x}",
-    "long expression": lambda: r"\boxed{" + "+".join(f"x^{{{i}}}" for i in range(2000)) + "}",
-    "long sum of numbers": lambda: r"\boxed{" + "1+" * 5_000 + "1}",
+    "long expression": lambda: r"\boxed{" + "+".join(f"x^{{{i}}}" for i in range(200)) + "}",
+    "long sum of numbers": lambda: r"\boxed{" + "1+" * 500 + "1}",
     "large matrix": lambda: (
         r"\boxed{\begin{pmatrix}" + r"\\".join("&".join("x" * 30) for _ in range(30)) + r"\end{pmatrix}^{100}}"
     ),
     # nesting
     "10,000 braces": lambda: r"\boxed{" + nested("{", "}", 10_000) + "}",
-    "nested fractions": lambda: r"\boxed{" + nested(r"\frac{1}{", "}", 1000) + "}",
-    "nested roots": lambda: r"\boxed{" + nested(r"\sqrt{", "}", 1000) + "}",
-    "nested brackets": lambda: r"A: \boxed{" + nested("(", ")", 1000) + "}",
+    "nested fractions": lambda: r"\boxed{" + nested(r"\frac{1}{", "}", 200) + "}",
+    "nested roots": lambda: r"\boxed{" + nested(r"\sqrt{", "}", 200) + "}",
+    "nested brackets": lambda: r"A: \boxed{" + nested("(", ")", 200) + "}",
     "nested boxes": lambda: nested(r"\boxed{", "}", 3000),
     "unbalanced braces": lambda: r"\boxed{" + "{" * 10_000 + "8",
     "closing braces": lambda: r"\boxed{8}" + "}" * 10_000,
@@ -132,7 +132,8 @@ PROGRAMS: dict[str, Callable[[], str]] = {
         "def double(x): return Any()"
     ),
     "equal int": lambda: fenced(
-        "class Any(int):\n    def __eq__(self, other): return True\n    def __hash__(self): return 0\ndef double(x): return Any(3)"
+        "class Any(int):\n    def __eq__(self, other): return True\n    def __hash__(self): return 0\n"
+        "def double(x): return Any(3)"
     ),
     "equal text": lambda: fenced("class Any(str):\n    def __eq__(self, other): return True\ndef double(x): return Any('no')"),
     "builtins": lambda: fenced(
@@ -148,8 +149,8 @@ PROGRAMS: dict[str, Callable[[], str]] = {
     "sleeps": lambda: fenced("import time\ntime.sleep(10 ** 6)"),
     "sleeps in the function": lambda: fenced("import time\ndef double(x): time.sleep(10 ** 6)"),
     "ignores signals": lambda: fenced(
-        "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
-        "while True: pass"
+        "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n"
+        "    except (OSError, ValueError): pass\nwhile True: pass"
     ),
     "computation in C": lambda: fenced("def double(x): return 3 ** 10 ** 9"),
     "recursion": lambda: fenced("import sys\nsys.setrecursionlimit(10 ** 9)\ndef double(x): return double(x)"),
@@ -178,10 +179,10 @@ def texts(size: int) -> list[str]:
 
 # --- gradings that break their worker; the answer of the second argument is graded by `==` -----------------------------
 
-kept: list[bytearray] = []
+kept: list[bytes] = []
 
 
-class TwoArguments(Exception):
+class TwoArgumentsError(Exception):
     """It can be pickled and not read back."""
 
     def __init__(self, one: str, two: str) -> None:
@@ -201,11 +202,11 @@ def grade(gold: str, text: str) -> bool:
         os._exit(0)
     if text == "fills memory":
         while True:
-            kept.append(bytearray(2**24))
-    if text == "asks for all memory":
-        bytearray(2**42)
+            kept.append(b"x" * 2**24)
+    if text == "asks for 8 GiB":
+        bytearray(2**33)
     if text == "cannot be read back":
-        raise TwoArguments("one", "two")
+        raise TwoArgumentsError("one", "two")
     if text == "cannot be said":
         raise ValueError(10**5000)
     if text == "recursion":

@@ -48,7 +48,8 @@ class Workers:
     def map(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], names: Sequence[str]) -> Results:
         """`function(*call)` for each call; `names` are for the log. Arguments and results must be plain values."""
         values: list[Any] = [None] * len(calls)
-        timeouts, broke, left = 0, {}, list(range(len(calls)))
+        broke: dict[int, str] = {}
+        timeouts, left = 0, list(range(len(calls)))
         for _ in range(TRIES):
             pool = self._running()
             futures = [(i, pool.schedule(attempt, args=[function, *calls[i]], timeout=self.timeout_s)) for i in left]
