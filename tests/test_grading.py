@@ -160,6 +160,9 @@ RIGHT = [
     (r"B", r"Answer: B"),
     (r"B", r"\boxed{B}"),
     (r"\text{(C)}", r"\boxed{\text{(C) }}"),
+    ("7, 8", "The answer is 7 or 8"),
+    ("1,-2", "The answer is 1 and -2."),
+    (r"\frac{1}{2}, 3, 5", r"The answer is \frac{1}{2}, 3, or 5."),
 ]
 
 WRONG = [
@@ -253,6 +256,17 @@ WRONG = [
     (r"(3,4]", r"\boxed{3 \le x \le 4}"),
     (r"B", r"I choose B or C. Answer: C"),
     (r"3", r"\boxed{\text{three}}"),
+    ("7", "The answer is 7 or 8"),
+    ("8", "The answer is 7, or 8."),
+    ("-7", "-7 or 7"),
+    ("7", "#### 7 or 8"),
+    ("7", r"\boxed{7 \text{ or } 8}"),
+    ("7", r"\boxed{\pm 7}"),
+    ("7", r"\boxed{[6,8]}"),
+    ("7", r"\boxed{\mathbb{R}}"),
+    (r"\emptyset", r"\boxed{x \le x}"),
+    (r"\emptyset", r"\boxed{7 < 8}"),
+    (r"\emptyset", r"\boxed{x^2 \ge 0}"),
 ]
 
 
@@ -278,6 +292,8 @@ def test_wrong(gold, text):
         (r"The answer is 3\sqrt{13}.", r"3\sqrt{13}"),
         ("Answer: **B**", "B"),
         ("3/4", "3/4"),
+        ("The answer is 7, or 8.", "7,8"),
+        ("Answer: 18 apples and 4 pears", None),
         ("There are 3 pears.", None),
         ("The answer is $3$ and $4$.", None),
         ("", None),

@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 LAYERS = [
-    {"errors", "words", "types", "grading", "sandbox", "sandbox_inside", "overrides", "validate", "stats", "files"},
+    {"errors", "words", "types", "files", "grading", "workers", "sandbox", "sandbox_inside", "overrides", "validate", "stats"},
     {"ops", "metrics", "process"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model"}

@@ -18,6 +18,7 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every unr
 HASHES = re.compile(r"\n?####\s*(\S.*?)\s*\Z")  # GSM8K's last line
 ANSWER_IS = re.compile(r"(?i:\banswer(?:\s+is\b|:)):?\s*(\S[^\n]*?)[\s.*]*\Z")
 JOINT = re.compile(r"[\s$,;]*(?:and|or)?[\s$,;]*")  # between boxes that are one answer
+OR = re.compile(r"(?<=[\d)}])\s*(?:,\s*)?\b(?:and|or)\s+(?=[\d.({\\-])")  # between numbers or formulas
 DELIMITER = re.compile(r"(?<!\\)\$|\\[(\[]|\\boxed")
 WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf)\s*\{([^{}]*)\}")
@@ -75,6 +76,7 @@ def final_answer(text: str) -> str | None:
         found = named[1].strip(" *") if named else text.strip()
     if not found or "\n" in found or DELIMITER.search(found):
         return None
+    found = OR.sub(",", found)  # math-verify would read one of "7 or 8" alone
     one_word = named is not None and len(found.split()) == 1
     return found if one_word or QUANTITY.fullmatch(found) or not WORD.search(_prose(found)) else None
 
@@ -134,6 +136,7 @@ def _spelling(parsed: Any) -> str:
 def _verify(golds: list[str], texts: list[str]) -> bool:
     """Whether math-verify finds one of the gold readings equivalent to one of those of the text."""
     import math_verify
+    import sympy
 
     for gold, text in product(golds, texts):
         parsed = _gold(gold)
@@ -142,7 +145,8 @@ def _verify(golds: list[str], texts: list[str]) -> bool:
             parsed,
             found,
             float_rounding=_places(parsed),
-            allow_set_relation_comp=True,  # (2, oo) and x > 2
+            # (2, oo) and x > 2; but a relation that always holds is the set of everything, which sympy finds empty
+            allow_set_relation_comp=sympy.S.EmptySet not in parsed,
             timeout_seconds=None,
             raise_on_error=True,
         ):

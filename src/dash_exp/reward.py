@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import regex
 import torch
-from pebble import ProcessPool
 
 from dash_exp import model
 from dash_exp.batch import cut
@@ -26,6 +23,7 @@ from dash_exp.errors import UserError
 from dash_exp.grading import math_answer, math_equal, warm_up
 from dash_exp.sandbox import Outcome, Sandbox
 from dash_exp.types import Problem
+from dash_exp.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +33,24 @@ class Scores:
     """One reward per completion, and how many gradings did not come to an end.
 
     `components` holds, by name, the parts of a summed reward before their weights: one number per completion each.
+    A completion with a number that is not finite, whoever made it, is an error and that number 0: one NaN among the advantages
+    would end in every weight.
     """
 
     rewards: list[float]
     timeouts: int = 0
     errors: int = 0
     components: Mapping[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        broken = {
+            i for values in (self.rewards, *self.components.values()) for i, v in enumerate(values) if not math.isfinite(v)
+        }
+        if broken:
+            log.warning("grading failed on %d completions: their reward is not finite", len(broken))
+            object.__setattr__(self, "errors", self.errors + len(broken))
+            object.__setattr__(self, "rewards", _finite(self.rewards))
+            object.__setattr__(self, "components", {name: _finite(values) for name, values in self.components.items()})
 
 
 class Reward(Protocol):
@@ -78,20 +88,23 @@ def correct(scores: Scores, reward: Reward) -> list[bool]:
 class ExactReward:
     """1 where the last match of `pattern` (its one group) is the answer, character by character.
 
-    `pattern: null` compares the whole completion, stripped.
+    `pattern: null` compares the whole completion, stripped. A pattern can take exponential time on some text: one that needs
+    more than `timeout_s` seconds for a completion counts as a time-out.
     """
 
     grades = "answers"
 
-    def __init__(self, pattern: str | None = None) -> None:
+    def __init__(self, pattern: str | None = None, timeout_s: float = 1.0) -> None:
         self.pattern = _one_group(pattern)
+        self.timeout_s = timeout_s
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
-        answers = self.answers(texts)
-        return Scores([float(a == p.answer.strip()) for p, a in zip(problems, answers, strict=True)])
+        answers, timeouts = _last_matches(self.pattern, texts, self.timeout_s)
+        return Scores([float(a == p.answer.strip()) for p, a in zip(problems, answers, strict=True)], timeouts)
 
     def answers(self, texts: Sequence[str]) -> list[str | None]:
-        return [_last_match(self.pattern, text) for text in texts]
+        """None too where a match took too long."""
+        return _last_matches(self.pattern, texts, self.timeout_s)[0]
 
 
 class MathReward:
@@ -101,63 +114,42 @@ class MathReward:
     tags need it: math-verify does not find 42 in `<answer>42</answer>`, and takes a number that stands before it.
 
     math-verify's own time limits are alarms, which work on a main thread only and cannot break into a long computation in C.
-    Here every answer is graded in one of `workers` processes and a process that needs more than `timeout_s` seconds for one
-    is killed and replaced: this works from any thread. The pool starts with the first call and serves every later one.
+    Here every answer is graded in one of `workers` processes, and a process that needs more than `timeout_s` seconds for one
+    is killed and replaced: this works from any thread. An answer that needs more than `memory_mb` MiB counts as an error,
+    unless math-verify itself makes do without, which it does where it only looks for one more way to compare two answers.
     """
 
     grades = "answers"
 
-    def __init__(self, timeout_s: float = 5.0, workers: int = 2, pattern: str | None = None) -> None:
+    def __init__(self, timeout_s: float = 5.0, workers: int = 2, pattern: str | None = None, memory_mb: int = 1024) -> None:
         self.timeout_s = timeout_s
-        self.workers = workers
         self.pattern = _one_group(pattern)
-        self._pool: ProcessPool | None = None
+        self.workers = Workers(warm_up, timeout_s, workers, memory_mb)
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
-        calls = [(p.answer, self._read(t)) for p, t in zip(problems, texts, strict=True)]
-        equal, timeouts, errors = self._map(math_equal, calls, [p.id for p in problems])
-        return Scores([float(e or 0.0) for e in equal], timeouts, errors)
+        read, slow = self._read(texts)
+        calls = [(p.answer, t) for p, t in zip(problems, read, strict=True)]
+        equal = self.workers.map(math_equal, calls, [p.id for p in problems])
+        return Scores([float(e or 0.0) for e in equal.values], equal.timeouts + slow, equal.errors)
 
     def answers(self, texts: Sequence[str]) -> list[str | None]:
         """Answers as `grading.math_answer` spells them; None too where reading one did not come to an end."""
-        found, timeouts, _ = self._map(
-            math_answer, [(self._read(t),) for t in texts], [f"completion {i}" for i in range(len(texts))]
-        )
-        if timeouts:
+        read, slow = self._read(texts)
+        found = self.workers.map(math_answer, [(t,) for t in read], [f"completion {i}" for i in range(len(texts))])
+        if timeouts := found.timeouts + slow:
             log.warning("reading the answers of %d completions took more than %s s each", timeouts, self.timeout_s)
-        return found
+        return found.values
 
-    def _read(self, text: str) -> str:
-        return text if self.pattern is None else _last_match(self.pattern, text) or ""
-
-    def _map(
-        self, function: Callable[..., Any], calls: Sequence[tuple[str, ...]], names: Sequence[str]
-    ) -> tuple[list[Any], int, int]:
-        """The result of each call, None where it did not come to an end; how many took too long; how many broke."""
-        if self._pool is None:
-            # spawn: forking a process that runs torch's threads can deadlock the child
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(max_workers=self.workers, initializer=warm_up, context=context)
-        futures = [self._pool.schedule(function, args=list(call), timeout=self.timeout_s) for call in calls]
-        results, timeouts, errors = [], 0, 0
-        for name, future in zip(names, futures, strict=True):
-            result = None
-            try:
-                result = future.result()
-            except FutureTimeoutError:
-                timeouts += 1
-            except Exception as error:  # a worker that died, or math-verify's own failure: counted and shown
-                errors += 1
-                log.warning("grading failed on %s: %s: %s", name, type(error).__name__, error)
-            results.append(result)
-        return results, timeouts, errors
+    def _read(self, texts: Sequence[str]) -> tuple[Sequence[str], int]:
+        """What math-verify is to read, "" where there is no answer; how many took too long."""
+        if self.pattern is None:
+            return texts, 0
+        found, timeouts = _last_matches(self.pattern, texts, self.timeout_s)
+        return [text or "" for text in found], timeouts
 
     def close(self) -> None:
         """Stop the worker processes."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        self.workers.close()
 
 
 class CodeReward:
@@ -194,7 +186,8 @@ class CodeReward:
         return self.sandbox.grade(program_of(text), problem.tests)
 
 
-FENCED = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+# Possessive: given back one by one, the characters of one long word after a fence would take time to the square of its length.
+FENCED = re.compile(r"^[ \t]*+```[ \t]*+(\w*+)[^\n`]*+\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def program_of(text: str) -> str:
@@ -214,10 +207,7 @@ class FormatReward:
     """
 
     def __init__(self, pattern: str, timeout_s: float = 1.0) -> None:
-        try:
-            self.pattern = regex.compile(pattern, regex.DOTALL)
-        except (regex.error, TypeError) as error:
-            raise UserError(f"reward.pattern={pattern}", f"is no regular expression ({error})", "Mend it") from error
+        self.pattern = _compiled(pattern, regex.DOTALL)
         self.timeout_s = timeout_s
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
@@ -241,7 +231,8 @@ class ModelReward:
 
     No reward of a model means "correct". The component `accepted` is 1 where the reward is above `accept_above`, and
     evaluation counts that.
-    A text that is longer than the model's context and a logit that is not finite are errors: counted, with a reward of 0.
+    A text that is longer than the model's context or no Unicode, and a logit that is not finite, are errors: counted, with a
+    reward of 0.
     """
 
     components = ("accepted",)
@@ -273,13 +264,13 @@ class ModelReward:
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         ids = [self._ids(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)]
-        fits = [i for i, row in enumerate(ids) if len(row) <= self.context]
+        fits = [i for i, row in enumerate(ids) if 0 < len(row) <= self.context]
         rewards = [0.0] * len(ids)
         for rows in cut([(0, len(ids[i])) for i in fits], self.max_tokens):
             batch = [fits[row] for row in rows]
             for i, logit in zip(batch, self._logits([ids[i] for i in batch]), strict=True):
                 rewards[i] = logit
-        failed = {i for i, reward in enumerate(rewards) if len(ids[i]) > self.context or not math.isfinite(reward)}
+        failed = set(range(len(ids))) - {i for i in fits if math.isfinite(rewards[i])}
         if self.squash:
             rewards = torch.tensor(rewards, dtype=torch.float64).sigmoid().tolist()
         for i in failed:
@@ -289,6 +280,11 @@ class ModelReward:
         return Scores(rewards, errors=len(failed), components={"accepted": accepted})
 
     def _ids(self, prompt: str, text: str) -> list[int]:
+        """The tokens, none where the text has half a surrogate pair: no tokenizer reads that."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return []
         if not self.chat:
             return self.tokenizer(prompt + text).input_ids
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
@@ -362,18 +358,35 @@ class SumReward:
                 part.close()
 
 
-def _one_group(pattern: str | None) -> re.Pattern[str] | None:
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value if math.isfinite(value) else 0.0 for value in values]
+
+
+def _compiled(pattern: str | None, flags: int = 0) -> regex.Pattern[str]:
     try:
-        compiled = re.compile(pattern) if pattern else None
-    except re.error as error:
+        return regex.compile(pattern, flags)
+    except (regex.error, TypeError) as error:
         raise UserError(f"reward.pattern={pattern}", f"is no regular expression ({error})", "Mend it") from error
+
+
+def _one_group(pattern: str | None) -> regex.Pattern[str] | None:
+    compiled = _compiled(pattern) if pattern else None
     if compiled and compiled.groups != 1:
         raise UserError(f"reward.pattern={pattern}", f"has {compiled.groups} groups", "Put one pair of ( ) around the answer")
     return compiled
 
 
-def _last_match(pattern: re.Pattern[str] | None, text: str) -> str | None:
+def _last_matches(pattern: regex.Pattern[str] | None, texts: Sequence[str], timeout_s: float) -> tuple[list[str | None], int]:
+    """The last match in each text, None without one and where it took too long; how many did. Without a pattern all of it."""
     if pattern is None:
-        return text.strip()
-    found = pattern.findall(text)
-    return found[-1].strip() if found else None
+        return [text.strip() for text in texts], 0
+    last: list[str | None] = []
+    timeouts = 0
+    for text in texts:
+        found = []
+        try:
+            found = pattern.findall(text, timeout=timeout_s)
+        except TimeoutError:
+            timeouts += 1
+        last.append(found[-1].strip() if found else None)
+    return last, timeouts

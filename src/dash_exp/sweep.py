@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dash_exp.errors import UserError
-from dash_exp.files import write_whole
+from dash_exp.files import trouble, write_whole
 from dash_exp.overrides import number_of_kl
 from dash_exp.process import in_use
 from dash_exp.results import (
@@ -80,7 +80,11 @@ class Ledger(Callback):
             (folder / SWEEP_FILE).unlink(missing_ok=True)
             print(f"search into {folder}", flush=True)
             return
-        write_plan(folder, cells)
+        try:
+            write_plan(folder, cells)
+        except OSError as error:
+            where, wrong, right = trouble(error) or (str(folder), str(error), "Choose another name=...")
+            sys.exit(f"error: {UserError(where or str(folder), wrong, right)}")
         done = [cell for cell in cells if read_result(cell.folder).get("status") == "done"]
         before = f", {len(done)} of them done before" if done else ""
         print(f"sweep of {len(cells)} cells into {folder}{before}", flush=True)

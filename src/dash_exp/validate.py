@@ -79,6 +79,7 @@ def validate(cfg: DictConfig) -> None:
     for name in OmegaConf.select(cfg, "reward.parts") or {}:
         number(cfg, f"reward.parts.{name}.timeout_s", above=0)
         number(cfg, f"reward.parts.{name}.workers", whole=True, least=1)
+        number(cfg, f"reward.parts.{name}.memory_mb", whole=True, least=64)
     number(cfg, "batch.prompts", whole=True, least=1)
     number(cfg, "batch.sample_prompts", whole=True, least=1, optional=True)
     number(cfg, "batch.micro_tokens", whole=True, least=1)
