@@ -26,40 +26,44 @@ from dash_exp.sampler import engine
 
 KILLS = 5  # of one run
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
-STEPS = 6
+STEPS = 8
 # A policy of random weights that writes some letters, half of which are rewarded: there is something to learn in no time.
 COMMON = [*SMALL, "model=tiny_random", *NANO_MODEL, "+model.architecture.initializer_range=0.3", "batch.prompts=4"]
 COMMON += [f"steps={STEPS}", "rollout.max_response_tokens=8", "reward=format", "reward.pattern='[^a-m]*'"]
 COMMON += ["eval.every=4", "eval.n=2", "eval.k=[2]"]
 
 
-def killed_or_done(overrides: Sequence[str], folder: Path, after_s: float | None, at_event: int | None, spent: Path) -> None:
+def killed_or_done(overrides: Sequence[str], folder: Path, training: bool, after_s: float | None, at_event: int | None) -> None:
     """In a process of its own: the run, until it is done or the moment has come.
 
-    `spent` gets its seconds, and how often it dealt with files.
+    The moment is counted from when the process starts or, with `training`, from its first outer step. `folder.spent` gets the
+    seconds of training, and how often it dealt with files before it and in it.
     """
     from dash_exp import run
 
-    start, events = time.perf_counter(), 0
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal events
-        if event in FILE_EVENTS and str(arguments[0]).startswith(str(folder)):
-            events += 1
-            if events == at_event:
-                os.kill(os.getpid(), signal.SIGKILL)
+    events = {False: 0, True: 0}  # before training and in it
+    began: list[float] = []
 
     def wait_and_kill(seconds: float) -> None:
         time.sleep(seconds)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event not in FILE_EVENTS or not str(arguments[0]).startswith(str(folder)):
+            return
+        if not began and "completions/step_" in str(arguments[0]) and "new" in str(arguments[0]):  # the end of the first step
+            began.append(time.perf_counter())
+            if after_s is not None:
+                threading.Thread(target=wait_and_kill, args=[after_s], daemon=True).start()
+        events[bool(began)] += 1
+        if bool(began) == training and events[training] == at_event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     cfg = composed(*overrides)
     sys.addaudithook(hook)
-    if after_s is not None:
-        threading.Thread(target=wait_and_kill, args=[after_s], daemon=True).start()
     run.run(cfg, folder)
-    spent.write_text(f"{time.perf_counter() - start} {events}")
+    folder.with_suffix(".spent").write_text(f"{time.perf_counter() - began[0]} {events[False]} {events[True]}")
 
 
 class Runs:
@@ -73,13 +77,10 @@ class Runs:
             preload += ["vllm", "vllm.distributed", "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"]
         self.context.set_forkserver_preload(preload)
 
-    def __call__(
-        self, overrides: Sequence[str], folder: Path, after_s: float | None = None, at_event: int | None = None
-    ) -> int | None:
+    def __call__(self, overrides: Sequence[str], folder: Path, training: bool = True, **moment: float) -> int | None:
         """The exit status."""
-        process = self.context.Process(
-            target=killed_or_done, args=(overrides, folder, after_s, at_event, folder.with_suffix(".spent"))
-        )
+        arguments = (overrides, folder, training, moment.get("after_s"), moment.get("at_event"))
+        process = self.context.Process(target=killed_or_done, args=arguments)
         process.start()
         process.join()
         return process.exitcode
@@ -102,29 +103,31 @@ def same(folder: Path, other: Path) -> None:
 
 
 def killed_and_killed_again(runs: Runs, overrides: Sequence[str], folder: Path, seed: int) -> None:
-    """A run left alone, and one that is killed `KILLS` times; both end the same."""
+    """A run left alone, and one that is killed `KILLS` times, first in its set-up and then in training; both end the same."""
     assert runs(overrides, folder / "alone") == 0
-    seconds, events = map(float, (folder / "alone.spent").read_text().split())
+    seconds, before, events = map(float, (folder / "alone.spent").read_text().split())
     rng = random.Random(seed)
-    kills = 0
+    killed, kills, gone_on = folder / "killed", 0, set()
     while kills < KILLS:
-        held = results.snapshots(folder / "killed")
+        held = results.snapshots(killed)
+        gone_on |= {held[0].name} if held else set()
         left = 1 - int(held[0].name[5:10]) / STEPS if held else 1.0  # of the run
         moment = rng.random() * left
-        by_event = kills % 2 == 0
-        status = runs(
-            overrides,
-            folder / "killed",
-            **({"at_event": 1 + int(moment * events)} if by_event else {"after_s": moment * seconds}),
-        )
+        if kills == 0:
+            status = runs(overrides, killed, training=False, at_event=1 + int(moment * before))
+        elif kills % 2:
+            status = runs(overrides, killed, at_event=1 + int(moment * events))
+        else:
+            status = runs(overrides, killed, after_s=moment * seconds)
         if status == 0:  # it came to its end before
-            same(folder / "killed", folder / "alone")
-            shutil.rmtree(folder / "killed")
+            same(killed, folder / "alone")
+            shutil.rmtree(killed)
         else:
             assert status == -signal.SIGKILL
             kills += 1
-    assert runs(overrides, folder / "killed") == 0
-    same(folder / "killed", folder / "alone")
+    assert runs(overrides, killed) == 0
+    same(killed, folder / "alone")
+    assert len(gone_on) >= 2  # kills were where they could do harm
 
 
 ARMS = {
