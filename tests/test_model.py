@@ -1,12 +1,17 @@
+import ast
+import json
+import os
+import pickle
 import runpy
 
 import pytest
 import torch
-from conftest import NANO
+from conftest import NANO, ROOT, save_scorer
 
 from dash_exp import model
 from dash_exp.errors import UserError
 from dash_exp.record import save_model
+from dash_exp.reward import ModelReward
 
 
 def test_the_shipped_policy_loads_and_is_small():
@@ -79,10 +84,171 @@ def test_weights_that_were_cut_off(tmp_path, policy):
 def test_pickled_weights_are_not_loaded(tmp_path, policy):
     policy.config.save_pretrained(tmp_path)
     torch.save(policy.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="has no weights"):
+    with pytest.raises(UserError, match=r"weights as a pickle alone \(pytorch_model\.bin\)"):
         model.load_policy(str(tmp_path))
 
 
 def test_a_name_that_the_hub_does_not_know():
     with pytest.raises(UserError, match=r"model\.path=nobody/nothing: could not be loaded"):
         model.load_policy("nobody/nothing")
+
+
+# --- folders that are torn, that do not fit, or that want to run code ----------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, policy, tokenizer):
+    save_model(policy, tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(file, **settings):
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+class Marker:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_pickle_is_never_read(folder, tmp_path, name):
+    marker = tmp_path / "unpickled"
+    (folder / name).write_bytes(pickle.dumps(Marker(marker)))
+    assert model.load_policy(str(folder)) is not None  # beside safetensors it is left alone
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=f"weights as a pickle alone \\({name}\\), and to read one is to run the code in it"):
+        model.load_policy(str(folder))
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="pickle alone"):
+        model.load_policy(str(folder))
+    (folder / "other.safetensors").touch()
+    with pytest.raises(UserError, match=f"model.safetensors.index.json names {name}, which is no safetensors file"):
+        model.load_policy(str(folder))
+    assert not marker.exists()
+    pickle.loads((folder / name).read_bytes())
+    assert marker.exists()  # it would have been seen
+
+
+def test_an_index_that_names_what_is_not_there(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(UserError, match=r"names model-00001-of-00002\.safetensors, which is not there"):
+        model.load_policy(str(folder))
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UserError, match=r"index\.json has no weight_map"):
+        model.load_policy(str(folder))
+
+
+def test_no_source_reads_pickles():
+    """`torch.load` of weights alone, and nothing else that could unpickle."""
+    for file in [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), ROOT / "train.py"]:
+        tree = ast.parse(file.read_text())
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not imported & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, file
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name, given = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
+            assert name != "torch.load" or given.get("weights_only") == "True", f"{file}: {ast.unparse(call)}"
+            assert given.get("allow_pickle", "False") == "False", f"{file}: {ast.unparse(call)}"
+            assert name.rpartition(".")[2] not in ("read_pickle", "unsafe_load"), f"{file}: {ast.unparse(call)}"
+
+
+CODE = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+Path({marker!r}).touch()
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+class OwnConfig(Qwen2Config):
+    model_type = {kind!r}
+class Own(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("kind", ["own", "qwen2"])
+def test_code_of_a_model_runs_only_where_it_is_trusted(folder, tmp_path, monkeypatch, kind):
+    """Also where Transformers has a class of its own for the model_type."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    marker = tmp_path / "ran"
+    (folder / "own.py").write_text(CODE.format(marker=str(marker), kind=kind))
+    auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    change(folder / "config.json", auto_map=auto, model_type=kind)
+    for refused in (model.load_policy, model.load_architecture, model.load_tokenizer):
+        with pytest.raises(UserError, match=r"asks to run Python code .* Add model\.trust_remote_code=true where you trust it"):
+            refused(str(folder))
+    assert not marker.exists()
+    policy = model.load_policy(str(folder), trust_remote_code=True)
+    assert marker.exists()
+    assert type(policy).__name__ == "Own"
+
+
+def test_code_of_a_tokenizer_does_not_run(folder, tmp_path):
+    marker = tmp_path / "ran"
+    (folder / "own.py").write_text(CODE.format(marker=str(marker), kind="own") + "class OwnTokenizer(Qwen2Tokenizer): pass")
+    change(
+        folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]}, tokenizer_class="OwnTokenizer"
+    )
+    with pytest.raises(UserError, match=r"^model\.tokenizer=.*auto_map in tokenizer_config\.json"):
+        model.load_tokenizer(str(folder))
+    with pytest.raises(UserError, match=r"^teacher\.tokenizer=.*\. Take auto_map out"):  # which cannot be trusted
+        model.load_tokenizer(str(folder), "teacher.tokenizer")
+    assert not marker.exists()
+
+
+def test_code_of_a_reward_model_never_runs(tmp_path):
+    scorer, marker = save_scorer(tmp_path / "scorer"), tmp_path / "ran"
+    (scorer / "own.py").write_text(CODE.format(marker=str(marker), kind="own"))
+    change(scorer / "config.json", auto_map={"AutoModelForSequenceClassification": "own.Own"})
+    with pytest.raises(UserError, match=r"^reward\.path=.*Take auto_map out"):
+        ModelReward(str(scorer))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(folder, policy, bad):
+    with torch.no_grad():
+        policy.model.norm.weight[3] = bad
+    policy.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"model\.norm\.weight holds numbers that are not finite"):
+        model.load_policy(str(folder))
+
+
+def test_weights_that_are_not_all_there(folder, policy):
+    weights = {k: v.clone() for k, v in policy.state_dict().items() if "layers.1" not in k and k != "lm_head.weight"}
+    policy.save_pretrained(folder, state_dict=weights)
+    with pytest.raises(UserError, match=r"has no weights for model\.layers\.1\..* more"):
+        model.load_policy(str(folder))
+
+
+def test_weights_of_another_shape(folder):
+    change(folder / "config.json", hidden_size=64)
+    with pytest.raises(UserError, match="could not be loaded"):
+        model.load_policy(str(folder))
+
+
+@pytest.mark.parametrize(("text", "says"), [("{torn", "not a valid JSON"), ("[]", "could not be"), ("{}", "model_type")])
+def test_a_configuration_that_is_none(folder, text, says):
+    (folder / "config.json").write_text(text)
+    for load in (model.load_policy, model.load_architecture):
+        with pytest.raises(UserError, match=says):
+            load(str(folder))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(folder, tokenizer):
+    policy = model.load_policy(str(folder))
+    model.check_vocabulary(policy, tokenizer, str(folder))
+    small = model.load_policy("", architecture=NANO | {"vocab_size": 100})
+    with pytest.raises(UserError, match=r"has a vocabulary of 100 tokens, and the tokenizer's go up to 257"):
+        model.check_vocabulary(small, tokenizer, "x")
+
+
+@pytest.mark.parametrize("settings", [{"model_type": "nope"}, {"num_hidden_layers": "two"}, {"vocab_size": -5}])
+def test_an_architecture_that_makes_no_model(settings):
+    with pytest.raises(UserError, match=r"^model\.architecture: makes no model \("):
+        model.load_policy("", architecture=NANO | settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 import os
 import re
@@ -14,7 +15,9 @@ from typing import Any
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from dash_exp import credentials, files
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
 from dash_exp.process import INTERRUPTED
@@ -24,9 +27,20 @@ OmegaConf.register_new_resolver("cell", cell_name, replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 OmegaConf.register_new_resolver("asset", lambda name: str(Path(__file__).parent / "assets" / name), replace=True)
 
+# By the number of a file system's error: what is wrong, and what to do.
+FILE_SYSTEM = files.TROUBLES | {
+    errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter name=..., or swept values with shorter names"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+        ("a file stands where a folder should be, or the reverse", "Choose another name=..., or move it away"),
+    ),
+}
+
 
 def launch(main: Callable[[], None]) -> None:
     """Run Hydra's `main`. Errors that the user can mend end with a message and status 1, without a traceback.
+
+    So do refusals of the file system, wherever they come up: a full disk needs no traceback.
 
     HYDRA_FULL_ERROR=1 asks for the traceback. An error of the program's own always shows it.
     """
@@ -35,14 +49,25 @@ def launch(main: Callable[[], None]) -> None:
     logging.raiseExceptions = False  # a full disk is told once, not by every line of the log as well
     sys.argv[1:] = number_of_kl(sys.argv[1:])
     try:
+        credentials.refuse((argument.partition("=")[0], argument) for argument in sys.argv[1:])
         main()
     except KeyboardInterrupt:  # before training, or between the cells of a sweep
         sys.exit(INTERRUPTED)
-    except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
-        own = isinstance(error, ValueError) and "Config group override" not in str(error)
-        if wants_traceback or own:
+    except (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        if wants_traceback or not _users(error):
             raise
         sys.exit(f"error: {explain(error)}")
+
+
+def _users(error: Exception) -> bool:
+    """Whether the user can mend it. Other errors of these types are the program's own."""
+    if isinstance(error, HydraException):  # some of which are also OSError
+        return True
+    if isinstance(error, OSError):
+        return error.errno in FILE_SYSTEM
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):  # some of which are both
+        return "Config group override" in str(error)
+    return True
 
 
 def explain(error: Exception) -> str:
@@ -52,11 +77,18 @@ def explain(error: Exception) -> str:
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        assert error.errno is not None
+        return str(UserError(str(error.filename or "a file"), *FILE_SYSTEM[error.errno]))
+    if isinstance(error, YAMLError):
+        return " ".join(f"a file of the configuration is no YAML: {error}".split())
     if isinstance(error, InstantiationException):
         return str(error).strip()
     message = str(error).splitlines()[0]
     if "Config group override" in message:
-        return "a group takes the name of a file in its folder of conf/, not a number. Only kl takes numbers: kl=0,0.04."
+        return (
+            "a group takes the name of a file in its folder of conf/, not a number or null. Only kl takes numbers: kl=0,0.04."
+        )
     if "Ambiguous value" in message:
         return f"{message} Several values make a sweep: add -m."
     if found := re.match(r"Could not override '(.+?)'", message):

@@ -5,9 +5,11 @@ Each loader takes a split and returns its problems. Nothing here shuffles: the o
 
 from __future__ import annotations
 
+import codecs
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ def gsm8k(path: str, split: str) -> list[Problem]:
         if "####" not in solution:
             raise UserError(f"{where}, field answer", "has no '#### number' at its end", "GSM8K rows end with it")
         reasoning, answer = solution.rsplit("####", 1)
+        if not answer.strip():
+            raise UserError(f"{where}, field answer", "has nothing behind its last ####", "GSM8K rows end with '#### number'")
         prompt = _text(row, "question", where)
         return Problem(name, prompt, answer.strip().replace(",", ""), f"{reasoning.strip()}\n#### {answer.strip()}")
 
@@ -45,10 +49,10 @@ def math(path: str, split: str, hub_splits: str | None = None, hub_path: str | N
 
     def parse(row: Row, where: str, name: str) -> Problem:
         solution = _text(row, "solution", where)
-        answer = row.get("answer", last_boxed(solution))
-        if answer is None or not str(answer).strip():
+        answer = _text(row, "answer", where) if "answer" in row else last_boxed(solution)
+        if answer is None or not answer.strip():
             raise UserError(f"{where}, field solution", "has no \\boxed{answer}", "Give it, or a field 'answer'")
-        return Problem(str(row.get("unique_id") or name), _text(row, "problem", where), str(answer), solution)
+        return Problem(_id(row, "unique_id", name, where), _text(row, "problem", where), answer, solution)
 
     if _is_local(path):
         return _load(path, split, parse)
@@ -60,7 +64,7 @@ def jsonl(path: str, split: str, prompt: str, answer: str, solution: str | None 
 
     def parse(row: Row, where: str, name: str) -> Problem:
         trace = _text(row, solution, where) if solution else None
-        return Problem(str(row.get("id", name)), _text(row, prompt, where), _text(row, answer, where), trace)
+        return Problem(_id(row, "id", name, where), _text(row, prompt, where), _text(row, answer, where), trace)
 
     return _load(path, split, parse)
 
@@ -81,7 +85,8 @@ def mbpp(path: str, split: str, subset: str = "full") -> list[Problem]:
             raise UserError(
                 f"{where}, field test_list", "is missing or empty", "Give at least one test, such as 'assert f(1) == 2'"
             )
-        set_up = [str(row.get("test_setup_code") or ""), *_texts(row, "test_imports", where)]
+        set_up = [_text(row, "test_setup_code", where)] if str(row.get("test_setup_code") or "").strip() else []
+        set_up += _texts(row, "test_imports", where)
         graded = [*set_up, *tests, *_texts(row, "challenge_test_list", where)]
         return _program(row, where, f"mbpp/{_task_id(row, where)}", tests, graded)
 
@@ -164,20 +169,44 @@ def _local(path: str, split: str) -> Iterator[Located]:
 
 
 def _rows(file: Path, split: str) -> Iterator[Located]:
-    with file.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{file}, line {number}"
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise UserError(where, "is not a JSON object", 'Write one object a line: {"field": value, ...}')
-                yield row, where, f"{split}/{number}"
-        except json.JSONDecodeError as error:
-            raise UserError(where, f"is not valid JSON ({error.msg}, column {error.colno})", "Mend the line") from error
-        except UnicodeDecodeError as error:
-            raise UserError(str(file), f"is not UTF-8 ({error.reason})", "Save it as UTF-8") from error
+    try:
+        lines = file.open("rb")
+    except OSError as error:
+        raise UserError(str(file), f"cannot be read ({error.strerror})", "Change its rights, or give another file") from error
+    with lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{file}, line {number}"
+            if number == 1:
+                _refuse_kinds(line, str(file))
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                yield _object(line, where), where, f"{split}/{number}"
+
+
+def _refuse_kinds(start: bytes, file: str) -> None:
+    """Files that are no text in UTF-8 at all, told by how they begin."""
+    if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")):
+        raise UserError(f"{file}, line 1", "is compressed", "Unpack the file")
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (b"\0" in start[:4] and any(start[:4])):
+        raise UserError(f"{file}, line 1", "is not UTF-8 but UTF-16 or UTF-32", "Save the file as UTF-8")
+
+
+def _object(line: bytes, where: str) -> Row:
+    """The JSON object of a line. Raises UserError for all that is none, and for what no tokenizer can read."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(where, f"is not UTF-8 ({error.reason}, byte {error.start + 1})", "Save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(where, f"is not valid JSON ({error.msg}, column {error.colno})", "Mend the line") from error
+    except RecursionError as error:
+        raise UserError(where, "is nested too deeply", "Write one flat object a line") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise UserError(where, f"holds a number that cannot be read ({error})", "Write it as text") from error
+    if not isinstance(row, dict):
+        list_ = "; a file with one list of objects is to be written line by line" if isinstance(row, list) else ""
+        raise UserError(where, "is not a JSON object", f'Write one object a line: {{"field": value, ...}}{list_}')
+    return row
 
 
 def _hub(path: str, split: str, subset: str | None) -> Iterator[Located]:
@@ -201,8 +230,24 @@ def _text(row: Row, field: str, where: str) -> str:
         raise UserError(where, f"has no field {field!r}", f"Its fields are {', '.join(map(repr, row)) or '(none)'}")
     value = row[field]
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise UserError(f"{where}, field {field}", f"is {value!r}", "Give text or a number that is not empty")
-    return str(value)
+        raise UserError(f"{where}, field {field}", f"is {value!r:.200}", "Give text or a number that is not empty")
+    if isinstance(value, float) and not isfinite(value):
+        raise UserError(f"{where}, field {field}", f"is {value}", "Give a finite number, or text")
+    return _clean(str(value), field, where)
+
+
+def _clean(text: str, field: str, where: str) -> str:
+    """The text, unless no tokenizer can encode it or no file can hold it as a line of text."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{where}, field {field}", "holds half of a surrogate pair, which is no character", "Mend the escape")
+    if "\0" in text:
+        raise UserError(f"{where}, field {field}", "holds a NUL character", "Take it out")
+    return text
+
+
+def _id(row: Row, field: str, name: str, where: str) -> str:
+    """The row's own id, or else `name`."""
+    return _text(row, field, where) if row.get(field) not in (None, "") else name
 
 
 def _texts(row: Row, field: str, where: str) -> list[str]:
@@ -210,7 +255,7 @@ def _texts(row: Row, field: str, where: str) -> list[str]:
     value = row.get(field)
     if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
         raise UserError(f"{where}, field {field}", f"is {value!r:.200}", "Give a list of texts")
-    return list(value or [])
+    return [_clean(text, field, where) for text in value or []]
 
 
 # --- programs ----------------------------------------------------------------------------------------------------------
@@ -274,18 +319,28 @@ def arithmetic(
 
     The problems depend on the arguments alone, never on the seed of a run.
     """
-    forms = {form: 1.0} if isinstance(form, str) else dict(form)
-    if not forms or set(forms) - {"symbols", "words"}:
+    forms = {form: 1.0} if isinstance(form, str) else dict(form) if isinstance(form, Mapping) else {}
+    if set(forms) - {"symbols", "words"} or not all(map(_is_share, forms.values())) or not any(forms.values()):
         raise UserError("data.form", f"is {form!r}", "Use symbols, words, or shares of both")
+    if isinstance(operands, str) or not isinstance(operands, Sequence) or len(operands) != 2:
+        raise UserError(f"data.operands={operands}", "is no pair", "Give the fewest and the most numbers, as in [3,6]")
     fewest, most = operands
+    if not (_is_whole(fewest) and _is_whole(most) and 2 <= fewest <= most <= 100):
+        raise UserError(
+            f"data.operands={operands}", "are no lengths", "Give two whole numbers of at least 2, the smaller first"
+        )
+    if not _is_whole(size) or size < 1:
+        raise UserError(f"data.size={size}", "is not a whole number of at least 1", "Give the number of problems")
+    shares = {"careless": careless, "error_rate": error_rate, "skip": skip}
+    for key, share in {**shares, **{f"direct[{i}]": share for i, share in enumerate(direct)}}.items():
+        if not _is_share(share):
+            raise UserError(f"data.{key}={share}", "is not a share", "Use a number from 0 to 1")
     bare = list(direct) or [0.0] * (most - fewest + 1)
     if len(bare) != most - fewest + 1:
         raise UserError("data.direct", f"has {len(bare)} shares", f"Give one for each length from {fewest} to {most}")
     chains = len(forms) * sum(10**n * len(OPERATORS) ** (n - 1) for n in range(fewest, most + 1))
     if size > chains // 2:
         raise UserError(f"data.size={size}", f"is too much: there are {chains} such problems", f"Use at most {chains // 2}")
-    if not 0 <= skip <= 1:
-        raise UserError(f"data.skip={skip}", "is not a share", "Use a number from 0 to 1")
     name = f"{split} {forms} {size} {fewest} {most} {bare} {careless} {error_rate}"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     skip_rng = np.random.default_rng(zlib.crc32(f"{name} skip".encode()))  # of its own: skipping changes no problem
@@ -300,6 +355,14 @@ def arithmetic(
         solution = merge_steps(solution, (skip_rng.random(len(signs)) < skip).tolist())
         problems.setdefault(prompt, Problem(f"arithmetic/{split}/{prompt}", prompt, answer, solution))
     return list(problems.values())
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def merge_steps(solution: str, skipped: Sequence[bool]) -> str:

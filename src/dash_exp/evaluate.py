@@ -320,11 +320,15 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
         if device == "mps" and not torch.backends.mps.is_available():
             raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
     model.check_folder(cfg.model.path)
-    tokenizer = model.load_tokenizer(cfg.model.tokenizer)
+    trust = cfg.model.get("trust_remote_code", False)  # a run of an earlier version does not have it
+    tokenizer = model.load_tokenizer(cfg.model.tokenizer, trust_remote_code=trust)
     problems = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
     reward = instantiate(cfg.reward)
     check_problems(reward, [p for test in problems.values() for p in test])
-    policy = model.load_policy(cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation)
+    policy = model.load_policy(
+        cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust
+    )
+    model.check_vocabulary(policy, tokenizer, cfg.model.path)
     torch.nn.Module.to(policy, device)
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
     sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)

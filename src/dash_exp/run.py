@@ -34,6 +34,7 @@ from dash_exp.sampler import Sampling
 from dash_exp.sampler.refresh import Refresh
 from dash_exp.snapshot import Snapshots
 from dash_exp.summary import result_table
+from dash_exp.validate import check_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +212,8 @@ def build(cfg: DictConfig) -> Parts:
     clock = Clock()
     if not cfg.model.architecture:
         model.check_folder(cfg.model.path)
-    tokenizer = model.load_tokenizer(cfg.model.tokenizer)
+    check_optimizer(cfg)
+    tokenizer = model.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
     tests = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
     train = data.without(instantiate(cfg.data.train), [p for problems in tests.values() for p in problems])
     reward = instantiate(cfg.reward)
@@ -222,7 +224,9 @@ def build(cfg: DictConfig) -> Parts:
         OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None,  # type: ignore[arg-type]
         cfg.model.gradient_checkpointing,
         cfg.model.attn_implementation,
+        cfg.model.trust_remote_code,
     )
+    model.check_vocabulary(policy, tokenizer, cfg.model.path)
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
     mismatch_limit = cfg.rollout.mismatch_limit or (1e-4 if compute_dtype == torch.float32 else 0.03)
     kl_coef: kl.Schedule = instantiate(cfg.kl.schedule)(coef=cfg.kl.coef, steps=cfg.steps)

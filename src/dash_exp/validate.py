@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
+from dash_exp import credentials, targets
 from dash_exp.errors import UserError
+
+SECTIONS = (
+    *("model", "data", "data.tests", "reward", "filter", "kl", "kl.schedule", "rollout", "rollout.sampler", "batch", "teacher"),
+    *("algo", "algo.advantage", "algo.loss", "algo.weighting", "algo.denominator", "optimizer", "schedule"),
+    *("trainer", "logger", "eval", "budget", "study"),
+)
 
 
 def validate(cfg: DictConfig) -> None:
     """Raise UserError for the first setting that cannot be used."""
     try:
-        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        _sections(cfg)
+        settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
         pointed_at = isinstance(error, InterpolationToMissingValueError)
         missing = str(error).splitlines()[0].rpartition(": ")[2] if pointed_at else str(error.full_key)
@@ -24,6 +33,11 @@ def validate(cfg: DictConfig) -> None:
     except OmegaConfBaseException as error:
         raise UserError(str(error.full_key or "configuration"), str(error).splitlines()[0], "Mend the reference") from error
 
+    _optional_sections(cfg)
+    _texts(cfg)
+    _name(cfg)
+    _flags(cfg)
+    credentials.refuse((key, value) for key, value in _leaves(settings) if isinstance(value, str))
     number(cfg, "steps", whole=True, least=1)
     number(cfg, "seed", whole=True, least=0)
     number(cfg, "clip_norm", above=0)
@@ -38,6 +52,10 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "resume_every", whole=True, least=1, optional=True)
     _known(cfg, "resume", [True, False])
     number(cfg, "optimizer.lr", above=0)
+    number(cfg, "optimizer.weight_decay", least=0)
+    number(cfg, "optimizer.eps", least=0)
+    number(cfg, "schedule.num_warmup_steps", whole=True, least=0)
+    number(cfg, "schedule.num_training_steps", whole=True, least=1)
     number(cfg, "kl.coef", least=0)
     number(cfg, "kl.schedule.final", least=0)
     number(cfg, "kl.schedule.target", above=0)
@@ -76,7 +94,7 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "reward.processes", whole=True, least=1)
     number(cfg, "reward.accept_above")
     number(cfg, "reward.max_tokens", whole=True, least=1)
-    for name in OmegaConf.select(cfg, "reward.parts") or {}:
+    for name in cfg.reward.parts if isinstance(cfg.reward.get("parts"), DictConfig) else ():
         number(cfg, f"reward.parts.{name}.timeout_s", above=0)
         number(cfg, f"reward.parts.{name}.workers", whole=True, least=1)
         number(cfg, f"reward.parts.{name}.memory_mb", whole=True, least=64)
@@ -95,10 +113,10 @@ def validate(cfg: DictConfig) -> None:
     _pass_at_k(cfg)
     if cfg.seed >= 2**32:
         raise UserError(f"seed={cfg.seed}", "is too large", "Use a seed below 4294967296")
-    if cfg.trainer.devices != 1:
-        raise UserError(f"trainer.devices={cfg.trainer.devices}", "is not supported", "A run uses one device: write 1")
-    if OmegaConf.select(cfg, "data.tests.in_dist") is None:
-        raise UserError("data.tests.in_dist", "is null", "Give a test set: accuracy and the best checkpoint need it")
+    _optimizer(cfg)
+    _trainer(cfg)
+    _data(cfg)
+    _teacher(cfg)
     _group_size(cfg)
     _sampling_calls(cfg)
     _filter(cfg)
@@ -108,6 +126,151 @@ def validate(cfg: DictConfig) -> None:
     _known(cfg, "rollout.truncated", ["score", "mask", "penalize"])
     _known(cfg, "model.dtype", ["float32", "bfloat16", "float16"])
     _known(cfg, "model.compute_dtype", ["float32", "bfloat16", "float16"])
+    targets.check(settings)
+    for part, argument in (("loss", "logprobs_BT"), ("advantage", "rewards_PG")):
+        target = cfg.algo[part]._target_
+        takes = targets.takes(target)
+        if takes is not None and argument not in takes:
+            raise UserError(f"algo.{part}._target_={target}", f"is no {part}", f"Choose one that takes {argument}")
+
+
+def check_optimizer(cfg: DictConfig) -> None:
+    """Raise UserError where optimizer or schedule do not take their settings, which only they know. Imports them, and torch."""
+    import torch
+
+    try:
+        optimizer = instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+        instantiate(cfg.schedule)(optimizer=optimizer)
+    except Exception as error:  # each has its own
+        said = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError("optimizer and schedule", f"cannot be made ({said})", "Mend their settings") from error
+
+
+def _sections(cfg: DictConfig) -> None:
+    for key in SECTIONS:
+        if not isinstance(OmegaConf.select(cfg, key), DictConfig):
+            raise UserError(f"{key}={_shown(OmegaConf.select(cfg, key))}", "is no section of settings", "Leave it as in conf/")
+
+
+def _optional_sections(cfg: DictConfig) -> None:
+    for key, needs in (("model.architecture", "model_type"), ("logger.wandb", "_target_"), ("algo.train_sampler", "_target_")):
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not (isinstance(value, DictConfig) and needs in value):
+            raise UserError(f"{key}={value}", f"is no section of settings with {needs}", "Write null, or leave it as in conf/")
+
+
+def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every single value with its dotted key."""
+    if isinstance(tree, dict | list):
+        for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, tree
+
+
+def _texts(cfg: DictConfig) -> None:
+    must = (
+        "name model.path model.tokenizer model.attn_implementation data.name algo.name objective teacher.path teacher.tokenizer"
+    )
+    for key in [*must.split(), "teacher.template", "teacher.file", "logger.wandb.project", "reward.path", "data.path"]:
+        value = OmegaConf.select(cfg, key, default="absent")
+        wanted = isinstance(value, str) and value.strip() and value.isprintable()
+        if not wanted and not (key == "teacher.template" and isinstance(value, str)):
+            shown = repr(value) if isinstance(value, str) else _shown(value)
+            raise UserError(
+                f"{key}={shown}", "is no text", "Write one line of text; what looks like a number takes quotes, '\"3\"'"
+            )
+
+
+def _name(cfg: DictConfig) -> None:
+    if "/" in cfg.name or cfg.name.startswith((".", "~")):
+        raise UserError(f"name={cfg.name}", "is no name of a folder", "Write one without / that does not start with . or ~")
+
+
+def _flags(cfg: DictConfig) -> None:
+    for key in (
+        *("model.gradient_checkpointing", "model.trust_remote_code", "teacher.chat", "reward.chat", "reward.squash"),
+        *("rollout.sampler.eager", "rollout.sampler.sleep"),
+    ):
+        if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
+            raise UserError(f"{key}={_shown(OmegaConf.select(cfg, key))}", "is neither true nor false", "Write true or false")
+
+
+def _optimizer(cfg: DictConfig) -> None:
+    betas = cfg.optimizer.get("betas", [0.9, 0.99])
+    numbers = isinstance(betas, Sequence) and not isinstance(betas, str) and len(betas) == 2
+    if not numbers or not all(isinstance(b, int | float) and not isinstance(b, bool) and 0 <= b < 1 for b in betas):
+        raise UserError(f"optimizer.betas={betas}", "are not two numbers from 0 to below 1", "Write two, as in [0.9,0.99]")
+    if cfg.schedule.get("num_warmup_steps", 0) >= cfg.schedule.get("num_training_steps", math.inf):
+        raise UserError(
+            f"schedule.num_warmup_steps={cfg.schedule.num_warmup_steps}",
+            f"is not below the {cfg.schedule.num_training_steps} steps of the schedule, so the learning rate is never reached",
+            "Lower it, or raise steps",
+        )
+
+
+# What may be added to a trainer; its other settings are taken by the loop here, or would break it.
+TRAINER = ("deterministic", "benchmark", "detect_anomaly", "profiler")
+
+
+def _trainer(cfg: DictConfig) -> None:
+    if cfg.trainer.devices != 1:
+        raise UserError(f"trainer.devices={cfg.trainer.devices}", "is not supported", "A run uses one device: write 1")
+    _known(cfg, "trainer.accelerator", ["cpu", "gpu"])
+    fixed = {
+        "max_epochs": cfg.steps,
+        "check_val_every_n_epoch": cfg.eval.every,
+        "reload_dataloaders_every_n_epochs": 1,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    for key, value in fixed.items():
+        if cfg.trainer.get(key) != value:
+            raise UserError(
+                f"trainer.{key}={_shown(cfg.trainer.get(key))}",
+                f"must be {value} here",
+                "Leave it out; see steps, eval.every and resume_every",
+            )
+    for key in cfg.trainer:
+        if key not in ("_target_", "accelerator", "devices", "log_every_n_steps", *fixed, *TRAINER):
+            instead = {"gradient_clip_val": "clip_norm", "accumulate_grad_batches": "batch.micro_tokens"}
+            instead |= {"precision": "model.compute_dtype", "max_time": "budget.seconds"}
+            raise UserError(
+                f"trainer.{key}",
+                "is not for this training loop, which steps, clips and evaluates by itself",
+                f"Use {instead[str(key)]}" if key in instead else f"Leave it out; what can be added is {', '.join(TRAINER)}",
+            )
+
+
+def _data(cfg: DictConfig) -> None:
+    if cfg.data.tests.get("in_dist") is None:
+        raise UserError("data.tests.in_dist", "is null", "Give a test set: accuracy and the best checkpoint need it")
+    sets = {"data.train": cfg.data.get("train")} | {f"data.tests.{name}": test for name, test in cfg.data.tests.items()}
+    for key, part in sets.items():
+        if part is not None and not (isinstance(part, DictConfig) and "_target_" in part):
+            raise UserError(f"{key}={part}", "is no data set", f"Write null, or choose one: +test@{key}=gsm8k")
+    tests = [(str(name), test) for name, test in cfg.data.tests.items() if test is not None]
+    for i, (name, test) in enumerate(tests):
+        if "/" in name:
+            raise UserError(f"data.tests.{name}", "has a / in its name, which divides the names of metrics", "Leave it out")
+        same = [other for other, earlier in tests[:i] if earlier == test]
+        if same:
+            raise UserError(f"data.tests.{name}", f"is the same test set as data.tests.{same[0]}", "Leave one out")
+
+
+def _teacher(cfg: DictConfig) -> None:
+    if "teacher" not in (cfg.algo.get("train_sampler") or ()):
+        return
+    if "{prompt}" not in cfg.teacher.template:
+        raise UserError(f"teacher.template={cfg.teacher.template}", "has no place for the problem", "Put {prompt} into it")
+    if cfg.teacher.temperature == 0 and cfg.teacher.tries > 1:
+        raise UserError(
+            f"teacher.tries={cfg.teacher.tries}",
+            "cannot give other traces at temperature 0",
+            "Use teacher.tries=1, or a teacher.temperature above 0",
+        )
 
 
 def _study(cfg: DictConfig) -> None:
@@ -124,6 +287,11 @@ def _study(cfg: DictConfig) -> None:
         raise UserError(
             f"study.baseline={baseline}", "is no list", "Write the arm's overrides, as in study.baseline=[algo=grpo]"
         )
+    for override in baseline or ():
+        if not isinstance(override, str) or "=" not in override:
+            raise UserError(f"study.baseline={baseline}", f"{override} is no override", "Write them as in [algo=grpo]")
+    if (cfg.study.target or 0) > 1:
+        raise UserError(f"study.target={cfg.study.target}", "is no accuracy", "Write a fraction of at most 1, such as 0.9")
 
 
 def number(
@@ -138,7 +306,8 @@ def number(
     """`key`, where the configuration has it, must be a finite number, at least `least` or more than `above`."""
     value = OmegaConf.select(cfg, key)
     parent, _, last = key.rpartition(".")
-    absent = last not in (OmegaConf.select(cfg, parent) if parent else cfg)
+    section = OmegaConf.select(cfg, parent) if parent else cfg
+    absent = not isinstance(section, DictConfig) or last not in section
     if value is None and (optional or absent):
         return
     wanted = "a whole number" if whole else "a number"
@@ -146,7 +315,8 @@ def number(
         wanted += f" of at least {least}"
     if above is not None:
         wanted += f" above {above}"
-    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    good = good and (isinstance(value, int) or math.isfinite(value))
     good = good and (least is None or value >= least) and (above is None or value > above)
     if not good:
         raise UserError(f"{key}={_shown(value)}", f"is not {wanted}", f"Write {wanted}{' or null' if optional else ''}")
@@ -164,6 +334,8 @@ def _pass_at_k(cfg: DictConfig) -> None:
                 f"pass@{k} is not defined with eval.n={cfg.eval.n} completions of each problem",
                 "Use whole numbers from 1 to eval.n, and raise eval.n",
             )
+    if len(set(cfg.eval.k)) < len(cfg.eval.k):
+        raise UserError(f"eval.k={list(cfg.eval.k)}", "has a number twice", "Leave one out")
 
 
 def _group_size(cfg: DictConfig) -> None:
@@ -265,7 +437,7 @@ def _off_policy(cfg: DictConfig) -> None:
 
 def _sampler(cfg: DictConfig) -> None:
     """The engine, and weights of it that are older than the policy's."""
-    rollout, target = cfg.rollout, cfg.rollout.sampler._target_
+    rollout, target = cfg.rollout, str(cfg.rollout.sampler.get("_target_"))
     old = [f"rollout.{k}={_shown(rollout[k])}" for k, new in (("staleness", 0), ("refresh_every", 1)) if rollout[k] != new]
     has_ratio = not str(cfg.algo.loss._target_).endswith(".policy_gradient")
     if old and target.endswith(".HFSampler"):
@@ -306,6 +478,12 @@ def _sampler(cfg: DictConfig) -> None:
                 "is no list of addresses",
                 "Write [http://127.0.0.1:8001], and start one: python -m dash_exp.serve port=8001",
             )
+        servers = list(rollout.sampler.servers)
+        for server in servers:
+            if not str(server).startswith(("http://", "https://")):
+                raise UserError(f"rollout.sampler.servers={servers}", f"{server} is no address", "Write http://HOST:PORT")
+        if len(set(servers)) < len(servers):
+            raise UserError(f"rollout.sampler.servers={servers}", "has an address twice", "Leave one out")
         if rollout.sampler.transfer == "nccl" and cfg.trainer.accelerator != "gpu":
             raise UserError(
                 "rollout.sampler.transfer=nccl",
@@ -314,6 +492,8 @@ def _sampler(cfg: DictConfig) -> None:
             )
         if rollout.sampler.transfer == "nccl" and old:
             raise UserError("rollout.sampler.transfer=nccl", f"and {old[0]} keeps older weights in CPU memory", "Use auto")
+    if ".vllm" in target and cfg.model.get("trust_remote_code"):
+        raise UserError("model.trust_remote_code=true", "is not for vLLM, which has model classes of its own", "Use rollout=hf")
     for key in ("rollout.temperature", "eval.temperature") if ".vllm" in target else ():
         if not 0.01 <= OmegaConf.select(cfg, key) <= 2:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}", "is not for vLLM", "Use 0.01 to 2, or rollout=hf")

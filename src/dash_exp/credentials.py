@@ -1,0 +1,27 @@
+"""Settings end up in the files of a run, which are handed on: none may hold a secret."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+
+from dash_exp.errors import UserError
+
+IN_ADDRESS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # https://user:password@host
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL")
+SHORTEST = 12  # characters of a value that is taken for a secret; a shorter one may stand in a setting by chance
+
+
+def refuse(texts: Iterable[tuple[str, str]]) -> None:
+    """Raise UserError for the first of (where, text) that holds a password or a secret of the environment. It is not shown."""
+    named = {v: k for k, v in os.environ.items() if SECRET_NAME.search(k.upper())}
+    secrets = {v: k for v, k in named.items() if len(v) >= SHORTEST and not os.path.exists(v)}  # a key file's name is none
+    for where, text in texts:
+        if IN_ADDRESS.search(text):
+            raise UserError(where, "holds a password, and every setting is written into the run folder", "Leave it out")
+        for secret, name in secrets.items():
+            if secret in text:
+                raise UserError(
+                    where, f"holds the value of {name}, and every setting is written into the run folder", "Leave it out"
+                )
