@@ -6,7 +6,7 @@ from conftest import ROOT
 
 LAYERS = [
     {"errors", "words", "types", "files", "grading", "workers", "sandbox", "sandbox_inside", "overrides", "validate", "stats"}
-    | {"targets", "credentials"},
+    | {"targets", "credentials", "watch"},
     {"ops", "metrics", "process"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from functools import partial
 
@@ -14,6 +15,7 @@ from conftest import NANO
 from dash_exp import algo, kl, model, ops
 from dash_exp import filter as filters
 from dash_exp.batch import collate, parts
+from dash_exp.errors import UserError
 from dash_exp.metrics import Clock, read_metrics
 from dash_exp.module import PolicyModule
 from dash_exp.record import RunRecord
@@ -23,6 +25,7 @@ from dash_exp.sampler import Sampling
 from dash_exp.sampler.hf import HFSampler
 from dash_exp.sampler.refresh import Refresh
 from dash_exp.types import Problem
+from dash_exp.watch import Watch
 
 
 def parity_reward(problems, texts):
@@ -53,6 +56,10 @@ def one_run(
     sampler=HFSampler,
     staleness=0,
     importance_cap=None,
+    advantage=algo.group_normalized,
+    watch=None,
+    memory_gb=math.inf,
+    eval_problems=1,
     **batch,
 ):
     """Train the nano policy for `steps` outer steps; returns module, data and the policy before the first step."""
@@ -63,15 +70,15 @@ def one_run(
     for parameter in reference.parameters():  # a reference that differs, or the KL term would be 0
         parameter += 0.05 * torch.randn_like(parameter)
     refresh = Refresh(policy, sampler(policy, tokenizer, max_sequences=64), staleness)
-    clock = Clock()
+    clock, watch = Clock(), watch or Watch()
     sizes = {"prompts": 6, "group_size": 4, "sample_prompts": None} | {k: v for k, v in batch.items() if k != "micro_tokens"}
     data = RolloutDataModule(
         train=[Problem(str(i), f"{i}+{i}=" + "1" * (i % 5), "1") for i in range(12)],
-        tests={"in_dist": [Problem("t", "1+1=", "2")]},
+        tests={"in_dist": [Problem(f"t{i}", f"{1 + i}+1=", "2") for i in range(eval_problems)]},
         tokenizer=tokenizer,
         refresh=refresh,
         reward=reward,
-        advantage=algo.group_normalized,
+        advantage=advantage,
         keep=keep,
         clock=clock,
         sampling=Sampling(10),
@@ -79,6 +86,9 @@ def one_run(
         max_prompt_tokens=None,
         eval_prompts=8,
         seed=0,
+        watch=watch,
+        micro_tokens=batch.get("micro_tokens", 10_000),
+        memory_gb=memory_gb,
         **sizes,
     )
     module = PolicyModule(
@@ -101,6 +111,7 @@ def one_run(
         clock=clock,
         importance_cap=importance_cap,
         test_names=["in_dist"],
+        watch=watch,
     )
     trainer = L.Trainer(
         accelerator="cpu",
@@ -279,7 +290,9 @@ def test_versions_and_optimizer_steps_are_counted(tokenizer, tmp_path):
 
 def test_completions_of_another_version_are_refused(tokenizer, tmp_path):
     module, _, _ = one_run(tokenizer, tmp_path)
-    with pytest.raises(AssertionError, match="completions of version 0, not 1"):
+    with pytest.raises(
+        UserError, match=r"step 2, watch\.stale_weights: the completions are of policy version 0, and of version 1"
+    ):
         module.training_step(module.rollouts_of_step[0], 0)
 
 
@@ -411,6 +424,10 @@ class Skewed(OwnWeights):
                 parameter += 0.02 * torch.randn_like(parameter)
 
 
+def mismatches(caplog):
+    return [r.getMessage() for r in caplog.records if "watch.mismatch" in r.getMessage()]
+
+
 def trainer_logprobs(policy, sample):
     return ops.token_logprobs(policy, collate([sample], 0), 1.0)[0].detach()
 
@@ -520,17 +537,17 @@ def test_of_several_optimizer_steps_only_the_first_tells_the_mismatch(tokenizer,
 
 def test_stale_weights_are_warned_of_by_the_second_step(tokenizer, tmp_path, caplog):
     one_run(tokenizer, tmp_path, sampler=Deaf, steps=3)
-    warnings = [r.getMessage() for r in caplog.records if r.name == "dash_exp.module"]
-    assert len(warnings) == 1 and warnings[0].startswith("outer step 2: ") and "stale or incomplete" in warnings[0]
+    warnings = mismatches(caplog)
+    assert [w.partition(":")[0] for w in warnings] == ["outer step 2", "outer step 3"] and "stale or incomplete" in warnings[0]
 
 
 def test_where_weights_are_old_on_purpose_evaluation_finds_those_that_are_never_refreshed(tokenizer, tmp_path, caplog):
     one_run(tokenizer, tmp_path, sampler=Deaf, steps=3, staleness=1)
-    (warning,) = [r.getMessage() for r in caplog.records if r.name.startswith("dash_exp")]
+    (warning,) = mismatches(caplog)
     assert warning.startswith("evaluation: the sampler says that it has the policy's weights")
 
 
 def test_a_refreshed_sampler_is_not_warned_of(tokenizer, tmp_path, caplog):
     one_run(tokenizer, tmp_path, sampler=OwnWeights, steps=3)
     one_run(tokenizer, tmp_path, sampler=OwnWeights, steps=3, staleness=1)  # old on purpose
-    assert not [r for r in caplog.records if r.name.startswith("dash_exp")]
+    assert not mismatches(caplog)

@@ -19,6 +19,7 @@ from dash_exp.report.comparison import BASE
 from dash_exp.report.document import Items, Paragraph, Samples, Table, to_html, to_markdown
 from dash_exp.results import Results, load
 from dash_exp.stats import Estimate
+from dash_exp.watch import CHECKS
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +228,50 @@ def test_numbers_in_words():
 def test_phases_that_overlapped(tmp_path):
     write_cell(tmp_path / "a", ["algo=dash", "seed=0"], result={"time/sample_s": 90.0, "time/update_s": 90.0})
     assert "Sampling and training overlapped in dash" in texts(made(tmp_path), "phases")
+
+
+# --- the watch ---------------------------------------------------------------------------------------------------------
+
+
+def fires(**counts):
+    none = {f"watch/{name}": 0 for name in CHECKS} | {"watch/stopped_by": None, "optimizer/skipped_steps": 0}
+    return none | {(key if "/" in key else f"watch/{key}"): n for key, n in counts.items()}
+
+
+def test_what_the_watch_saw_by_arm(tmp_path):
+    """Summed over the seeds, those that the watch stopped included."""
+    stopped = {"watch/stopped_by": "kl_blowup", "error": "UserError: outer step 3, watch.kl_blowup: ..."}
+    runs = [
+        ("grpo", 0, fires()),
+        ("grpo", 1, fires(truncated=1)),
+        ("dash", 0, fires(nonfinite=2, **{"optimizer/skipped_steps": 5})),
+        ("dash", 1, fires(kl_blowup=3, nonfinite=1, **{"optimizer/skipped_steps": 1}) | stopped | {"status": "failed"}),
+    ]
+    for algo, seed, result in runs:
+        write_cell(tmp_path / f"{algo}{seed}", [f"algo={algo}", f"seed={seed}"], result=result)
+    document = made(tmp_path)
+    header = next(b for b in section(document, "watch").blocks if isinstance(b, Table)).header
+    assert header == ["arm", "nonfinite", "kl_blowup", "truncated", "optimizer steps left out"]
+    assert rows(document, "watch") == {"grpo": ["0", "0", "1", "0"], "dash": ["3", "3", "0", "6"]}
+    assert "kl_blowup:  kl/ref_nats_per_token is above a limit." in texts(document, "watch")
+    said = texts(document, "summary")
+    assert "Optimizer steps were left out because a check of the watch fired: 6 in dash." in said
+    assert "The watch stopped 1 cell: dash, seed 1 by kl_blowup." in said
+    page, markdown = to_html(document, tmp_path / "report" / "figures"), to_markdown(document)
+    assert "What the watch saw" in page
+    assert "| dash | 3 | 3 | 0 | 6 |" in markdown
+
+
+def test_a_watch_that_saw_nothing_and_runs_without_one(tmp_path):
+    write_cell(tmp_path / "new" / "a", ["algo=dash", "seed=0"], result=fires())
+    document = made(tmp_path / "new")
+    assert texts(document, "watch") == "No check of the watch fired in any run."
+    assert "watch" not in texts(document, "summary")
+    write_cell(tmp_path / "old" / "a", ["algo=dash", "seed=0"])
+    assert "watch" not in [s.name for s in made(tmp_path / "old").sections]
+    write_cell(tmp_path / "both" / "a", ["algo=dash", "seed=0"], result=fires(clipped=1))
+    write_cell(tmp_path / "both" / "b", ["algo=grpo", "seed=0"])
+    assert rows(made(tmp_path / "both"), "watch") == {"dash": ["1"]}
 
 
 # --- what is missing ---------------------------------------------------------------------------------------------------

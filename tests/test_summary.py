@@ -43,6 +43,13 @@ def test_a_run_that_learned_nothing_says_so():
     assert "nothing was learned" not in result_table(RESULT)
 
 
+def test_what_the_watch_saw_is_said():
+    fired = {"watch/kl_blowup": 3, "watch/nonfinite": 1, "watch/clipped": 0, "watch/stopped_by": None}
+    line = "watch: nonfinite in 1 outer step, kl_blowup in 3; 2 optimizer steps left out"
+    assert line in result_table(RESULT | fired | {"optimizer/skipped_steps": 2}).splitlines()
+    assert "watch" not in result_table(RESULT | {"watch/kl_blowup": 0, "optimizer/skipped_steps": 0})
+
+
 def test_curves_are_drawn_also_of_a_run_without_out_of_distribution_tests(tmp_path):
     rows = [{"time/elapsed_s": float(t), "reward/mean": t / 10, "accuracy/in_dist": t / 5 if t % 2 else None} for t in range(5)]
     plot_curves(rows, dict.fromkeys(PHASES, 1.0), tmp_path / "curves.png")

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from dash_exp.watch import CHECKS
+
 PHASES = ("sample", "score", "update", "sync", "eval")
 SIDES = ("sample", "update")  # they can work at the same time; how long each waits for the other is logged
 
@@ -56,10 +58,14 @@ METRICS: dict[str, Metric] = {
         "nats/token", "k3 estimate of KL(policy || reference); kept completions, or all with kl.place=reward; blank at KL 0"
     ),
     "kl/coef": Metric("1", "coefficient of the KL term in this step"),
-    "loss/total": Metric("loss", "policy loss + coefficient x KL, over the denominator; mean over optimizer steps"),
+    "loss/total": Metric(
+        "loss",
+        "policy loss + coefficient x KL, over the denominator; mean over optimizer steps, but those left out as not finite",
+    ),
     "loss/denominator": Metric("completions or tokens", "what the summed loss is divided by; mean over optimizer steps"),
     "grad/norm": Metric("L2 norm", "of the whole gradient, before clipping; mean over optimizer steps"),
-    "optimizer/steps": Metric("optimizer steps", "in this outer step"),
+    "optimizer/steps": Metric("optimizer steps", "taken in this outer step"),
+    "optimizer/skipped_steps": Metric("optimizer steps", "left out in this outer step because a check of the watch fired"),
     "optimizer/lr": Metric("1", "learning rate of this step"),
     "score/timeouts": Metric("completions", "gradings that were stopped at the time limit (their reward is 0)"),
     "score/errors": Metric("completions", "gradings that failed (their reward is 0)"),
@@ -67,6 +73,7 @@ METRICS: dict[str, Metric] = {
     "completions/kept": Metric("completions", "in this outer step"),
     "tokens/sampled": Metric("tokens", "completion tokens sampled in this outer step"),
     "tokens/trained": Metric("tokens", "prompt and completion tokens that went through the policy's backward pass"),
+    "batch/micro_tokens": Metric("tokens", "most tokens of a backward pass at the end of this outer step, padding counted"),
     "policy/version": Metric("optimizer steps", "behind the weights at the end of this outer step"),
     "time/sample_s": Metric("s", "sampling"),
     "time/score_s": Metric("s", "grading, advantages and filter; the reference with kl.place=reward"),
@@ -76,6 +83,7 @@ METRICS: dict[str, Metric] = {
     "time/sample_idle_s": Metric("s", "from one sampling call to the next, evaluation excluded"),
     "time/update_idle_s": Metric("s", "from one update to the next, evaluation excluded"),
     "time/elapsed_s": Metric("s", "since training began, evaluation and the writing of checkpoints excluded"),
+    **{f"watch/{name}": Metric("0 or 1", f"1: {check.meaning}") for name, check in CHECKS.items()},
 }
 
 # Metrics whose names depend on the run: test sets, parts of a summed reward.

@@ -6,11 +6,12 @@ import logging
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from typing import cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -21,28 +22,34 @@ from transformers import PreTrainedModel
 
 from dash_exp.algo import TokenLoss, importance_weighted
 from dash_exp.batch import micro_batches, parts
+from dash_exp.errors import UserError
 from dash_exp.evaluation import Evaluation
 from dash_exp.kl import Estimator, Schedule, k3
 from dash_exp.metrics import PHASES, SIDES, Clock, check_declared
 from dash_exp.ops import StepCounts, autocast, token_logprobs
 from dash_exp.sampler.refresh import Refresh
 from dash_exp.types import MicroBatch, Rollouts, Sample
+from dash_exp.watch import Values, Watch, not_finite
 
 log = logging.getLogger(__name__)
 
+Row = dict[str, float | int | None]
 Loss = Callable[[Tensor, Tensor | None, Tensor, Tensor], TokenLoss]
 
 
 @dataclass
 class _Sums:
-    """Running sums over one outer step. Sums over tokens count a token as often as it was trained on."""
+    """Running sums of optimizer steps: of one, or of an outer step. Over tokens, one counts as often as it was trained on.
 
-    rollouts: list[Rollouts] = field(default_factory=list)
-    counts: StepCounts = field(default_factory=StepCounts)
-    optimizer_steps: int = 0
+    `measured` optimizer steps are in the means: all but those left out because a number in them was not finite.
+    """
+
+    taken: int = 0
+    skipped: int = 0
+    measured: int = 0
     denominators: int = 0
     grad_norms: float = 0.0
-    loss: float = 0.0
+    loss: float | Tensor = 0.0
     trained_tokens: int = 0
     trained_completion_tokens: int = 0
     kl: float | Tensor = 0.0
@@ -52,16 +59,25 @@ class _Sums:
     mismatch: float | Tensor = 0.0
     max_mismatch: float | Tensor = 0.0
     mismatch_tokens: int = 0
-    clipped: float | Tensor | None = None
+    clipped: float | Tensor = 0.0
     has_ratio: bool = False
+    has_clip: bool = False
+
+    def add(self, step: _Sums) -> None:
+        """One optimizer step more. What is not a number stays so."""
+        for name in (f.name for f in fields(self)):
+            ours, theirs = float(getattr(self, name)), float(getattr(step, name))
+            total = np.maximum(ours, theirs) if name.startswith(("max_", "has_")) else ours + theirs
+            setattr(self, name, type(getattr(_Sums, name))(total))
 
 
 @dataclass
 class _Update:
-    """What has been summed towards the next optimizer step."""
+    """What has been gathered towards the next optimizer step. `calls`: the kept completions of each sampling call."""
 
     counts: StepCounts = field(default_factory=StepCounts)
-    loss: float | Tensor = 0.0
+    calls: list[Sequence[Sample]] = field(default_factory=list)
+    sums: _Sums = field(default_factory=_Sums)
 
 
 class PolicyModule(L.LightningModule):
@@ -71,10 +87,11 @@ class PolicyModule(L.LightningModule):
     all completions of the step in one sampling call. `reference` is None where no KL stands in the loss: then nothing is
     computed for it. `kl_coef` gives the coefficient of each outer step. `weighting` and `denominator` say how token losses
     become one number (see `ops`). `optimizer` takes parameters, `schedule` an optimizer; it counts outer steps. `pad_id` fills
-    padded places. `importance_cap` weighs tokens by their truncated ratio to the policy that sampled. `mismatch_limit` (nats)
-    is the mean difference to the sampler's log-probabilities beyond which a warning says that its weights are wrong. After a
-    step `row` holds its metrics, under the names of `metrics.METRICS` and `FAMILIES`. After an evaluation `accuracy` holds
-    that of each test set, and `right` by test set and problem whether the greedy completion was correct.
+    padded places. `importance_cap` weighs tokens by their truncated ratio to the policy that sampled. `watch` is asked about
+    the completions and about each gradient before the optimizer step. Where memory runs out in a forward or backward pass,
+    `micro_tokens` is halved for good and the gradient of the optimizer step computed anew. After a step `row` holds its
+    metrics, under the names of `metrics.METRICS` and `FAMILIES`. After an evaluation `accuracy` holds that of each test set,
+    and `right` by test set and problem whether the greedy completion was correct.
     """
 
     def __init__(
@@ -100,7 +117,7 @@ class PolicyModule(L.LightningModule):
         minibatches: int = 1,
         seed: int = 0,
         importance_cap: float | None = None,
-        mismatch_limit: float = 1e-4,
+        watch: Watch | None = None,
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
@@ -125,54 +142,120 @@ class PolicyModule(L.LightningModule):
         self.minibatches = minibatches
         self.seed = seed
         self.importance_cap = importance_cap
-        self.mismatch_limit = mismatch_limit
-        self._warned_at = 0.0  # nats
+        self.watch = watch or Watch()
+        self.nonfinite_in_a_row = 0  # optimizer steps
+        self._leave_out = False  # the optimizer steps of this outer step
+        self._evaluated = False  # in this outer step
         self.compute_dtype = compute_dtype
         self.policy_version = 0
         self._coef = 0.0
         self._lr = 0.0
-        self.row: dict[str, float | int | None] = {}
+        self.row: Row = {}
         self.accuracy: dict[str, float] = {}
         self.evaluation: dict[str, float | None] = {}
         self.right: dict[str, dict[str, bool]] = {}
         self.accuracy_version = -1
+        self._rollouts: list[Rollouts] = []
+        self._counts = StepCounts()
         self._sums = _Sums()
         self._update = _Update()
+        self._rollout_row: Row = {}
         self._parts: list[list[Evaluation]] = [[] for _ in test_names]
 
     # --- training ------------------------------------------------------------------------------------------------------
 
     def training_step(self, rollouts: Rollouts, batch_idx: int) -> None:
-        """The completions of one sampling call. The last call of the outer step ends with the optimizer step(s)."""
-        due = self.refresh.version(self.current_epoch)
-        assert rollouts.policy_version in (None, due), f"completions of version {rollouts.policy_version}, not {due}"
+        """The completions of one sampling call. The last call of the outer step ends with the optimizer step(s).
+
+        Raises UserError where a check of the watch ends the run, and where a single completion does not fit the memory.
+        """
+        last = self.trainer.is_last_batch
+        self._rollouts.append(rollouts)
+        samples, keep_B = rollouts.samples(), rollouts.keep_PG.view(-1).tolist()
+        _count(self._counts, samples, keep_B)
+        self._look({"rollouts/version": rollouts.policy_version, "rollouts/due": self.refresh.version(self.current_epoch)})
+        if last:
+            self._rollout_row = self._rollout_metrics()
+            self._look(self._rollout_row)
         with self.clock("update"):
-            self._sums.rollouts.append(rollouts)
-            samples, keep_B = rollouts.samples(), rollouts.keep_PG.view(-1).tolist()
-            _count(self._sums.counts, samples, keep_B)
             for part in parts(len(samples), self.epochs, self.minibatches, [self.seed, self.current_epoch]):
                 _count(self._update.counts, [samples[i] for i in part], [keep_B[i] for i in part])
-                self._backward([samples[i] for i in part if keep_B[i]])
-                if self.trainer.is_last_batch:
+                self._add_gradient([samples[i] for i in part if keep_B[i]])
+                if last:
                     self._optimizer_step()
-        if self.trainer.is_last_batch:
+        if last:
             cast(LRScheduler, self.lr_schedulers()).step()  # counts outer steps, so that all arms follow one schedule
-            kl = self._mean_kl()
+            kl = self._mean_kl(self._sums)
             if kl is not None:
                 self.kl_coef.observe(kl)
             with self.clock("sync"):
                 self.refresh.publish(self.policy_version)
-            self._check_mismatch()
 
-    def _backward(self, samples: Sequence[Sample]) -> None:
-        """Add the gradient of these completions, summed and not yet divided."""
-        for _, batch in micro_batches(samples, self.micro_tokens, self.pad_id):
+    def _look(self, values: Values) -> bool:
+        """Ask the watch. What it says of completions holds for all optimizer steps on them."""
+        skip = self.watch.look(self._where, values)
+        self._leave_out = self._leave_out or skip
+        return skip
+
+    def _add_gradient(self, samples: Sequence[Sample]) -> None:
+        """Add the gradient of these completions, summed and not yet divided, to that of the optimizer step.
+
+        Where memory runs out, all that the step has seen is done again under half the token budget: a backward pass that broke
+        off has left a part of its gradient.
+        """
+        self._update.calls.append(samples)
+        todo = [samples]
+        while (failed := self._backward(todo)) is not None:
+            self._lower_budget(failed)
+            todo = self._update.calls
+
+    def _backward(self, calls: Sequence[Sequence[Sample]]) -> MicroBatch | None:
+        """Add the gradient of these completions. Returns the micro-batch that did not fit the memory, None where all did."""
+        for samples in calls:
+            for _, batch in micro_batches(samples, self.micro_tokens, self.pad_id):
+                if not self._fits(batch):
+                    return batch
+        return None
+
+    def _fits(self, batch: MicroBatch) -> bool:
+        """Add the gradient of a micro-batch. False where memory ran out; what it took is free again then."""
+        sums = self._update.sums
+        try:
             with autocast(self.device, self.compute_dtype):
                 loss = self._loss(batch.to(self.device))
             self.manual_backward(loss)
-            self._update.loss += loss.detach()
-            self._sums.trained_tokens += int(batch.attention_mask_BL.sum())
-            self._sums.trained_completion_tokens += int(batch.completion_mask_BT.sum())
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        sums.loss += loss.detach()
+        sums.trained_tokens += int(batch.attention_mask_BL.sum())
+        sums.trained_completion_tokens += int(batch.completion_mask_BT.sum())
+        return True
+
+    def _lower_budget(self, failed: MicroBatch) -> None:
+        """Halve the token budget, and begin the gradient of the optimizer step anew. UserError for a completion alone."""
+        rows, length = failed.input_ids_BL.shape
+        if rows == 1:
+            raise UserError(
+                self._where,
+                f"memory ran out in the backward pass of a single completion, of {length} tokens with its prompt",
+                "Lower rollout.max_response_tokens, write model.gradient_checkpointing=true, or use a smaller model",
+            )
+        cast(LightningOptimizer, self.optimizers()).zero_grad()
+        self._update.sums = _Sums()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.micro_tokens = max(1, self.micro_tokens // 2)
+        log.warning(
+            "%s: memory ran out in a backward pass of %d x %d tokens. From here on a pass has at most %d; write "
+            "batch.micro_tokens=%d to have it from the start",
+            self._where,
+            rows,
+            length,
+            self.micro_tokens,
+            self.micro_tokens,
+        )
 
     def _loss(self, batch: MicroBatch) -> Tensor:
         """Weighted sum of the token losses of one micro-batch."""
@@ -186,66 +269,69 @@ class PolicyModule(L.LightningModule):
             with torch.no_grad():
                 ref_logprobs_BT = token_logprobs(self.reference, batch, self.temperature)
             loss_BT = loss_BT + self._coef * self.kl(logprobs_BT, ref_logprobs_BT)
-            self._sums.kl += (k3(logprobs_BT.detach(), ref_logprobs_BT) * mask_BT).sum()
-        self._watch_ratio(logprobs_BT.detach(), batch, clipped_BT)
+            self._update.sums.kl += (k3(logprobs_BT.detach(), ref_logprobs_BT) * mask_BT).sum()
+        self._sum_ratio(logprobs_BT.detach(), batch, clipped_BT)
         return (loss_BT * self.weighting(mask_BT)).sum()
 
-    def _watch_ratio(self, logprobs_BT: Tensor, batch: MicroBatch, clipped_BT: Tensor | None) -> None:
+    def _sum_ratio(self, logprobs_BT: Tensor, batch: MicroBatch, clipped_BT: Tensor | None) -> None:
         """How far the policy has moved from the one that sampled."""
-        sums, mask_BT = self._sums, batch.completion_mask_BT
+        sums, mask_BT = self._update.sums, batch.completion_mask_BT
         if batch.old_logprobs_BT is not None:
             log_ratio_BT = (logprobs_BT - batch.old_logprobs_BT) * mask_BT
             sums.has_ratio = True
             sums.ratio += (log_ratio_BT.exp() * mask_BT).sum()
             sums.ratio_k3 += (torch.expm1(log_ratio_BT) - log_ratio_BT).sum()  # 0 where masked
             sums.max_log_ratio = log_ratio_BT.abs().max().clamp(min=sums.max_log_ratio)
-            if sums.optimizer_steps == 0:
+            if self._sums.taken == 0:
                 sums.mismatch += log_ratio_BT.abs().sum()
                 sums.max_mismatch = sums.max_log_ratio
                 sums.mismatch_tokens += int(mask_BT.sum())
         if clipped_BT is not None:
-            sums.clipped = (0.0 if sums.clipped is None else sums.clipped) + (clipped_BT * mask_BT).sum()
-
-    def _check_mismatch(self) -> None:
-        """Warn where the completions are not those of the weights that they should be of.
-
-        Where weights are old on purpose, evaluation looks (`RolloutDataModule.evaluate`): it samples with the newest.
-        """
-        sums, lag = self._sums, self.current_epoch - self.refresh.due(self.current_epoch)
-        mean = float(sums.mismatch) / max(sums.mismatch_tokens, 1)
-        wrong = None
-        if lag == 0 and not mean <= self.mismatch_limit:  # not a number is no match either
-            wrong = (
-                f"the sampler says that it has the policy's weights, but its log-probabilities differ by {mean:.2g} nats a "
-                f"token on average, at most by {float(sums.max_mismatch):.2g} (limit of the mean: {self.mismatch_limit:g}). "
-                "Its weights are stale or incomplete, or it computes in another way; rollout.mismatch_limit sets the limit"
-            )
-        elif self.refresh.every is None and lag > 0 and sums.has_ratio:
-            wrong = (
-                f"the completions come from weights that are {lag} outer step(s) old and are never refreshed "
-                f"(log-probabilities differ by {mean:.2g} nats a token). Write rollout.refresh_every=1"
-            )
-        if wrong and not mean <= self._warned_at:
-            self._warned_at = 10 * mean  # once, and again when it has become much worse
-            log.warning("outer step %d: %s", self.current_epoch + 1, wrong)
+            sums.has_clip = True
+            sums.clipped += (clipped_BT * mask_BT).sum()
 
     def _optimizer_step(self) -> None:
-        """Divide the summed gradient by the step's denominator, clip it and step."""
+        """Divide the summed gradient by the step's denominator, clip it and step, unless the watch has it left out."""
         optimizer = cast(LightningOptimizer, self.optimizers())
+        sums = self._update.sums
         denominator = max(self.denominator(self._update.counts), 1)
         for parameter in self.policy.parameters():
             if parameter.grad is None:  # nothing was kept: the gradient is 0, as if all had been unfiltered
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad /= denominator
-        self._sums.grad_norms += float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm))
-        self._sums.loss += float(self._update.loss) / denominator
-        self._sums.denominators += denominator
-        self._sums.optimizer_steps += 1
+        sums.grad_norms = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm))
+        sums.loss = float(sums.loss) / denominator
+        sums.denominators = denominator
+        sums.measured = 1
         self._lr = optimizer.param_groups[0]["lr"]
-        optimizer.step()
+        if self._skip(sums):
+            unusable = self.nonfinite_in_a_row > 0  # no mean would be a number
+            self._sums.add(_Sums(skipped=1, trained_tokens=sums.trained_tokens) if unusable else replace(sums, skipped=1))
+        else:
+            optimizer.step()
+            self.policy_version += 1
+            self._sums.add(replace(sums, taken=1))
         optimizer.zero_grad()
-        self.policy_version += 1
         self._update = _Update()
+
+    def _skip(self, sums: _Sums) -> bool:
+        """Whether the optimizer step of these sums is to be left out.
+
+        The KL is asked about once, at the last optimizer step, as the mean of the outer step: a token that the reference likes
+        far better adds exp(log-ratio), and on few completions the mean is that of one token.
+        """
+        whole = replace(self._sums)
+        whole.add(sums)
+        final = self._sums.taken + self._sums.skipped + 1 == self.epochs * self.minibatches
+        values = self._means(sums) | {
+            "kl/ref_nats_per_token": self._mean_kl(whole) if final else None,
+            "reward/mean": self._rollout_row["reward/mean"],
+            "policy/lag": self._lag,
+            "never_refreshed": self.refresh.every is None,
+        }
+        self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if not_finite(values) else 0
+        skip = self.watch.look(self._where, values | {"in_a_row": self.nonfinite_in_a_row})
+        return skip or self._leave_out
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer(self.policy.parameters())
@@ -264,16 +350,19 @@ class PolicyModule(L.LightningModule):
             name: {p.id: bool(right) for p, right in zip(e.problems, e.greedy.correct, strict=True)} for name, e in done.items()
         }
         self.accuracy_version = self.policy_version
+        self._evaluated = True
         self._parts = [[] for _ in self.test_names]
 
-    def evaluation_row(self) -> dict[str, float | int | None]:
+    def evaluation_row(self) -> Row:
         """Accuracy on each test set, and what else was measured there, without intervals."""
         accuracies = {f"accuracy/{name}": value for name, value in self.accuracy.items()}
         rest = {k: v for k, v in self.evaluation.items() if not k.endswith(("/low", "/high", "/accuracy"))}
         return accuracies | rest
 
     def on_train_epoch_start(self) -> None:
+        self._rollouts, self._counts = [], StepCounts()
         self._sums, self._update = _Sums(), _Update()
+        self._leave_out = self._evaluated = False
         self._coef = self.kl_coef(self.current_epoch)
         self._clock_start = (dict(self.clock.seconds), dict(self.clock.idle))
 
@@ -281,47 +370,53 @@ class PolicyModule(L.LightningModule):
         """Hand the step's metrics to Lightning, so that its callbacks (early stopping, say) can watch any of them."""
         self.log_dict({k: float(v) for k, v in self.row.items() if v is not None}, logger=False)
 
-    def finish_row(self) -> dict[str, float | int | None]:
+    def finish_row(self) -> Row:
         """The metrics of the outer step that has just ended, its evaluation included."""
-        evaluated = self.accuracy_version == self.policy_version
         self.row = {
             "step": self.current_epoch + 1,
-            **self._rollout_metrics(),
+            **self._rollout_row,
             **self._update_metrics(),
-            **(self.evaluation_row() if evaluated else {}),
+            **(self.evaluation_row() if self._evaluated else {}),
             **{f"time/{phase}_s": self.clock.seconds[phase] - self._clock_start[0][phase] for phase in PHASES},
             **{f"time/{side}_idle_s": self.clock.idle[side] - self._clock_start[1][side] for side in SIDES},
+            **self.watch.end_step(float(self._rollout_row["reward/mean"] or 0)),
         }
         check_declared(self.row)
         return self.row
 
-    def _update_metrics(self) -> dict[str, float | int | None]:
-        """What the optimizer steps of this outer step say, each a mean over them or over the tokens they saw."""
-        sums = self._sums
-        tokens = max(sums.trained_completion_tokens, 1)
-        clipped = None if sums.clipped is None else float(sums.clipped) / tokens
+    def _update_metrics(self) -> Row:
+        """What the optimizer steps of this outer step say."""
         return {
-            "loss/total": sums.loss / sums.optimizer_steps,
-            "loss/denominator": sums.denominators / sums.optimizer_steps,
-            "grad/norm": sums.grad_norms / sums.optimizer_steps,
+            **self._means(self._sums),
             "optimizer/lr": self._lr,
-            "optimizer/steps": sums.optimizer_steps,
+            "optimizer/steps": self._sums.taken,
+            "optimizer/skipped_steps": self._sums.skipped,
             "kl/coef": self._coef,
-            "kl/ref_nats_per_token": self._mean_kl(),
+            "policy/lag": self._lag if self._sums.has_ratio else None,
+            "policy/version": self.policy_version,
+            "tokens/trained": self._sums.trained_tokens,
+            "batch/micro_tokens": self.micro_tokens,
+        }
+
+    def _means(self, sums: _Sums) -> Row:
+        """Means over these optimizer steps, or over the tokens they saw."""
+        steps, tokens = sums.measured, max(sums.trained_completion_tokens, 1)
+        return {
+            "loss/total": float(sums.loss) / steps if steps else None,
+            "loss/denominator": sums.denominators / steps if steps else None,
+            "grad/norm": sums.grad_norms / steps if steps else None,
+            "kl/ref_nats_per_token": self._mean_kl(sums),
             "policy/ratio_mean": float(sums.ratio) / tokens if sums.has_ratio else None,
             "policy/ratio_max_log": float(sums.max_log_ratio) if sums.has_ratio else None,
             "policy/approx_kl_nats_per_token": float(sums.ratio_k3) / tokens if sums.has_ratio else None,
-            "policy/clip_fraction": clipped,
-            "policy/lag": self.current_epoch - self.refresh.due(self.current_epoch) if sums.has_ratio else None,
-            "mismatch/mean_nats": float(sums.mismatch) / max(sums.mismatch_tokens, 1) if sums.has_ratio else None,
-            "mismatch/max_nats": float(sums.max_mismatch) if sums.has_ratio else None,
-            "policy/version": self.policy_version,
-            "tokens/trained": sums.trained_tokens,
+            "policy/clip_fraction": float(sums.clipped) / tokens if sums.has_clip else None,
+            "mismatch/mean_nats": float(sums.mismatch) / sums.mismatch_tokens if sums.mismatch_tokens else None,
+            "mismatch/max_nats": float(sums.max_mismatch) if sums.mismatch_tokens else None,
         }
 
-    def _rollout_metrics(self) -> dict[str, float | int | None]:
+    def _rollout_metrics(self) -> Row:
         """What the completions of this outer step say, each a mean over all that were sampled."""
-        counts, rollouts = self._sums.counts, self._sums.rollouts
+        counts, rollouts = self._counts, self._rollouts
         rewards_PG = torch.cat([r.rewards_PG for r in rollouts])
         before_PG = torch.cat([r.before_filter_PG for r in rollouts])
         advantages_PG = torch.cat([r.advantages_PG for r in rollouts])
@@ -348,12 +443,11 @@ class PolicyModule(L.LightningModule):
             "tokens/sampled": counts.sampled_tokens,
         }
 
-    def _mean_kl(self) -> float | None:
+    def _mean_kl(self, sums: _Sums) -> float | None:
         """k3 in nats per token: of the trained tokens where the KL stands in the loss, of the sampled ones in the reward."""
-        sums = self._sums
-        in_reward = [r.kl_nats for r in sums.rollouts if r.kl_nats is not None]
+        in_reward = [r.kl_nats for r in self._rollouts if r.kl_nats is not None]
         if in_reward:
-            return math.fsum(in_reward) / sums.counts.sampled_tokens
+            return math.fsum(in_reward) / self._counts.sampled_tokens
         if self.reference is None or self._coef == 0 or not sums.trained_completion_tokens:
             return None
         return float(sums.kl) / sums.trained_completion_tokens
@@ -361,7 +455,16 @@ class PolicyModule(L.LightningModule):
     @property
     def rollouts_of_step(self) -> list[Rollouts]:
         """The rollouts that the last outer step learned from."""
-        return self._sums.rollouts
+        return self._rollouts
+
+    @property
+    def _where(self) -> str:
+        return f"outer step {self.current_epoch + 1}"
+
+    @property
+    def _lag(self) -> int:
+        """Outer steps between the weights that sampled and the policy's."""
+        return self.current_epoch - self.refresh.due(self.current_epoch)
 
 
 def _count(counts: StepCounts, samples: Sequence[Sample], keep: Sequence[bool]) -> None:
@@ -370,6 +473,12 @@ def _count(counts: StepCounts, samples: Sequence[Sample], keep: Sequence[bool]) 
     counts.kept += sum(keep)
     counts.sampled_tokens += sum(lengths)
     counts.kept_tokens += sum(n for n, kept in zip(lengths, keep, strict=True) if kept)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory: an exception of its own on a GPU, words of its allocators elsewhere."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)
 
 
 def _mean(values: Sequence[float]) -> float:

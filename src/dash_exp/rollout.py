@@ -7,7 +7,6 @@ it is asked to: once for the whole step (preemptive sampling), or just before ea
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.algo import group_leave_one_out
-from dash_exp.batch import collate
+from dash_exp.batch import micro_batches
 from dash_exp.errors import UserError
 from dash_exp.evaluation import Evaluation, Evaluator
 from dash_exp.filter import Filter
@@ -34,10 +33,14 @@ from dash_exp.reward import Reward
 from dash_exp.sampler import Sampler, Sampling
 from dash_exp.sampler.refresh import Refresh
 from dash_exp.types import Completion, Problem, Prompt, Rollouts, Sample
-
-log = logging.getLogger(__name__)
+from dash_exp.watch import Watch
 
 Advantage = Callable[[Tensor], Tensor]
+
+# What `Rollouts` take of CPU memory at most: an integer and a float of Python's with their places in two tuples, and 16 bytes
+# of text, a token; objects and numbers, a completion.
+BYTES_PER_TOKEN = (32 + 8) + (32 + 8) + 16
+BYTES_PER_COMPLETION = 1024
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class RolloutDataModule(L.LightningDataModule):
     all P). Validation loaders yield graded test problems: a greedy completion of each, and `eval_n` sampled ones for pass@k
     with each k of `eval_k`; `eval_prompts` completions are sampled at a time. `refresh` holds the sampler and gives it its
     weights; `train_sampler` stands in for it in training where the completions are not the policy's own (SFT). `kl_penalty`,
-    with the coefficients of `kl_coef`, is taken off the rewards (KL in the reward). `mismatch_limit` (nats): see
-    `PolicyModule`.
+    with the coefficients of `kl_coef`, is taken off the rewards (KL in the reward). `watch` and `micro_tokens`: see
+    `PolicyModule`. Raises UserError where completions could take more than `memory_gb` of CPU memory.
     """
 
     def __init__(
@@ -87,7 +90,9 @@ class RolloutDataModule(L.LightningDataModule):
         eval_n: int = 0,
         eval_k: Sequence[int] = (),
         eval_sampling: Sampling | None = None,
-        mismatch_limit: float = 1e-4,
+        watch: Watch | None = None,
+        micro_tokens: int = 2048,
+        memory_gb: float = math.inf,
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
@@ -112,9 +117,9 @@ class RolloutDataModule(L.LightningDataModule):
         self.evaluator = Evaluator(self.sampler, reward, tokenizer, greedy, eval_n, tuple(eval_k), eval_sampling, seed)
         self.eval_timeouts = 0
         self.eval_errors = 0
-        self.mismatch_limit = mismatch_limit
+        self.watch = watch or Watch()
+        self.micro_tokens = micro_tokens
         self.compute_dtype = compute_dtype
-        self._warned = False
         self._closed = False
         self._alone = threading.RLock()  # with the sampler and the reward
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
@@ -126,6 +131,7 @@ class RolloutDataModule(L.LightningDataModule):
                 f"is more than the {len(self.train_prompts)} training problems",
                 "Lower it, or give more problems",
             )
+        self._check_memory(memory_gb)
         # A test set is never cut by length: its accuracy would be another one.
         self.test_prompts = {
             name: tokenized(test, tokenizer, context, sampling.max_tokens, f"data.tests.{name}") for name, test in tests.items()
@@ -280,22 +286,36 @@ class RolloutDataModule(L.LightningDataModule):
         return part
 
     def _check_mismatch(self, prompts: Sequence[Prompt]) -> None:
-        """Warn where greedy completions are not those of the policy. In training steps their lag would hide it."""
+        """Whether greedy completions are those of the policy. In training steps their lag would hide it."""
         completions = self.sampler.sample(prompts, 1, self.evaluator.greedy, ())
         samples = [Sample(p.ids, c.ids, 0.0, c.logprobs) for p, c in zip(prompts, completions, strict=True)]
         policy = self.refresh.policy
-        batch = collate(samples, int(self.tokenizer.pad_token_id)).to(policy.device)
-        assert batch.old_logprobs_BT is not None
-        with torch.no_grad(), autocast(policy.device, self.compute_dtype):
-            difference_BT = (token_logprobs(policy, batch, 1.0) - batch.old_logprobs_BT).abs() * batch.completion_mask_BT
-        mean = float(difference_BT.sum() / batch.completion_mask_BT.sum())
-        if not mean <= self.mismatch_limit and not self._warned:
-            self._warned = True
-            log.warning(
-                "evaluation: the sampler says that it has the policy's weights, but its log-probabilities differ by %.2g nats "
-                "a token on average (rollout.mismatch_limit: %g). Its weights are stale or incomplete",
-                mean,
-                self.mismatch_limit,
+        total = largest = 0.0
+        for _, batch in micro_batches(samples, self.micro_tokens, int(self.tokenizer.pad_token_id)):
+            batch = batch.to(policy.device)
+            assert batch.old_logprobs_BT is not None
+            with torch.no_grad(), autocast(policy.device, self.compute_dtype):
+                differences_BT = (token_logprobs(policy, batch, 1.0) - batch.old_logprobs_BT).abs() * batch.completion_mask_BT
+            total += float(differences_BT.sum())
+            largest = max(largest, float(differences_BT.max()))
+        mean = total / sum(len(c.ids) for c in completions)
+        self.watch.look("evaluation", {"mismatch/mean_nats": mean, "mismatch/max_nats": largest, "policy/lag": 0})
+
+    def _check_memory(self, memory_gb: float) -> None:
+        """Refuse what could take more than `memory_gb`: every completion as long as allowed, every refill made."""
+        rounds = 1 + self.keep.refill_rounds
+        completions = (self.refresh.staleness + 1) * self.prompts * self.group_size * rounds
+        tokens = completions * self.sampling.max_tokens + sum(len(p.ids) for p in self.train_prompts)
+        need_gb = (tokens * BYTES_PER_TOKEN + completions * BYTES_PER_COMPLETION) / 1e9
+        if need_gb > memory_gb:
+            ahead = f" of {self.refresh.staleness + 1} outer steps" if self.refresh.staleness else ""
+            refills = f" and up to {self.keep.refill_rounds} refills" if self.keep.refill_rounds else ""
+            raise UserError(
+                f"rollout.memory_gb={memory_gb:g}",
+                f"is less than the {need_gb:.3g} GB of CPU memory that {completions:,} completions{ahead}{refills} of up to "
+                f"{self.sampling.max_tokens:,} tokens can take",
+                "Lower batch.prompts, batch.group_size, rollout.max_response_tokens, rollout.staleness or "
+                "filter.refill_rounds; or raise it, where the machine has the memory",
             )
 
     def _texts(self, completions: Sequence[Completion]) -> list[str]:

@@ -35,6 +35,7 @@ from dash_exp.sampler.refresh import Refresh
 from dash_exp.snapshot import Snapshots
 from dash_exp.summary import result_table
 from dash_exp.validate import check_optimizer
+from dash_exp.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +229,10 @@ def build(cfg: DictConfig) -> Parts:
     )
     model.check_vocabulary(policy, tokenizer, cfg.model.path)
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
-    mismatch_limit = cfg.rollout.mismatch_limit or (1e-4 if compute_dtype == torch.float32 else 0.03)
+    watch = Watch(
+        OmegaConf.to_container(cfg.watch, resolve=True),  # type: ignore[arg-type]
+        mismatch_limit=cfg.rollout.mismatch_limit or (1e-4 if compute_dtype == torch.float32 else 0.03),
+    )
     kl_coef: kl.Schedule = instantiate(cfg.kl.schedule)(coef=cfg.kl.coef, steps=cfg.steps)
     estimator = get_method(f"dash_exp.kl.{cfg.kl.estimator}")
     reference = None if kl_coef.always_zero else model.frozen_copy(policy)
@@ -266,7 +270,9 @@ def build(cfg: DictConfig) -> Parts:
             eval_n=cfg.eval.n,
             eval_k=cfg.eval.k,
             eval_sampling=Sampling(cfg.rollout.max_response_tokens, cfg.eval.temperature, cfg.eval.top_p),
-            mismatch_limit=mismatch_limit,
+            watch=watch,
+            micro_tokens=cfg.batch.micro_tokens,
+            memory_gb=cfg.rollout.memory_gb,
             compute_dtype=compute_dtype,
         )
         module = PolicyModule(
@@ -290,7 +296,7 @@ def build(cfg: DictConfig) -> Parts:
             minibatches=cfg.batch.minibatches,
             seed=cfg.seed,
             importance_cap=importance_cap(cfg),
-            mismatch_limit=mismatch_limit,
+            watch=watch,
             compute_dtype=compute_dtype,
         )
         return Parts(module, datamodule, reward, tokenizer, clock)
@@ -394,9 +400,12 @@ def totals(parts: Parts, record: RunRecord, total_s: float) -> dict[str, Any]:
     result["optimizer_steps"] = parts.module.policy_version
     result |= {f"time/{phase}_s": round(parts.clock.seconds[phase], 3) for phase in PHASES}
     result |= {f"time/{side}_idle_s": round(parts.clock.idle[side], 3) for side in SIDES}
-    counts = ("tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept", "score/timeouts", "score/errors")
+    counts = ["tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept", "score/timeouts", "score/errors"]
+    counts += ["optimizer/skipped_steps"]
     for name in counts:
         result[name] = sum(int(row.get(name) or 0) for row in record.rows)
+    watch = parts.module.watch
+    result |= {f"watch/{name}": count for name, count in watch.counts.items()} | {"watch/stopped_by": watch.stopped_by}
     result |= {"eval/timeouts": parts.data.eval_timeouts, "eval/errors": parts.data.eval_errors}
     return result
 
@@ -425,6 +434,7 @@ def quiet() -> None:
         "`IterableDataset` has `__len__`",
         "LeafSpec",
         "in eval mode at the start",
+        "Detected call of `lr_scheduler.step",  # where the watch left the first optimizer step out
         "It is recommended to use `self.log",  # vLLM in this process makes a process group of one
     ):
         warnings.filterwarnings("ignore", f".*{message}")

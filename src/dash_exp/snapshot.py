@@ -31,7 +31,7 @@ State = Mapping[str, Any]
 
 KEPT = 2  # snapshots: the last one, and the one before it for when the last one is torn
 # Of the module, beside its weights.
-MODULE = ("policy_version", "accuracy", "accuracy_version", "evaluation", "right", "_warned_at")
+MODULE = ("policy_version", "accuracy", "accuracy_version", "evaluation", "right", "micro_tokens", "nonfinite_in_a_row")
 
 
 class Snapshots(L.Callback):
@@ -80,6 +80,7 @@ class Snapshots(L.Callback):
         module.policy.load_state_dict(self.state["policy"])
         for name, value in self.state["module"].items():
             setattr(module, name, value)
+        module.watch.restore(self.rows)
         vars(module.kl_coef).update(self.state["kl"])
         module.clock.restore(self.state["clock"])
         self.data.refresh.restore(self.state["versions"], self.state["copies"])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dash_exp.metrics import PHASES
+from dash_exp.watch import CHECKS
 from dash_exp.words import duration
 
 TEST_LABELS = {"in_dist": "in distribution", "out_dist": "out of distribution"}
@@ -40,11 +41,22 @@ def result_table(result: Mapping[str, Any]) -> str:
     lines.append(f"completions {result['completions/sampled']:,} sampled, {result['completions/kept']:,} kept")
     if result["completions/sampled"] and not result["completions/kept"]:
         lines.append("no completion entered the gradient: nothing was learned")
+    if fired := fired_words(result):
+        lines.append(f"watch: {fired}")
     failed = {name: result.get(name, 0) for name in ("score/timeouts", "score/errors", "eval/timeouts", "eval/errors")}
     if any(failed.values()):
         lines.append("gradings that did not come to an end: " + ", ".join(f"{n} {name}" for name, n in failed.items() if n))
     lines.append(f"tokens {result['tokens/sampled']:,} sampled, {result['tokens/trained']:,} trained on")
     return "\n".join(lines)
+
+
+def fired_words(result: Mapping[str, Any]) -> str:
+    """`nonfinite in 1 outer step, kl_blowup in 3; 2 optimizer steps left out`; empty where no check of the watch fired."""
+    counts = {name: n for name in CHECKS if (n := result.get(f"watch/{name}"))}
+    said = [f"{name} in {n}{'' if i else ' outer step' + 's' * (n > 1)}" for i, (name, n) in enumerate(counts.items())]
+    skipped = result.get("optimizer/skipped_steps") or 0
+    left_out = [f"{skipped} optimizer step{'s' * (skipped > 1)} left out"] if skipped else []
+    return "; ".join([*([", ".join(said)] if said else []), *left_out])
 
 
 def evaluation_table(name: str, problems: int, found: Mapping[str, float | None]) -> str:

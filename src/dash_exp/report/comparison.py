@@ -20,12 +20,14 @@ from dash_exp.errors import UserError
 from dash_exp.metrics import PHASES
 from dash_exp.results import AXES, Cell, Results
 from dash_exp.stats import Estimate
+from dash_exp.watch import CHECKS
 
 BASE = "base"
 SHARE = 0.95  # of the baseline's gain: the accuracy to reach where no target is given
 GRID = 200  # points of a mean curve, at most
 # Metrics of the completions that are learned from, which a policy that learns from written traces did not sample.
 OF_COMPLETIONS = ("reward/", "length/", "advantage/", "filter/")
+SKIPPED = "optimizer/skipped_steps"
 Seed = int | None
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]  # x and y
 
@@ -91,6 +93,15 @@ def choose_baseline(results: Results, wanted: str | None) -> str | None:
     wrong = "is the beginning of several arms" if begin else "is no arm"
     choices = "; ".join(f'"baseline={arm}"' for arm in [*(begin or results.arms), *([] if begin else [BASE])])
     raise UserError(f"baseline={wanted}", wrong, f"Use one of {choices}")
+
+
+def watched(results: Results, arm: str) -> dict[str, int]:
+    """In how many outer steps each check of the watch fired, summed over all cells of an arm, done or not; and, under
+    `optimizer/skipped_steps`, how many optimizer steps were left out. {} of runs that were not watched.
+    """
+    cells = [cell.result for cell in results.of_arm(arm, None) if any(f"watch/{name}" in cell.result for name in CHECKS)]
+    keys = {**{name: f"watch/{name}" for name in CHECKS}, SKIPPED: SKIPPED}
+    return {name: sum(int(result.get(key) or 0) for result in cells) for name, key in keys.items()} if cells else {}
 
 
 # --- paired differences ------------------------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ def warnings(results: Results) -> list[str]:
         *_seeds(results),
         *_evaluation(results),
         *_gradings(results),
+        *_watches(results),
     ]
 
 
@@ -262,3 +263,17 @@ def _gradings(results: Results) -> list[str]:
     words = {"score/timeouts": "time-outs", "score/errors": "errors", "eval/timeouts": "time-outs", "eval/errors": "errors"}
     said = [f"{n} {words[key]} in {'training' if key.startswith('score') else 'evaluation'}" for key, n in counts.items() if n]
     return [f"Gradings that did not come to an end count as wrong: {', '.join(said)}."] if said else []
+
+
+def _watches(results: Results) -> list[str]:
+    """Optimizer steps that were left out, and runs that were stopped."""
+    skipped = {arm: n for arm in results.arms if (n := comparison.watched(results, arm).get(comparison.SKIPPED))}
+    said = []
+    if skipped:
+        words = ", ".join(f"{n} in {arm}" for arm, n in skipped.items())
+        said.append(f"Optimizer steps were left out because a check of the watch fired: {words}. Those arms took fewer.")
+    stopped = [(results.arm(cell), cell.seed, by) for cell in results.cells if (by := cell.result.get("watch/stopped_by"))]
+    if stopped:
+        words = "; ".join(f"{arm}, seed {seed} by {by}" for arm, seed, by in stopped)
+        said.append(f"The watch stopped {cells_of(len(stopped))}: {words}.")
+    return said

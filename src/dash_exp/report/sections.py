@@ -26,6 +26,7 @@ from dash_exp.report.words import (
 )
 from dash_exp.results import AXES, STATUSES, Results
 from dash_exp.stats import Estimate
+from dash_exp.watch import CHECKS
 
 ALPHA = 0.05
 
@@ -44,7 +45,7 @@ def document(results: Results, folder: Path, baseline: str | None, target: float
     )
     figures.legend({arm: looks[arm] for arm in results.arms}, folder / "legend")
     made_by: list[Callable[[Context], Section | None]] = [summary, arms, against_baseline, time_to_target]
-    made_by += [panels.phases, panels.curves, panels.pass_at_k, against_paper, settings, completions, failures]
+    made_by += [panels.phases, panels.curves, panels.pass_at_k, against_paper, settings, completions, watches, failures]
     names = dict.fromkeys(str(cell.config["name"]) for cell in results.cells if cell.config.get("name"))
     return Document(
         title=", ".join(names) or "comparison",
@@ -343,6 +344,24 @@ def sample_facts(record: samples.Record) -> str:
     said += [f"advantage {advantage:+.2f}".replace("-", "−")] if isinstance(advantage, int | float) else []
     said += ["kept" if record["kept"] else "dropped"] if "kept" in record else []
     return ", ".join([*said, *(["cut off"] if record.get("truncated") else [])])
+
+
+def watches(c: Context) -> Section | None:
+    """In how many outer steps each check of the watch fired."""
+    found = {arm: counts for arm in c.results.arms if (counts := comparison.watched(c.results, arm))}
+    if not found:
+        return None
+    title = "What the watch saw"
+    names = [name for name in CHECKS if any(counts[name] for counts in found.values())]
+    skipped = any(counts[comparison.SKIPPED] for counts in found.values())
+    if not names and not skipped:
+        return Section("watch", "Watch", title, [Paragraph("No check of the watch fired in any run.")])
+    shown = [*names, *([comparison.SKIPPED] if skipped else [])]
+    rows = [[c.named(arm), *(Cell(whole(counts[name])) for name in shown)] for arm, counts in found.items()]
+    meanings = Items([Cell(f"{name}:", f" {CHECKS[name].meaning}.") for name in names])
+    note = "In how many outer steps each check fired, summed over seeds, in runs that are not done as well."
+    table = Table(["arm", *names, *(["optimizer steps left out"] if skipped else [])], rows)
+    return Section("watch", "Watch", title, [Paragraph(note), meanings, table])
 
 
 def failures(c: Context) -> Section:
