@@ -79,6 +79,12 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
+def environment(home: Path) -> dict[str, str]:
+    """The variables of a user who has logged in nowhere."""
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
+    return mine | {"HOME": str(home), "NETRC": str(home / "netrc"), "HF_HUB_OFFLINE": "1"}
+
+
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -87,10 +93,9 @@ def train(tmp_path: Path) -> Train:
     """`python train.py ...` as a user runs it, in a folder of the test's own."""
 
     def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
-        environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "HF_HUB_OFFLINE": "1", **(env or {})}
         command = [sys.executable, str(ROOT / "train.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        variables = environment(tmp_path) | (env or {})
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240)
 
     return run
 

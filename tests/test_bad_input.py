@@ -132,9 +132,9 @@ TYPED = [
     ("steps=${oc.env:NOTHING_OF_THAT_NAME}", "NOTHING_OF_THAT_NAME"),
     ("name=${nothing}", "Interpolation key 'nothing' not found"),
     # where the run's folder should be made
-    ("hydra.run.dir=/dev/null", "/dev/null: File exists. A file stands where a folder should be"),
-    ("hydra.run.dir=/dev/null/x", "/dev/null/x: Not a directory"),
-    (f"name={'x' * 300}", "File name too long. Choose a shorter name=..."),
+    ("hydra.run.dir=/dev/null", "/dev/null: a file stands where a folder should be"),
+    ("hydra.run.dir=/dev/null/x", "/dev/null/x: a file stands where a folder should be"),
+    (f"name={'x' * 300}", "the name is too long. Choose a shorter name=..."),
     # settings
     ("~algo", "algo=null: is no section"),
     ("data.tests=null", "data.tests=null: is no section"),
@@ -456,7 +456,7 @@ def test_random_bytes_as_data(typed, tmp_path, content):
     ("arguments", "says"),
     [
         (["a=["], "no viable alternative"),
-        (["hydra.run.dir=/dev/null/x"], "Not a directory"),
+        (["hydra.run.dir=/dev/null/x"], "a file stands where a folder should be"),
         (["data=jsonl", "data.path=."], "no file"),
     ],
     ids=lambda value: str(value),

@@ -111,10 +111,9 @@ def killed_and_killed_again(runs: Runs, overrides: Sequence[str], folder: Path, 
     while kills < KILLS:
         held = results.snapshots(killed)
         gone_on |= {held[0].name} if held else set()
-        left = 1 - int(held[0].name[5:10]) / STEPS if held else 1.0  # of the run
-        moment = rng.random() * left
+        moment = rng.random() * 2.5 / STEPS  # within the next steps, so that there is something left for the other kills
         if kills == 0:
-            status = runs(overrides, killed, training=False, at_event=1 + int(moment * before))
+            status = runs(overrides, killed, training=False, at_event=1 + int(rng.random() * before))
         elif kills % 2:
             status = runs(overrides, killed, at_event=1 + int(moment * events))
         else:

@@ -118,7 +118,7 @@ def test_several_test_sets_pass_at_k_and_a_summed_reward(small_run):
     """What `eval.n`, `+test@data.tests.NAME` and `reward.parts` add to the record, under their names."""
     format_ = ["+reward.parts.format._target_=dash_exp.reward.FormatReward", "+reward.parts.format.pattern='.* A:[0-9]+'"]
     exact = ["+reward.parts.exact._target_=dash_exp.reward.ExactReward", "+reward.parts.exact.pattern='A:(\\S+)'"]
-    total = ["reward._target_=dash_exp.reward.SumReward", "~reward.pattern", "+reward.correct=exact"]
+    total = ["reward._target_=dash_exp.reward.SumReward", "~reward.pattern", "~reward.timeout_s", "+reward.correct=exact"]
     weights = ["+reward.weights.exact=1.0", "+reward.weights.format=0.5"]
     long = ["+test@data.tests.long=arithmetic", "data.tests.long.operands=[7,8]", "data.tests.long.size=8"]
     result, folder = small_run("run", "eval.n=4", "eval.k=[1,4]", "eval.every=2", *exact, *format_, *total, *weights, *long)

@@ -325,7 +325,6 @@ class PolicyModule(L.LightningModule):
         final = self._sums.taken + self._sums.skipped + 1 == self.epochs * self.minibatches
         values = self._means(sums) | {
             "kl/ref_nats_per_token": self._mean_kl(whole) if final else None,
-            "reward/mean": self._rollout_row["reward/mean"],
             "policy/lag": self._lag,
             "never_refreshed": self.refresh.every is None,
         }

@@ -223,14 +223,13 @@ def is_run(folder: Path) -> bool:
 
 
 def load_cell(folder: Path) -> Cell:
-    """One run folder, finished or not. It is not where its configuration cannot be read: nobody knows what was done."""
-    config = _yaml(folder / "config.yaml", dict)
-    result = read_result(folder) if config else {}
+    """One run folder, finished or not."""
+    result = read_result(folder)
     return Cell(
         folder=folder,
         overrides=overrides_by_key(_yaml(folder / ".hydra" / "overrides.yaml", list) or []),
         status=result.get("status", "unfinished"),
-        config=config or {},
+        config=_yaml(folder / "config.yaml", dict) or {},
         result=result,
     )
 

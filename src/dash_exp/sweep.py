@@ -271,8 +271,8 @@ def finished(run_dir: Path, cfg: DictConfig) -> bool:
     """Whether `run_dir` holds this very run, done. Another finished run there is never overwritten: UserError."""
     if read_result(run_dir).get("status") != "done":
         return False
-    if load_cell(run_dir).status != "done":
-        return False  # its configuration is torn, so what it did nobody knows
+    if not load_cell(run_dir).config:
+        return False  # it is torn, so nobody knows what was done
     if _settings(OmegaConf.load(run_dir / "config.yaml")) != _settings(cfg):
         raise UserError(str(run_dir), "holds a finished run with other settings", "Choose another name=..., or remove it")
     return True

@@ -124,8 +124,8 @@ class Watch:
 
 
 def not_finite(values: Values) -> list[str]:
-    """What of reward, loss and gradient is not a number or infinite."""
-    names = {"reward/mean": "the mean reward", "loss/total": "the loss", "grad/norm": "the norm of the gradient"}
+    """What of loss and gradient is not a number or infinite. Rewards are finite: see `reward.Scores`."""
+    names = {"loss/total": "the loss", "grad/norm": "the norm of the gradient"}
     found = ((what, values.get(key)) for key, what in names.items())
     return [f"{what} is {value}" for what, value in found if value is not None and not math.isfinite(value)]
 
@@ -135,7 +135,7 @@ def _nonfinite(values: Values, settings: Settings, rewards: Sequence[float]) -> 
     if not found:
         return None
     again = f", in {times} optimizer steps in a row" if times > 1 else ""
-    return f"{' and '.join(found)}{again}", "Lower optimizer.lr, or use model.compute_dtype=float32; look at the reward"
+    return f"{' and '.join(found)}{again}", "Lower optimizer.lr, or use model.compute_dtype=float32"
 
 
 def _reward_collapse(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
@@ -242,7 +242,7 @@ def _mismatch(values: Values, settings: Settings, rewards: Sequence[float]) -> S
 
 CHECKS: dict[str, Check] = {
     "nonfinite": Check(
-        "reward, loss or gradient is not a number or infinite",
+        "loss or gradient is not a number or infinite",
         _nonfinite,
         {"in_a_row": Limit(3, whole=True, least=1, optional=True)},
         policy="skip_step",
