@@ -18,7 +18,7 @@ from conftest import ROOT, SMALL, composed
 from hypothesis import HealthCheck, given, settings
 from omegaconf import OmegaConf
 
-from dash_exp import cli, data, evaluate, files, model, serve
+from dash_exp import cli, credentials, data, evaluate, files, model, serve
 from dash_exp.errors import UserError
 from dash_exp.report import __main__ as report
 from dash_exp.validate import validate
@@ -468,6 +468,24 @@ def test_in_a_process_of_its_own(train, tmp_path, arguments, says):
     assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr + done.stdout
     assert_no_result(tmp_path)
+
+
+def test_variables_that_are_no_secrets_do_no_harm(monkeypatch):
+    monkeypatch.setenv("MONKEY", "qwen2.5-0.5b-instruct")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false-or-true-as-it-may-be")
+    credentials.refuse([("model", "model=qwen2.5-0.5b-instruct"), ("x", "x=false-or-true-as-it-may-be")])
+    monkeypatch.setenv("GITHUB_TOKEN", "qwen2.5-0.5b-instruct")
+    with pytest.raises(UserError, match="holds the value of GITHUB_TOKEN"):
+        credentials.refuse([("model", "model=qwen2.5-0.5b-instruct")])
+
+
+def test_a_secret_in_a_file_of_settings_or_for_the_environment_is_refused_before_it_is_written(train, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"defaults: [config, _self_]\nlogger: {{wandb: {{project: {SECRET}}}}}\n")
+    for typed in (["-cd", str(tmp_path), "-cn", "mine"], ["+hydra.job.env_set.HF_TOKEN=hf_abcdefghijklmnop"]):
+        ended = train(*typed, "name=sec", env={"MY_API_KEY": SECRET})
+        assert ended.returncode == 1
+        assert ended.stderr.count("error: ") == 1
+        assert not (tmp_path / "outputs").exists()
 
 
 SECRETS = {

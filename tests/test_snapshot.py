@@ -77,9 +77,25 @@ def test_it_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
 
 def test_a_snapshot_of_other_settings_is_not_gone_on_from(tmp_path, monkeypatch, capsys):
     broken_after(tmp_path, composed(*SMALL, "steps=4", "eval.every=4"), 3, monkeypatch)
-    run.run(composed(*SMALL, "steps=4", "eval.every=4", "seed=1"), tmp_path)
+    other = [*SMALL, "steps=4", "eval.every=4", "seed=1"]
+    with pytest.raises(UserError, match=r"other settings \(seed=1, not 0\)\. .*resume=false begins anew"):
+        sweep.finished(tmp_path, composed(*other))
+    assert not sweep.finished(tmp_path, composed(*other, "resume=false"))
+    assert not sweep.finished(tmp_path, composed(*SMALL, "steps=4", "eval.every=4", "watch.clipped.policy=stop"))
+    run.run(composed(*other, "resume=false"), tmp_path)
     assert "goes on after" not in capsys.readouterr().out
     assert results.load_cell(tmp_path).metrics["step"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_step_that_was_left_out_is_not_mixed_into_the_snapshot_of_the_one_before(tmp_path, monkeypatch):
+    """Every optimizer step is skipped, and the run ends after the schedule has stepped: it goes on as if nothing had been."""
+    never = ["reward.pattern='Z:(\\S+)'", "watch.no_signal.policy=skip_step", "resume_every=null"]
+    cfg = composed(*SMALL, "steps=4", "eval.every=4", *never)
+    run.run(cfg, tmp_path / "alone")
+    broken_after(tmp_path / "broken", cfg, 2, monkeypatch)
+    assert [file.name[:10] for file in results.snapshots(tmp_path / "broken")] == ["step_00002"]
+    run.run(cfg, tmp_path / "broken")
+    same(tmp_path / "broken", tmp_path / "alone")
 
 
 def flip_a_bit(file):
@@ -206,6 +222,7 @@ def test_code_in_c_may_hide_that_the_process_was_told_to_leave():
     assert process.status_of_stop(SystemExit(75)) == process.status_of_stop(raised(SystemExit(75))) == 75
     assert process.status_of_stop(KeyboardInterrupt()) == process.status_of_stop(raised(KeyboardInterrupt())) == 130
     assert process.status_of_stop(raised(OSError())) is None
+    assert process.status_of_stop(SystemExit(1)) is None  # of a library that gives up
 
 
 def test_which_folder_a_run_alone_gets(tmp_path):

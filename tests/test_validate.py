@@ -17,6 +17,7 @@ BAD = [
     ("kl.place=nowhere", "kl.place=nowhere: is not known"),
     ("kl.estimator=k1", "kl.estimator=k1: has a gradient that is 0 on average when it stands in the loss"),
     ("clip_norm=0", "clip_norm=0"),
+    ("+x.env_set.HF_TOKEN=abc", "x.env_set.HF_TOKEN: would be written into the run folder. Set it in the shell instead"),
     ("+watch.nothing.policy=warn", "watch.nothing: is no check. Use one of nonfinite, reward_collapse"),
     ("watch.clipped=warn", "watch.clipped=warn: is no policy. Write watch.clipped.policy=warn"),
     ("watch.kl_blowup.policy=panic", "watch.kl_blowup.policy=panic: is not known. Use one of off, warn, skip_step, stop"),

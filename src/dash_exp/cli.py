@@ -20,7 +20,7 @@ from yaml import YAMLError
 from dash_exp import credentials, files
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
-from dash_exp.process import INTERRUPTED
+from dash_exp.process import INTERRUPTED, leaving_on_sigterm
 from dash_exp.sweep import cell_name, run_folder
 
 OmegaConf.register_new_resolver("cell", cell_name, replace=True)
@@ -49,8 +49,9 @@ def launch(main: Callable[[], None]) -> None:
     logging.raiseExceptions = False  # a full disk is told once, not by every line of the log as well
     sys.argv[1:] = number_of_kl(sys.argv[1:])
     try:
-        credentials.refuse((argument.partition("=")[0], argument) for argument in sys.argv[1:])
-        main()
+        with leaving_on_sigterm():
+            credentials.refuse((argument.partition("=")[0], argument) for argument in sys.argv[1:])
+            main()
     except KeyboardInterrupt:  # before training, or between the cells of a sweep
         sys.exit(INTERRUPTED)
     except (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:

@@ -126,6 +126,8 @@ class Adaptive(Schedule):
         return self._current
 
     def observe(self, nats_per_token: float) -> None:
+        if not math.isfinite(nats_per_token):
+            return  # of a step that the watch leaves out: it must not stay in the coefficient
         error = min(max(nats_per_token / self.target - 1, -0.2), 0.2)
         self._current *= 1 + self.rate * error
 

@@ -366,7 +366,7 @@ class PolicyModule(L.LightningModule):
         self._clock_start = (dict(self.clock.seconds), dict(self.clock.idle))
 
     def on_train_epoch_end(self) -> None:
-        """Hand the step's metrics to Lightning, so that its callbacks (early stopping, say) can watch any of them."""
+        """Hand the step's metrics to Lightning, for callbacks that look there."""
         self.log_dict({k: float(v) for k, v in self.row.items() if v is not None}, logger=False)
 
     def finish_row(self) -> Row:

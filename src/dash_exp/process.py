@@ -62,11 +62,20 @@ def leaving_on_sigterm() -> Iterator[None]:
             told = True
             raise SystemExit(RESUME_ME)
 
+    by_hand = signal.getsignal(signal.SIGINT)
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        signal.signal(signal.SIGINT, by_hand or signal.SIG_DFL)
+
+
+def stay_to_the_end() -> None:
+    """From here on SIGTERM and Ctrl-C are not heard: what is left takes a moment, and the run is done."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def status_of_stop(error: BaseException | None) -> int | None:
@@ -77,7 +86,7 @@ def status_of_stop(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return INTERRUPTED
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):  # Lightning's, for Ctrl-C
+        if isinstance(error, SystemExit) and error.code in (RESUME_ME, None):  # None: Lightning's, after a SIGTERM
             return RESUME_ME
         error = error.__context__
     return None

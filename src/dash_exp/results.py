@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -251,6 +251,15 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
 def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without those that may change when a run goes on: how it is watched, and what is kept to go on from."""
     return {k: v for k, v in settings.items() if k not in ("watch", "resume", "resume_every")}
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested settings with its dotted key."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def snapshots(folder: Path) -> list[Path]:

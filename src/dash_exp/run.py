@@ -17,6 +17,7 @@ import lightning as L
 import torch
 import transformers
 from hydra.utils import get_method, instantiate
+from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp import data, files, kl, model, process
@@ -83,8 +84,12 @@ def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> d
     L.seed_everything(cfg.seed, verbose=False)
     try:
         parts = build(cfg)
-    except Exception as error:
-        write_result(run_dir, {"status": "failed", "error": str(error), "git": git_revision()})
+    except BaseException as error:
+        leave = process.status_of_stop(error)
+        write_result(run_dir, {"status": "stopped" if leave else "failed", "error": str(error), "git": git_revision()})
+        if leave:
+            print("stopped in the set-up: the same command goes on, or begins again", flush=True)
+            raise SystemExit(leave) from error
         try:
             finish_tracker(start_tracker(cfg, run_dir, in_sweep), run_dir)  # so that W&B has every cell of a sweep
         except Exception:
@@ -123,6 +128,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         callbacks=[budget, record, snapshots, Progress(cfg.steps)],
         logger=tracker or False,
         default_root_dir=run_dir,
+        plugins=[LightningEnvironment()],  # on Slurm, its own would requeue the job and load a pickle, beside the snapshots
     )
     print(sizes(cfg, parts, run_dir), flush=True)
     result["device"] = device_name(trainer)
@@ -146,6 +152,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         result |= {f"{name}/final": value for name, value in evaluated(parts.module).items()}
         write_problems(run_dir, base, parts.module.right)
         result |= {"status": "done", "stopped_by": budget.reached}
+        process.stay_to_the_end()
     except BaseException as error:
         if leave := process.status_of_stop(error):
             result["status"] = "stopped"

@@ -92,7 +92,10 @@ class Snapshots(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.state is not None:
             trainer.optimizers[0].load_state_dict(self.state["optimizer"])
-            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["schedule"])
+            schedule = trainer.lr_scheduler_configs[0].scheduler
+            schedule.load_state_dict(self.state["schedule"])
+            for group, lr in zip(trainer.optimizers[0].param_groups, schedule.get_last_lr(), strict=True):
+                group["lr"] = lr  # the optimizer's own may be that of a step which came to no end
             set_random_state(self.state["random"])
             self.state = None  # its memory
 
@@ -112,7 +115,9 @@ class Snapshots(L.Callback):
             "module": {name: getattr(pl_module, name) for name in MODULE},
             "kl": dict(vars(pl_module.kl_coef)),
             "clock": pl_module.clock.state(),
+            "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
             "versions": self.data.refresh.versions,
+            "copies": self.data.refresh.copies,
             "eval": (self.data.eval_timeouts, self.data.eval_errors),
             "rows": list(record.rows),
             "best": record.best,
@@ -137,8 +142,6 @@ class Snapshots(L.Callback):
         state = self._last | {
             "policy": module.policy.state_dict(),
             "optimizer": trainer.optimizers[0].state_dict(),
-            "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
-            "copies": self.data.refresh.copies,
         }
         folder = self.run_dir / SNAPSHOTS
         with module.clock.apart():
@@ -174,7 +177,10 @@ class Snapshots(L.Callback):
             except Exception as error:  # torch raises many kinds, and each means the same
                 log.warning("%s is torn (%s): going back to what there was before it", file, first_line(str(error)))
                 continue
-            return state if state["config"] == self.config else None
+            if state["config"] == self.config and set(state["module"]) == set(MODULE):
+                return state
+            log.warning("%s is of other settings or of another version of the program: the run begins anew", file)
+            return None
         return None
 
 

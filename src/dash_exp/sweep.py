@@ -27,6 +27,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from dash_exp import credentials
 from dash_exp.errors import UserError
 from dash_exp.files import trouble, write_whole
 from dash_exp.overrides import number_of_kl
@@ -37,6 +38,7 @@ from dash_exp.results import (
     Cell,
     Results,
     cells_of,
+    flat,
     load,
     load_cell,
     overrides_by_key,
@@ -64,7 +66,15 @@ class Ledger(Callback):
     def __init__(self, report: str | None = None) -> None:
         self.report = report
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before Hydra writes the configuration into the run folder."""
+        try:
+            credentials.refuse_settings(OmegaConf.to_container(config, resolve=False))
+        except UserError as error:
+            sys.exit(f"error: {error}")
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.on_run_start(config)
         folder = Path(config.hydra.sweep.dir)
         try:
             cells = plan(config)
@@ -270,12 +280,27 @@ def check_alone(cfg: DictConfig) -> None:
 def finished(run_dir: Path, cfg: DictConfig) -> bool:
     """Whether `run_dir` holds this very run, done. Another finished run there is never overwritten: UserError."""
     if read_result(run_dir).get("status") != "done":
+        _check_stopped(run_dir, cfg)
         return False
     if not load_cell(run_dir).config:
         return False  # it is torn, so nobody knows what was done
     if _settings(OmegaConf.load(run_dir / "config.yaml")) != _settings(cfg):
         raise UserError(str(run_dir), "holds a finished run with other settings", "Choose another name=..., or remove it")
     return True
+
+
+def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:
+    """Raise UserError where a run of other settings was stopped that could go on: this one would take its place."""
+    before = load_cell(run_dir).config
+    if cfg.get("resume") and before and snapshots(run_dir):
+        was, now = (dict(flat(same_numbers(_settings(c)))) for c in (OmegaConf.create(dict(before)), cfg))
+        differ = [f"{key}={now.get(key)}, not {was.get(key)}" for key in {**now, **was} if now.get(key) != was.get(key)]
+        if differ:
+            raise UserError(
+                str(run_dir),
+                f"holds a run that was stopped and can go on, with other settings ({'; '.join(differ[:3])})",
+                "Give it these settings, or choose another name=...; resume=false begins anew in its place",
+            )
 
 
 def run_folder(parent: str, new: str, *, _root_: DictConfig) -> str:

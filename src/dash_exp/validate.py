@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.utils import instantiate
@@ -38,7 +38,7 @@ def validate(cfg: DictConfig) -> None:
     _texts(cfg)
     _name(cfg)
     _flags(cfg)
-    credentials.refuse((key, value) for key, value in _leaves(settings) if isinstance(value, str))
+    credentials.refuse_settings(settings)
     number(cfg, "steps", whole=True, least=1)
     number(cfg, "seed", whole=True, least=0)
     number(cfg, "clip_norm", above=0)
@@ -51,7 +51,6 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "eval.top_p", above=0)
     number(cfg, "completions_every", whole=True, least=1)
     number(cfg, "resume_every", whole=True, least=1, optional=True)
-    _known(cfg, "resume", [True, False])
     number(cfg, "optimizer.lr", above=0)
     number(cfg, "optimizer.weight_decay", least=0)
     number(cfg, "optimizer.eps", least=0)
@@ -162,15 +161,6 @@ def _optional_sections(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}", f"is no section of settings with {needs}", "Write null, or leave it as in conf/")
 
 
-def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every single value with its dotted key."""
-    if isinstance(tree, dict | list):
-        for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, tree
-
-
 def _texts(cfg: DictConfig) -> None:
     must = (
         "name model.path model.tokenizer model.attn_implementation data.name algo.name objective teacher.path teacher.tokenizer"
@@ -192,7 +182,7 @@ def _name(cfg: DictConfig) -> None:
 
 def _flags(cfg: DictConfig) -> None:
     for key in (
-        *("model.gradient_checkpointing", "model.trust_remote_code", "teacher.chat", "reward.chat", "reward.squash"),
+        *("resume", "model.gradient_checkpointing", "model.trust_remote_code", "teacher.chat", "reward.chat", "reward.squash"),
         *("rollout.sampler.eager", "rollout.sampler.sleep"),
     ):
         if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
@@ -532,10 +522,10 @@ def _watch(cfg: DictConfig) -> None:
                 raise UserError(f"{at}={settings[key]}", f"is not below {limit.under:g}", "Write a share below it")
 
 
-def _known(cfg: DictConfig, key: str, allowed: Sequence[str | bool]) -> None:
+def _known(cfg: DictConfig, key: str, allowed: Sequence[str]) -> None:
     value = OmegaConf.select(cfg, key)
     if value not in allowed:
-        raise UserError(f"{key}={_shown(value)}", "is not known", f"Use one of {', '.join(map(str, allowed))}")
+        raise UserError(f"{key}={_shown(value)}", "is not known", f"Use one of {', '.join(allowed)}")
 
 
 def _shown(value: Any) -> str:

@@ -70,7 +70,8 @@ class Refresh:
         """Give the sampler the weights that `step` is to be sampled with, if it has others."""
         if self.sampler.version != self.version(step):
             due = self.due(step)
-            weights = self._copies[due] if due in self._copies else self.policy.state_dict()
+            newest = due == len(self._versions) - 1 and due not in self._copies  # a copy stays when the policy changes
+            weights = self.policy.state_dict() if newest else self._copies[due]
             self.sampler.load_weights(weights, self._versions[due])
 
     def bring_newest(self) -> None:
