@@ -44,7 +44,7 @@ def launch(main: Callable[[], None]) -> None:
 
     HYDRA_FULL_ERROR=1 asks for the traceback. An error of the program's own always shows it.
     """
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    asked = os.environ.get("HYDRA_FULL_ERROR", "")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the exception and exits by itself
     logging.raiseExceptions = False  # a full disk is told once, not by every line of the log as well
     sys.argv[1:] = number_of_kl(sys.argv[1:])
@@ -55,9 +55,11 @@ def launch(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:  # before training, or between the cells of a sweep
         sys.exit(INTERRUPTED)
     except (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        if wants_traceback or not _users(error):
+        if asked == "1" or not _users(error):
             raise
         sys.exit(f"error: {explain(error)}")
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = asked
 
 
 def _users(error: Exception) -> bool:
