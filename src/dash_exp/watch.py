@@ -138,6 +138,44 @@ def _nonfinite(values: Values, settings: Settings, rewards: Sequence[float]) -> 
     return f"{' and '.join(found)}{again}", "Lower optimizer.lr, or use model.compute_dtype=float32"
 
 
+def _beyond(metric: str, limit: str, seen: str, advice: str) -> Callable[[Values, Settings, Sequence[float]], Sight]:
+    """A check of one metric against its setting `above` or `below`. `seen` is a format of `value` and `limit`."""
+
+    def sees(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
+        value, bound = values.get(metric), settings[limit]
+        if value is None or not (value > bound if limit == "above" else value < bound):
+            return None
+        return seen.format(value=value, limit=bound), advice
+
+    return sees
+
+
+_entropy_collapse = _beyond(
+    "policy/nll_nats_per_token",
+    "below",
+    "the sampled tokens have {value:.2g} nats each (floor: {limit:g}): the policy hardly varies any more",
+    "Raise kl.coef or rollout.temperature, or lower optimizer.lr",
+)
+_kl_blowup = _beyond(
+    "kl/ref_nats_per_token",
+    "above",
+    "the KL to the reference is {value:.3g} nats per token (limit: {limit:g})",
+    "Raise kl.coef, or lower optimizer.lr",
+)
+_clipped = _beyond(
+    "policy/clip_fraction",
+    "above",
+    "a clip or a cap acts on {value:.0%} of the tokens of an optimizer step (limit: {limit:.0%})",
+    "Lower optimizer.lr, batch.epochs or batch.minibatches, or widen the clip",
+)
+_truncated = _beyond(
+    "length/truncated_fraction",
+    "above",
+    "{value:.0%} of the completions are cut off by the token limit (limit: {limit:.0%})",
+    "Raise rollout.max_response_tokens, or use rollout.truncated=penalize",
+)
+
+
 def _reward_collapse(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
     """The last `window` outer steps against the best as many in a row before them.
 
@@ -159,26 +197,6 @@ def _reward_collapse(values: Values, settings: Settings, rewards: Sequence[float
     )
 
 
-def _entropy_collapse(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
-    nll = values.get("policy/nll_nats_per_token")
-    if nll is None or not nll < settings["below"]:
-        return None
-    return (
-        f"the sampled tokens have {nll:.2g} nats each (floor: {settings['below']:g}): the policy hardly varies any more",
-        "Raise kl.coef or rollout.temperature, or lower optimizer.lr",
-    )
-
-
-def _kl_blowup(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
-    kl = values.get("kl/ref_nats_per_token")
-    if kl is None or not kl > settings["above"]:
-        return None
-    return (
-        f"the KL to the reference is {kl:.3g} nats per token (limit: {settings['above']:g})",
-        "Raise kl.coef, or lower optimizer.lr",
-    )
-
-
 def _no_signal(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
     kept, size = values.get("completions/kept"), values.get("advantage/kept_abs_mean")
     if kept is None or (kept > 0 and size != 0):
@@ -186,26 +204,6 @@ def _no_signal(values: Values, settings: Settings, rewards: Sequence[float]) -> 
     return (
         "no completion was kept" if kept == 0 else "the advantages of all completions are 0",
         "Look at reward/mean: use easier or harder problems, a larger batch.group_size, or a weaker filter",
-    )
-
-
-def _clipped(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
-    share = values.get("policy/clip_fraction")
-    if share is None or not share > settings["above"]:
-        return None
-    return (
-        f"a clip or a cap acts on {100 * share:.0f}% of the tokens of an optimizer step (limit: {100 * settings['above']:g}%)",
-        "Lower optimizer.lr, batch.epochs or batch.minibatches, or widen the clip",
-    )
-
-
-def _truncated(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
-    share = values.get("length/truncated_fraction")
-    if share is None or not share > settings["above"]:
-        return None
-    return (
-        f"{100 * share:.0f}% of the completions are cut off by the token limit (limit: {100 * settings['above']:g}%)",
-        "Raise rollout.max_response_tokens, or use rollout.truncated=penalize",
     )
 
 
