@@ -8,7 +8,7 @@ Prints tokens per second, the median of five interleaved rounds (after one that 
 import statistics
 import time
 
-from dash_exp import data, model, ops
+from dash_exp import data, model, ops, packing
 from dash_exp.batch import micro_batches
 from dash_exp.sampler import Sampling
 from dash_exp.sampler.hf import HFSampler
@@ -36,7 +36,7 @@ def main() -> None:
         tokens = sum(len(s.prompt_ids) + len(s.completion_ids) for s in samples)
         for micro_tokens in MICRO_TOKENS:
             start = time.perf_counter()
-            for _, batch in micro_batches(samples, micro_tokens, int(tokenizer.pad_token_id)):
+            for _, batch in micro_batches(samples, micro_tokens, int(tokenizer.pad_token_id), packing.enabled(policy)):
                 ops.token_logprobs(policy, batch, 1.0).sum().backward()
             policy.zero_grad()
             rate = tokens / (time.perf_counter() - start)

@@ -1,32 +1,59 @@
+import itertools
 import random
 
-from dash_exp.batch import collate, cut, micro_batches, parts
+import pytest
+
+from dash_exp.batch import collate, cut, cut_packed, micro_batches, parts
 from dash_exp.types import Sample
 
 
-def test_cut_by_hand():
+def of_lengths(lengths):
+    return [Sample((5,) * c, (6,) * t, 0.0) for c, t in lengths]
+
+
+def test_cut_padded_by_hand():
     # longest first: (3,3) alone takes 6; with (1,4) it would be 2 x (3 + 4) = 14 > 12; (1,4) and (2,1): 2 x (2 + 4) = 12
     assert cut([(2, 1), (3, 3), (1, 4)], micro_tokens=12) == [[1], [2, 0]]
 
 
+def test_cut_packed_by_hand():
+    # prompts of 2 and 3 tokens; the group of the longest completion first: 3 + 4 + 1 = 8, then 2 + 2 + 1 = 5
+    samples = [
+        Sample((5, 5), (6,), 0.0),
+        Sample((7,) * 3, (6,), 0.0),
+        Sample((5, 5), (6, 6), 0.0),
+        Sample((7,) * 3, (6,) * 4, 0.0),
+    ]
+    assert cut_packed(samples, 8) == [[3, 1], [2, 0]]
+    assert cut_packed(samples, 13) == [[3, 1, 2, 0]]
+    assert cut_packed(samples, 12) == [[3, 1, 2], [0]]
+
+
 def test_a_sample_longer_than_the_budget_goes_alone():
     assert cut([(50, 50), (1, 1), (1, 1)], micro_tokens=4) == [[0], [1, 2]]
+    assert cut_packed(of_lengths([(50, 50), (1, 1), (1, 1)]), micro_tokens=4) == [[0], [1, 2]]
 
 
 def test_nothing_to_cut():
-    assert cut([], micro_tokens=4) == []
+    assert cut([], micro_tokens=4) == cut_packed([], micro_tokens=4) == []
 
 
-def test_every_sample_comes_once_and_the_budget_holds():
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_sample_comes_once_and_the_budget_holds(packed):
     rng = random.Random(0)
     for _ in range(50):
-        lengths = [(rng.randint(1, 30), rng.randint(1, 60)) for _ in range(rng.randint(1, 40))]
+        samples = of_lengths((rng.randint(1, 30), rng.randint(1, 60)) for _ in range(rng.randint(1, 40)))
         budget = rng.randint(90, 400)
-        batches = cut(lengths, budget)
-        assert sorted(i for rows in batches for i in rows) == list(range(len(lengths)))
-        for rows in batches:
-            width = max(lengths[i][0] for i in rows) + max(lengths[i][1] for i in rows)
-            assert len(rows) * width <= budget
+        batches = micro_batches(samples, budget, 0, packed)
+        assert sorted(i for rows, _ in batches for i in rows) == list(range(len(samples)))
+        assert all(batch.tokens <= budget for _, batch in batches)
+
+
+def test_packed_the_completions_of_a_prompt_stay_together():
+    samples = [Sample((prompt, 5), (6,) * n, 0.0) for n in range(1, 9) for prompt in range(10, 30)]
+    batches = cut_packed(samples, 100)
+    prompts = [samples[i].prompt_ids for rows in batches for i in rows]
+    assert len(list(itertools.groupby(prompts))) == 20
 
 
 def test_collate_pads_prompts_left_and_completions_right():
@@ -39,7 +66,7 @@ def test_collate_pads_prompts_left_and_completions_right():
 
 def test_micro_batches_hold_the_samples():
     samples = [Sample((1,), (2,) * n, float(n)) for n in (1, 2, 3)]
-    batches = micro_batches(samples, micro_tokens=8, pad_id=0)
+    batches = micro_batches(samples, 8, 0, packed=False)
     assert len(batches) > 1
     for rows, batch in batches:
         assert batch.advantages_B.tolist() == [samples[i].advantage for i in rows]

@@ -26,10 +26,6 @@ CPU = RuntimeError(
 NANO_LOGITS = 258
 
 
-def tokens(batch):
-    return batch.input_ids_BL.numel()
-
-
 @pytest.fixture
 def full(monkeypatch):
     """Forward passes of more than so many tokens run out of memory, but for the first `spare` of them."""
@@ -38,8 +34,8 @@ def full(monkeypatch):
         calls = []
 
         def logprobs(model, batch, temperature):
-            calls.append(tokens(batch))
-            if tokens(batch) > most and len(calls) > spare:
+            calls.append(batch.tokens)
+            if batch.tokens > most and len(calls) > spare:
                 raise error
             return ops.token_logprobs(model, batch, temperature)
 

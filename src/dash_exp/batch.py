@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from dash_exp.packing import pack
 from dash_exp.types import MicroBatch, Sample
 
 
@@ -43,14 +44,48 @@ def cut(lengths: Sequence[tuple[int, int]], micro_tokens: int) -> list[list[int]
     return [*batches, rows] if rows else batches
 
 
-def micro_batches(samples: Sequence[Sample], micro_tokens: int, pad_id: int) -> list[tuple[list[int], MicroBatch]]:
-    """The samples as padded tensors on the CPU, each micro-batch within the token budget (see `cut`), with their indices."""
-    lengths = [(len(s.prompt_ids), len(s.completion_ids)) for s in samples]
-    return [(rows, collate([samples[i] for i in rows], pad_id)) for rows in cut(lengths, micro_tokens)]
+def cut_packed(samples: Sequence[Sample], micro_tokens: int) -> list[list[int]]:
+    """The same where nothing is padded and a prompt is computed once: the completions of a prompt stay together.
+
+    The prompt of the longest completion comes first. Prompts and completions add up to at most `micro_tokens`.
+    """
+    longest: dict[tuple[int, ...], int] = {}
+    for s in samples:
+        longest[s.prompt_ids] = max(longest.get(s.prompt_ids, 0), len(s.prompt_ids) + len(s.completion_ids))
+
+    def size(i: int) -> tuple[int, tuple[int, ...], int]:
+        return longest[samples[i].prompt_ids], samples[i].prompt_ids, len(samples[i].completion_ids)
+
+    batches: list[list[int]] = []
+    rows: list[int] = []
+    tokens = 0
+    for i in sorted(range(len(samples)), key=size, reverse=True):
+        prompt, completion = len(samples[i].prompt_ids), len(samples[i].completion_ids)
+        more = completion if rows and samples[i].prompt_ids == samples[rows[-1]].prompt_ids else prompt + completion
+        if rows and tokens + more > micro_tokens:
+            batches.append(rows)
+            rows, tokens, more = [], 0, prompt + completion
+        rows.append(i)
+        tokens += more
+    return [*batches, rows] if rows else batches
 
 
-def collate(samples: Sequence[Sample], pad_id: int) -> MicroBatch:
-    """Pad prompts on the left and completions on the right (see `MicroBatch`)."""
+def micro_batches(
+    samples: Sequence[Sample], micro_tokens: int, pad_id: int, packed: bool
+) -> list[tuple[list[int], MicroBatch]]:
+    """The samples as tensors on the CPU, each micro-batch within the token budget (see `cut`), with their indices.
+
+    `packed`: whether the model reads them so (see `packing.enabled`).
+    """
+    if packed:
+        batches = cut_packed(samples, micro_tokens)
+    else:
+        batches = cut([(len(s.prompt_ids), len(s.completion_ids)) for s in samples], micro_tokens)
+    return [(rows, collate([samples[i] for i in rows], pad_id, packed)) for rows in batches]
+
+
+def collate(samples: Sequence[Sample], pad_id: int, packed: bool = False) -> MicroBatch:
+    """Pad prompts on the left and completions on the right (see `MicroBatch`); `packed` adds the layout without padding."""
     n_prompt = max(len(s.prompt_ids) for s in samples)
     n_completion = max(len(s.completion_ids) for s in samples)
     input_ids_BL = torch.full((len(samples), n_prompt + n_completion), pad_id)
@@ -69,4 +104,5 @@ def collate(samples: Sequence[Sample], pad_id: int) -> MicroBatch:
         completion_mask_BT=attention_mask_BL[:, n_prompt:],
         advantages_B=torch.tensor([s.advantage for s in samples]),
         old_logprobs_BT=old_logprobs_BT,
+        packed=pack([(s.prompt_ids, s.completion_ids) for s in samples]) if packed else None,
     )

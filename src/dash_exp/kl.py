@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dash_exp import packing
 from dash_exp.batch import micro_batches
 from dash_exp.ops import autocast, token_logprobs
 from dash_exp.types import Completion, Prompt, Sample
@@ -165,7 +166,7 @@ class RewardPenalty:
         penalty_B, k3_B = torch.zeros(len(completions)), torch.zeros(len(completions))
         device = self.reference.device
         samples = [Sample(p.ids, c.ids, 0.0, c.logprobs) for p, c in zip(prompts, completions, strict=True)]
-        for rows, batch in micro_batches(samples, self.micro_tokens, self.pad_id):
+        for rows, batch in micro_batches(samples, self.micro_tokens, self.pad_id, packing.enabled(self.reference)):
             batch = batch.to(device)
             assert batch.old_logprobs_BT is not None, "a KL penalty on rewards needs completions that the policy sampled"
             with autocast(device, self.compute_dtype):

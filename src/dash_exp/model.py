@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from dash_exp import packing
 from dash_exp.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
@@ -63,6 +64,8 @@ def load_policy(
             output_loading_info=True,
         )
         _check_weights(model, loading, f"model.path={path}")
+    if not trust_remote_code:
+        packing.enable(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()

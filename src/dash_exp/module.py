@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
+from dash_exp import packing
 from dash_exp.algo import TokenLoss, importance_weighted
 from dash_exp.batch import micro_batches, parts
 from dash_exp.errors import UserError
@@ -212,7 +213,7 @@ class PolicyModule(L.LightningModule):
     def _backward(self, calls: Sequence[Sequence[Sample]]) -> MicroBatch | None:
         """Add the gradient of these completions. Returns the micro-batch that did not fit the memory, None where all did."""
         for samples in calls:
-            for _, batch in micro_batches(samples, self.micro_tokens, self.pad_id):
+            for _, batch in micro_batches(samples, self.micro_tokens, self.pad_id, packing.enabled(self.policy)):
                 if not self._fits(batch):
                     return batch
         return None
@@ -235,11 +236,10 @@ class PolicyModule(L.LightningModule):
 
     def _lower_budget(self, failed: MicroBatch) -> None:
         """Halve the token budget, and begin the gradient of the optimizer step anew. UserError for a completion alone."""
-        rows, length = failed.input_ids_BL.shape
-        if rows == 1:
+        if len(failed.input_ids_BL) == 1:
             raise UserError(
                 self._where,
-                f"memory ran out in the backward pass of a single completion, of {length} tokens with its prompt",
+                f"memory ran out in the backward pass of a single completion, of {failed.tokens} tokens with its prompt",
                 "Lower rollout.max_response_tokens, write model.gradient_checkpointing=true, or use a smaller model",
             )
         cast(LightningOptimizer, self.optimizers()).zero_grad()
@@ -248,11 +248,10 @@ class PolicyModule(L.LightningModule):
             torch.cuda.empty_cache()
         self.micro_tokens = max(1, self.micro_tokens // 2)
         log.warning(
-            "%s: memory ran out in a backward pass of %d x %d tokens. From here on a pass has at most %d; write "
+            "%s: memory ran out in a backward pass of %d tokens. From here on a pass has at most %d; write "
             "batch.micro_tokens=%d to have it from the start",
             self._where,
-            rows,
-            length,
+            failed.tokens,
             self.micro_tokens,
             self.micro_tokens,
         )

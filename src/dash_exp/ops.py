@@ -15,15 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dash_exp.types import MicroBatch
+from dash_exp.types import MicroBatch, Packed
 
 
 def token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
     """Log-probabilities (nats) of the completion tokens at the sampling temperature. Shape (B, T), 0 where masked.
 
-    Logits are computed for the T completion columns only.
+    Logits are computed for completion tokens only.
     """
     mask_BT = batch.completion_mask_BT
+    if batch.packed is not None:
+        return _packed_token_logprobs(model, batch.packed, mask_BT, temperature)
     n_completion = mask_BT.shape[1]
     output = model(
         input_ids=batch.input_ids_BL,
@@ -36,6 +38,21 @@ def token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float
     targets_BT = batch.input_ids_BL[:, -n_completion:]
     logprobs_BT = -F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
     return logprobs_BT.masked_fill(mask_BT == 0, 0.0)
+
+
+def _packed_token_logprobs(model: PreTrainedModel, packed: Packed, mask_BT: Tensor, temperature: float) -> Tensor:
+    """The same from a row without padding."""
+    output = model(
+        input_ids=packed.ids_N[None],
+        attention_mask=mask_BT.new_zeros(1, 1, 1, 1),  # four axes: Transformers makes no mask, and `packing` has its own
+        position_ids=packed.positions_N[None],
+        logits_to_keep=packed.before_K,
+        use_cache=False,
+        packed=packed,
+    )
+    logits_KV = output.logits[0].float() / temperature
+    logprobs_K = -F.cross_entropy(logits_KV, packed.ids_N[-len(logits_KV) :], reduction="none")
+    return logprobs_K.new_zeros(mask_BT.shape).index_put((packed.row_K, packed.column_K), logprobs_K)
 
 
 def positions(attention_mask_BL: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import BoolTensor, Tensor, tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from dash_exp import data, packing
 from dash_exp.algo import group_leave_one_out
 from dash_exp.batch import micro_batches
 from dash_exp.errors import UserError
@@ -154,13 +155,8 @@ class RolloutDataModule(L.LightningDataModule):
         return batch
 
     def problems_of_step(self, step: int) -> list[Prompt]:
-        """The P problems of outer step `step` (from 0): consecutive slices of a shuffled pass over the data, then of another.
-
-        What is left at the end of a pass is skipped, so no problem comes twice in a step.
-        """
-        data_pass, i = divmod(step, len(self.train_prompts) // self.prompts)
-        order = np.random.default_rng([self.seed, data_pass]).permutation(len(self.train_prompts))
-        return [self.train_prompts[j] for j in order[i * self.prompts : (i + 1) * self.prompts]]
+        """The P problems of outer step `step` (from 0): see `data.indices_of_step`."""
+        return [self.train_prompts[i] for i in data.indices_of_step(step, self.prompts, len(self.train_prompts), self.seed)]
 
     def rollouts_of_step(self, step: int) -> Iterator[Rollouts]:
         """The sampling calls of an outer step: each made when it is asked for, or all of them while others were trained on."""
@@ -291,7 +287,7 @@ class RolloutDataModule(L.LightningDataModule):
         samples = [Sample(p.ids, c.ids, 0.0, c.logprobs) for p, c in zip(prompts, completions, strict=True)]
         policy = self.refresh.policy
         total = largest = 0.0
-        for _, batch in micro_batches(samples, self.micro_tokens, int(self.tokenizer.pad_token_id)):
+        for _, batch in micro_batches(samples, self.micro_tokens, int(self.tokenizer.pad_token_id), packing.enabled(policy)):
             batch = batch.to(policy.device)
             assert batch.old_logprobs_BT is not None
             with torch.no_grad(), autocast(policy.device, self.compute_dtype):

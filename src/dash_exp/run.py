@@ -20,7 +20,7 @@ from hydra.utils import get_method, instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from dash_exp import data, files, kl, model, process
+from dash_exp import data, files, kl, model, packing, process
 from dash_exp.budget import LIMITS, Budget
 from dash_exp.errors import UserError
 from dash_exp.metrics import PHASES, SIDES, Clock
@@ -338,7 +338,8 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
             f"  optimizer steps per step  {size['optimizer_steps_per_step']} = {batch.epochs} pass(es) x {batch.minibatches}",
             f"  filter                    {described(cfg.filter)}; truncated completions: {cfg.rollout.truncated}",
             f"  denominator of the loss   {cfg.algo.denominator._target_.rpartition('.')[2]}",
-            f"  tokens per backward pass  at most {batch.micro_tokens:,}, padding counted",
+            f"  tokens per backward pass  at most {batch.micro_tokens:,}, "
+            + ("no padding, a shared prompt once" if packing.enabled(parts.module.policy) else "padding counted"),
             f"  KL                        {kl_words(cfg)}",
         ]
     )

@@ -9,7 +9,7 @@ Rollouts stay on the CPU as plain lists. Only a `MicroBatch` is padded, and only
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import BoolTensor, Tensor
@@ -99,6 +99,31 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """Where the tokens of B completions and of their P different prompts stand in one row of N (see `packing`).
+
+    prompts_PC and completions_BT hold the place of each token among N, filled up on the right with 0; prompt_B says which of P
+    each completion has. mask_B1TS: what a completion token sees of its prompt and its completion, S = C + T. back_N: where each
+    token stands among the P x C and then B x T that attention gives back. Of the K completion tokens: before_K, the place of
+    the token before it; row_K and column_K, its own place in (B, T).
+    """
+
+    ids_N: Tensor
+    positions_N: Tensor
+    prompts_PC: Tensor
+    completions_BT: Tensor
+    prompt_B: Tensor
+    mask_B1TS: Tensor
+    back_N: Tensor
+    before_K: Tensor
+    row_K: Tensor
+    column_K: Tensor
+
+    def to(self, device: torch.device) -> Packed:
+        return Packed(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """One forward and backward pass. Prompts are padded on the left and completions on the right, so the completion tokens
     of every row are the last T columns:
@@ -107,6 +132,8 @@ class MicroBatch:
         attention_mask_BL  [ 0   0  1 1 1 | 1 1 1  0 ]
         completion_mask_BT                [ 1 1 1  0 ]
         old_logprobs_BT                   [ l l l  0 ]     of the policy that sampled; None if none did
+
+    `packed` holds the same tokens without padding, where the model can read them so.
     """
 
     input_ids_BL: Tensor
@@ -114,13 +141,19 @@ class MicroBatch:
     completion_mask_BT: Tensor
     advantages_B: Tensor
     old_logprobs_BT: Tensor | None = None
+    packed: Packed | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a pass computes: padding counted, and packed a shared prompt once."""
+        return self.input_ids_BL.numel() if self.packed is None else len(self.packed.ids_N)
 
     def to(self, device: torch.device) -> MicroBatch:
-        old_logprobs_BT = None if self.old_logprobs_BT is None else self.old_logprobs_BT.to(device)
         return MicroBatch(
             self.input_ids_BL.to(device),
             self.attention_mask_BL.to(device),
             self.completion_mask_BT.to(device),
             self.advantages_B.to(device),
-            old_logprobs_BT,
+            None if self.old_logprobs_BT is None else self.old_logprobs_BT.to(device),
+            None if self.packed is None else self.packed.to(device),
         )

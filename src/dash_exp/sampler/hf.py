@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp.model import eos_ids
 from dash_exp.ops import autocast, positions
 from dash_exp.sampler import Sampling, noise_seed
-from dash_exp.sampler.cache import roomy_cache
+from dash_exp.sampler.cache import RoomyCache
 from dash_exp.types import Completion, Prompt
 
-# Rows that have ended leave the batch when they are this share of it: leaving copies the cache of all that stay.
-LEAVE_AT = 1 / 8
+# Rows that have ended leave the batch when they are this share of it.
+LEAVE_AT = 1 / 32
 
 
 class HFSampler:
@@ -72,24 +72,25 @@ class HFSampler:
         """One batch of completions, one token of every unfinished row at a time."""
         device = self.policy.device
         noise_BT = _noise(rows, sampling, key).to(device)
-        ids_B, logprobs_B = [[] for _ in rows], [[] for _ in rows]  # type: list[list[int]], list[list[float]]
+        ids_BT = torch.zeros(len(rows), sampling.max_tokens, dtype=torch.long, device=device)
+        logprobs_BT = torch.zeros(len(rows), sampling.max_tokens, device=device)
+        lengths = torch.full((len(rows),), sampling.max_tokens, device=device)
         logits_BV, cache, mask_BL = self._read_prompts([prompt for prompt, _ in rows])
         batch = torch.arange(len(rows), device=device)  # the rows that are still decoded
         ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
         eos = torch.tensor(sorted(self.eos_ids), device=device)
         for t in range(sampling.max_tokens):
             tokens_B, logprob_B = choose(logits_BV, sampling.temperature, noise_BT[batch, t], sampling.top_p)
-            for row, token, logprob, ended in zip(*map(Tensor.tolist, (batch, tokens_B, logprob_B, ended_B)), strict=True):
-                if not ended:
-                    ids_B[row].append(token)
-                    logprobs_B[row].append(logprob)
-            ended_B = ended_B | torch.isin(tokens_B, eos)
-            if t + 1 == sampling.max_tokens or ended_B.all():
+            ids_BT[batch, t], logprobs_BT[batch, t] = tokens_B, logprob_B
+            ends_B = torch.isin(tokens_B, eos) & ~ended_B
+            lengths[batch[ends_B]] = t + 1
+            ended_B = ended_B | ends_B
+            n_ended = int(ended_B.sum())
+            if t + 1 == sampling.max_tokens or n_ended == len(ended_B):
                 break
-            if ended_B.sum() >= LEAVE_AT * len(ended_B):
-                going = (~ended_B).nonzero().flatten()
-                batch, tokens_B, mask_BL, ended_B = batch[going], tokens_B[going], mask_BL[going], ended_B[going]
-                cache.batch_select_indices(going)
+            if n_ended >= LEAVE_AT * len(ended_B):
+                stay = cache.leave(ended_B)
+                batch, tokens_B, mask_BL, ended_B = batch[stay], tokens_B[stay], mask_BL[stay], ended_B[stay]
             mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], dim=1)
             output = self.policy(
                 input_ids=tokens_B[:, None],
@@ -100,11 +101,13 @@ class HFSampler:
             )
             logits_BV = output.logits[:, -1]
         return [
-            Completion(tuple(ids), tuple(logprobs) if sampling.top_p == 1 else None, truncated=ids[-1] not in self.eos_ids)
-            for ids, logprobs in zip(ids_B, logprobs_B, strict=True)
+            Completion(
+                tuple(ids[:n]), tuple(logprobs[:n]) if sampling.top_p == 1 else None, truncated=ids[n - 1] not in self.eos_ids
+            )
+            for ids, logprobs, n in zip(*map(Tensor.tolist, (ids_BT, logprobs_BT, lengths)), strict=True)
         ]
 
-    def _read_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, DynamicCache, Tensor]:
+    def _read_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, RoomyCache, Tensor]:
         """Next-token logits, KV cache and attention mask of each row; a prompt shared by several rows is read once."""
         unique = list(dict.fromkeys(prompts))
         width = max(len(p.ids) for p in unique)
@@ -114,7 +117,7 @@ class HFSampler:
             ids_PL[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask_PL[row, width - len(prompt.ids) :] = 1
         ids_PL, mask_PL = ids_PL.to(self.policy.device), mask_PL.to(self.policy.device)
-        cache = roomy_cache(self.policy.config)
+        cache = RoomyCache(self.policy.config)
         output = self.policy(
             input_ids=ids_PL,
             attention_mask=mask_PL,
