@@ -54,7 +54,7 @@ class BreaksInBackward(HFSampler):
 
     def __init__(self, policy, tokenizer, max_sequences):
         super().__init__(policy, tokenizer, max_sequences)
-        policy.register_forward_pre_hook(self.note, with_kwargs=True)
+        policy.base_model.register_forward_pre_hook(self.note, with_kwargs=True)
 
         def break_off(parameter):
             if self.now > self.most:

@@ -21,7 +21,7 @@ SMALL = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
-FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "olmo2", "phi3", "granite", "smollm3"]
+FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "olmo2", "phi3", "smollm3"]
 
 
 def samples(seed=0, prompts=5):
@@ -79,8 +79,20 @@ def test_gradient_checkpointing_computes_the_packed_rows_again():
     torch.testing.assert_close(gradient(model.train(), [collate(samples(), 0, packed=True)]), expected)
 
 
+def test_logits_in_pieces_are_the_same(monkeypatch):
+    model = random_model("qwen2")
+    expected = gradient(model, [collate(samples(), 0, packed=True)])
+    rows = []
+    model.lm_head.register_forward_hook(lambda module, args, logits: rows.append(len(logits)))
+    monkeypatch.setattr(ops, "LOGITS", 10 * SMALL["vocab_size"])
+    torch.testing.assert_close(gradient(model, [collate(samples(), 0, packed=True)]), expected)
+    tokens = sum(len(s.completion_ids) for s in samples())
+    assert max(rows) == 10 and sum(rows) == 2 * tokens  # each piece again in the backward pass
+
+
 def test_models_that_cannot_are_left_alone():
     window = {"model_type": "mistral", **SMALL, "sliding_window": 4}
-    for architecture in (window, {"model_type": "gemma3_text", **SMALL, "head_dim": 8}):
+    scaled = {"model_type": "granite", **SMALL, "logits_scaling": 8.0}
+    for architecture in (window, scaled, {"model_type": "gemma3_text", **SMALL, "head_dim": 8}):
         assert not packing.enabled(load_policy("", architecture=architecture))
     assert not packing.enabled(load_policy("", architecture={"model_type": "qwen2", **SMALL}, attn_implementation="eager"))

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from dash_exp.types import MicroBatch, Packed
+
+LOGITS = 2**24  # most logits that are in memory at once: 64 MiB, and as much again for each copy
 
 
 def token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
@@ -41,17 +44,28 @@ def token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float
 
 
 def _packed_token_logprobs(model: PreTrainedModel, packed: Packed, mask_BT: Tensor, temperature: float) -> Tensor:
-    """The same from a row without padding."""
-    output = model(
+    """The same from a row without padding. The logits of a large vocabulary are made some tokens at a time, and twice."""
+    output = model.base_model(
         input_ids=packed.ids_N[None],
         attention_mask=mask_BT.new_zeros(1, 1, 1, 1),  # four axes: Transformers makes no mask, and `packing` has its own
         position_ids=packed.positions_N[None],
-        logits_to_keep=packed.before_K,
         use_cache=False,
         packed=packed,
     )
-    logits_KV = output.logits[0].float() / temperature
-    logprobs_K = -F.cross_entropy(logits_KV, packed.ids_N[-len(logits_KV) :], reduction="none")
+    head = model.get_output_embeddings()
+
+    def logprobs(hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
+        logits_KV = head(hidden_KD).float()
+        return -F.cross_entropy(logits_KV if temperature == 1 else logits_KV / temperature, targets_K, reduction="none")
+
+    hidden_KD = output.last_hidden_state[0].index_select(0, packed.before_K)
+    targets_K = packed.ids_N[-len(hidden_KD) :]
+    at_once = max(1, LOGITS // len(head.weight))
+    if len(hidden_KD) <= at_once:
+        logprobs_K = logprobs(hidden_KD, targets_K)
+    else:
+        pieces = zip(hidden_KD.split(at_once), targets_K.split(at_once), strict=True)
+        logprobs_K = torch.cat([checkpoint(logprobs, *piece, use_reentrant=False) for piece in pieces])
     return logprobs_K.new_zeros(mask_BT.shape).index_put((packed.row_K, packed.column_K), logprobs_K)
 
 

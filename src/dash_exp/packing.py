@@ -29,11 +29,21 @@ ATTENTION = "packed_sdpa"  # the name by which Transformers finds `attention`
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Let the model read packed micro-batches, where it can: its attention is `sdpa`, in every layer over the whole context."""
+    """Let the model read packed micro-batches, where it can.
+
+    Its attention is `sdpa`, in every layer over the whole context, and its logits are what the output layer makes of the last
+    hidden states, neither scaled nor capped.
+    """
     config = model.config.get_text_config()
     whole = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) is not None and not hasattr(config, "layer_types")
-    if config._attn_implementation == "sdpa" and model._supports_attention_backend and whole and not windowed:
+    if config._attn_implementation != "sdpa" or not model._supports_attention_backend or not whole or windowed:
+        return
+    with torch.no_grad():
+        ids = torch.tensor([[0, 1]], device=model.device)
+        head = model.get_output_embeddings()
+        plain = head is not None and torch.equal(model(ids).logits, head(model.base_model(ids).last_hidden_state))
+    if plain:
         model.set_attn_implementation(ATTENTION)
 
 
@@ -90,15 +100,22 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: (1, heads, N, head size) -> (1, N, heads, head size). Without `packed` its `sdpa`."""
+    dtype, device = query.dtype, query.device.type
+    if device == "cpu":  # torch's attention for CPUs is slower in 16 bits: its backward pass four times
+        query, key, value = query.float(), key.float(), value.float()
     if packed is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        with torch.autocast(device, enabled=False):
+            options = {"dropout": dropout, "scaling": scaling, **kwargs}
+            out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return out.to(dtype), None
     rows_BS = torch.cat([packed.prompts_PC[packed.prompt_B], packed.completions_BT], dim=1)
     repeats = query.shape[1] // key.shape[1]  # query heads that share a head of keys
 
     def rows(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        k, v = (repeat_kv(_rows(states, keys), repeats) for states in (key, value))
-        out = scaled_dot_product_attention(_rows(query, queries), k, v, mask, dropout, is_causal=mask is None, scale=scaling)
-        return out.transpose(1, 2).flatten(0, 1).flatten(1)
+        q, k, v = _rows(query, queries), *(repeat_kv(_rows(states, keys), repeats) for states in (key, value))
+        with torch.autocast(device, enabled=False):
+            out = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+        return out.transpose(1, 2).flatten(0, 1).flatten(1).to(dtype)
 
     of_prompts = rows(packed.prompts_PC, packed.prompts_PC, None)
     of_completions = rows(packed.completions_BT, rows_BS, packed.mask_B1TS)

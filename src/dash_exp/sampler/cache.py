@@ -19,6 +19,8 @@ class RoomyLayer(DynamicLayer):
     _room: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if key_states.device.type == "cpu":  # attention there computes in 32 bits (see `packing`)
+            key_states, value_states = key_states.float(), value_states.float()
         length = self.get_seq_length()
         needed, rows = length + key_states.shape[-2], len(key_states)
         if self._room is None or needed > self._room[0].shape[-2]:

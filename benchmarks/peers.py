@@ -1,0 +1,304 @@
+"""Seconds to an accuracy, against TRL: same base model, problems in the same order, completions, optimizer and test.
+
+    python benchmarks/peers.py                              # needs the extra `peers`: pip install -e '.[peers]'
+    python benchmarks/peers.py --arms dash,trl --seeds 1    # some of it
+    python benchmarks/peers.py --only-time model=... trainer=gpu    # settings of train.py, for all arms
+
+TRL's GRPOTrainer runs twice: `trl_coupled` samples just before each backward pass, 2 prompts at a time (the paper's baseline),
+and `trl` samples once for each optimizer step, as TRL does today. Where its defaults would slow it down here (gradient
+checkpointing, micro-batches of 8) it gets better settings. Every run is a process of its own, one at a time, the arms of a seed
+one after the other. Evaluation, by the same code for all, is left out of the time. Finished runs are kept in `--out`, and not
+run again.
+
+Writes `runs.csv`, `ratios.csv` (a run against that of TRL with the same seed: median, lowest, highest) and `curves.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+OURS = {
+    f"{algo}{'' if rollout == 'hf' else '_vllm'}": [f"algo={algo}", f"rollout={rollout}"]
+    for rollout in ("hf", "vllm")
+    for algo in ("dash", "no_gf", "grpo")
+}
+TRL = ["trl", "trl_coupled"]
+PHASES = ["sample", "score", "update"]
+COLUMNS = ["step", "time/elapsed_s", *(f"time/{phase}_s" for phase in PHASES), "tokens/sampled", "tokens/trained"]
+COLUMNS += ["accuracy/in_dist"]
+SETTINGS = ["kl=0", "model.lr=3e-4", "logger=csv", "data.tests.out_dist=null", "resume_every=null", "resume=false"]
+
+
+def main() -> None:
+    options, settings = parsed()
+    out = options.out.resolve()
+    settings = [*SETTINGS, f"steps={options.steps}", f"eval.every={10**6 if options.only_time else 1}", *settings]
+    if options.only_time:
+        settings.append("eval.limit=8")
+    if options.arms == ["trl-run"]:  # in a process of its own
+        run_trl(options.coupled, options.trl_batch, out, [*settings, f"seed={options.seeds}"])
+        return
+    todo = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
+    for i, (arm, seed) in enumerate(todo, 1):
+        folder = out / arm / str(seed)
+        if not (folder / "peak.json").exists():
+            seconds = one_run(arm, seed, folder, options, settings)
+            print(f"[{i}/{len(todo)}] {arm}, seed {seed}: {seconds:.0f} s in all", flush=True)
+    report(out, options)
+
+
+def parsed() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/peers"))
+    parser.add_argument("--arms", type=lambda text: text.split(","), default=[*OURS, *TRL])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30, help="optimizer steps")
+    parser.add_argument("--target", type=float, default=0.9, help="accuracy on the test problems")
+    parser.add_argument("--trl-batch", type=int, default=64, help="completions per micro-batch of the arm trl")
+    parser.add_argument("--only-time", action="store_true", help="no evaluation: for random weights")
+    parser.add_argument("--coupled", action="store_true", help=argparse.SUPPRESS)
+    options, settings = parser.parse_known_args()
+    if unknown := set(options.arms) - {*OURS, *TRL, "trl-run"}:
+        parser.error(f"--arms: there is no {', '.join(sorted(unknown))}; there are {', '.join([*OURS, *TRL])}")
+    if wrong := [s for s in settings if "=" not in s]:
+        parser.error(f"{wrong[0]}: settings of train.py are written KEY=VALUE")
+    return options, settings
+
+
+def one_run(arm: str, seed: int, folder: Path, options: argparse.Namespace, settings: list[str]) -> float:
+    """Run it and note its peak memory. Returns its seconds; a run that fails ends the benchmark with what it said."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if arm in OURS:
+        command = ["train.py", *OURS[arm], *settings, f"seed={seed}", f"hydra.run.dir='{folder}'"]
+    else:
+        command = ["benchmarks/peers.py", "--arms=trl-run", f"--out={folder}", f"--seeds={seed}", f"--steps={options.steps}"]
+        command += ["--coupled"] * (arm == "trl_coupled") + ["--only-time"] * options.only_time
+        command += [f"--trl-batch={options.trl_batch}", *settings]
+    start = time.perf_counter()
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"error: {arm}, seed {seed} failed: see {folder / 'log.txt'}\n{(folder / 'log.txt').read_text()[-1500:]}")
+    (folder / "peak.json").write_text(json.dumps({"peak_mb": usage.ru_maxrss / 1024}))
+    return time.perf_counter() - start
+
+
+# --- TRL -----------------------------------------------------------------------------------------------------------------
+
+
+def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> None:
+    """GRPOTrainer on what the settings of train.py say. Writes `metrics.csv` with the columns of ours."""
+    import torch
+    from datasets import Dataset
+    from hydra.utils import instantiate
+    from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from dash_exp import cli, data
+    from dash_exp.model import load_tokenizer
+    from dash_exp.overrides import number_of_kl
+    from dash_exp.sampler import Sampling
+    from dash_exp.sampler.hf import HFSampler
+    from dash_exp.types import Prompt
+
+    cfg = cli.composed(number_of_kl(["algo=no_gf", *settings]))
+    tokenizer, grade = load_tokenizer(cfg.model.tokenizer), instantiate(cfg.reward)
+    prompts, group_size = cfg.batch.prompts, cfg.algo.group_size
+    tests = instantiate(cfg.data.tests.in_dist)
+    train = data.without(instantiate(cfg.data.train), tests)
+    problems = [train[i] for s in range(cfg.steps) for i in data.indices_of_step(s, prompts, len(train), cfg.seed)]
+    test_prompts = [Prompt(problem, tuple(tokenizer(problem.prompt).input_ids)) for problem in tests[: cfg.eval.limit]]
+    by_id = {problem.id: problem for problem in problems}
+    kwargs = {"dtype": getattr(torch, cfg.model.dtype), "attn_implementation": "sdpa"}
+    if cfg.model.architecture:
+        torch.manual_seed(cfg.seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**cfg.model.architecture), **kwargs)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(cfg.model.path, **kwargs)
+    seconds = dict.fromkeys([*PHASES, "apart"], 0.0)
+    tokens = {"sampled": 0, "trained": 0}
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def reward(prompts: list[str], completions: list[str], problem_id: list[str], **more: Any) -> list[float]:
+        sampled = sum(map(len, more["completion_ids"]))
+        tokens["sampled"] += sampled
+        tokens["trained"] += sampled + sum(len(ids) for ids in tokenizer(prompts).input_ids)
+        return list(grade([by_id[i] for i in problem_id], completions).rewards)
+
+    class Trainer(GRPOTrainer):
+        """Takes the seconds of its phases."""
+
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            return timed("sample", super()._generate, *args, **kwargs)
+
+        def _prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
+            before = seconds["sample"]
+            result = timed("score", super()._prepare_inputs, *args, **kwargs)
+            seconds["score"] -= seconds["sample"] - before
+            return result
+
+    def timed(phase: str, work: Any, *args: Any, **kwargs: Any) -> Any:
+        start = now()
+        result = work(*args, **kwargs)
+        seconds[phase] += now() - start
+        return result
+
+    class Record(TrainerCallback):
+        """A row of `metrics.csv` after each optimizer step, and the accuracy by our own evaluation."""
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.start, self.before, self.rows = now(), 0.0, []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            elapsed = now() - self.start - seconds["apart"]
+            row = {"step": state.global_step, "time/elapsed_s": elapsed}
+            seconds["update"] = elapsed - self.before - seconds["sample"] - seconds["score"]
+            row |= {f"time/{phase}_s": seconds[phase] for phase in PHASES}
+            row |= {f"tokens/{name}": count for name, count in tokens.items()}
+            self.before = elapsed
+            seconds.update(dict.fromkeys(PHASES, 0.0))
+            tokens.update(dict.fromkeys(tokens, 0))
+            start = now()
+            if state.global_step % cfg.eval.every == 0:
+                sampler = HFSampler(model, tokenizer, cfg.rollout.sampler.max_sequences)
+                completions = sampler.sample(test_prompts, 1, Sampling(cfg.rollout.max_response_tokens, 0.0), ())
+                texts = tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
+                rewards = grade([prompt.problem for prompt in test_prompts], texts).rewards
+                row["accuracy/in_dist"] = sum(rewards) / len(rewards)
+            self.rows.append(row)
+            print(row, flush=True)
+            seconds["apart"] += now() - start
+
+    record = Record()
+    size = 2 * group_size if coupled else batch
+    accumulation = prompts * group_size // size
+    arguments = GRPOConfig(
+        output_dir=str(folder / "trl"),
+        seed=cfg.seed,
+        max_steps=cfg.steps,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=1 if coupled else accumulation,
+        num_generations=group_size,
+        max_completion_length=cfg.rollout.max_response_tokens,
+        temperature=cfg.rollout.temperature,
+        beta=0.0,
+        loss_type="grpo",
+        scale_rewards="group",
+        shuffle_dataset=False,
+        learning_rate=cfg.optimizer.lr,
+        lr_scheduler_type=cfg.schedule.name,
+        adam_beta1=cfg.optimizer.betas[0],
+        adam_beta2=cfg.optimizer.betas[1],
+        weight_decay=cfg.optimizer.weight_decay,
+        max_grad_norm=cfg.clip_norm,
+        bf16=cfg.model.compute_dtype == "bfloat16",
+        gradient_checkpointing=cfg.model.gradient_checkpointing,
+        use_cpu=cfg.trainer.accelerator == "cpu",
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=10**6,
+    )
+    trainer = Trainer(
+        model=model,
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": p.prompt, "problem_id": p.id} for p in problems]),
+        processing_class=tokenizer,
+        callbacks=[record],
+    )
+    trainer.train()
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(record.rows)
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------------
+
+
+def measured(folder: Path, target: float) -> dict[str, float]:
+    """What a finished run says: seconds and steps to the target (infinite where not reached), per step, and peak memory."""
+    with (folder / "metrics.csv").open() as file:
+        rows = [{k: float(v) for k, v in row.items() if v and k in COLUMNS} for row in csv.DictReader(file)]
+    rows = [row for row in rows if row["step"] > 0]
+    reached = [row for row in rows if row.get("accuracy/in_dist", 0.0) >= target]
+    result = {"seconds_to_target": reached[0]["time/elapsed_s"] if reached else float("inf")}
+    result["steps_to_target"] = reached[0]["step"] if reached else float("inf")
+    result["final_accuracy"] = rows[-1].get("accuracy/in_dist", float("nan"))
+    result["seconds_per_step"] = rows[-1]["time/elapsed_s"] / len(rows)
+    for phase in PHASES:
+        result[f"{phase}_s_per_step"] = sum(row[f"time/{phase}_s"] for row in rows) / len(rows)
+    result["sampled_tokens_per_s"] = sum(row["tokens/sampled"] for row in rows) / sum(row["time/sample_s"] for row in rows)
+    result["trained_tokens_per_s"] = sum(row["tokens/trained"] for row in rows) / sum(row["time/update_s"] for row in rows)
+    return result | json.loads((folder / "peak.json").read_text())
+
+
+def report(out: Path, options: argparse.Namespace) -> None:
+    """Print the tables and write them with the picture."""
+    seeds = range(options.seeds)
+    runs = {(arm, seed): measured(out / arm / str(seed), options.target) for arm in options.arms for seed in seeds}
+    names = list(next(iter(runs.values())))
+    with (out / "runs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["arm", "seed", *names], *([*key, *run.values()] for key, run in runs.items())])
+    print(f"\nmedians of {options.seeds} seed(s); target {options.target:.0%}")
+    print(f"{'':24}" + "".join(f"{arm:>13}" for arm in options.arms))
+    for name in names:
+        values = (statistics.median(runs[arm, seed][name] for seed in seeds) for arm in options.arms)
+        print(f"{name:24}" + "".join(f"{value:13,.3f}" for value in values))
+    name = "seconds_per_step" if options.only_time else "seconds_to_target"
+    rows = []
+    print(f"\n{name} and peak memory, as shares of those of TRL: median (lowest to highest)")
+    for peer in [arm for arm in TRL if arm in options.arms]:
+        for arm in [arm for arm in options.arms if arm in OURS]:
+            for what in (name, "peak_mb"):
+                ratios = [runs[arm, seed][what] / runs[peer, seed][what] for seed in seeds]
+                rows.append([arm, peer, what, statistics.median(ratios), min(ratios), max(ratios)])
+                print(f"  {arm:12} / {peer:12} {what:18} {rows[-1][3]:7.3f} ({rows[-1][4]:.3f} to {rows[-1][5]:.3f})")
+    with (out / "ratios.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["arm", "against", "what", "median", "lowest", "highest"], *rows])
+    if not options.only_time:
+        draw(out, options)
+
+
+def draw(out: Path, options: argparse.Namespace) -> None:
+    """Accuracy over seconds of training, a line for each run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    for i, arm in enumerate(options.arms):
+        for seed in range(options.seeds):
+            with (out / arm / str(seed) / "metrics.csv").open() as file:
+                rows = [row for row in csv.DictReader(file) if row["accuracy/in_dist"] and float(row["step"]) > 0]
+            points = [(float(row["time/elapsed_s"]), float(row["accuracy/in_dist"])) for row in rows]
+            style = {"color": f"C{i}", "lw": 1.3, "ls": "--" if arm in TRL else "-"}
+            axes.plot(*zip(*points, strict=True), label=None if seed else arm, **style)
+    axes.axhline(options.target, color="0.6", lw=0.8)
+    axes.set(xscale="log", xlabel="seconds of training (evaluation left out)", ylabel="greedy accuracy on the test problems")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / "curves.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()
