@@ -1,0 +1,561 @@
+"""How far each phase of an outer step is from what the machine could do at best, and where the rest goes.
+
+    python benchmarks/limit.py                        # the embedded default, kl=0, 4 outer steps; into outputs/limit/
+    python benchmarks/limit.py algo=grpo kl=0.04 steps=8 --out outputs/limit-grpo
+
+The overrides are those of `train.py`. The outer steps run as in training, without evaluation. The first is a warm-up, the
+others are timed. Two more follow that are not timed: in one the operations are counted that are really executed
+(`FlopCounterMode`), the other is profiled (`torch.profiler`). Then the machine is measured, with the threads of the run.
+
+What the work *needs* is counted from the lengths of prompts and completions (`forward_flops`, `sampling_bytes`,
+`optimizer_bytes`), not from how it was done: without padding, each prompt once for its group. The least time is
+
+    limit = max(needed operations / matrix rate, bytes moved at least / memory bandwidth)
+
+The matrix rate is the highest median over a large square product and the shapes of the model's own linear layers. An
+operation is a multiplication or an addition in a matrix product; elementwise work is not counted. Bytes count as moved from
+memory although small weights may lie in a cache. Executed attention counts masked places as well.
+
+Only the sampler of Transformers computes where its operations can be counted; for others they are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from lightning.fabric.plugins.environments import LightningEnvironment
+from torch.profiler import ProfilerActivity, profile
+from torch.utils import benchmark
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import PreTrainedModel
+
+from dash_exp import cli, run
+from dash_exp.errors import UserError
+from dash_exp.metrics import Clock
+from dash_exp.module import PolicyModule
+from dash_exp.plots import PHASE_COLOURS
+from dash_exp.sampler.hf import HFSampler
+from dash_exp.types import Rollouts
+from dash_exp.validate import validate
+
+DEFAULTS = {"kl": "kl.coef=0", "steps": "steps=4"}  # where no override names the setting
+PHASES = ("sample", "score", "update", "sync")
+NEEDED = ("sample", "update")  # the phases whose needs are counted
+CHOOSE = "Choose a dense model with full attention, such as Qwen2 or Llama"
+BUSY = 1.2  # best rate over median rate of a product, from which on the machine was not alone
+STREAM_BYTES = 2**28  # of each tensor: far more than a cache holds
+SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the large product
+
+# Attention on the CPU, which torch's counter does not know; it takes shapes. Backward computes the scores once more.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+# Names of operations (CPU) and of kernels (GPU); the first that matches decides. What only makes views, allocates or calls
+# another operation counts as overhead.
+OVERHEAD = "Python and framework overhead"
+ELEMENTWISE = "elementwise, norms, sums"
+OPERATION_GROUPS = {
+    "attention": r"scaled_dot_product|attention|flash|fmha",
+    "matrix products": r"::(mm|addmm|bmm|baddbmm|addmv|mv|dot)$|mkl\w*_linear|gemm|gemv|cutlass|cublas|nvjet|splitk",
+    "softmax, log-softmax": r"softmax|logsumexp|nll_loss",
+    "optimizer, clipping": r"_foreach_|_fused_|multi_tensor|addcdiv_|addcmul_|lerp_|linalg_vector_norm",
+    OVERHEAD: r"::(view\w*|_unsafe_view|_?reshape\w*|transpose|t|unsqueeze|squeeze|expand\w*|select|slice|narrow|split\w*|chunk"
+    r"|unbind|as_strided|permute|alias|detach_?|empty\w*|new_\w+|resize_|linear|matmul|to|_to_copy|contiguous|clone|item"
+    r"|_local_scalar_dense|is_nonzero|result_type|lift_fresh|zeros\w*|ones\w*|full\w*|cross_entropy\w*|embedding)$",
+    "copies, indexing": r"copy|memcpy|memset|cat\b|catarray|index|gather|scatter|embedding|fill|zero_|nonzero|repeat",
+    ELEMENTWISE: r"",
+}
+GROUP_COLOURS = {
+    "matrix products": "#4c72b0",
+    "attention": "#8172b3",
+    ELEMENTWISE: "#dd8452",
+    "softmax, log-softmax": "#55a868",
+    "copies, indexing": "#937860",
+    "optimizer, clipping": "#c44e52",
+    OVERHEAD: "#c7c7c7",
+}
+
+
+# --- what the work needs -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """What of a model its operations and bytes follow from. `attention_width` is heads x head size, `kv_width` that of keys."""
+
+    linear_weights: int  # of all linear layers, without the LM head
+    head_weights: int
+    layers: int
+    attention_width: int
+    kv_width: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lengths in tokens of a prompt and of the completions that share it."""
+
+    prompt: int
+    completions: tuple[int, ...]
+
+
+def linear_layers(model: PreTrainedModel) -> list[torch.nn.Linear]:
+    """All but the LM head."""
+    return [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
+
+
+def size_of(model: PreTrainedModel) -> Size:
+    """Counts the weights of every `nn.Linear`. Raises UserError for a model with other matrices or with attention windows."""
+    config, head = model.config, model.get_output_embeddings()
+    linears = linear_layers(model)
+    embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    known = {id(m.weight) for m in [*linears, *embeddings, head]}
+    if others := [name for name, p in model.named_parameters() if p.ndim > 1 and id(p) not in known]:
+        named = ", ".join(others[:3])
+        raise UserError("model", f"has weights of no linear layer, whose operations are not known: {named}", CHOOSE)
+    if getattr(config, "sliding_window", None):
+        raise UserError("model", "has attention windows (sliding_window), which are not counted", CHOOSE)
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Size(
+        linear_weights=sum(m.weight.numel() for m in linears),
+        head_weights=head.weight.numel(),
+        layers=config.num_hidden_layers,
+        attention_width=heads * head_size,
+        kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
+    )
+
+
+def forward_flops(size: Size, group: Group) -> int:
+    """Operations of a forward pass over a group whose prompt of C tokens is read once; sampling needs as many as scoring.
+
+        N = C + sum_g (T_g - 1)      tokens that are read: the last of a completion has nothing to predict
+        H = 1 + sum_g (T_g - 1)      positions with logits: the prompt's last one serves the whole group
+        K = C(C + 1)/2 + sum_g [(T_g - 1) C + (T_g - 1) T_g/2]      keys that are looked at: a token's own and those before
+
+        2 x linear weights x N + 2 x head weights x H + 4 x attention width x layers x K
+
+    Backward needs twice as many. No completion, no operation.
+    """
+    if not group.completions:
+        return 0
+    prompt, further = group.prompt, [n - 1 for n in group.completions]
+    read, with_logits = prompt + sum(further), 1 + sum(further)
+    keys = prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in further)
+    return 2 * size.linear_weights * read + 2 * size.head_weights * with_logits + 4 * size.attention_width * size.layers * keys
+
+
+def update_flops(size: Size, groups: Sequence[Group], epochs: int = 1, reference: bool = False) -> int:
+    """Forward, backward (twice a forward) and, where a KL stands in the loss, the reference's forward; `epochs` times over."""
+    return epochs * (4 if reference else 3) * sum(forward_flops(size, g) for g in groups)
+
+
+def sampling_bytes(size: Size, call: Sequence[Group], bytes_per_number: int) -> int:
+    """Bytes that one sampling call moves at least, all completions decoded side by side.
+
+    Weights are read once per decoding step, T steps for the longest completion. Keys and values of a token are written once
+    and, at each further token, read: those of the prompt once for the group (for as long as its longest completion goes on),
+    those of a completion by itself.
+    """
+    steps = max((max(g.completions) for g in call if g.completions), default=0)
+    moved = 0
+    for group in call:
+        further = [n - 1 for n in group.completions]
+        written = group.prompt + sum(further)
+        read = group.prompt * max(further, default=0) + sum(n * (n + 1) // 2 for n in further)
+        moved += written + read
+    per_token = 2 * size.kv_width * size.layers
+    return bytes_per_number * (steps * (size.linear_weights + size.head_weights) + per_token * moved)
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of one optimizer step: weights, gradients and the optimizer's state (Adam: two moments), each read and written."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    return 2 * (2 * sum(p.nbytes for p in weights) + sum(t.nbytes for t in state))
+
+
+def groups_of(rollouts: Rollouts, kept: bool = False) -> list[Group]:
+    """The groups of a sampling call; with `kept` only the completions that enter the gradient."""
+    lengths = [len(c.ids) for c in rollouts.completions]
+    found = []
+    for p, prompt in enumerate(rollouts.prompts):
+        mine = range(p * rollouts.group_size, (p + 1) * rollouts.group_size)
+        chosen = [i for i in mine if not kept or rollouts.keep_PG.view(-1)[i]]
+        found.append(Group(len(prompt.ids), tuple(lengths[i] for i in chosen)))
+    return found
+
+
+# --- what the machine can do ---------------------------------------------------------------------------------------------
+
+
+def seconds_of(work: Callable[[], object]) -> tuple[float, float]:
+    """Median and least seconds of one call, of as many as fit into a second, after a warm-up; waits for a GPU to end."""
+    work()
+    timer = benchmark.Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    found = timer.blocked_autorange(min_run_time=1.0)
+    return found.median, min(found.times)
+
+
+def matrix_rates(
+    shapes: Mapping[str, tuple[int, int, int]], dtype: torch.dtype, device: torch.device
+) -> dict[str, tuple[float, float]]:
+    """Operations per second, median and best, of (m, k) x (k, n), as a linear layer computes it, by the name of (m, k, n)."""
+    rates = {}
+    for name, (m, k, n) in shapes.items():
+        inputs, weights = torch.randn(m, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
+        with torch.inference_mode():
+            median, least = seconds_of(partial(torch.nn.functional.linear, inputs, weights))
+        rates[name] = (2 * m * k * n / median, 2 * m * k * n / least)
+    return rates
+
+
+def linear_shapes(model: PreTrainedModel, tokens: int) -> dict[str, tuple[int, int, int]]:
+    """(tokens, inputs, outputs) of each kind of linear layer, the LM head aside: with a large vocabulary it takes minutes."""
+    kinds = {(m.in_features, m.out_features) for m in linear_layers(model)}
+    return {f"{tokens} x {k} x {n}": (tokens, k, n) for k, n in sorted(kinds)}
+
+
+def bandwidths(device: torch.device) -> dict[str, float]:
+    """Bytes per second, read and written, of STREAM's copy and triad (a = b + s c) on tensors of 256 MiB."""
+    a, b, c = (torch.rand(STREAM_BYTES // 4, device=device) for _ in range(3))
+    return {
+        "copy": 2 * STREAM_BYTES / seconds_of(lambda: a.copy_(b))[0],
+        "triad": 3 * STREAM_BYTES / seconds_of(lambda: torch.add(b, c, alpha=3.0, out=a))[0],
+    }
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Operations/s, median and best, by dtype and shape; bytes/s of memory by kind of access. `dtype`: that of the run."""
+
+    rates: dict[str, dict[str, tuple[float, float]]]
+    bandwidths: dict[str, float]
+    dtype: str
+
+    @property
+    def rate(self) -> float:
+        """The matrix rate."""
+        return max(median for median, _ in self.rates[self.dtype].values())
+
+    @property
+    def bandwidth(self) -> float:
+        return max(self.bandwidths.values())
+
+    @property
+    def busy(self) -> float:
+        """How many times as fast as its median a product ran at its best: about 1 on a machine without other work."""
+        return max(best / median for found in self.rates.values() for median, best in found.values())
+
+    def words(self) -> str:
+        columns = {
+            f"{dtype}, {which}": {shape: found[i] / 1e9 for shape, found in by_shape.items()}
+            for dtype, by_shape in self.rates.items()
+            for i, which in enumerate(["median", "best"])
+        }
+        memory = ", ".join(f"{name} {speed / 1e9:.1f}" for name, speed in self.bandwidths.items())
+        lines = [
+            f"GFLOP/s of matrix products\n{pd.DataFrame(columns).to_string(float_format='{:,.1f}'.format)}",
+            f"GB/s of memory: {memory}",
+            f"matrix rate {self.rate / 1e9:,.1f} GFLOP/s ({self.dtype}), bandwidth {self.bandwidth / 1e9:.1f} GB/s",
+        ]
+        if self.busy > BUSY:
+            lines.append(
+                f"The machine was busy with other work: a product at its best ran {self.busy:.1f} times as fast as at its "
+                "median. Limits and shares below are not to be relied on."
+            )
+        return "\n".join(lines)
+
+
+def measured(model: PreTrainedModel, tokens: int, dtype: str, device: torch.device) -> Machine:
+    """Products of a large square and of the model's linear layers at so many tokens, and memory."""
+    side = SQUARE.get(device.type, max(SQUARE.values()))
+    shapes = {f"{side} x {side} x {side}": (side, side, side)} | linear_shapes(model, tokens)
+    dtypes = dict.fromkeys(["float32", "bfloat16", dtype])
+    return Machine({d: matrix_rates(shapes, getattr(torch, d), device) for d in dtypes}, bandwidths(device), dtype)
+
+
+# --- the outer steps -----------------------------------------------------------------------------------------------------
+
+
+class ProbedClock(Clock):
+    """The clock of a run, with a probe around each phase that it times; `probe` takes the name of the phase."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probe: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        with self.probe(phase), super().__call__(phase):
+            yield
+
+
+@dataclass(frozen=True)
+class Step:
+    """Of one outer step: seconds, needed operations and bytes moved at least, by phase."""
+
+    seconds: dict[str, float]
+    flops: dict[str, float]
+    bytes: dict[str, float]
+
+    def least_seconds(self, phase: str, machine: Machine) -> float:
+        """What the machine would need for this phase at best."""
+        return max(self.flops[phase] / machine.rate, self.bytes[phase] / machine.bandwidth)
+
+
+class Probe(L.Callback):
+    """Keeps what each outer step took and needed. `steps` are plain ones; then one is counted and one is profiled."""
+
+    def __init__(self, clock: ProbedClock, steps: int, size: Size, bytes_per_number: int) -> None:
+        self.clock, self.size, self.bytes_per_number = clock, size, bytes_per_number
+        self.kinds = ["warm-up", *["timed"] * (steps - 1), "operations counted", "profiled"]
+        self.steps: list[Step] = []
+        self.executed: dict[str, float] = defaultdict(float)  # operations, by phase
+        self.profile: dict[str, dict[str, float]] = {phase: defaultdict(float) for phase in NEEDED}  # seconds, by group
+        self.device = torch.device("cpu")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        self.device = pl_module.device
+        row, calls = pl_module.finish_row(), pl_module.rollouts_of_step
+        sampled = [groups_of(r) for r in calls if r.policy_version is not None]  # others were not sampled by the policy
+        kept = [g for r in calls for g in groups_of(r, kept=True)]
+        reference = pl_module.reference is not None and bool(row["kl/coef"])
+        self.steps.append(
+            Step(
+                seconds={phase: float(row[f"time/{phase}_s"] or 0) for phase in PHASES},
+                flops={
+                    "sample": sum(forward_flops(self.size, g) for call in sampled for g in call),
+                    "update": update_flops(self.size, kept, pl_module.epochs, reference),
+                },
+                bytes={
+                    "sample": sum(sampling_bytes(self.size, call, self.bytes_per_number) for call in sampled),
+                    "update": optimizer_bytes(trainer.optimizers[0]) * int(row["optimizer/steps"] or 0),
+                },
+            )
+        )
+        done = len(self.steps)
+        words = "  ".join(f"{phase} {s:.2f} s" for phase, s in self.steps[-1].seconds.items())
+        print(f"outer step {done}/{len(self.kinds)} ({self.kinds[done - 1]}): {words}", flush=True)
+        probes = {"operations counted": self._count, "profiled": self._profile}
+        kind = self.kinds[done] if done < len(self.kinds) else ""
+        if kind == "profiled":
+            print("one more, profiled: reading the profile takes longer than the step", flush=True)
+        self.clock.probe = probes.get(kind, contextlib.nullcontext)  # from here on: a sampling call may come before the hooks
+
+    @contextlib.contextmanager
+    def _count(self, phase: str) -> Iterator[None]:
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+            yield
+        self.executed[phase] += counter.get_total_flops()
+
+    @contextlib.contextmanager
+    def _profile(self, phase: str) -> Iterator[None]:
+        if phase not in NEEDED:
+            yield
+            return
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+        with profile(activities=activities) as profiler:
+            yield
+        for event in profiler.key_averages():
+            on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+            if on_gpu and self.device.type == "cuda":
+                self.profile[phase][group_of_operation(event.key)] += event.self_device_time_total / 1e6
+            elif self.device.type != "cuda" and event.key.startswith("aten::"):
+                self.profile[phase][group_of_operation(event.key)] += event.self_cpu_time_total / 1e6
+
+
+def group_of_operation(name: str) -> str:
+    """`aten::addmm -> matrix products`."""
+    return next(group for group, pattern in OPERATION_GROUPS.items() if re.search(pattern, name.lower()))
+
+
+# --- tables and picture --------------------------------------------------------------------------------------------------
+
+
+def phase_table(probe: Probe, machine: Machine, counted: Sequence[str]) -> pd.DataFrame:
+    """A row per phase: medians over the timed steps. `counted`: the phases whose executed operations were seen.
+
+    Executed operations are those of the counted step, and `executed / needed` compares within it; the achieved rate takes the
+    needs of the timed steps times this.
+    """
+    timed, counted_step = probe.steps[1:-2], probe.steps[-2]
+    rows = []
+    for phase in PHASES:
+        seconds = statistics.median(s.seconds[phase] for s in timed)
+        row: dict[str, Any] = {"phase": phase, "seconds": seconds}
+        if phase in NEEDED:
+            flops = statistics.median(s.flops[phase] for s in timed)
+            moved = statistics.median(s.bytes[phase] for s in timed)
+            limit = statistics.median(s.least_seconds(phase, machine) for s in timed)
+            row |= {"needed_gflop": flops / 1e9, "moved_gb": moved / 1e9, "limit_s": limit}
+            row["limit_by"] = "operations" if flops / machine.rate >= moved / machine.bandwidth else "bytes"
+            row["share_of_limit"] = limit / seconds if seconds else math.nan
+            if phase in counted and counted_step.flops[phase]:
+                executed = probe.executed[phase]
+                factor = executed / counted_step.flops[phase]
+                row |= {"executed_gflop": executed / 1e9, "executed_per_needed": factor}
+                row["share_of_matrix_rate"] = factor * flops / seconds / machine.rate
+        rows.append(row)
+    columns = ["phase", "seconds", "needed_gflop", "executed_gflop", "executed_per_needed", "moved_gb", "limit_s", "limit_by"]
+    return pd.DataFrame(rows, columns=[*columns, "share_of_limit", "share_of_matrix_rate"])
+
+
+def profile_table(probe: Probe) -> pd.DataFrame:
+    """Seconds of the profiled step by phase and group of operations; what no operation took is overhead."""
+    rows = []
+    for phase, found in probe.profile.items():
+        wall = probe.steps[-1].seconds[phase]
+        seconds = {group: found.get(group, 0.0) for group in GROUP_COLOURS}
+        seconds[OVERHEAD] = max(0.0, wall - sum(s for group, s in seconds.items() if group != OVERHEAD))
+        for group, s in seconds.items():
+            rows.append({"phase": phase, "group": group, "seconds": s, "share": s / wall if wall else math.nan})
+    return pd.DataFrame(rows)
+
+
+def printed(table: pd.DataFrame) -> str:
+    """The table for people: shares in percent, what is not known as `-`."""
+    formats: dict[str, Callable[[Any], str]] = {
+        name: (lambda x: "-" if pd.isna(x) else f"{x:.1%}") if name.startswith("share") else lambda x: f"{x:,.3f}"
+        for name in table.columns
+        if name not in ("phase", "group", "limit_by")
+    }
+    return table.to_string(index=False, formatters=formats, na_rep="-")
+
+
+def plot(phases: pd.DataFrame, profiled: pd.DataFrame, least: Mapping[str, float], path: Path) -> None:
+    """Left: the outer step as measured and at the limit. Right: where the profiled step, which would need the seconds in
+    `least`, spent its time.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    measured = dict(zip(phases["phase"], phases["seconds"], strict=True))
+    limits = dict(zip(phases["phase"], phases["limit_s"].fillna(0.0), strict=True))
+    stack(left, {"measured": measured, "least time": limits}, PHASE_COLOURS)
+    left.set(ylabel="seconds per outer step", title="measured, and the machine's limit")
+    by_phase = profiled.groupby("phase", sort=False)
+    bars = {phase: dict(zip(rows["group"], rows["seconds"], strict=True)) for phase, rows in by_phase}
+    stack(right, bars, GROUP_COLOURS)
+    for i, phase in enumerate(bars):
+        right.hlines(least[phase], i - 0.35, i + 0.35, color="black", linestyle="--", label=None if i else "least time")
+    right.set(ylabel="seconds in the profiled step", title="where it goes (with the profiler's own time)")
+    for axes in (left, right):
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def stack(axes: Any, bars: Mapping[str, Mapping[str, float]], colours: Mapping[str, str]) -> None:
+    """One stacked bar per entry of `bars`, with its parts in the order of `colours`."""
+    bottoms = dict.fromkeys(bars, 0.0)
+    for part, colour in colours.items():
+        heights = [bar.get(part, 0.0) for bar in bars.values()]
+        if any(heights):
+            axes.bar(list(bars), heights, bottom=list(bottoms.values()), color=colour, label=part, width=0.5)
+            bottoms = {name: bottom + height for (name, bottom), height in zip(bottoms.items(), heights, strict=True)}
+
+
+# --- the command ---------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="as for train.py")
+    parser.add_argument("--out", type=Path, default=Path("outputs/limit"), help="folder of what is written")
+    arguments = parser.parse_intermixed_args()
+    named = {re.split(r"[.=]", override)[0] for override in arguments.overrides}
+    overrides = [*(default for name, default in DEFAULTS.items() if name not in named), *arguments.overrides]
+    cfg = cli.composed(overrides)
+    validate(cfg)
+    if cfg.steps < 2:
+        raise UserError(f"steps={cfg.steps}", "leaves no step to time after the warm-up", "Give at least steps=2")
+    if cfg.rollout.staleness:
+        raise UserError("rollout.staleness", "lets sampling and update overlap, and here each is timed alone", "Set it to 0")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    probe, parts, sizes = outer_steps(cfg, arguments.out)
+    print(f"measuring the machine ({probe.device}, {torch.get_num_threads()} thread(s))", flush=True)
+    machine = measured(parts.module.policy, cfg.batch.micro_tokens, cfg.model.compute_dtype, probe.device)
+    counted = NEEDED if isinstance(parts.data.train_sampler, HFSampler) else ("update",)
+    phases, profiled = phase_table(probe, machine, counted), profile_table(probe)
+    last, timed = probe.steps[-1], dict(zip(phases["phase"], phases["seconds"], strict=True))
+    slower = ", ".join(f"{phase} took {last.seconds[phase]:.3f} s (timed: {timed[phase]:.3f} s)" for phase in NEEDED)
+    print(
+        f"\n{sizes}\n\n{machine.words()}\n\n"
+        f"outer step, median of {cfg.steps - 3}; executed: of one further step\n{printed(phases)}\n\n"
+        f"profile of one further step, where {slower}\n{printed(profiled)}\n"
+    )
+    phases.to_csv(arguments.out / "phases.csv", index=False)
+    profiled.to_csv(arguments.out / "profile.csv", index=False)
+    figures = {
+        "overrides": overrides,
+        "device": str(probe.device),
+        "threads": torch.get_num_threads(),
+        "machine": vars(machine) | {"rate": machine.rate, "bandwidth": machine.bandwidth, "busy": machine.busy},
+        "steps": [{"kind": k} | vars(s) for k, s in zip(probe.kinds, probe.steps, strict=True)],
+        "executed_flop": dict(probe.executed),
+        "phases": phases.astype(object).where(phases.notna(), None).to_dict("records"),
+        "profile": profiled.astype(object).where(profiled.notna(), None).to_dict("records"),
+    }
+    (arguments.out / "limit.json").write_text(json.dumps(figures, indent=1) + "\n")
+    plot(phases, profiled, {phase: last.least_seconds(phase, machine) for phase in NEEDED}, arguments.out / "limit.png")
+    print(f"written to {arguments.out}: phases.csv, profile.csv, limit.json, limit.png")
+
+
+def outer_steps(cfg: Any, out: Path) -> tuple[Probe, run.Parts, str]:
+    """Run `cfg.steps` outer steps and the two further ones, as `run.train` does it, without record and evaluation."""
+    steps = int(cfg.steps)
+    cfg.steps = steps + 2  # before the parts are built: schedules count them
+    run.quiet()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts and stops
+    L.seed_everything(cfg.seed, verbose=False)
+    parts = run.build(cfg)
+    try:
+        clock = ProbedClock()
+        parts.clock = parts.data.clock = parts.module.clock = clock
+        dtype = getattr(torch, cfg.model.compute_dtype)
+        probe = Probe(clock, steps, size_of(parts.module.policy), dtype.itemsize)
+        trainer: L.Trainer = instantiate(
+            cfg.trainer,
+            callbacks=[probe],
+            logger=False,
+            limit_val_batches=0,
+            default_root_dir=out,
+            plugins=[LightningEnvironment()],
+        )
+        sizes = run.sizes(cfg, parts, out)
+        trainer.fit(parts.module, datamodule=parts.data)
+    finally:
+        parts.data.close()
+        if hasattr(parts.reward, "close"):
+            parts.reward.close()
+    return probe, parts, sizes
+
+
+if __name__ == "__main__":
+    cli.launch(main)
