@@ -1,0 +1,89 @@
+"""`train.py` in this process, and how much memory it took in each phase of an outer step. For scaling.py and memory.py.
+
+    python benchmarks/measured.py FILE OVERRIDE...
+
+FILE becomes a JSON object with MiB: `imports` (resident when all is imported), `built` (resident when the first phase begins:
+model and problems are there), `rss` (the most that was resident, by phase) and on a GPU `gpu` (the most that torch had
+allocated there, by phase). Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+class PeakMemory:
+    """MiB of memory at most, by phase: `with peak("sample"): ...`. What is in no phase counts as `other`."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.cuda = torch.cuda if torch.cuda.is_available() else None
+        self.phase = "other"
+        self.peaks: dict[str, dict[str, float]] = {kind: {} for kind in (["rss", "gpu"] if self.cuda else ["rss"])}
+        self.imports = resident("VmRSS")
+        self.built: float | None = None
+        self._reset()
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        before = self.phase
+        self.switch(phase)
+        try:
+            yield
+        finally:
+            self.switch(before)
+
+    def switch(self, phase: str) -> None:
+        """What was taken since the last switch counts for the phase that ends."""
+        self.built = self.built or resident("VmRSS")
+        now = {"rss": resident("VmHWM")} | ({"gpu": self.cuda.max_memory_allocated() / 2**20} if self.cuda else {})
+        for kind, mib in now.items():
+            self.peaks[kind][self.phase] = max(mib, self.peaks[kind].get(self.phase, 0.0))
+        self.phase = phase
+        self._reset()
+
+    def write(self, path: Path) -> None:
+        self.switch("other")
+        path.write_text(json.dumps({"imports": self.imports, "built": self.built, **self.peaks}))
+
+    def _reset(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        if self.cuda:
+            self.cuda.reset_peak_memory_stats()
+
+
+def resident(field: str) -> float:
+    """MiB by /proc: VmRSS is what is resident now, VmHWM the most since the last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def main(path: Path, overrides: list[str]) -> None:
+    import dash_exp.run  # noqa: F401 (all that a run imports)
+    from dash_exp.metrics import Clock
+
+    peak, clock = PeakMemory(), Clock.__call__
+
+    @contextlib.contextmanager
+    def measured(self: Clock, phase: str) -> Iterator[None]:
+        with clock(self, phase), peak(phase):
+            yield
+
+    Clock.__call__ = measured  # type: ignore[method-assign]
+    sys.argv[1:] = overrides
+    try:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    finally:
+        peak.write(path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

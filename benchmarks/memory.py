@@ -1,0 +1,186 @@
+"""Peak memory of an optimizer step of a policy with the shape of Qwen2.5-0.5B, on the CPU: ours and TRL's GRPOTrainer.
+
+    pip install trl==1.16.0
+    python benchmarks/memory.py                    # 12 to 20 GiB of memory, some minutes a process
+    python benchmarks/memory.py --layers 2 --tokens 32 --arms ours
+
+Both take two optimizer steps on 8 completions of 128 tokens of one prompt, with the same random float32 weights, AdamW, no KL
+and no gradient checkpointing, each in a process of its own. Random weights earn no reward; both train on all completions all
+the same. Needed are the bytes of weights, gradients and the two moments of AdamW; activations, logits and whatever else is held
+come on top. Peaks are of resident memory, less what is resident after the imports. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measured import ROOT, PeakMemory
+
+COMPLETIONS, STEPS = 8, 2  # the second step has moments from the first
+OVERRIDES = [
+    "model=qwen2.5-0.5b-random",
+    "model.compute_dtype=float32",
+    "model.gradient_checkpointing=false",
+    "algo=no_gf",
+    "filter=none",
+    "kl='0'",
+    f"steps={STEPS}",
+    "batch.prompts=1",
+    f"batch.group_size={COMPLETIONS}",
+    "batch.micro_tokens=1000000",  # all completions in one backward pass, as TRL has them
+    "eval.limit=1",
+    "~data.tests.out_dist",  # evaluation is not what is measured
+    "eval.every=1000000",
+    "resume_every=null",
+    "logger=csv",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", default="ours,trl", help="default: %(default)s")
+    parser.add_argument("--layers", type=int, default=24, help="of the policy (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="of a completion (default: %(default)s)")
+    parser.add_argument("--in-this-process", type=Path, help=argparse.SUPPRESS)  # where TRL's process writes its peaks
+    args = parser.parse_args()
+    arms = args.arms.split(",")
+    if set(arms) - {"ours", "trl"}:
+        parser.error("--arms: there are ours and trl")
+    overrides = [
+        *OVERRIDES,
+        f"model.architecture.num_hidden_layers={args.layers}",
+        f"rollout.max_response_tokens={args.tokens}",
+    ]
+    if args.in_this_process:
+        trl(args.in_this_process, overrides)
+        return
+    parameters = count(overrides)
+    needed = 4 * 4 * parameters / 2**20
+    available = available_mib()
+    if available < 2 * needed:
+        sys.exit(f"some {2 * needed / 1024:.0f} GiB of memory are needed, {available / 1024:.0f} are available")
+    print(f"{parameters:,} parameters, {COMPLETIONS} completions of {args.tokens} tokens, {STEPS} optimizer steps", flush=True)
+    found = {arm: measured(arm, overrides, args.layers, args.tokens) for arm in arms}
+    print(table(found, needed))
+
+
+def count(overrides: list[str]) -> int:
+    """Parameters of the policy, by its shape alone."""
+    from omegaconf import OmegaConf
+
+    from dash_exp.cli import composed
+    from dash_exp.model import load_architecture
+
+    cfg: Any = OmegaConf.to_object(composed(overrides).model)
+    return sum(p.numel() for p in load_architecture(cfg["path"], cfg["architecture"]).parameters())
+
+
+def available_mib() -> float:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def measured(arm: str, overrides: list[str], layers: int, tokens: int) -> dict[str, Any]:
+    """Peaks of one process (see measured.py)."""
+    with tempfile.TemporaryDirectory() as folder:
+        peaks = Path(folder) / "memory.json"
+        if arm == "ours":
+            arguments = ["measured.py", str(peaks), *overrides, f"hydra.run.dir={folder}/run"]
+        else:
+            arguments = ["memory.py", "--in-this-process", str(peaks), f"--layers={layers}", f"--tokens={tokens}"]
+        command = [sys.executable, str(ROOT / "benchmarks" / arguments[0]), *arguments[1:]]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{done.stdout}\n{arm} ended with status {done.returncode}")
+        found: dict[str, Any] = json.loads(peaks.read_text())
+    print(f"{arm}: {max(found['rss'].values()):,.0f} MiB at most", flush=True)
+    return found
+
+
+def trl(path: Path, overrides: list[str]) -> None:
+    """The same work with TRL, from the same configuration."""
+    import torch
+    from datasets import Dataset
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+    from trl import GRPOConfig, GRPOTrainer
+
+    from dash_exp import model
+    from dash_exp.cli import composed
+
+    peak = PeakMemory()
+    cfg = composed(overrides)
+    torch.manual_seed(cfg.seed)
+    architecture: Any = OmegaConf.to_object(cfg.model.architecture)
+    policy = model.load_policy(cfg.model.path, architecture=architecture)
+    problems = instantiate(cfg.data.train)[:STEPS]
+
+    def no_reward(completions: list[str], **_: Any) -> list[float | None]:
+        return [0.0] * len(completions)
+
+    class Phases(GRPOTrainer):
+        def _generate_and_score_completions(self, *args: Any, **kwargs: Any) -> Any:
+            with peak("sample"):
+                return super()._generate_and_score_completions(*args, **kwargs)
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        trainer = Phases(
+            model=policy,
+            reward_funcs=no_reward,
+            args=GRPOConfig(
+                output_dir=folder,
+                max_steps=STEPS,
+                per_device_train_batch_size=COMPLETIONS,
+                num_generations=COMPLETIONS,
+                gradient_accumulation_steps=1,
+                max_completion_length=cfg.rollout.max_response_tokens,
+                temperature=cfg.rollout.temperature,
+                beta=0.0,
+                loss_type="grpo",
+                max_grad_norm=cfg.clip_norm,
+                gradient_checkpointing=False,
+                bf16=False,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                seed=cfg.seed,
+            ),
+            train_dataset=Dataset.from_list([{"prompt": p.prompt} for p in problems]),
+            processing_class=model.load_tokenizer(cfg.model.tokenizer),
+            optimizers=(instantiate(cfg.optimizer)(policy.parameters()), None),
+        )
+        with peak("update"):
+            trainer.train()
+    peak.write(path)
+
+
+def table(found: dict[str, dict[str, Any]], needed: float) -> str:
+    """MiB, and in brackets as a multiple of `needed`."""
+
+    def row(name: str, values: list[float], ratio: bool = True) -> str:
+        cells = [f"{v:,.0f}" + (f" ({v / needed:.2f})" if ratio else "") for v in values]
+        return f"{name:44}" + "".join(f"{cell:>18}" for cell in cells)
+
+    above = {arm: {p: mib - f["imports"] for p, mib in f["rss"].items()} for arm, f in found.items()}
+    return "\n".join(
+        [
+            f"{'MiB (multiple of the needed bytes)':44}" + "".join(f"{arm:>18}" for arm in found),
+            row("needed: weights, gradients, two moments", [needed] * len(found)),
+            row("resident after the imports", [f["imports"] for f in found.values()], ratio=False),
+            row("peak of sampling, above the imports", [a["sample"] for a in above.values()]),
+            row("peak of the update, above the imports", [a["update"] for a in above.values()]),
+            row("peak of both, above the imports", [max(a["sample"], a["update"]) for a in above.values()]),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
