@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from dash_exp import cli, sweep
+from dash_exp import cli, process, sweep
 from dash_exp.validate import validate
 
 
@@ -27,7 +27,8 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
-    from dash_exp.run import run  # torch and the rest are loaded when the configuration has been found good
+    with process.importing():
+        from dash_exp.run import run  # torch and the rest are loaded when the configuration has been found good
 
     return run(cfg, run_dir, in_sweep=in_sweep)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import zlib
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -354,11 +355,12 @@ def arithmetic(
     name = f"{split} {forms} {size} {fewest} {most} {bare} {careless} {error_rate}"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     skip_rng = np.random.default_rng(zlib.crc32(f"{name} skip".encode()))  # of its own: skipping changes no problem
+    kinds, up_to = list(forms), _cumulative(list(forms.values()))
     problems: dict[str, Problem] = {}
     while len(problems) < size:
         numbers = rng.integers(0, 10, size=rng.integers(fewest, most + 1)).tolist()
         signs = [list(OPERATORS)[i] for i in rng.integers(0, 3, size=len(numbers) - 1)]
-        prompt = _write(numbers, signs, _draw(forms, rng))
+        prompt = _write(numbers, signs, kinds[bisect(up_to, rng.random())])
         answer = _work_out(numbers, signs, 0.0, rng).rpartition("A:")[2]
         spelled_out, careful = rng.random() >= bare[len(numbers) - fewest], rng.random() >= careless
         solution = _work_out(numbers, signs, 0.0 if careful else error_rate, rng) if spelled_out else f"A:{answer}"
@@ -390,9 +392,10 @@ def merge_steps(solution: str, skipped: Sequence[bool]) -> str:
     return " ".join([*written, answer])
 
 
-def _draw(shares: Mapping[str, float], rng: np.random.Generator) -> str:
-    weights = np.array(list(shares.values()), dtype=float)
-    return list(shares)[rng.choice(len(weights), p=weights / weights.sum())]
+def _cumulative(shares: list[float]) -> list[float]:
+    """The sum of each share and those before it, of all of them: `bisect` then draws as `rng.choice` does, but faster."""
+    sums = np.cumsum(np.array(shares, dtype=float) / sum(shares))
+    return (sums / sums[-1]).tolist()
 
 
 def _write(numbers: list[int], signs: list[str], form: str) -> str:

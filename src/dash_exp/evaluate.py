@@ -31,7 +31,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dash_exp import cli
+from dash_exp import cli, process
 from dash_exp.errors import UserError
 from dash_exp.files import write_whole
 from dash_exp.validate import validate
@@ -249,10 +249,11 @@ def _number(name: str, text: str, most: float) -> float:
 
 def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
     """Evaluate on every test set and write the results, which are also returned."""
-    from dash_exp.evaluation import evaluate
-    from dash_exp.plots import plot_pass_at_k
-    from dash_exp.run import git_revision, quiet
-    from dash_exp.summary import evaluation_table
+    with process.importing():
+        from dash_exp.evaluation import evaluate
+        from dash_exp.plots import plot_pass_at_k
+        from dash_exp.run import git_revision, quiet
+        from dash_exp.summary import evaluation_table
 
     start = time.perf_counter()
     quiet()

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dash_exp.watch import CHECKS
 
 PHASES = ("sample", "score", "update", "sync", "eval")
@@ -156,6 +154,8 @@ class Clock:
         self.seconds, self.idle, self._trained_s = dict(state["seconds"]), dict(state["idle"]), state["trained_s"]
 
     def _now(self) -> float:
+        import torch  # the command line reads the names of metrics without it
+
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()

@@ -332,7 +332,7 @@ def tokenized(
     """
     if not problems:
         raise UserError(where, "has no problem left, test problems taken out", "Give problems that are not in the tests")
-    ids = tokenizer([p.prompt for p in problems]).input_ids
+    ids = tokenizer([p.prompt for p in problems], return_attention_mask=False).input_ids
     prompts = [Prompt(p, tuple(i)) for p, i in zip(problems, ids, strict=True)]
     kept = [p for p in prompts if limit is None or len(p.ids) <= limit]
     longest = max(kept, key=lambda p: len(p.ids), default=None)
