@@ -88,21 +88,21 @@ def collate(samples: Sequence[Sample], pad_id: int, packed: bool = False) -> Mic
     """Pad prompts on the left and completions on the right (see `MicroBatch`); `packed` adds the layout without padding."""
     n_prompt = max(len(s.prompt_ids) for s in samples)
     n_completion = max(len(s.completion_ids) for s in samples)
-    input_ids_BL = torch.full((len(samples), n_prompt + n_completion), pad_id)
-    attention_mask_BL = torch.zeros_like(input_ids_BL)
+    input_ids_BL = np.full((len(samples), n_prompt + n_completion), pad_id)
+    attention_mask_BL = np.zeros_like(input_ids_BL)
     sampled = all(s.logprobs is not None for s in samples)
-    old_logprobs_BT = torch.zeros(len(samples), n_completion) if sampled else None
+    old_logprobs_BT = np.zeros((len(samples), n_completion), dtype=np.float32) if sampled else None
     for row, sample in enumerate(samples):
         start, end = n_prompt - len(sample.prompt_ids), n_prompt + len(sample.completion_ids)
-        input_ids_BL[row, start:end] = torch.tensor(sample.prompt_ids + sample.completion_ids)
+        input_ids_BL[row, start:end] = sample.prompt_ids + sample.completion_ids
         attention_mask_BL[row, start:end] = 1
         if old_logprobs_BT is not None:
-            old_logprobs_BT[row, : len(sample.completion_ids)] = torch.tensor(sample.logprobs)
+            old_logprobs_BT[row, : len(sample.completion_ids)] = sample.logprobs
     return MicroBatch(
-        input_ids_BL=input_ids_BL,
-        attention_mask_BL=attention_mask_BL,
-        completion_mask_BT=attention_mask_BL[:, n_prompt:],
+        input_ids_BL=torch.from_numpy(input_ids_BL),
+        attention_mask_BL=torch.from_numpy(attention_mask_BL),
+        completion_mask_BT=torch.from_numpy(attention_mask_BL[:, n_prompt:]),
         advantages_B=torch.tensor([s.advantage for s in samples]),
-        old_logprobs_BT=old_logprobs_BT,
+        old_logprobs_BT=None if old_logprobs_BT is None else torch.from_numpy(old_logprobs_BT),
         packed=pack([(s.prompt_ids, s.completion_ids) for s in samples]) if packed else None,
     )
