@@ -39,7 +39,15 @@ PHASES = ["sample", "score", "update"]
 COLUMNS = ["step", "time/elapsed_s", *(f"time/{phase}_s" for phase in PHASES), "tokens/sampled", "tokens/trained"]
 SAMPLED, GREEDY = "eval/in_dist/avg@2", "accuracy/in_dist"
 COLUMNS += [SAMPLED, GREEDY]
-SETTINGS = ["kl=0", "model.lr=3e-4", "logger=csv", "data.tests.out_dist=null", "resume_every=null", "resume=false"]
+SETTINGS = [
+    "kl=0",
+    "model.lr=3e-4",
+    "schedule.name=constant",
+    "logger=csv",
+    "data.tests.out_dist=null",
+    "resume_every=null",
+    "resume=false",
+]
 EVALUATION = ["eval.every=2", "eval.n=2", "eval.temperature=1", "eval.top_p=1"]
 
 
@@ -65,8 +73,8 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", type=Path, default=Path("outputs/peers"))
     parser.add_argument("--arms", type=lambda text: text.split(","), default=[*OURS, *TRL])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=30, help="optimizer steps")
-    parser.add_argument("--target", type=float, default=0.9, help="accuracy on the test problems, sampled at temperature 1")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps")
+    parser.add_argument("--target", type=float, default=0.7, help="accuracy on the test problems, sampled at temperature 1")
     parser.add_argument("--trl-batch", type=int, default=64, help="completions per micro-batch of the arm trl")
     parser.add_argument("--only-time", action="store_true", help="no evaluation: for random weights")
     parser.add_argument("--coupled", action="store_true", help=argparse.SUPPRESS)
@@ -302,6 +310,8 @@ def draw(out: Path, options: argparse.Namespace) -> None:
     axes.axhline(options.target, color="0.6", lw=0.8)
     axes.set(xscale="log", xlabel="seconds of training (evaluation left out)", ylabel="accuracy on the test problems, sampled")
     axes.legend(frameon=False, fontsize=8)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "25" else "")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / "curves.png", dpi=150)
 

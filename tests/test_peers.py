@@ -1,0 +1,63 @@
+"""What `benchmarks/peers.py` makes of finished runs. TRL itself is not run here."""
+
+import argparse
+import csv
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment
+
+spec = importlib.util.spec_from_file_location("peers", ROOT / "benchmarks" / "peers.py")
+assert spec and spec.loader
+peers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(peers)
+
+
+def finished(folder, accuracies, seconds, peak_mb=100.0):
+    """A run of one row a step, evaluated where there is an accuracy; step 0 is the evaluation of the base model."""
+    folder.mkdir(parents=True)
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, peers.COLUMNS, restval="")
+        writer.writeheader()
+        for step, accuracy in enumerate(accuracies):
+            phases = {"time/sample_s": seconds / 2, "time/score_s": 0.0, "time/update_s": seconds / 4} if step else {}
+            tokens = {"tokens/sampled": 10, "tokens/trained": 20} if step else {}
+            evaluated = {} if accuracy is None else {peers.SAMPLED: accuracy, peers.GREEDY: accuracy}
+            writer.writerow({"step": step, "time/elapsed_s": step * seconds, **phases, **tokens, **evaluated})
+    (folder / "peak.json").write_text(json.dumps({"peak_mb": peak_mb}))
+
+
+def test_a_run_is_as_fast_as_its_first_evaluation_at_the_target(tmp_path):
+    finished(tmp_path / "run", [0.9, None, 0.5, None, 0.7, None, 0.6], seconds=2.0)
+    run = peers.measured(tmp_path / "run", target=0.7)
+    assert (run["steps_to_target"], run["seconds_to_target"], run["final_accuracy"]) == (4, 8.0, 0.6)
+    assert (run["seconds_per_step"], run["sample_s_per_step"], run["update_s_per_step"]) == (2.0, 1.0, 0.5)
+    assert (run["sampled_tokens_per_s"], run["trained_tokens_per_s"], run["peak_mb"]) == (10.0, 40.0, 100.0)
+    assert math.isinf(peers.measured(tmp_path / "run", target=0.8)["seconds_to_target"])
+
+
+def test_ratios_are_taken_seed_by_seed(tmp_path, capsys):
+    for seed, (ours, theirs) in enumerate([(1.0, 4.0), (2.0, 4.0), (9.0, 10.0)]):
+        finished(tmp_path / "dash" / str(seed), [None, 0.8], ours)
+        finished(tmp_path / "trl" / str(seed), [None, 0.6, 0.8], theirs, peak_mb=200.0)
+    options = argparse.Namespace(arms=["dash", "trl"], seeds=3, target=0.7, only_time=False)
+    peers.report(tmp_path, options)
+    with (tmp_path / "ratios.csv").open() as file:
+        rows = {row["what"]: row for row in csv.DictReader(file)}
+    time = rows["seconds_to_target"]  # 1/8, 2/8 and 9/20
+    assert [float(time[k]) for k in ("median", "lowest", "highest")] == [0.25, 0.125, 0.45]
+    assert float(rows["peak_mb"]["median"]) == 0.5
+    assert "dash         / trl" in capsys.readouterr().out
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("arguments", "said"), [(["--arms=dahs"], "there is no dahs"), (["steps"], "KEY=VALUE")])
+def test_wrong_arguments(arguments, said, tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), f"--out={tmp_path}", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), check=False)
+    assert ended.returncode != 0 and said in ended.stderr
+    assert not list(tmp_path.iterdir())
