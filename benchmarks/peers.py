@@ -10,7 +10,7 @@ checkpointing, micro-batches of 8) it gets better settings. Every run is a proce
 one after the other. Finished runs are kept in `--out`, and not run again.
 
 Accuracy is that of two completions of each test problem at temperature 1, every second step, by the same code for all and left
-out of the time. Greedy accuracy would say little here: a single step takes it past 90%.
+out of the time. Greedy accuracy says little here: it is near 90% after two steps and falls from there.
 
 Writes `runs.csv`, `ratios.csv` (a run against that of TRL with the same seed: median, lowest, highest) and `curves.png`.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -57,13 +58,14 @@ def main() -> None:
     evaluation = ["eval.every=1000000", "eval.limit=8"] if options.only_time else EVALUATION
     settings = [*SETTINGS, *evaluation, f"steps={options.steps}", *settings]
     if options.arms == ["trl-run"]:  # in a process of its own
-        run_trl(options.coupled, options.trl_batch, out, [*settings, f"seed={options.seeds}"])
+        run_trl(options.coupled, options.trl_batch, out, [*settings, f"seed={options.seed}"])
         return
     todo = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
     for i, (arm, seed) in enumerate(todo, 1):
         folder = out / arm / str(seed)
-        if not (folder / "peak.json").exists():
-            seconds = one_run(arm, seed, folder, options, settings)
+        command = command_of(arm, seed, folder, options, settings)
+        if not done(folder, command):
+            seconds = one_run(arm, command, folder)
             print(f"[{i}/{len(todo)}] {arm}, seed {seed}: {seconds:.0f} s in all", flush=True)
     report(out, options)
 
@@ -77,6 +79,7 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--target", type=float, default=0.7, help="accuracy on the test problems, sampled at temperature 1")
     parser.add_argument("--trl-batch", type=int, default=64, help="completions per micro-batch of the arm trl")
     parser.add_argument("--only-time", action="store_true", help="no evaluation: for random weights")
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--coupled", action="store_true", help=argparse.SUPPRESS)
     options, settings = parser.parse_known_args()
     if unknown := set(options.arms) - {*OURS, *TRL, "trl-run"}:
@@ -86,22 +89,34 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     return options, settings
 
 
-def one_run(arm: str, seed: int, folder: Path, options: argparse.Namespace, settings: list[str]) -> float:
+def command_of(arm: str, seed: int, folder: Path, options: argparse.Namespace, settings: list[str]) -> list[str]:
+    """What is run, after the name of the interpreter."""
+    if arm in OURS:
+        return ["train.py", *OURS[arm], *settings, f"seed={seed}", f"hydra.run.dir='{folder}'"]
+    command = ["benchmarks/peers.py", "--arms=trl-run", f"--out={folder}", f"--seed={seed}", f"--steps={options.steps}"]
+    command += ["--coupled"] * (arm == "trl_coupled") + ["--only-time"] * options.only_time
+    return [*command, f"--trl-batch={options.trl_batch}", *settings]
+
+
+def done(folder: Path, command: list[str]) -> bool:
+    """Whether it was run to its end. One of other settings ends the benchmark: the two do not go into one table."""
+    if not (folder / "peak.json").exists():
+        return False
+    if json.loads((folder / "peak.json").read_text())["command"] != command:
+        sys.exit(f"error: {folder} holds a run of other settings. Choose another --out, or remove it")
+    return True
+
+
+def one_run(arm: str, command: list[str], folder: Path) -> float:
     """Run it and note its peak memory. Returns its seconds; a run that fails ends the benchmark with what it said."""
     folder.mkdir(parents=True, exist_ok=True)
-    if arm in OURS:
-        command = ["train.py", *OURS[arm], *settings, f"seed={seed}", f"hydra.run.dir='{folder}'"]
-    else:
-        command = ["benchmarks/peers.py", "--arms=trl-run", f"--out={folder}", f"--seeds={seed}", f"--steps={options.steps}"]
-        command += ["--coupled"] * (arm == "trl_coupled") + ["--only-time"] * options.only_time
-        command += [f"--trl-batch={options.trl_batch}", *settings]
     start = time.perf_counter()
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"error: {arm}, seed {seed} failed: see {folder / 'log.txt'}\n{(folder / 'log.txt').read_text()[-1500:]}")
-    (folder / "peak.json").write_text(json.dumps({"peak_mb": usage.ru_maxrss / 1024}))
+        sys.exit(f"error: {arm} failed: see {folder / 'log.txt'}\n{(folder / 'log.txt').read_text()[-1500:]}")
+    (folder / "peak.json").write_text(json.dumps({"command": command, "peak_mb": usage.ru_maxrss / 1024}))
     return time.perf_counter() - start
 
 
@@ -262,7 +277,7 @@ def measured(folder: Path, target: float) -> dict[str, float]:
         result[f"{phase}_s_per_step"] = sum(row[f"time/{phase}_s"] for row in rows) / len(rows)
     result["sampled_tokens_per_s"] = sum(row["tokens/sampled"] for row in rows) / sum(row["time/sample_s"] for row in rows)
     result["trained_tokens_per_s"] = sum(row["tokens/trained"] for row in rows) / sum(row["time/update_s"] for row in rows)
-    return result | json.loads((folder / "peak.json").read_text())
+    return result | {"peak_mb": json.loads((folder / "peak.json").read_text())["peak_mb"]}
 
 
 def report(out: Path, options: argparse.Namespace) -> None:
@@ -283,13 +298,21 @@ def report(out: Path, options: argparse.Namespace) -> None:
     for peer in [arm for arm in TRL if arm in options.arms]:
         for arm in [arm for arm in options.arms if arm in OURS]:
             for what in (name, "peak_mb"):
-                ratios = [runs[arm, seed][what] / runs[peer, seed][what] for seed in seeds]
-                rows.append([arm, peer, what, statistics.median(ratios), min(ratios), max(ratios)])
-                print(f"  {arm:12} / {peer:12} {what:18} {rows[-1][3]:7.3f} ({rows[-1][4]:.3f} to {rows[-1][5]:.3f})")
+                ratios = [ratio(runs[arm, seed][what], runs[peer, seed][what]) for seed in seeds]
+                reached = not any(map(math.isnan, ratios))
+                spread = [statistics.median(ratios), min(ratios), max(ratios)] if reached else [math.nan] * 3
+                rows.append([arm, peer, what, *spread])
+                said = "{:7.3f} ({:.3f} to {:.3f})".format(*spread) if reached else "not reached by every seed"
+                print(f"  {arm:12} / {peer:12} {what:18} {said}")
     with (out / "ratios.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["arm", "against", "what", "median", "lowest", "highest"], *rows])
     if not options.only_time:
         draw(out, options)
+
+
+def ratio(ours: float, theirs: float) -> float:
+    """Not a number where one of them did not get there: then the median is none either, and says so."""
+    return float("nan") if math.inf in (ours, theirs) else ours / theirs
 
 
 def draw(out: Path, options: argparse.Namespace) -> None:

@@ -25,7 +25,8 @@ def test_cut_packed_by_hand():
         Sample((7,) * 3, (6,) * 4, 0.0),
     ]
     assert cut_packed(samples, 8) == [[3, 1], [2, 0]]
-    assert cut_packed(samples, 13) == [[3, 1, 2, 0]]
+    assert cut_packed(samples, 14) == [[3, 1, 2, 0]]
+    assert cut_packed(samples, 13) == [[3, 1, 2], [0]]  # 4 rows of attention, 3 + 4 wide, are more than 2 x 13
     assert cut_packed(samples, 12) == [[3, 1, 2], [0]]
 
 
@@ -44,9 +45,16 @@ def test_every_sample_comes_once_and_the_budget_holds(packed):
     for _ in range(50):
         samples = of_lengths((rng.randint(1, 30), rng.randint(1, 60)) for _ in range(rng.randint(1, 40)))
         budget = rng.randint(90, 400)
-        batches = micro_batches(samples, budget, 0, packed)
+        batches = list(micro_batches(samples, budget, 0, packed))
         assert sorted(i for rows, _ in batches for i in rows) == list(range(len(samples)))
         assert all(batch.tokens <= budget for _, batch in batches)
+
+
+def test_packed_a_long_completion_does_not_widen_many_short_ones():
+    samples = [Sample((5,), (6,) * n, 0.0) for n in (1000, *[20] * 48)]
+    batches = cut_packed(samples, 2048)
+    assert all(len(rows) * max(1 + len(samples[i].completion_ids) for i in rows) <= 2 * 2048 for rows in batches)
+    assert [len(rows) for rows in batches] == [4, 45]
 
 
 def test_packed_the_completions_of_a_prompt_stay_together():
@@ -66,7 +74,7 @@ def test_collate_pads_prompts_left_and_completions_right():
 
 def test_micro_batches_hold_the_samples():
     samples = [Sample((1,), (2,) * n, float(n)) for n in (1, 2, 3)]
-    batches = micro_batches(samples, 8, 0, packed=False)
+    batches = list(micro_batches(samples, 8, 0, packed=False))
     assert len(batches) > 1
     for rows, batch in batches:
         assert batch.advantages_B.tolist() == [samples[i].advantage for i in rows]

@@ -257,7 +257,7 @@ def test_logits_are_never_of_more_tokens_than_a_micro_batch(micro_tokens, tokeni
     finally:
         hook.remove()
     alone = max(len(p.ids) for p in data.train_prompts) + data.sampling.max_tokens
-    bound = max(micro_tokens, alone)
+    bound = max(micro_tokens, alone, 20)  # 20: 4 rows of 5, by which loading finds out whether packing is right
     assert set(largest) == {"sampling", "update", "reference", "check"}
     assert {who: n for who, n in largest.items() if who != "sampling" and n > bound} == {}
     assert largest["sampling"] <= 24  # one token of each

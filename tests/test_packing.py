@@ -9,7 +9,9 @@ import torch
 from dash_exp import ops, packing
 from dash_exp.batch import collate, micro_batches
 from dash_exp.model import load_policy
-from dash_exp.types import Sample
+from dash_exp.sampler import Sampling
+from dash_exp.sampler.hf import HFSampler
+from dash_exp.types import Problem, Prompt, Sample
 
 SMALL = {
     "hidden_size": 32,
@@ -90,9 +92,39 @@ def test_logits_in_pieces_are_the_same(monkeypatch):
     assert max(rows) == 10 and sum(rows) == 2 * tokens  # each piece again in the backward pass
 
 
-def test_models_that_cannot_are_left_alone():
+@pytest.mark.parametrize("in_32_bits", [{"cpu"}, set()], ids=["as on CPUs", "as on GPUs"])
+def test_mixed_precision(in_32_bits, monkeypatch, tokenizer):
+    """Rotary embeddings leave queries and keys in 32 bits where values have 16. Both layouts and the sampler take it."""
+    monkeypatch.setattr(packing, "IN_32_BITS", in_32_bits)
+    model = random_model("qwen2")
+    model.resize_token_embeddings(258)
+    exact = gradient(model, [collate(samples(), 0, packed=True)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, gradients = gradient(model, [collate(samples(), 0, packed=True)])
+    torch.testing.assert_close(loss, exact[0], rtol=0.02, atol=0.02)
+    assert all(torch.isfinite(g).all() for g in gradients)
+    prompts = [Prompt(Problem(str(s.prompt_ids), "", ""), s.prompt_ids) for s in samples()[::4]]
+    sampler = HFSampler(model, tokenizer, 8, torch.bfloat16)
+    completions = sampler.sample(prompts, 2, Sampling(6), (0, 0))
+    sampled = [Sample(prompts[i // 2].ids, c.ids, 0.0, c.logprobs) for i, c in enumerate(completions)]
+    batch = collate(sampled, 0, packed=True)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        trained_BT = ops.token_logprobs(model, batch, 1.0)
+    torch.testing.assert_close(trained_BT, batch.old_logprobs_BT, rtol=0, atol=0.03)
+
+
+def test_models_that_cannot_are_left_alone(tokenizer):
+    """Windows, scaled logits, masks and attention classes of their own, both directions, another attention asked for."""
     window = {"model_type": "mistral", **SMALL, "sliding_window": 4}
     scaled = {"model_type": "granite", **SMALL, "logits_scaling": 8.0}
-    for architecture in (window, scaled, {"model_type": "gemma3_text", **SMALL, "head_dim": 8}):
-        assert not packing.enabled(load_policy("", architecture=architecture))
-    assert not packing.enabled(load_policy("", architecture={"model_type": "qwen2", **SMALL}, attn_implementation="eager"))
+    own_class = {"model_type": "nemotron", **SMALL}
+    both_ways = {"model_type": "bert-generation", **SMALL}
+    for architecture in (window, scaled, own_class, both_ways, {"model_type": "gemma3_text", **SMALL, "head_dim": 8}):
+        model = load_policy("", architecture=architecture)
+        assert not packing.enabled(model), architecture
+        assert torch.isfinite(ops.token_logprobs(model, collate(samples(), 0), 1.0)).all()
+    shape = {"model_type": "qwen2", **SMALL, "vocab_size": 258}
+    eager = load_policy("", "bfloat16", shape, attn_implementation="eager")
+    assert not packing.enabled(eager)
+    prompt = Prompt(Problem("a", "", ""), (5, 6))
+    assert HFSampler(eager, tokenizer, 8).sample([prompt], 2, Sampling(4), (0, 0))  # whose cache keeps its 16 bits

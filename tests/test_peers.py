@@ -28,7 +28,7 @@ def finished(folder, accuracies, seconds, peak_mb=100.0):
             tokens = {"tokens/sampled": 10, "tokens/trained": 20} if step else {}
             evaluated = {} if accuracy is None else {peers.SAMPLED: accuracy, peers.GREEDY: accuracy}
             writer.writerow({"step": step, "time/elapsed_s": step * seconds, **phases, **tokens, **evaluated})
-    (folder / "peak.json").write_text(json.dumps({"peak_mb": peak_mb}))
+    (folder / "peak.json").write_text(json.dumps({"command": ["train.py"], "peak_mb": peak_mb}))
 
 
 def test_a_run_is_as_fast_as_its_first_evaluation_at_the_target(tmp_path):
@@ -53,6 +53,22 @@ def test_ratios_are_taken_seed_by_seed(tmp_path, capsys):
     assert float(rows["peak_mb"]["median"]) == 0.5
     assert "dash         / trl" in capsys.readouterr().out
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_a_target_that_a_seed_does_not_reach_gives_no_ratio(tmp_path, capsys):
+    for seed, accuracy in enumerate((0.8, 0.6)):
+        finished(tmp_path / "dash" / str(seed), [None, 0.8], 1.0)
+        finished(tmp_path / "trl" / str(seed), [None, accuracy], 2.0)
+    peers.report(tmp_path, argparse.Namespace(arms=["dash", "trl"], seeds=2, target=0.7, only_time=False))
+    assert "seconds_to_target  not reached by every seed" in capsys.readouterr().out
+
+
+def test_runs_of_other_settings_are_not_mixed(tmp_path):
+    assert not peers.done(tmp_path / "run", ["train.py"])
+    finished(tmp_path / "run", [None, 0.8], 1.0)
+    assert peers.done(tmp_path / "run", ["train.py"])
+    with pytest.raises(SystemExit, match="other settings"):
+        peers.done(tmp_path / "run", ["train.py", "steps=3"])
 
 
 @pytest.mark.parametrize(("arguments", "said"), [(["--arms=dahs"], "there is no dahs"), (["steps"], "KEY=VALUE")])

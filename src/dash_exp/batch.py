@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -47,7 +47,8 @@ def cut(lengths: Sequence[tuple[int, int]], micro_tokens: int) -> list[list[int]
 def cut_packed(samples: Sequence[Sample], micro_tokens: int) -> list[list[int]]:
     """The same where nothing is padded and a prompt is computed once: the completions of a prompt stay together.
 
-    The prompt of the longest completion comes first. Prompts and completions add up to at most `micro_tokens`.
+    The prompt of the longest completion comes first. Prompts and completions add up to at most `micro_tokens`, and the rows
+    that attention makes of them to at most twice as many, padding counted: one long completion widens those of all others.
     """
     longest: dict[tuple[int, ...], int] = {}
     for s in samples:
@@ -58,22 +59,25 @@ def cut_packed(samples: Sequence[Sample], micro_tokens: int) -> list[list[int]]:
 
     batches: list[list[int]] = []
     rows: list[int] = []
-    tokens = 0
+    tokens, widest = 0, (0, 0)
     for i in sorted(range(len(samples)), key=size, reverse=True):
         prompt, completion = len(samples[i].prompt_ids), len(samples[i].completion_ids)
         more = completion if rows and samples[i].prompt_ids == samples[rows[-1]].prompt_ids else prompt + completion
-        if rows and tokens + more > micro_tokens:
+        wider = (max(widest[0], prompt), max(widest[1], completion))
+        if rows and (tokens + more > micro_tokens or (len(rows) + 1) * sum(wider) > 2 * micro_tokens):
             batches.append(rows)
-            rows, tokens, more = [], 0, prompt + completion
+            rows, tokens, more, wider = [], 0, prompt + completion, (prompt, completion)
         rows.append(i)
-        tokens += more
+        tokens, widest = tokens + more, wider
     return [*batches, rows] if rows else batches
 
 
 def micro_batches(
     samples: Sequence[Sample], micro_tokens: int, pad_id: int, packed: bool
-) -> list[tuple[list[int], MicroBatch]]:
+) -> Iterator[tuple[list[int], MicroBatch]]:
     """The samples as tensors on the CPU, each micro-batch within the token budget (see `cut`), with their indices.
+
+    One is made when the one before it is done: packed, the mask of attention is larger than the tokens.
 
     `packed`: whether the model reads them so (see `packing.enabled`).
     """
@@ -81,7 +85,8 @@ def micro_batches(
         batches = cut_packed(samples, micro_tokens)
     else:
         batches = cut([(len(s.prompt_ids), len(s.completion_ids)) for s in samples], micro_tokens)
-    return [(rows, collate([samples[i] for i in rows], pad_id, packed)) for rows in batches]
+    for rows in batches:
+        yield rows, collate([samples[i] for i in rows], pad_id, packed)
 
 
 def collate(samples: Sequence[Sample], pad_id: int, packed: bool = False) -> MicroBatch:

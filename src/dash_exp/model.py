@@ -30,7 +30,10 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from dash_exp import packing
+from dash_exp.batch import collate
 from dash_exp.errors import UserError
+from dash_exp.ops import token_logprobs
+from dash_exp.types import Sample
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -65,10 +68,31 @@ def load_policy(
         )
         _check_weights(model, loading, f"model.path={path}")
     if not trust_remote_code:
-        packing.enable(model)
+        _enable_packing(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def _enable_packing(model: PreTrainedModel) -> None:
+    """Let the model read packed micro-batches, if it then gives the log-probabilities of padded ones.
+
+    Some models have an attention of their own, or scale and cap the logits: those are left as they are.
+    """
+    if not packing.possible(model):
+        return
+    model.eval()
+    samples = [Sample(prompt, ids, 0.0) for prompt in ((1, 2, 3), (4,)) for ids in ((5, 6), (7, 1, 3, 2))]
+    try:
+        with torch.no_grad():
+            padded_BT = token_logprobs(model, collate(samples, 0), 1.0)
+            model.set_attn_implementation(packing.ATTENTION)
+            packed_BT = token_logprobs(model, collate(samples, 0, packed=True), 1.0)
+        right = torch.allclose(packed_BT, padded_BT, rtol=0, atol=1e-3 if model.dtype == torch.float32 else 0.05)
+    except (RuntimeError, ValueError, TypeError, AttributeError):  # of an attention that does not take it
+        right = False
+    if not right:
+        model.set_attn_implementation("sdpa")
 
 
 def load_architecture(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,8 @@ def _packed_token_logprobs(model: PreTrainedModel, packed: Packed, mask_BT: Tens
         logprobs_K = logprobs(hidden_KD, targets_K)
     else:
         pieces = zip(hidden_KD.split(at_once), targets_K.split(at_once), strict=True)
-        logprobs_K = torch.cat([checkpoint(logprobs, *piece, use_reentrant=False) for piece in pieces])
+        in_piece = partial(checkpoint, logprobs, use_reentrant=False, preserve_rng_state=False)
+        logprobs_K = torch.cat([in_piece(*piece) for piece in pieces])
     return logprobs_K.new_zeros(mask_BT.shape).index_put((packed.row_K, packed.column_K), logprobs_K)
 
 

@@ -12,6 +12,7 @@ its completions, as if each had a prompt of its own.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,25 +27,15 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from dash_exp.types import Packed
 
 ATTENTION = "packed_sdpa"  # the name by which Transformers finds `attention`
+IN_32_BITS = {"cpu"}  # where attention computes so under autocast: on CPUs it is slower in 16, its backward pass four times
 
 
-def enable(model: PreTrainedModel) -> None:
-    """Let the model read packed micro-batches, where it can.
-
-    Its attention is `sdpa`, in every layer over the whole context, and its logits are what the output layer makes of the last
-    hidden states, neither scaled nor capped.
-    """
+def possible(model: PreTrainedModel) -> bool:
+    """Whether the model's attention is `sdpa` through Transformers' interface, and in every layer over the whole context."""
     config = model.config.get_text_config()
     whole = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) is not None and not hasattr(config, "layer_types")
-    if config._attn_implementation != "sdpa" or not model._supports_attention_backend or not whole or windowed:
-        return
-    with torch.no_grad():
-        ids = torch.tensor([[0, 1]], device=model.device)
-        head = model.get_output_embeddings()
-        plain = head is not None and torch.equal(model(ids).logits, head(model.base_model(ids).last_hidden_state))
-    if plain:
-        model.set_attn_implementation(ATTENTION)
+    return bool(config._attn_implementation == "sdpa" and model._supports_attention_backend and whole and not windowed)
 
 
 def enabled(model: PreTrainedModel) -> bool:
@@ -100,27 +91,34 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: (1, heads, N, head size) -> (1, N, heads, head size). Without `packed` its `sdpa`."""
-    dtype, device = query.dtype, query.device.type
-    if device == "cpu":  # torch's attention for CPUs is slower in 16 bits: its backward pass four times
+    dtype = value.dtype
+    in_32_bits = query.device.type in IN_32_BITS
+    if in_32_bits:
         query, key, value = query.float(), key.float(), value.float()
-    if packed is None:
-        with torch.autocast(device, enabled=False):
+    with torch.autocast(query.device.type, enabled=False) if in_32_bits else contextlib.nullcontext():
+        if packed is None:
             options = {"dropout": dropout, "scaling": scaling, **kwargs}
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return out.to(dtype), None
+        else:
+            out = _packed_attention(query, key, value, packed, dropout, scaling)
+    return (out.to(dtype) if in_32_bits else out), None
+
+
+def _packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, packed: Packed, dropout: float, scaling: float | None
+) -> Tensor:
     rows_BS = torch.cat([packed.prompts_PC[packed.prompt_B], packed.completions_BT], dim=1)
     repeats = query.shape[1] // key.shape[1]  # query heads that share a head of keys
 
     def rows(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = _rows(query, queries), *(repeat_kv(_rows(states, keys), repeats) for states in (key, value))
-        with torch.autocast(device, enabled=False):
-            out = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
-        return out.transpose(1, 2).flatten(0, 1).flatten(1).to(dtype)
+        k, v = (repeat_kv(_rows(states, keys), repeats) for states in (key, value))
+        out = scaled_dot_product_attention(_rows(query, queries), k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+        return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
     of_prompts = rows(packed.prompts_PC, packed.prompts_PC, None)
     of_completions = rows(packed.completions_BT, rows_BS, packed.mask_B1TS)
     out = _take(torch.cat([of_prompts, of_completions]), packed.back_N)
-    return out.view(1, len(out), query.shape[1], -1), None
+    return out.view(1, len(out), query.shape[1], -1)
 
 
 def _rows(states: Tensor, places_BL: Tensor) -> Tensor:

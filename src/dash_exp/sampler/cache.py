@@ -18,8 +18,12 @@ class RoomyLayer(DynamicLayer):
 
     _room: tuple[Tensor, Tensor] | None = None
 
+    def __init__(self, in_32_bits: bool) -> None:
+        super().__init__()
+        self.in_32_bits = in_32_bits
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if key_states.device.type == "cpu":  # attention there computes in 32 bits (see `packing`)
+        if self.in_32_bits:
             key_states, value_states = key_states.float(), value_states.float()
         length = self.get_seq_length()
         needed, rows = length + key_states.shape[-2], len(key_states)
@@ -51,11 +55,14 @@ class RoomyLayer(DynamicLayer):
 
 
 class RoomyCache(DynamicCache):
-    """Its full-attention layers have room; layers of other kinds stay as they are."""
+    """Its full-attention layers have room; layers of other kinds stay as they are.
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    `in_32_bits`: of keys and values, where attention computes so (`packing.IN_32_BITS`) and would convert them at every token.
+    """
+
+    def __init__(self, config: PreTrainedConfig, in_32_bits: bool = False) -> None:
         super().__init__(config=config)
-        self.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+        self.layers = [RoomyLayer(in_32_bits) if type(layer) is DynamicLayer else layer for layer in self.layers]
 
     def leave(self, ended_B: Tensor) -> Tensor:
         """Take the rows out that have ended. Returns which row is where: the last ones have moved into the gaps."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dash_exp import packing
 from dash_exp.model import eos_ids
 from dash_exp.ops import autocast, positions
 from dash_exp.sampler import Sampling, noise_seed
@@ -117,7 +118,7 @@ class HFSampler:
             ids_PL[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask_PL[row, width - len(prompt.ids) :] = 1
         ids_PL, mask_PL = ids_PL.to(self.policy.device), mask_PL.to(self.policy.device)
-        cache = RoomyCache(self.policy.config)
+        cache = RoomyCache(self.policy.config, packing.enabled(self.policy) and self.policy.device.type in packing.IN_32_BITS)
         output = self.policy(
             input_ids=ids_PL,
             attention_mask=mask_PL,
