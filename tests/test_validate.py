@@ -240,6 +240,7 @@ def test_what_conf_allows_beside_its_own_settings():
         "rollout.sampler._target_=json.JSONDecoder",
         "optimizer._target_=torch.optim.RMSprop",
         "~optimizer.betas",
+        "~optimizer.fused",
         "eval.k=[]",
     )
     with pytest.MonkeyPatch.context() as patch:

@@ -145,7 +145,9 @@ def check_optimizer(cfg: DictConfig) -> None:
         instantiate(cfg.schedule)(optimizer=optimizer)
     except Exception as error:  # each has its own
         said = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError("optimizer and schedule", f"cannot be made ({said})", "Mend their settings") from error
+        raise UserError(
+            "optimizer and schedule", f"cannot be made ({said})", "Mend their settings; ~optimizer.NAME takes one out"
+        ) from error
 
 
 def _sections(cfg: DictConfig) -> None:
