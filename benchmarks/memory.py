@@ -110,7 +110,8 @@ def trl(path: Path, overrides: list[str]) -> None:
     from datasets import Dataset
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
+    from trl_config import grpo_config
 
     from dash_exp import model
     from dash_exp.cli import composed
@@ -134,25 +135,7 @@ def trl(path: Path, overrides: list[str]) -> None:
         trainer = Phases(
             model=policy,
             reward_funcs=no_reward,
-            args=GRPOConfig(
-                output_dir=folder,
-                max_steps=STEPS,
-                per_device_train_batch_size=COMPLETIONS,
-                num_generations=COMPLETIONS,
-                gradient_accumulation_steps=1,
-                max_completion_length=cfg.rollout.max_response_tokens,
-                temperature=cfg.rollout.temperature,
-                beta=0.0,
-                loss_type="grpo",
-                max_grad_norm=cfg.clip_norm,
-                gradient_checkpointing=False,
-                bf16=False,
-                use_cpu=True,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                seed=cfg.seed,
-            ),
+            args=grpo_config(cfg, Path(folder), COMPLETIONS, gradient_accumulation_steps=1),
             train_dataset=Dataset.from_list([{"prompt": p.prompt} for p in problems]),
             processing_class=model.load_tokenizer(cfg.model.tokenizer),
             optimizers=(instantiate(cfg.optimizer)(policy.parameters()), None),

@@ -129,7 +129,8 @@ def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> Non
     from datasets import Dataset
     from hydra.utils import instantiate
     from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
+    from trl_config import grpo_config
 
     from dash_exp import cli, data
     from dash_exp.model import load_tokenizer
@@ -215,33 +216,19 @@ def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> Non
     record = Record()
     size = 2 * group_size if coupled else batch
     accumulation = prompts * group_size // size
-    arguments = GRPOConfig(
-        output_dir=str(folder / "trl"),
-        seed=cfg.seed,
-        max_steps=cfg.steps,
-        per_device_train_batch_size=size,
+    arguments = grpo_config(
+        cfg,
+        folder / "trl",
+        size,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=1 if coupled else accumulation,
-        num_generations=group_size,
-        max_completion_length=cfg.rollout.max_response_tokens,
-        temperature=cfg.rollout.temperature,
-        beta=0.0,
-        loss_type="grpo",
-        scale_rewards="group",
         shuffle_dataset=False,
         learning_rate=cfg.optimizer.lr,
         lr_scheduler_type=cfg.schedule.name,
         adam_beta1=cfg.optimizer.betas[0],
         adam_beta2=cfg.optimizer.betas[1],
         weight_decay=cfg.optimizer.weight_decay,
-        max_grad_norm=cfg.clip_norm,
-        bf16=cfg.model.compute_dtype == "bfloat16",
-        gradient_checkpointing=cfg.model.gradient_checkpointing,
-        use_cpu=cfg.trainer.accelerator == "cpu",
         dataloader_pin_memory=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
         logging_steps=10**6,
     )
     trainer = Trainer(
