@@ -40,6 +40,7 @@ import pandas as pd
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
+from peak_memory import PHASES
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -55,7 +56,6 @@ from dash_exp.types import Rollouts
 from dash_exp.validate import validate
 
 DEFAULTS = {"kl": "kl.coef=0", "steps": "steps=4"}  # where no override names the setting
-PHASES = ("sample", "score", "update", "sync")
 NEEDED = ("sample", "update")  # the phases whose needs are counted
 CHOOSE = "Choose a dense model with full attention, such as Qwen2 or Llama"
 BUSY = 1.2  # best rate over median rate of a product, from which on the machine was not alone
@@ -286,7 +286,7 @@ class Machine:
         return "\n".join(lines)
 
 
-def measured(model: PreTrainedModel, tokens: int, dtype: str, device: torch.device) -> Machine:
+def rates(model: PreTrainedModel, tokens: int, dtype: str, device: torch.device) -> Machine:
     """Products of a large square and of the model's linear layers at so many tokens, and memory."""
     side = SQUARE.get(device.type, max(SQUARE.values()))
     shapes = {f"{side} x {side} x {side}": (side, side, side)} | linear_shapes(model, tokens)
@@ -500,7 +500,7 @@ def main() -> None:
 
     probe, parts, sizes = outer_steps(cfg, arguments.out)
     print(f"measuring the machine ({probe.device}, {torch.get_num_threads()} thread(s))", flush=True)
-    machine = measured(parts.module.policy, cfg.batch.micro_tokens, cfg.model.compute_dtype, probe.device)
+    machine = rates(parts.module.policy, cfg.batch.micro_tokens, cfg.model.compute_dtype, probe.device)
     counted = NEEDED if isinstance(parts.data.train_sampler, HFSampler) else ("update",)
     phases, profiled = phase_table(probe, machine, counted), profile_table(probe)
     last, timed = probe.steps[-1], dict(zip(phases["phase"], phases["seconds"], strict=True))

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import ROOT, PeakMemory
+from peak_memory import ROOT, PeakMemory
 
 COMPLETIONS, STEPS = 8, 2  # the second step has moments from the first
 OVERRIDES = [
@@ -67,7 +67,7 @@ def main() -> None:
     if available < 2 * needed:
         sys.exit(f"some {2 * needed / 1024:.0f} GiB of memory are needed, {available / 1024:.0f} are available")
     print(f"{parameters:,} parameters, {COMPLETIONS} completions of {args.tokens} tokens, {STEPS} optimizer steps", flush=True)
-    found = {arm: measured(arm, overrides, args.layers, args.tokens) for arm in arms}
+    found = {arm: peaks_of(arm, overrides, args.layers, args.tokens) for arm in arms}
     print(table(found, needed))
 
 
@@ -87,12 +87,12 @@ def available_mib() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def measured(arm: str, overrides: list[str], layers: int, tokens: int) -> dict[str, Any]:
-    """Peaks of one process (see measured.py)."""
+def peaks_of(arm: str, overrides: list[str], layers: int, tokens: int) -> dict[str, Any]:
+    """Peaks of one process (see peak_memory.py)."""
     with tempfile.TemporaryDirectory() as folder:
         peaks = Path(folder) / "memory.json"
         if arm == "ours":
-            arguments = ["measured.py", str(peaks), *overrides, f"hydra.run.dir={folder}/run"]
+            arguments = ["peak_memory.py", str(peaks), *overrides, f"hydra.run.dir={folder}/run"]
         else:
             arguments = ["memory.py", "--in-this-process", str(peaks), f"--layers={layers}", f"--tokens={tokens}"]
         command = [sys.executable, str(ROOT / "benchmarks" / arguments[0]), *arguments[1:]]

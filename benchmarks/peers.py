@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py                              # needs the extra `peers`: pip install -e '.[peers]'
     python benchmarks/peers.py --arms dash,trl --seeds 1    # some of it
-    python benchmarks/peers.py --only-time model=... trainer=gpu    # settings of train.py, for all arms
+    python benchmarks/peers.py --only-time model=... trainer=gpu    # settings of train.py, for all arms; rewards by chance
 
 TRL's GRPOTrainer runs twice: `trl_coupled` samples just before each backward pass, 2 prompts at a time (the paper's baseline),
 and `trl` samples once for each optimizer step, as TRL does today. Where its defaults would slow it down here (gradient
@@ -21,7 +21,6 @@ import argparse
 import csv
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -29,14 +28,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from memory import count
+from peak_memory import ROOT, PeakMemory
+
+from dash_exp.overrides import number_of_kl
+
 OURS = {
     f"{algo}{'' if rollout == 'hf' else '_vllm'}": [f"algo={algo}", f"rollout={rollout}"]
     for rollout in ("hf", "vllm")
     for algo in ("dash", "no_gf", "grpo")
 }
 TRL = ["trl", "trl_coupled"]
-PHASES = ["sample", "score", "update"]
+PHASES = ["sample", "score", "update"]  # those that TRL has too
 COLUMNS = ["step", "time/elapsed_s", *(f"time/{phase}_s" for phase in PHASES), "tokens/sampled", "tokens/trained"]
 SAMPLED, GREEDY = "eval/in_dist/avg@2", "accuracy/in_dist"
 COLUMNS += [SAMPLED, GREEDY]
@@ -49,17 +52,17 @@ SETTINGS = [
     "resume_every=null",
     "resume=false",
 ]
+ONLY_TIME = ["eval.every=1000000", "eval.limit=1", "reward._target_=coin.Coin", "~reward.pattern", "~reward.timeout_s"]
 EVALUATION = ["eval.every=2", "eval.n=2", "eval.temperature=1", "eval.top_p=1"]
 
 
 def main() -> None:
     options, settings = parsed()
     out = options.out.resolve()
-    evaluation = ["eval.every=1000000", "eval.limit=8"] if options.only_time else EVALUATION
-    settings = [*SETTINGS, *evaluation, f"steps={options.steps}", *settings]
     if options.arms == ["trl-run"]:  # in a process of its own
-        run_trl(options.coupled, options.trl_batch, out, [*settings, f"seed={options.seed}"])
+        run_trl(options.coupled, options.trl_batch, out, settings)
         return
+    settings = [*SETTINGS, *(ONLY_TIME if options.only_time else EVALUATION), f"steps={options.steps}", *settings]
     todo = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
     for i, (arm, seed) in enumerate(todo, 1):
         folder = out / arm / str(seed)
@@ -67,7 +70,7 @@ def main() -> None:
         if not done(folder, command):
             seconds = one_run(arm, command, folder)
             print(f"[{i}/{len(todo)}] {arm}, seed {seed}: {seconds:.0f} s in all", flush=True)
-    report(out, options)
+    report(out, options, count(number_of_kl(settings)))
 
 
 def parsed() -> tuple[argparse.Namespace, list[str]]:
@@ -78,13 +81,12 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps")
     parser.add_argument("--target", type=float, default=0.7, help="accuracy on the test problems, sampled at temperature 1")
     parser.add_argument("--trl-batch", type=int, default=64, help="completions per micro-batch of the arm trl")
-    parser.add_argument("--only-time", action="store_true", help="no evaluation: for random weights")
-    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--only-time", action="store_true", help="no accuracy, and no first step: for random weights")
     parser.add_argument("--coupled", action="store_true", help=argparse.SUPPRESS)
     options, settings = parser.parse_known_args()
     if unknown := set(options.arms) - {*OURS, *TRL, "trl-run"}:
         parser.error(f"--arms: there is no {', '.join(sorted(unknown))}; there are {', '.join([*OURS, *TRL])}")
-    if wrong := [s for s in settings if "=" not in s]:
+    if wrong := [s for s in settings if "=" not in s and s[0] != "~"]:
         parser.error(f"{wrong[0]}: settings of train.py are written KEY=VALUE")
     return options, settings
 
@@ -92,10 +94,16 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
 def command_of(arm: str, seed: int, folder: Path, options: argparse.Namespace, settings: list[str]) -> list[str]:
     """What is run, after the name of the interpreter."""
     if arm in OURS:
-        return ["train.py", *OURS[arm], *settings, f"seed={seed}", f"hydra.run.dir='{folder}'"]
-    command = ["benchmarks/peers.py", "--arms=trl-run", f"--out={folder}", f"--seed={seed}", f"--steps={options.steps}"]
-    command += ["--coupled"] * (arm == "trl_coupled") + ["--only-time"] * options.only_time
-    return [*command, f"--trl-batch={options.trl_batch}", *settings]
+        return [
+            "benchmarks/peak_memory.py",
+            f"{folder}/memory.json",
+            *OURS[arm],
+            *settings,
+            f"seed={seed}",
+            f"hydra.run.dir='{folder}'",
+        ]
+    command = ["benchmarks/peers.py", "--arms=trl-run", f"--out={folder}", f"--trl-batch={options.trl_batch}"]
+    return [*command, *["--coupled"] * (arm == "trl_coupled"), *settings, f"seed={seed}"]
 
 
 def done(folder: Path, command: list[str]) -> bool:
@@ -112,11 +120,12 @@ def one_run(arm: str, command: list[str], folder: Path) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
+        status = subprocess.call([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     if status:
         sys.exit(f"error: {arm} failed: see {folder / 'log.txt'}\n{(folder / 'log.txt').read_text()[-1500:]}")
-    (folder / "peak.json").write_text(json.dumps({"command": command, "peak_mb": usage.ru_maxrss / 1024}))
+    peaks = json.loads((folder / "memory.json").read_text())
+    highest = {f"peak_{kind}_mb": max(peaks[kind].values()) for kind in ("rss", "gpu") if kind in peaks}
+    (folder / "peak.json").write_text(json.dumps({"command": command, **highest}))
     return time.perf_counter() - start
 
 
@@ -134,11 +143,11 @@ def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> Non
 
     from dash_exp import cli, data
     from dash_exp.model import load_tokenizer
-    from dash_exp.overrides import number_of_kl
     from dash_exp.sampler import Sampling
     from dash_exp.sampler.hf import HFSampler
     from dash_exp.types import Prompt
 
+    peak = PeakMemory()
     cfg = cli.composed(number_of_kl(["algo=no_gf", *settings]))
     tokenizer, grade = load_tokenizer(cfg.model.tokenizer), instantiate(cfg.reward)
     prompts, group_size = cfg.batch.prompts, cfg.algo.group_size
@@ -150,7 +159,9 @@ def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> Non
     kwargs = {"dtype": getattr(torch, cfg.model.dtype), "attn_implementation": "sdpa"}
     if cfg.model.architecture:
         torch.manual_seed(cfg.seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**cfg.model.architecture), **kwargs)
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**instantiate(cfg.model.architecture, _convert_="all")), **kwargs
+        )
     else:
         model = AutoModelForCausalLM.from_pretrained(cfg.model.path, **kwargs)
     seconds = dict.fromkeys([*PHASES, "apart"], 0.0)
@@ -181,7 +192,8 @@ def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> Non
 
     def timed(phase: str, work: Any, *args: Any, **kwargs: Any) -> Any:
         start = now()
-        result = work(*args, **kwargs)
+        with peak(phase):
+            result = work(*args, **kwargs)
         seconds[phase] += now() - start
         return result
 
@@ -239,7 +251,9 @@ def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> Non
         processing_class=tokenizer,
         callbacks=[record],
     )
-    trainer.train()
+    with peak("update"):
+        trainer.train()
+    peak.write(folder / "memory.json")
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -249,32 +263,38 @@ def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> Non
 # --- the comparison --------------------------------------------------------------------------------------------------------
 
 
-def measured(folder: Path, target: float) -> dict[str, float]:
+def summary(folder: Path, options: argparse.Namespace, parameters: int) -> dict[str, float]:
     """What a finished run says: seconds and steps to the target (infinite where not reached), per step, and peak memory."""
     with (folder / "metrics.csv").open() as file:
         rows = [{k: float(v) for k, v in row.items() if v and k in COLUMNS} for row in csv.DictReader(file)]
     rows = [row for row in rows if row["step"] > 0]
-    reached = [row for row in rows if row.get(SAMPLED, 0.0) >= target]
-    result = {"seconds_to_target": reached[0]["time/elapsed_s"] if reached else float("inf")}
-    result["steps_to_target"] = reached[0]["step"] if reached else float("inf")
-    result["final_accuracy"] = rows[-1].get(SAMPLED, float("nan"))
-    result["final_greedy_accuracy"] = rows[-1].get(GREEDY, float("nan"))
-    result["seconds_per_step"] = rows[-1]["time/elapsed_s"] / len(rows)
+    before, result = 0.0, {}
+    if options.only_time:
+        before = rows.pop(0)["time/elapsed_s"]  # the first step warms up
+    else:
+        reached = [row for row in rows if row.get(SAMPLED, 0.0) >= options.target]
+        result["seconds_to_target"] = reached[0]["time/elapsed_s"] if reached else float("inf")
+        result["steps_to_target"] = reached[0]["step"] if reached else float("inf")
+        result["final_accuracy"] = rows[-1].get(SAMPLED, float("nan"))
+        result["final_greedy_accuracy"] = rows[-1].get(GREEDY, float("nan"))
+    result["seconds_per_step"] = (rows[-1]["time/elapsed_s"] - before) / len(rows)
     for phase in PHASES:
         result[f"{phase}_s_per_step"] = sum(row[f"time/{phase}_s"] for row in rows) / len(rows)
     result["sampled_tokens_per_s"] = sum(row["tokens/sampled"] for row in rows) / sum(row["time/sample_s"] for row in rows)
     result["trained_tokens_per_s"] = sum(row["tokens/trained"] for row in rows) / sum(row["time/update_s"] for row in rows)
-    return result | {"peak_mb": json.loads((folder / "peak.json").read_text())["peak_mb"]}
+    result["trained_tflops"] = 6 * parameters * result["trained_tokens_per_s"] / 1e12  # of the model: twice forward is backward
+    peaks = json.loads((folder / "peak.json").read_text())
+    return result | {name: mb for name, mb in peaks.items() if name.startswith("peak_")}
 
 
-def report(out: Path, options: argparse.Namespace) -> None:
-    """Print the tables and write them with the picture."""
+def report(out: Path, options: argparse.Namespace, parameters: int) -> None:
+    """Print the tables and write them with the picture. `parameters` are those of the policy."""
     seeds = range(options.seeds)
-    runs = {(arm, seed): measured(out / arm / str(seed), options.target) for arm in options.arms for seed in seeds}
+    runs = {(arm, seed): summary(out / arm / str(seed), options, parameters) for arm in options.arms for seed in seeds}
     names = list(next(iter(runs.values())))
     with (out / "runs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["arm", "seed", *names], *([*key, *run.values()] for key, run in runs.items())])
-    print(f"\nmedians of {options.seeds} seed(s); target {options.target:.0%}")
+    print(f"\nmedians of {options.seeds} seed(s)" + ("" if options.only_time else f"; target {options.target:.0%}"))
     print(f"{'':24}" + "".join(f"{arm:>13}" for arm in options.arms))
     for name in names:
         values = (statistics.median(runs[arm, seed][name] for seed in seeds) for arm in options.arms)
@@ -284,7 +304,7 @@ def report(out: Path, options: argparse.Namespace) -> None:
     print(f"\n{name} and peak memory, as shares of those of TRL: median (lowest to highest)")
     for peer in [arm for arm in TRL if arm in options.arms]:
         for arm in [arm for arm in options.arms if arm in OURS]:
-            for what in (name, "peak_mb"):
+            for what in (name, *(n for n in names if n.startswith("peak_"))):
                 ratios = [ratio(runs[arm, seed][what], runs[peer, seed][what]) for seed in seeds]
                 reached = not any(map(math.isnan, ratios))
                 spread = [statistics.median(ratios), min(ratios), max(ratios)] if reached else [math.nan] * 3

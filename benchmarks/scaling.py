@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --quick --factors completions,length
     python benchmarks/scaling.py --max-params 1e9 --out outputs/scaling-gpu trainer=gpu model.compute_dtype=bfloat16
 
-Each point is a process of its own (`measured.py`), so that its peak memory is its own. The folder `--out` then holds
+Each point is a process of its own (`peak_memory.py`), so that its peak memory is its own. The folder `--out` then holds
 `scaling.csv`, a row per process, and `scaling.png` and `.svg`. What stands in scaling.csv is not run again. Overrides after the
 options hold for every point. Linux only.
 
@@ -30,8 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PHASES = ("sample", "score", "update", "sync")  # of an outer step; evaluation is left out
+from peak_memory import PHASES, ROOT
+
 GROUP, VOCABULARY = 8, 4096  # with so many tokens few completions end before the limit
 SHAPES = [(128, 4), (256, 4), (384, 8), (768, 12), (1024, 24), (1536, 28), (2048, 36), (4096, 32)]  # hidden size, layers
 SETTINGS = [
@@ -187,7 +187,7 @@ def run(overrides: Sequence[str], folder: Path) -> dict[str, float | str] | None
     """Measurements of one process, None where it failed. Its weights are not kept."""
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt: train.py would go on with it
     folder.mkdir()
-    command = [sys.executable, str(ROOT / "benchmarks" / "measured.py"), str(folder / "memory.json")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "peak_memory.py"), str(folder / "memory.json")]
     with (folder / "output.log").open("w") as log:
         status = subprocess.run([*command, *overrides, f"hydra.run.dir={folder}"], stdout=log, stderr=log).returncode
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

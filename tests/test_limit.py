@@ -1,22 +1,15 @@
 """The counts of `benchmarks/limit.py`, against hand-worked ones and against what torch counts of the real model."""
 
-import importlib.util
-import sys
-
+import limit
 import pytest
 import torch
-from conftest import NANO, ROOT
+from conftest import NANO
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dash_exp.errors import UserError
 from dash_exp.types import Completion, Problem, Prompt, Rollouts
 
-spec = importlib.util.spec_from_file_location("limit", ROOT / "benchmarks" / "limit.py")
-assert spec and spec.loader
-limit = importlib.util.module_from_spec(spec)
-sys.modules["limit"] = limit  # where its dataclasses look for their annotations
-spec.loader.exec_module(limit)
 Group = limit.Group
 
 # 10 weights in linear layers, 7 in the head, 1 layer, attention 3 wide, keys 2 wide

@@ -53,6 +53,8 @@ def load_policy(
     Transformers fills gaps with random numbers, and one NaN makes every log-probability NaN.
     """
     torch_dtype = getattr(torch, dtype)
+    # cuDNN's attention plans anew for each shape that it has not seen, for tenths of a second, and ours change with each token
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if architecture:
         model = _random(architecture, dtype=torch_dtype, attn_implementation=attn_implementation)
     else:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from dash_exp.types import MicroBatch, Packed
 
-LOGITS = 2**24  # most logits that are in memory at once: 64 MiB, and as much again for each copy
+LOGITS = {"cpu": 2**24, "cuda": 2**26}  # most that are in memory at once: 64 and 256 MiB, and as much again for each copy
 
 
 def token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
@@ -61,7 +61,7 @@ def _packed_token_logprobs(model: PreTrainedModel, packed: Packed, mask_BT: Tens
 
     hidden_KD = output.last_hidden_state[0].index_select(0, packed.before_K)
     targets_K = packed.ids_N[-len(hidden_KD) :]
-    at_once = max(1, LOGITS // len(head.weight))
+    at_once = max(1, LOGITS.get(targets_K.device.type, LOGITS["cpu"]) // len(head.weight))
     if len(hidden_KD) <= at_once:
         logprobs_K = logprobs(hidden_KD, targets_K)
     else:

@@ -1,6 +1,6 @@
 """`train.py` in this process, and how much memory it took in each phase of an outer step. For scaling.py and memory.py.
 
-    python benchmarks/measured.py FILE OVERRIDE...
+    python benchmarks/peak_memory.py FILE OVERRIDE...
 
 FILE becomes a JSON object with MiB: `imports` (resident when all is imported), `built` (resident when the first phase begins:
 model and problems are there), `rss` (the most that was resident, by phase) and on a GPU `gpu` (the most that torch had
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PHASES = ("sample", "score", "update", "sync")  # of an outer step; evaluation is left out
 
 
 class PeakMemory:
