@@ -60,7 +60,7 @@ def main() -> None:
     options, settings = parsed()
     out = options.out.resolve()
     if options.arms == ["trl-run"]:  # in a process of its own
-        run_trl(options.coupled, options.trl_batch, out, settings)
+        run_trl(options, out, settings)
         return
     settings = [*SETTINGS, *(ONLY_TIME if options.only_time else EVALUATION), f"steps={options.steps}", *settings]
     todo = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
@@ -81,6 +81,7 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps")
     parser.add_argument("--target", type=float, default=0.7, help="accuracy on the test problems, sampled at temperature 1")
     parser.add_argument("--trl-batch", type=int, default=64, help="completions per micro-batch of the arm trl")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of each run, which share its completions")
     parser.add_argument("--only-time", action="store_true", help="no accuracy, and no first step: for random weights")
     parser.add_argument("--coupled", action="store_true", help=argparse.SUPPRESS)
     options, settings = parser.parse_known_args()
@@ -98,12 +99,15 @@ def command_of(arm: str, seed: int, folder: Path, options: argparse.Namespace, s
             "benchmarks/peak_memory.py",
             f"{folder}/memory.json",
             *OURS[arm],
+            *([] if options.ranks == 1 else ["trainer=ddp", f"trainer.devices={options.ranks}"]),
             *settings,
             f"seed={seed}",
             f"hydra.run.dir='{folder}'",
         ]
-    command = ["benchmarks/peers.py", "--arms=trl-run", f"--out={folder}", f"--trl-batch={options.trl_batch}"]
-    return [*command, *["--coupled"] * (arm == "trl_coupled"), *settings, f"seed={seed}"]
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={options.ranks}"] if options.ranks > 1 else []
+    command = [*launcher, "benchmarks/peers.py", "--arms=trl-run", f"--out={folder}", f"--ranks={options.ranks}"]
+    command += [f"--trl-batch={options.trl_batch}", *["--coupled"] * (arm == "trl_coupled")]
+    return [*command, *settings, f"seed={seed}"]
 
 
 def done(folder: Path, command: list[str]) -> bool:
@@ -132,7 +136,7 @@ def one_run(arm: str, command: list[str], folder: Path) -> float:
 # --- TRL -----------------------------------------------------------------------------------------------------------------
 
 
-def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> None:
+def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> None:
     """GRPOTrainer on what the settings of train.py say. Writes `metrics.csv` with the columns of ours."""
     import torch
     from datasets import Dataset
@@ -208,7 +212,7 @@ def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> Non
             row = {"step": state.global_step, "time/elapsed_s": elapsed}
             seconds["update"] = elapsed - self.before - seconds["sample"] - seconds["score"]
             row |= {f"time/{phase}_s": seconds[phase] for phase in PHASES}
-            row |= {f"tokens/{name}": count for name, count in tokens.items()}
+            row |= {f"tokens/{name}": count * options.ranks for name, count in tokens.items()}  # about
             self.before = elapsed
             seconds.update(dict.fromkeys(PHASES, 0.0))
             tokens.update(dict.fromkeys(tokens, 0))
@@ -226,14 +230,14 @@ def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> Non
             seconds["apart"] += now() - start
 
     record = Record()
-    size = 2 * group_size if coupled else batch
-    accumulation = prompts * group_size // size
+    size = (2 * group_size if options.coupled else options.trl_batch) // options.ranks  # of a micro-batch of one process
+    accumulation = prompts * group_size // (size * options.ranks)
     arguments = grpo_config(
         cfg,
         folder / "trl",
         size,
         gradient_accumulation_steps=accumulation,
-        steps_per_generation=1 if coupled else accumulation,
+        steps_per_generation=1 if options.coupled else accumulation,
         shuffle_dataset=False,
         learning_rate=cfg.optimizer.lr,
         lr_scheduler_type=cfg.schedule.name,
@@ -253,6 +257,8 @@ def run_trl(coupled: bool, batch: int, folder: Path, settings: list[str]) -> Non
     )
     with peak("update"):
         trainer.train()
+    if trainer.accelerator.process_index > 0:
+        return
     peak.write(folder / "memory.json")
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
