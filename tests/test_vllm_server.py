@@ -58,7 +58,8 @@ def as_bytes(policy, **changes):
 class Process:
     """`python -m dash_exp.serve` on a port of its own, as a user starts it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *overrides):
+        self.overrides = overrides
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -68,7 +69,7 @@ class Process:
 
     def start(self):
         command = [sys.executable, "-m", "dash_exp.serve", f"port={self.port}", "model=tiny_random"]
-        command += ["rollout.sampler.cpu_cache_gb=0.25", "rollout.sampler.max_sequences=64"]
+        command += ["rollout.sampler.cpu_cache_gb=0.25", "rollout.sampler.max_sequences=64", *self.overrides]
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 command,
@@ -823,6 +824,9 @@ class FakeEngine:
     def abort_all(self):
         self.did.append(("abort_all",))
 
+    def drop_adapter(self):
+        self.did.append(("drop_adapter",))
+
     def forget(self):
         self.did.append(("forget",))
 
@@ -849,6 +853,7 @@ def test_the_steps_of_a_transfer():
         ("start_weight_update",),
         ("update_weights", whole),
         ("finish_weight_update",),
+        ("drop_adapter",),
         ("forget",),
     ]
 

@@ -130,6 +130,8 @@ def configuration(command: Command) -> DictConfig:
     if own_tokenizer and not any(o.startswith("model.tokenizer=") for o in command.overrides):
         cfg.model.tokenizer = path
     cfg.model.path, cfg.model.architecture = path, None
+    if "adapter" in cfg.model:  # a run of an earlier version does not have it
+        cfg.model.adapter = None  # one that was trained is merged into its base
     validate(cfg)
     return cfg
 
@@ -202,8 +204,8 @@ def _checkpoint(run: Path, which: str, cfg: DictConfig) -> tuple[str, bool]:
             raise UserError("checkpoint=base", f"{run} started from random weights, which were not kept", "Use last or best")
         return str(cfg.model.path), False
     folder = run / "checkpoints" / which
-    if not (folder / "config.json").is_file():
-        there = ", ".join(sorted(p.name for p in (run / "checkpoints").glob("*/") if (p / "config.json").is_file()))
+    if not _is_model(folder):
+        there = ", ".join(sorted(p.name for p in (run / "checkpoints").glob("*/") if _is_model(p)))
         raise UserError(
             str(run),
             f"has no checkpoint {which} (there: {there or 'none'})",
@@ -216,10 +218,14 @@ def _check_model(target: str) -> None:
     """A folder must hold a model; what can only be a path must be there. Anything else is a hub name."""
     folder = Path(target).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not _is_model(folder):
             raise UserError(target, "is no run folder (config.yaml) and no Transformers folder (config.json)", "Name another")
     elif folder.exists() or target.startswith((".", "/", "~")) or target.count("/") > 1:
         raise UserError(target, "there is no such folder", "Name a run folder, a Transformers folder or a hub name")
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
 
 
 def _whole(name: str, text: str, least: int) -> int:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dash_exp import packing
+from dash_exp import adapter, packing
 from dash_exp.batch import micro_batches
 from dash_exp.ops import autocast, token_logprobs
 from dash_exp.types import Completion, Prompt, Sample
@@ -169,7 +169,7 @@ class RewardPenalty:
         for rows, batch in micro_batches(samples, self.micro_tokens, self.pad_id, packing.enabled(self.reference)):
             batch = batch.to(device)
             assert batch.old_logprobs_BT is not None, "a KL penalty on rewards needs completions that the policy sampled"
-            with autocast(device, self.compute_dtype):
+            with adapter.off(self.reference), autocast(device, self.compute_dtype):
                 ref_logprobs_BT = token_logprobs(self.reference, batch, self.temperature)
             mask_BT = batch.completion_mask_BT
             penalty_B[rows] = (self.estimator(batch.old_logprobs_BT, ref_logprobs_BT) * mask_BT).sum(-1).cpu()

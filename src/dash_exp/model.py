@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from dash_exp import packing
+from dash_exp import adapter, packing
 from dash_exp.batch import collate
 from dash_exp.errors import UserError
 from dash_exp.ops import token_logprobs
@@ -45,12 +45,15 @@ def load_policy(
     gradient_checkpointing: bool = False,
     attn_implementation: str = "sdpa",
     trust_remote_code: bool = False,
+    lora: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """A causal language model in training mode.
 
-    `path`: a Transformers folder or a hub name. `architecture`: settings of a Transformers configuration (`model_type` among
-    them); with it, weights are random and `path` is not read. UserError for weights that are not all there, or not all finite:
-    Transformers fills gaps with random numbers, and one NaN makes every log-probability NaN.
+    `path`: a Transformers folder or a hub name; one with an adapter is read as its base with the adapter merged into it.
+    `architecture`: settings of a Transformers configuration (`model_type` among them); with it, weights are random and `path`
+    is not read. `lora`: settings of an adapter that is to be trained in place of the weights (see `adapter.add`). UserError for
+    weights that are not all there, or not all finite: Transformers fills gaps with random numbers, and one NaN makes every
+    log-probability NaN.
     """
     torch_dtype = getattr(torch, dtype)
     # cuDNN's attention plans anew for each shape that it has not seen, for tenths of a second, and ours change with each token
@@ -59,18 +62,25 @@ def load_policy(
         model = _random(architecture, dtype=torch_dtype, attn_implementation=attn_implementation)
     else:
         check_folder(path)
+        base = adapter.base_of(path, f"model.path={path}") if adapter.is_folder(path) else path
         model, loading = _from_hub_or_folder(
             AutoModelForCausalLM,
-            path,
+            base,
             trust_remote_code=trust_remote_code,
             dtype=torch_dtype,
             use_safetensors=True,
             attn_implementation=attn_implementation,
             output_loading_info=True,
         )
-        _check_weights(model, loading, f"model.path={path}")
+        _check_weights(model, loading, f"model.path={base}")
+        if adapter.has_one(model):
+            raise UserError(f"model.path={path}", "is an adapter on the hub", "Download it, and give its folder")
+        if base != path:
+            model = adapter.merged_into(model, path, f"model.path={path}")
     if not trust_remote_code:
         _enable_packing(model)
+    if lora is not None:
+        adapter.add(model, None if architecture else path, **lora)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
@@ -109,6 +119,7 @@ def load_architecture(
             model = _random(architecture)
     else:
         check_folder(path, weights=False)
+        path = adapter.base_of(path, f"model.path={path}") if adapter.is_folder(path) else path
         config = _from_hub_or_folder(AutoConfig, path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -152,7 +163,12 @@ def load_tokenizer(path: str, setting: str = "model.tokenizer", trust_remote_cod
 
 
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
-    """The reference: the policy as it is now, in evaluation mode and without gradients."""
+    """The reference: the policy as it is now, in evaluation mode and without gradients.
+
+    Of a policy with an adapter it is the policy itself, whose own weights do not change: see `adapter.off`.
+    """
+    if adapter.has_one(policy):
+        return policy
     reference = copy.deepcopy(policy).eval()
     return reference.requires_grad_(False)
 
@@ -192,6 +208,9 @@ def check_folder(path: str, setting: str = "model.path", weights: bool = True) -
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
             raise UserError(where, "there is no such folder", "Give a Transformers model folder or a hub name")
         return
+    if adapter.is_folder(folder):
+        check_folder(adapter.base_of(folder, where), f"{where}: its base", weights)
+        return
     if not (folder / "config.json").is_file():
         raise UserError(where, "the folder has no config.json", "Give a Transformers model folder")
     if not weights:
@@ -215,6 +234,8 @@ def fingerprint(path: str, setting: str = "model.path") -> str:
         return str(_from_hub_or_folder(AutoConfig, path, setting=setting)._commit_hash)
     check_folder(path, setting)
     digest = hashlib.sha256()
+    if adapter.is_folder(folder):
+        digest.update(fingerprint(adapter.base_of(folder, f"{setting}={path}"), setting).encode())
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as weights:
             digest.update(hashlib.file_digest(weights, "sha256").digest())

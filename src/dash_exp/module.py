@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
-from dash_exp import packing
+from dash_exp import adapter, packing
 from dash_exp.algo import TokenLoss, importance_weighted
 from dash_exp.batch import micro_batches, parts
 from dash_exp.errors import UserError
@@ -82,7 +82,7 @@ class _Update:
 
 
 class PolicyModule(L.LightningModule):
-    """Policy and reference under manual optimization.
+    """Policy and reference under manual optimization. Of a policy with an adapter the reference may be the policy itself.
 
     An outer step takes `epochs` x `minibatches` optimizer steps (1 unless it is PPO): see `batch.parts`. More than one needs
     all completions of the step in one sampling call. `reference` is None where no KL stands in the loss: then nothing is
@@ -265,7 +265,7 @@ class PolicyModule(L.LightningModule):
             losses = importance_weighted(losses, logprobs_BT, batch.old_logprobs_BT, mask_BT, self.importance_cap)
         loss_BT, clipped_BT = losses
         if self.reference is not None and self._coef > 0:
-            with torch.no_grad():
+            with torch.no_grad(), adapter.off(self.reference):
                 ref_logprobs_BT = token_logprobs(self.reference, batch, self.temperature)
             loss_BT = loss_BT + self._coef * self.kl(logprobs_BT, ref_logprobs_BT)
             self._update.sums.kl += (k3(logprobs_BT.detach(), ref_logprobs_BT) * mask_BT).sum()
@@ -294,11 +294,12 @@ class PolicyModule(L.LightningModule):
         optimizer = cast(LightningOptimizer, self.optimizers())
         sums = self._update.sums
         denominator = max(self.denominator(self._update.counts), 1)
-        for parameter in self.policy.parameters():
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        for parameter in trained:
             if parameter.grad is None:  # nothing was kept: the gradient is 0, as if all had been unfiltered
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad /= denominator
-        sums.grad_norms = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm))
+        sums.grad_norms = float(torch.nn.utils.clip_grad_norm_(trained, self.clip_norm))
         sums.loss = float(sums.loss) / denominator
         sums.denominators = denominator
         sums.measured = 1
@@ -332,7 +333,7 @@ class PolicyModule(L.LightningModule):
         return skip or self._leave_out
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.make_optimizer(self.policy.parameters())
+        optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
         return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer=optimizer)}
 
     # --- evaluation and metrics ----------------------------------------------------------------------------------------

@@ -20,11 +20,12 @@ from hydra.utils import get_method, instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from dash_exp import data, files, kl, model, packing, process
+from dash_exp import adapter, data, files, kl, model, packing, process
 from dash_exp.budget import LIMITS, Budget
 from dash_exp.errors import UserError
 from dash_exp.metrics import PHASES, SIDES, Clock
 from dash_exp.module import PolicyModule
+from dash_exp.optimizer import with_master_weights
 from dash_exp.plots import plot_curves
 from dash_exp.progress import Progress
 from dash_exp.record import RunRecord
@@ -226,6 +227,9 @@ def build(cfg: DictConfig) -> Parts:
     train = data.without(instantiate(cfg.data.train), [p for problems in tests.values() for p in problems])
     reward = instantiate(cfg.reward)
     check_problems(reward, [*train, *(p for problems in tests.values() for p in problems)])
+    lora: Any = OmegaConf.to_container(cfg.model.lora) if cfg.model.adapter else None
+    if lora is not None:
+        del lora["lr"]  # the optimizer's
     policy = model.load_policy(
         cfg.model.path,
         cfg.model.dtype,
@@ -233,6 +237,7 @@ def build(cfg: DictConfig) -> Parts:
         cfg.model.gradient_checkpointing,
         cfg.model.attn_implementation,
         cfg.model.trust_remote_code,
+        lora,
     )
     model.check_vocabulary(policy, tokenizer, cfg.model.path)
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
@@ -282,6 +287,7 @@ def build(cfg: DictConfig) -> Parts:
             memory_gb=cfg.rollout.memory_gb,
             compute_dtype=compute_dtype,
         )
+        optimizer = instantiate(cfg.optimizer, _convert_="all")  # bitsandbytes keeps its settings in what a snapshot holds
         module = PolicyModule(
             policy=policy,
             reference=reference if kl_penalty is None else None,
@@ -291,7 +297,7 @@ def build(cfg: DictConfig) -> Parts:
             denominator=instantiate(cfg.algo.denominator),
             kl=estimator,
             kl_coef=kl_coef,
-            optimizer=instantiate(cfg.optimizer),
+            optimizer=with_master_weights(optimizer) if cfg.model.master_weights else optimizer,
             schedule=instantiate(cfg.schedule),
             clip_norm=cfg.clip_norm,
             micro_tokens=cfg.batch.micro_tokens,
@@ -328,7 +334,7 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
     return "\n".join(
         [
             f"{cfg.algo.name} on {cfg.data.name}, seed {cfg.seed} -> {run_dir}",
-            f"  policy                    {size['parameters']:,} parameters, {cfg.model.compute_dtype}, "
+            f"  policy                    {size['parameters']:,} parameters{adapter_words(parts)}, {cfg.model.compute_dtype}, "
             f"{cfg.trainer.accelerator}",
             f"  problems                  {size['train_problems']:,} to train on; tests: {tests}",
             f"  outer steps               {cfg.steps}{budget_words(cfg)}",
@@ -355,6 +361,13 @@ def derived_sizes(cfg: DictConfig, parts: Parts) -> dict[str, int]:
         "completions_per_call": data_.sample_prompts * data_.group_size,
         "optimizer_steps_per_step": cfg.batch.epochs * cfg.batch.minibatches,
     }
+
+
+def adapter_words(parts: Parts) -> str:
+    """` (188,416 of them an adapter, which alone is trained)`."""
+    policy = parts.module.policy
+    trained = sum(tensor.numel() for tensor in adapter.trained(policy).values())
+    return f" ({trained:,} of them an adapter, which alone is trained)" if adapter.has_one(policy) else ""
 
 
 def budget_words(cfg: DictConfig) -> str:
@@ -436,6 +449,7 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT looks for it, and it for kernels that it can do without
     transformers.utils.logging.disable_progress_bar()
     for message in (
         "does not have many workers",

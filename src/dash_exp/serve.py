@@ -118,7 +118,9 @@ def build(cfg: DictConfig) -> EngineServer:
     eos_ids = model.eos_ids(policy, tokenizer)
     on_gpu = torch.cuda.is_available()
     settings = {name: cfg.rollout.sampler[name] for name in ENGINE}
-    engine = Engine(policy.config, eos_ids, getattr(torch, cfg.model.compute_dtype), receive=on_gpu, **settings)
+    rank = cfg.model.lora.r if cfg.model.adapter else None
+    dtype = getattr(torch, cfg.model.compute_dtype)
+    engine = Engine(policy.config, eos_ids, dtype, receive=on_gpu, lora_rank=rank, **settings)
     engine.warm_up()
     about = {
         "model": f"{cfg.model.name} ({described(policy.config, engine.expected)})",
@@ -127,6 +129,7 @@ def build(cfg: DictConfig) -> EngineServer:
         "max_sequences": settings["max_sequences"],
         "dtype": cfg.model.compute_dtype,
         "eos_ids": sorted(eos_ids),
+        "lora_rank": rank,
     }
     return EngineServer(engine, "cuda" if on_gpu else "cpu", about)
 

@@ -2,6 +2,7 @@
 
     GET  /health                       who this is, and which weights it has
     PUT  /weights?version=N            body: the whole state dict as safetensors. Drops all that is unfinished
+    PUT  /adapter?version=N&base=LOAD  body: an adapter as safetensors, for the weights that were loaded as LOAD
     POST /transfer/STEP?version=N      body: JSON. The same over vLLM's own weight transfer, step by step (GPU)
     POST /sample                       body: JSON, see `Job`. Answers a line of JSON for each group as it is finished
 
@@ -84,6 +85,7 @@ class EngineServer:
         self.about = {**about, "device": device, "boot": secrets.token_hex(8)}
         self.version: int | None = None
         self.load: str | None = None  # names what was loaded: two runs may both have a version 3
+        self.base: str | None = None  # the `load` of the weights themselves, below an adapter
         self.steps = 0
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
         self._waiting: dict[str, tuple[int, Callable[[dict], None]]] = {}  # group id -> index, where its line goes
@@ -115,7 +117,7 @@ class EngineServer:
     # --- for the engine's thread alone -------------------------------------------------------------------------------
 
     def health(self) -> dict[str, Any]:
-        return {**self.about, "version": self.version, "load": self.load, "unfinished": len(self._waiting)}
+        return {**self.about, "version": self.version, "load": self.load, "base": self.base, "unfinished": len(self._waiting)}
 
     def add(self, job: Job, put: Callable[[dict], None]) -> list[str]:
         """Put a job in line; `put` gets its lines. Returns the ids of its groups."""
@@ -145,6 +147,19 @@ class EngineServer:
             raise RefusedError(400, str(error)) from error
         return self._took(version)
 
+    def take_adapter(self, file: Path, version: int, base: str | None) -> dict[str, Any]:
+        if self.base is None or base != self.base:
+            raise RefusedError(409, "has other weights than those that the adapter is for")
+        self._drop("the weights were replaced")
+        try:
+            with safetensors.safe_open(file, "pt") as contents:
+                settings = json.loads(contents.metadata()["adapter"])
+            self.engine.load_adapter(settings, safetensors.torch.load_file(file))
+        except (ValueError, LookupError, TypeError, SafetensorError) as error:
+            raise RefusedError(400, f"not an adapter: {error}") from error
+        self.version, self.load = version, secrets.token_hex(8)
+        return self.health()
+
     def transfer(self, step: str, argument: Any, version: int) -> dict[str, Any]:
         """A step of vLLM's weight transfer. The weights are those of `version` after the last."""
         if step == "start_weight_update":
@@ -157,6 +172,7 @@ class EngineServer:
                 raise RefusedError(400, str(error)) from error
         self.engine.llm.collective_rpc(step, args=() if argument is None else (argument,))
         if step == "finish_weight_update":
+            self.engine.drop_adapter()
             self.engine.forget()
             return self._took(version)
         return self.health()
@@ -169,7 +185,8 @@ class EngineServer:
         self.engine.abort_all()
 
     def _took(self, version: int) -> dict[str, Any]:
-        self.version, self.load = version, secrets.token_hex(8)
+        self.version = version
+        self.load = self.base = secrets.token_hex(8)
         return self.health()
 
 
@@ -191,11 +208,18 @@ def application(server: EngineServer) -> Starlette:
 
     async def weights(request: Request) -> Response:
         number = version(request)
+        return await taken(request, lambda file: server.take_weights(file, number))
+
+    async def an_adapter(request: Request) -> Response:
+        number, base = version(request), request.query_params.get("base")
+        return await taken(request, lambda file: server.take_adapter(file, number, base))
+
+    async def taken(request: Request, take: Callable[[Path], dict[str, Any]]) -> Response:
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
             async for chunk in request.stream():
                 file.write(chunk)
             file.flush()
-            took = server.submit(lambda: server.take_weights(Path(file.name), number))
+            took = server.submit(lambda: take(Path(file.name)))
             return JSONResponse(await asyncio.wrap_future(took))
 
     async def transfer(request: Request) -> Response:
@@ -250,6 +274,7 @@ def application(server: EngineServer) -> Starlette:
         routes=[
             Route("/health", health),
             Route("/weights", weights, methods=["PUT"]),
+            Route("/adapter", an_adapter, methods=["PUT"]),
             Route("/transfer/{step}", transfer, methods=["POST"]),
             Route("/sample", sample, methods=["POST"]),
         ],

@@ -18,7 +18,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from dash_exp import files
+from dash_exp import adapter, files
 from dash_exp.module import PolicyModule
 from dash_exp.record import RunRecord
 from dash_exp.results import ATTEMPTS_FILE, SNAPSHOTS, snapshots
@@ -77,7 +77,7 @@ class Snapshots(L.Callback):
         """Everything but the optimizer and the random numbers, which there are when training starts."""
         assert self.state is not None
         trainer.fit_loop.epoch_progress.current.processed = self.step  # type: ignore[attr-defined]
-        module.policy.load_state_dict(self.state["policy"])
+        adapter.put_back(module.policy, self.state["policy"])
         for name, value in self.state["module"].items():
             setattr(module, name, value)
         module.watch.restore(self.rows)
@@ -140,7 +140,7 @@ class Snapshots(L.Callback):
     def _write(self, trainer: L.Trainer, module: PolicyModule) -> None:
         assert self._last is not None
         state = self._last | {
-            "policy": module.policy.state_dict(),
+            "policy": adapter.trained(module.policy),
             "optimizer": trainer.optimizers[0].state_dict(),
         }
         folder = self.run_dir / SNAPSHOTS

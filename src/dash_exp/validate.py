@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -42,6 +43,9 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "steps", whole=True, least=1)
     number(cfg, "seed", whole=True, least=0)
     number(cfg, "clip_norm", above=0)
+    number(cfg, "model.lora.r", whole=True, least=1)
+    number(cfg, "model.lora.alpha", whole=True, least=1)
+    number(cfg, "model.lora.dropout", least=0)
     number(cfg, "table_rows", whole=True, least=1)
     number(cfg, "eval.every", whole=True, least=1)
     number(cfg, "eval.prompts", whole=True, least=1)
@@ -115,6 +119,7 @@ def validate(cfg: DictConfig) -> None:
     if cfg.seed >= 2**32:
         raise UserError(f"seed={cfg.seed}", "is too large", "Use a seed below 4294967296")
     _optimizer(cfg)
+    _adapter(cfg)
     _trainer(cfg)
     _data(cfg)
     _teacher(cfg)
@@ -184,14 +189,20 @@ def _name(cfg: DictConfig) -> None:
 
 def _flags(cfg: DictConfig) -> None:
     for key in (
-        *("resume", "model.gradient_checkpointing", "model.trust_remote_code", "teacher.chat", "reward.chat", "reward.squash"),
-        *("rollout.sampler.eager", "rollout.sampler.sleep"),
+        *("resume", "model.gradient_checkpointing", "model.master_weights", "model.trust_remote_code"),
+        *("teacher.chat", "reward.chat", "reward.squash", "rollout.sampler.eager", "rollout.sampler.sleep"),
+        "rollout.sampler.merge",
     ):
         if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
             raise UserError(f"{key}={_shown(OmegaConf.select(cfg, key))}", "is neither true nor false", "Write true or false")
 
 
 def _optimizer(cfg: DictConfig) -> None:
+    package = str(cfg.optimizer.get("_target_")).partition(".")[0]
+    if package == "bitsandbytes" and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"optimizer._target_={cfg.optimizer._target_}", f"{package} is not installed", "Run pip install -e '.[8bit]'"
+        )
     betas = cfg.optimizer.get("betas", [0.9, 0.99])
     numbers = isinstance(betas, Sequence) and not isinstance(betas, str) and len(betas) == 2
     if not numbers or not all(isinstance(b, int | float) and not isinstance(b, bool) and 0 <= b < 1 for b in betas):
@@ -202,6 +213,43 @@ def _optimizer(cfg: DictConfig) -> None:
             f"is not below the {cfg.schedule.num_training_steps} steps of the schedule, so the learning rate is never reached",
             "Lower it, or raise steps",
         )
+
+
+LORA = ("r", "alpha", "dropout", "target_modules", "lr")
+
+
+def _adapter(cfg: DictConfig) -> None:
+    if cfg.model.get("adapter") is None:  # a run of an earlier version does not have it
+        return
+    _known(cfg, "model.adapter", ["lora"])
+    lora = cfg.model.lora
+    if not isinstance(lora, DictConfig) or set(lora) != set(LORA):
+        raise UserError(
+            f"model.lora={_shown(lora)}", "are no settings of an adapter", f"Give {', '.join(LORA)}, and nothing else"
+        )
+    names = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
+    if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) and n for n in names):
+        raise UserError(
+            f"model.lora.target_modules={_shown(lora.target_modules)}",
+            "names no layers",
+            "Write all-linear, or names as in [q_proj,v_proj]",
+        )
+    if lora.dropout >= 1:
+        raise UserError(f"model.lora.dropout={lora.dropout}", "would drop everything", "Use a share below 1")
+    if (Path(cfg.model.path).expanduser() / "adapter_config.json").is_file() and not cfg.model.architecture:
+        raise UserError(
+            f"model.path={cfg.model.path}",
+            "is an adapter, and another one on top of it would name it as its base",
+            "Train without model.adapter, or merge it into its base with PEFT's merge_and_unload first",
+        )
+    if cfg.rollout.staleness > 0 and cfg.kl.place == "reward":
+        raise UserError(
+            f"rollout.staleness={cfg.rollout.staleness}",
+            "asks the reference while the policy trains, and with an adapter the two are one model",
+            "Use kl.place=loss, or rollout.staleness=0",
+        )
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("model.adapter=lora", "needs PEFT, which is not installed", "Run pip install -e '.[lora]'")
 
 
 # What may be added to a trainer; its other settings are taken by the loop here, or would break it.

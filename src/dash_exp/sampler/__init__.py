@@ -42,7 +42,9 @@ class Sampler(Protocol):
         """
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Take over the policy's weights, by the names of its `state_dict`, and call them `version`."""
+        """Take over the policy's weights and call them `version`: its `state_dict`, of a policy with an adapter what is
+        trained of it (`adapter.trained`).
+        """
 
     def rest(self) -> None:
         """The policy is about to train: give back device memory until there is something to sample."""

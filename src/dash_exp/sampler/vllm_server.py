@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dash_exp import adapter
 from dash_exp.errors import UserError
 from dash_exp.model import eos_ids
 from dash_exp.sampler import Sampling
@@ -45,10 +46,19 @@ class Weights:
     """A copy of the policy's weights in the dtype of sampling, for as long as they are the current ones.
 
     `tensors` lie on the device of the policy if they may be sent from there, else there are none: `body` is all that is sent.
+    `settings`: where the weights are an adapter, those of `adapter.described`.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype, version: int, may_be_native: bool) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        version: int,
+        may_be_native: bool,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.version = version
+        self.metadata = None if settings is None else {"adapter": json.dumps(settings)}
         self.device = next(iter(weights.values())).device  # older weights lie on the CPU (`refresh.copied`)
         on_device = may_be_native and self.device.type == "cuda"
         self._lock = threading.Lock()
@@ -68,7 +78,8 @@ class Weights:
         """As safetensors, made once."""
         with self._lock:
             if self._body is None:
-                self._body = safetensors.torch.save({name: tensor.cpu() for name, tensor in self.tensors.items()})
+                tensors = {name: tensor.cpu() for name, tensor in self.tensors.items()}
+                self._body = safetensors.torch.save(tensors, self.metadata)
             return self._body
 
 
@@ -106,6 +117,7 @@ class Server:
         self.about: dict[str, Any] = {}  # its /health at the last contact
         self.has: Weights | None = None  # the weights that it was given last
         self.load: str | None = None  # its own name for them
+        self.base: str | None = None  # and for the weights below an adapter
         self.live = False
         self.tried = False  # whether there was a contact, or an attempt at one
         self.probe_at = 0.0
@@ -118,7 +130,7 @@ class VLLMServerSampler:
     """`servers` are their addresses. A server that gives no sign of life for `timeout_s` seconds is lost; with none at all for
     `give_up_s` seconds `sample` raises UserError. Each has at most `max_sequences` completions under way. `transfer` of the
     weights: `http`, `nccl` (vLLM's own, between GPUs), or `auto`: nccl where both sides have a GPU. `max_model_len`: see
-    `Engine`; a server must have at least as much. Other settings are the servers' own.
+    `Engine`; a server must have at least as much. `merge`: see `VLLMSampler`. Other settings are the servers' own.
 
     `active_servers` finished a group in the last sampling call; `resent_prompts` counts the prompts that went to another server
     than the first, over all calls.
@@ -136,16 +148,19 @@ class VLLMServerSampler:
         give_up_s: float = 600.0,
         transfer: str = "auto",
         max_model_len: int | None = None,
+        merge: bool = False,
         **engine: Any,
     ) -> None:
         self.servers = [Server(url, timeout_s) for url in _addresses(servers)]
+        self.policy = policy
+        self.adapter = None if merge else adapter.described(policy)
         self.dtype = compute_dtype
         self.max_sequences = max_sequences
         self.give_up_s = give_up_s
         self.timeout_s = timeout_s
         self.transfer = transfer
         self.eos_ids = eos_ids(policy, tokenizer)
-        shapes = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in adapter.base(policy).items()}
         self.model = described(policy.config, shapes)
         self.expects = {
             "fingerprint": fingerprint(policy.config, shapes),
@@ -177,7 +192,10 @@ class VLLMServerSampler:
         Raises UserError for a server that is of another run.
         """
         self.version = None
-        copied = Weights(weights, self.dtype, version, may_be_native=self.transfer != "http")
+        if self.adapter is not None:
+            copied = Weights(weights, self.dtype, version, may_be_native=False, settings=self.adapter)
+        else:
+            copied = Weights(adapter.whole(self.policy, weights), self.dtype, version, may_be_native=self.transfer != "http")
         with self._changed:
             self._weights = copied
             self._start()
@@ -321,6 +339,8 @@ class VLLMServerSampler:
             wrong = "; ".join(f"has {k} {about[k]}, where this run has {self.expects[k]}" for k in different)
         elif about["max_model_len"] < self.max_model_len:
             wrong = f"has max_model_len {about['max_model_len']}, where this run has {self.max_model_len}"
+        elif self.adapter is not None and (about.get("lora_rank") or 0) < self.adapter["r"]:
+            wrong = f"was not started with model.adapter=lora model.lora.r={self.adapter['r']}"
         elif self.transfer == "nccl" and about["device"] != "cuda":
             wrong = "has no GPU, which transfer=nccl needs"
         elif twin := next((s for s in self.servers if s is not server and s.about.get("boot") == about["boot"]), None):
@@ -333,11 +353,30 @@ class VLLMServerSampler:
         raise UserError(f"{SETTING}: {server.url}", wrong, right)
 
     def _give_weights(self, server: Server) -> None:
-        """The current weights, over NCCL where that is chosen, else over HTTP."""
+        """The current weights, or of an adapter A and B, and the policy's own weights where the server does not have them."""
         with self._changed:
             weights = self._weights
         assert weights is not None
         server.has = None  # what an interrupted transfer leaves is no version
+        if self.adapter is None:
+            self._send(server, weights)
+        else:
+            response = self._put_adapter(server, weights)
+            if response.status_code == 409:
+                base = Weights(adapter.base(self.policy), self.dtype, 0, may_be_native=self.transfer != "http")
+                server.base = self._send(server, base)
+                response = self._put_adapter(server, weights)
+            server.load = _good(response).json()["load"]
+        with self._changed:
+            server.has = weights
+            self._changed.notify_all()
+
+    def _put_adapter(self, server: Server, weights: Weights) -> httpx.Response:
+        parameters: dict[str, str | int] = {"version": weights.version, "base": server.base or ""}
+        return server.http.put("/adapter", params=parameters, content=weights.body())
+
+    def _send(self, server: Server, weights: Weights) -> str:
+        """A whole state dict, over NCCL where that is chosen, else over HTTP. Returns the server's name for it."""
         if native.chosen(self.transfer, weights.device.type, server.about["device"]):
             try:
                 server.sender = server.sender or native.Sender(server.http, weights.device, self.timeout_s)
@@ -351,9 +390,8 @@ class VLLMServerSampler:
         else:
             response = server.http.put("/weights", params={"version": weights.version}, content=weights.body())
             server.load = _good(response).json()["load"]
-        with self._changed:
-            server.has = weights
-            self._changed.notify_all()
+        assert server.load is not None
+        return server.load
 
     def _share(self, call: Call, server: Server) -> list[int]:
         """Prompts for a server: an equal share of all, as far as it has room, of those that are still to be sampled."""
