@@ -22,6 +22,7 @@ from dash_exp.sampler import Sampling
 from dash_exp.sampler.hf import HFSampler
 from dash_exp.sampler.refresh import Refresh
 from dash_exp.types import Prompt, Sample
+from dash_exp.validate import validate
 
 LORA = {"r": 4, "alpha": 8}
 TINY = str(model.ASSETS / "tiny")
@@ -179,7 +180,7 @@ def test_a_run_trains_the_adapter_and_leaves_a_folder_that_peft_loads(tmp_path, 
     trained_further = composed(*SMALL, f"model.path={folder}", "steps=1")
     assert run.run(trained_further, tmp_path / "further")["accuracy/in_dist/base"] >= 0
     with pytest.raises(UserError, match="is an adapter, and another one on top of it"):
-        run.run(composed(*SMALL, f"model.path={folder}", "model.adapter=lora"), tmp_path / "twice")
+        validate(composed(*SMALL, f"model.path={folder}", "model.adapter=lora"))
 
 
 def test_a_snapshot_holds_the_adapter_alone_and_a_run_goes_on_from_it(tmp_path, monkeypatch):
