@@ -17,15 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+import dash_exp.sweep  # noqa: F401  the functions that the configuration calls
 from dash_exp import credentials, files
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
 from dash_exp.process import INTERRUPTED, leaving_on_sigterm
-from dash_exp.sweep import cell_name, run_folder
-
-OmegaConf.register_new_resolver("cell", cell_name, replace=True)
-OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-OmegaConf.register_new_resolver("asset", lambda name: str(Path(__file__).parent / "assets" / name), replace=True)
 
 # By the number of a file system's error: what is wrong, and what to do.
 FILE_SYSTEM = files.TROUBLES | {

@@ -93,9 +93,9 @@ def leaving_on_sigterm() -> Iterator[None]:
 
 
 def stay_to_the_end() -> None:
-    """From here on SIGTERM and Ctrl-C are not heard: what is left takes a moment, and the run is done."""
+    """From here on SIGTERM, SIGUSR2 and Ctrl-C are not heard: what is left takes a moment, and the run is done."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
 
 

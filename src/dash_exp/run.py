@@ -457,6 +457,7 @@ def quiet() -> None:
         "LeafSpec",
         "in eval mode at the start",
         "Detected call of `lr_scheduler.step",  # where the watch left the first optimizer step out
+        "The `srun` command is available",  # on a cluster, where a launcher has used it
         "It is recommended to use `self.log",  # vLLM in this process makes a process group of one
     ):
         warnings.filterwarnings("ignore", f".*{message}")

@@ -7,16 +7,20 @@ it. So the same command continues a sweep that was stopped, whatever launcher ra
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
+import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -77,6 +81,7 @@ class Ledger(Callback):
         self.on_run_start(config)
         folder = Path(config.hydra.sweep.dir)
         try:
+            check_launcher(config)
             cells = plan(config)
             _check_folders(cells)
             for cell in cells:
@@ -132,6 +137,36 @@ class Ledger(Callback):
         return None
 
 
+# --- launchers ---------------------------------------------------------------------------------------------------------
+
+# Of a launcher's class, the second part of its module: the package that it needs, and the extra that brings it.
+LAUNCHERS = {
+    "dash_exp_slurm": ("hydra_submitit_launcher", "slurm"),
+    "hydra_ray_launcher": ("hydra_ray_launcher", "ray"),
+    "hydra_joblib_launcher": ("hydra_joblib_launcher", "joblib"),
+}
+
+
+def check_launcher(config: DictConfig) -> None:
+    """Raise UserError where the launcher is not installed, or cannot do what is asked of it."""
+    target = str(config.hydra.launcher._target_)
+    name = target.split(".")[1]
+    chosen = f"hydra/launcher={config.hydra.runtime.choices.get('hydra/launcher')}"
+    if name not in LAUNCHERS:
+        return
+    package, extra = LAUNCHERS[name]
+    if importlib.util.find_spec(f"hydra_plugins.{package}") is None:
+        raise UserError(chosen, "its package is not installed", f"Run `pip install -e '.[{extra}]'`")
+    if extra == "slurm" and shutil.which("sbatch") is None:
+        raise UserError(chosen, "there is no sbatch on this machine", "Start it on a node of the cluster that submits jobs")
+    if extra == "joblib" and config.trainer.accelerator == "gpu" and config.hydra.launcher.n_jobs != 1:
+        raise UserError(
+            f"{chosen} trainer.accelerator=gpu",
+            "would run all cells on the same GPU",
+            "Use hydra/launcher=ray, which gives each cell its own",
+        )
+
+
 # --- before the first cell ---------------------------------------------------------------------------------------------
 
 
@@ -155,7 +190,7 @@ def plan(config: DictConfig) -> list[Planned]:
     params = config.hydra.sweeper.get("params") or {}
     with open_dict(config.hydra.sweeper):
         config.hydra.sweeper.params = dict(p.split("=", 1) for p in number_of_kl(f"{k}={v}" for k, v in params.items()))
-    if not _lists_its_cells(config):
+    if not lists_its_cells(config):
         return []
     arguments = [f"{k}={v}" for k, v in config.hydra.sweeper.params.items()]
     arguments += [str(argument) for argument in config.hydra.overrides.task]
@@ -163,18 +198,12 @@ def plan(config: DictConfig) -> list[Planned]:
     if any(o.is_sweep_override() and not o.is_discrete_sweep() for o in parsed):
         return []  # the sweeper refuses it
     loader = GlobalHydra.instance().config_loader()
-    now = HydraConfig.instance().cfg
     cells = []
-    try:
-        for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
-            cfg = loader.load_sweep_config(config, overrides)
-            HydraConfig.instance().set_config(cfg)  # its folder is named by its overrides
-            folder = Path(str(cfg.hydra.sweep.dir)) / str(cfg.hydra.sweep.subdir)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            cells.append(Planned(folder, overrides, cfg))
-    finally:
-        HydraConfig.instance().cfg = now
+    for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
+        cfg, folder = cell_config(config, overrides, loader)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        cells.append(Planned(folder, overrides, cfg))
     return cells
 
 
@@ -185,7 +214,19 @@ def write_plan(folder: Path, cells: Sequence[Planned]) -> None:
     write_whole(folder / SWEEP_FILE, json.dumps({"cells": listed}, indent=1) + "\n")
 
 
-def _lists_its_cells(config: DictConfig) -> bool:
+def cell_config(config: DictConfig, overrides: Sequence[str], loader: ConfigLoader) -> tuple[DictConfig, Path]:
+    """The configuration of a cell as Hydra will make it, `hydra` included, and the folder of the cell."""
+    cfg = loader.load_sweep_config(config, list(overrides))
+    now = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(cfg)  # its folder is named by its overrides
+        return cfg, Path(str(cfg.hydra.sweep.dir)) / str(cfg.hydra.sweep.subdir)
+    finally:
+        HydraConfig.instance().cfg = now
+
+
+def lists_its_cells(config: DictConfig) -> bool:
+    """Whether the sweeper knows all cells before the first is run; otherwise it searches."""
     return str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
 
 
@@ -229,7 +270,7 @@ def run_cell(cfg: DictConfig, run_dir: Path, run: Callable[..., dict[str, Any]])
     A cell that fails leaves its reason in `result.json`, and the others go on; a sweeper that searches gets the exception, and
     decides for itself.
     """
-    searches = not _lists_its_cells(OmegaConf.create({"hydra": HydraConfig.get()}))
+    searches = not lists_its_cells(OmegaConf.create({"hydra": HydraConfig.get()}))
     try:
         if finished(run_dir, cfg):
             result = read_result(run_dir)
@@ -401,3 +442,22 @@ def cell_name(override_dirname: str) -> str:
     if len(name) <= 150:
         return name
     return f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:9]}"
+
+
+def gpus(accelerator: str, devices: int) -> int | None:
+    """GPUs that a launcher asks for, for a cell; None with trainer=cpu."""
+    return devices if accelerator == "gpu" else None
+
+
+def prepare_hydra() -> None:
+    """The functions that the configuration calls, as `${cell:...}`; and no warning that a launcher's settings are checked by
+    the types that its package declares for them.
+    """
+    OmegaConf.register_new_resolver("cell", cell_name, replace=True)
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("gpus", gpus, replace=True)
+    OmegaConf.register_new_resolver("asset", lambda name: str(Path(__file__).parent / "assets" / name), replace=True)
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+
+
+prepare_hydra()  # not in the command alone: a process of a launcher loads this module, for the callback, and not the command's

@@ -235,7 +235,9 @@ def _adapter(cfg: DictConfig) -> None:
             "Write all-linear, or names as in [q_proj,v_proj]",
         )
     if lora.r > 512 and ".vllm" in cfg.rollout.sampler._target_ and not cfg.rollout.sampler.merge:
-        raise UserError(f"model.lora.r={lora.r}", "is more than vLLM takes, 512", "Lower it, or write rollout.sampler.merge=true")
+        raise UserError(
+            f"model.lora.r={lora.r}", "is more than vLLM takes, 512", "Lower it, or write rollout.sampler.merge=true"
+        )
     if lora.dropout >= 1:
         raise UserError(f"model.lora.dropout={lora.dropout}", "would drop everything", "Use a share below 1")
     if (Path(cfg.model.path).expanduser() / "adapter_config.json").is_file() and not cfg.model.architecture:

@@ -1,0 +1,198 @@
+"""Sweeps on a cluster: a real Slurm of one node, joblib and Ray, with jobs that are cancelled, pre-empted and out of time."""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import slurm
+from conftest import ROOT, SMALL, composed, environment
+from test_snapshot import same
+
+from dash_exp import results, run, sweep
+from dash_exp.errors import UserError
+
+SMALLER = [*SMALL, "eval.every=100", "hydra.callbacks.ledger.report=null"]
+pytestmark = pytest.mark.filterwarnings("ignore:\\s*'hydra/launcher")
+ARMS = ["algo=grpo,dash", "kl=0,0.04"]
+JOBS = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if missing := slurm.missing():
+        pytest.skip(f"needs Slurm (apt install slurm-wlm munge), has no {', '.join(missing)}")
+    with slurm.slurm(tmp_path_factory.mktemp("slurm"), grace_s=60) as env:
+        yield env
+
+
+@pytest.fixture
+def command(tmp_path):
+    """`python train.py -m ...` in the background, what it says in a file of the folder; ended with the test."""
+    started: list[subprocess.Popen] = []
+
+    def start(log: str, *arguments: str, env: dict[str, str]) -> subprocess.Popen:
+        with (tmp_path / log).open("w") as out:
+            program = [sys.executable, str(ROOT / "train.py"), "-m", *arguments]
+            variables = environment(tmp_path) | env
+            started.append(subprocess.Popen(program, cwd=tmp_path, env=variables, stdout=out, stderr=subprocess.STDOUT))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def same_as_alone(cell: results.Cell, alone: Path, *overrides: str) -> None:
+    """As a run of this process, which nothing stops."""
+    run.run(composed(*SMALLER[:-1], *overrides, *(f"{k}={v}" for k, v in cell.overrides.items())), alone)
+    same(cell.folder, alone)
+
+
+def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, command, tmp_path):
+    """Four arms, two at a time. The command is interrupted and given again; one job is told that its time is up, one is
+    cancelled, two have to make room for another user's. Then only the cancelled one is left, and that one is requeued.
+    """
+    sweep_ = [*SMALLER, *ARMS, *JOBS, "steps=12"]
+    folder = tmp_path / "multirun" / "small"
+
+    def ask(*words: str) -> str:
+        return slurm.ask(cluster, *words)
+
+    def said(log: str, words: str) -> bool:
+        return words in (tmp_path / log).read_text()
+
+    def at_step(step: int, *cells: int) -> bool:
+        """Whether one of these cells has come so far, in the order of the sweep."""
+        folders = [cell.folder for cell in results.cells_of(folder)]
+        return any((folders[i] / "completions" / f"step_{step:05d}.jsonl").exists() for i in cells)
+
+    def at_once() -> bool:
+        """Slurm lets a job that was put back wait for two minutes: not here."""
+        time.sleep(1)
+        for job in ask("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines():
+            if job.endswith("BeginTime"):
+                ask("scontrol", "update", f"jobid={job.split()[0]}", "starttime=now")
+        return False
+
+    first = command("first", *sweep_, env=cluster)
+    slurm.wait_for(lambda: said("first", "job "))
+    array = (tmp_path / "first").read_text().partition("job ")[2].partition("_")[0]
+    first.send_signal(signal.SIGINT)
+    assert first.wait(30) == 130, (tmp_path / "first").read_text()
+    assert said("first", "the jobs go on; the same command waits for them again")
+
+    second = command("second", *sweep_, env=cluster)
+    slurm.wait_for(lambda: at_step(2, 0))
+    ask("scancel", f"{array}_0")
+    slurm.wait_for(lambda: at_step(2, 1))
+    ask("scancel", "--signal=USR2", f"{array}_1.0")
+    slurm.wait_for(lambda: at_step(2, 2, 3))
+    ask("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1")
+    slurm.wait_for(lambda: at_once() or second.poll() is not None)
+    text = (tmp_path / "second").read_text()
+    assert second.returncode == 1, text
+    assert text.count(", submitted before: ") == 4
+    assert "1 of 4 cells are not done; the same command tries them again" in text
+    assert f"job {array}_0 has left the queue without a result" in text
+    cells = results.cells_of(folder)
+    assert [c.status for c in cells] == ["stopped", "done", "done", "done"]
+
+    third = command("third", *sweep_, env=cluster)
+    slurm.wait_for(lambda: said("third", "job "))
+    job = (cells[0].folder / "slurm_job").read_text().strip()
+    slurm.wait_for(lambda: at_step(10, 0))
+    ask("scontrol", "requeue", job)
+    slurm.wait_for(lambda: at_once() or third.poll() is not None)
+    text = (tmp_path / "third").read_text()
+    assert third.returncode == 0, text
+    assert "sweep of 4 cells into multirun/small, 3 of them done before" in text
+    assert text.count("job ") == 1
+    logs = {path.parent.name: path.read_text() for path in (folder / ".submitit").glob("*/*.out")}
+    went_on = {name: log.count("(resume=false begins anew)") for name, log in logs.items()}
+    assert went_on[f"{array}_0"] == 0
+    assert went_on[f"{array}_1"] == 1
+    assert went_on[f"{array}_2"] + went_on[f"{array}_3"] >= 1  # the other may have been before its first step
+    assert "Caught signal SIGUSR2" in logs[f"{array}_1"]
+    assert went_on[job] == 2  # from where it was cancelled, and from where it was requeued
+    cells = results.cells_of(folder)
+    assert [c.status for c in cells] == ["done"] * 4
+    for i, cell in enumerate(cells[:3]):  # cancelled and requeued, out of time, pre-empted
+        same_as_alone(cell, tmp_path / str(i), "steps=12")
+
+
+def test_what_slurm_refuses_is_told(cluster, command, tmp_path):
+    refused = command("log", *SMALLER, *JOBS, "hydra.launcher.partition=nowhere", env=cluster)
+    assert refused.wait(60) == 1
+    text = (tmp_path / "log").read_text()
+    assert "error: sbatch: refuses the jobs" in text
+    assert "invalid partition specified: nowhere" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["hydra/launcher=joblib"],
+        ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2", "hydra.launcher.ray.remote.num_cpus=1"],
+    ],
+    ids=["joblib", "ray"],
+)
+def test_cells_side_by_side_on_one_machine(launcher, command, tmp_path):
+    """The numbers are those of a run alone."""
+    done = command("log", *SMALLER, "algo=dash", "kl=0,0.04", *launcher, env={})
+    assert done.wait(120) == 0, (tmp_path / "log").read_text()
+    cells = results.cells_of(tmp_path / "multirun" / "small")
+    assert [c.status for c in cells] == ["done", "done"]
+    same_as_alone(cells[1], tmp_path / "alone")
+
+
+# --- settings ----------------------------------------------------------------------------------------------------------
+
+
+def sweep_settings(*overrides: str):
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return GlobalHydra.instance().hydra.compose_config("config", list(overrides), RunMode.MULTIRUN)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "key"), [("submitit_slurm", "gpus_per_node"), ("ray", "ray.remote.num_gpus")], ids=["submitit_slurm", "ray"]
+)
+def test_a_cell_gets_the_gpus_that_it_trains_on(launcher, key):
+    from omegaconf import OmegaConf
+
+    for trainer, gpus in (("gpu", 1), ("cpu", None)):
+        cfg = sweep_settings(f"hydra/launcher={launcher}", f"trainer={trainer}")
+        assert OmegaConf.select(cfg.hydra.launcher, key) == gpus
+
+
+@pytest.mark.parametrize(
+    ("launcher", "says"),
+    [
+        ("submitit_slurm", r"its package is not installed\. Run `pip install -e '.\[slurm\]'`"),
+        ("ray", r"\.\[ray\]"),
+        ("joblib", r"\.\[joblib\]"),
+    ],
+)
+def test_a_launcher_that_is_not_installed_is_told_before_anything_starts(launcher, says, monkeypatch):
+    cfg = sweep_settings(f"hydra/launcher={launcher}")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=says):
+        sweep.check_launcher(cfg)
+
+
+def test_a_launcher_that_cannot_do_it_is_told_before_anything_starts(monkeypatch):
+    monkeypatch.setattr(sweep.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="no sbatch on this machine"):
+        sweep.check_launcher(sweep_settings("hydra/launcher=submitit_slurm"))
+    with pytest.raises(UserError, match="all cells on the same GPU"):
+        sweep.check_launcher(sweep_settings("hydra/launcher=joblib", "trainer=gpu"))
+    sweep.check_launcher(sweep_settings())
