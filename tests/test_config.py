@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from dash_exp import model, run
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
+from dash_exp.ranks import ALONE
 from dash_exp.validate import validate
 
 CONF = ROOT / "conf"
@@ -86,7 +87,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     assert list(parts.data.test_prompts) == [name for name, test in cfg.data.tests.items() if test is not None]
     assert parts.module.kl_coef(0) == cfg.kl.coef
     assert (parts.module.reference is None) == (cfg.kl.coef == 0)
-    assert instantiate(cfg.trainer, logger=False).max_epochs == cfg.steps
+    assert run.make_trainer(cfg, tmp_path, ALONE, []).max_epochs == cfg.steps
     parts.data.close()
 
 

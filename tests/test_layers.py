@@ -8,19 +8,19 @@ LAYERS = [
     {"errors", "words", "types", "files", "grading", "workers", "sandbox", "sandbox_inside", "overrides", "validate", "stats"}
     | {"targets", "credentials", "watch"},
     {"ops", "metrics", "process", "packing", "adapter", "optimizer"},
-    {"algo", "kl", "filter", "batch"},
+    {"algo", "kl", "filter", "batch", "ranks", "sharded"},
     {"reward", "data", "model"}
     | {"sampler", "sampler.cache", "sampler.hf", "sampler.traces", "sampler.teacher", "sampler.refresh"}
     | {"sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
-    {"evaluation"},
+    {"evaluation", "shares"},
     {"rollout", "module"},
     {"record", "progress", "summary", "plots", "results", "budget", "snapshot", "logger", "wandb_runs", "wandb_report"},
     {"run", "sweep"},
-    {"cli", "evaluate", "serve"},
+    {"cli", "evaluate", "serve", "rank"},
     {"report", "report.__main__", "report.sections", "report.panels", "report.comparison", "report.controls", "report.samples"}
     | {"report.paper", "report.figures", "report.document", "report.words"},
 ]
-KNOW_HYDRA = {"run", "sweep", "cli", "evaluate", "serve", "validate"}
+KNOW_HYDRA = {"run", "rank", "sweep", "cli", "evaluate", "serve", "validate"}
 SOURCE = ROOT / "src" / "dash_exp"
 
 

@@ -90,9 +90,10 @@ def off(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def trained(policy: PreTrainedModel) -> dict[str, Tensor]:
-    """What training changes of the state dict: all of it, or A and B alone."""
-    return {name: tensor for name, tensor in policy.state_dict().items() if ".lora_" in name or not has_one(policy)}
+def trained(policy: PreTrainedModel, keep_vars: bool = False) -> dict[str, Tensor]:
+    """What training changes of the state dict: all of it, or A and B alone. `keep_vars`: the parameters themselves."""
+    state = policy.state_dict(keep_vars=keep_vars)
+    return {name: tensor for name, tensor in state.items() if ".lora_" in name or not has_one(policy)}
 
 
 def put_back(policy: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:

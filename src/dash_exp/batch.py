@@ -72,6 +72,20 @@ def cut_packed(samples: Sequence[Sample], micro_tokens: int) -> list[list[int]]:
     return [*batches, rows] if rows else batches
 
 
+def balanced(lengths: Sequence[int], shares: int) -> list[list[int]]:
+    """Indices of each of several shares, by tokens: the longest first, each to the share that has fewest so far.
+
+    `balanced([5, 1, 4], 2) -> [[0], [1, 2]]`.
+    """
+    found: list[list[int]] = [[] for _ in range(shares)]
+    tokens = [0] * shares
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+        lightest = tokens.index(min(tokens))
+        found[lightest].append(i)
+        tokens[lightest] += lengths[i]
+    return [sorted(share) for share in found]
+
+
 def micro_batches(
     samples: Sequence[Sample], micro_tokens: int, pad_id: int, packed: bool
 ) -> Iterator[tuple[list[int], MicroBatch]]:
@@ -81,12 +95,15 @@ def micro_batches(
 
     `packed`: whether the model reads them so (see `packing.enabled`).
     """
-    if packed:
-        batches = cut_packed(samples, micro_tokens)
-    else:
-        batches = cut([(len(s.prompt_ids), len(s.completion_ids)) for s in samples], micro_tokens)
-    for rows in batches:
+    for rows in cuts(samples, micro_tokens, packed):
         yield rows, collate([samples[i] for i in rows], pad_id, packed)
+
+
+def cuts(samples: Sequence[Sample], micro_tokens: int, packed: bool) -> list[list[int]]:
+    """Indices of the micro-batches: see `micro_batches`."""
+    if packed:
+        return cut_packed(samples, micro_tokens)
+    return cut([(len(s.prompt_ids), len(s.completion_ids)) for s in samples], micro_tokens)
 
 
 def collate(samples: Sequence[Sample], pad_id: int, packed: bool = False) -> MicroBatch:

@@ -8,6 +8,7 @@ import lightning as L
 
 from dash_exp.metrics import Clock
 from dash_exp.module import PolicyModule
+from dash_exp.ranks import ALONE, Ranks
 
 LIMITS = ("seconds", "sampled_tokens", "optimizer_steps")
 
@@ -27,10 +28,12 @@ class Budget(L.Callback):
         sampled_tokens: int | None = None,
         optimizer_steps: int | None = None,
         already_sampled_tokens: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.clock = clock
         self.limits = {"seconds": seconds, "sampled_tokens": sampled_tokens, "optimizer_steps": optimizer_steps}
         self.reached: str | None = None
+        self.ranks = ranks
         self._sampled_tokens = already_sampled_tokens
 
     def on_train_batch_end(
@@ -45,9 +48,8 @@ class Budget(L.Callback):
             "sampled_tokens": self._sampled_tokens,
             "optimizer_steps": pl_module.policy_version,
         }
-        for name, limit in self.limits.items():
-            if limit is not None and used[name] >= limit:
-                self.reached = name
-                trainer.should_stop = True
-                trainer.check_val_every_n_epoch = 1  # the last step is always evaluated
-                return
+        reached = [name for name, limit in self.limits.items() if limit is not None and used[name] >= limit]
+        self.reached = self.ranks.from_first(reached[0] if reached else None)  # each has a clock of its own
+        if self.reached is not None:
+            trainer.should_stop = True
+            trainer.check_val_every_n_epoch = 1  # the last step is always evaluated

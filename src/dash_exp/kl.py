@@ -136,6 +136,10 @@ class Adaptive(Schedule):
 # --- the penalty on rewards --------------------------------------------------------------------------------------------
 
 
+# Prompts and completions -> penalty and k3 (see `RewardPenalty.__call__`).
+Penalty = Callable[[Sequence[Prompt], Sequence[Completion]], tuple[Tensor, Tensor]]
+
+
 class RewardPenalty:
     """The estimator summed over the tokens of each completion, for `place: reward`. Its baseline is the mean of the others of
     the group (see `rollout`).

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
-from typing import cast
+from typing import Self, cast
 
 import lightning as L
 import numpy as np
@@ -22,13 +22,15 @@ from transformers import PreTrainedModel
 
 from dash_exp import adapter, packing
 from dash_exp.algo import TokenLoss, importance_weighted
-from dash_exp.batch import micro_batches, parts
+from dash_exp.batch import balanced, collate, cuts, micro_batches, parts
 from dash_exp.errors import UserError
 from dash_exp.evaluation import Evaluation
 from dash_exp.kl import Estimator, Schedule, k3
 from dash_exp.metrics import PHASES, SIDES, Clock, check_declared
 from dash_exp.ops import StepCounts, autocast, token_logprobs
+from dash_exp.ranks import ALONE, Ranks
 from dash_exp.sampler.refresh import Refresh
+from dash_exp.sharded import is_sharded, whole
 from dash_exp.types import MicroBatch, Rollouts, Sample
 from dash_exp.watch import Values, Watch, not_finite
 
@@ -89,7 +91,8 @@ class PolicyModule(L.LightningModule):
     computed for it. `kl_coef` gives the coefficient of each outer step. `weighting` and `denominator` say how token losses
     become one number (see `ops`). `optimizer` takes parameters, `schedule` an optimizer; it counts outer steps. `pad_id` fills
     padded places. `importance_cap` weighs tokens by their truncated ratio to the policy that sampled. `watch` is asked about
-    the completions and about each gradient before the optimizer step. Where memory runs out in a forward or backward pass,
+    the completions and about each gradient before the optimizer step. Each of several `ranks` is given all completions and
+    passes a share of the kept ones through the policy. Where memory runs out in a forward or backward pass,
     `micro_tokens` is halved for good and the gradient of the optimizer step computed anew. After a step `row` holds its
     metrics, under the names of `metrics.METRICS` and `FAMILIES`. After an evaluation `accuracy` holds that of each test set,
     and `right` by test set and problem whether the greedy completion was correct.
@@ -120,6 +123,7 @@ class PolicyModule(L.LightningModule):
         importance_cap: float | None = None,
         watch: Watch | None = None,
         compute_dtype: torch.dtype = torch.float32,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -148,6 +152,7 @@ class PolicyModule(L.LightningModule):
         self._leave_out = False  # the optimizer steps of this outer step
         self._evaluated = False  # in this outer step
         self.compute_dtype = compute_dtype
+        self.ranks = ranks
         self.policy_version = 0
         self._coef = 0.0
         self._lr = 0.0
@@ -181,7 +186,7 @@ class PolicyModule(L.LightningModule):
         with self.clock("update"):
             for part in parts(len(samples), self.epochs, self.minibatches, [self.seed, self.current_epoch]):
                 _count(self._update.counts, [samples[i] for i in part], [keep_B[i] for i in part])
-                self._add_gradient([samples[i] for i in part if keep_B[i]])
+                self._add_gradient(self._share([samples[i] for i in part if keep_B[i]]))
                 if last:
                     self._optimizer_step()
         if last:
@@ -191,6 +196,11 @@ class PolicyModule(L.LightningModule):
                 self.kl_coef.observe(kl)
             with self.clock("sync"):
                 self.refresh.publish(self.policy_version)
+
+    def _share(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """This rank's part of them, of about as many tokens as the others'."""
+        lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
+        return [samples[i] for i in balanced(lengths, self.ranks.size)[self.ranks.index]]
 
     def _look(self, values: Values) -> bool:
         """Ask the watch. What it says of completions holds for all optimizer steps on them."""
@@ -212,11 +222,29 @@ class PolicyModule(L.LightningModule):
 
     def _backward(self, calls: Sequence[Sequence[Sample]]) -> MicroBatch | None:
         """Add the gradient of these completions. Returns the micro-batch that did not fit the memory, None where all did."""
+        packed = packing.enabled(self.policy)
         for samples in calls:
-            for _, batch in micro_batches(samples, self.micro_tokens, self.pad_id, packing.enabled(self.policy)):
+            more = self._more_passes(len(cuts(samples, self.micro_tokens, packed))) if is_sharded(self.policy) else 0
+            for _, batch in micro_batches(samples, self.micro_tokens, self.pad_id, packed):
                 if not self._fits(batch):
                     return batch
+            for _ in range(more):
+                self._empty_pass(packed)
         return None
+
+    def _more_passes(self, mine: int) -> int:
+        """How many passes this rank makes fewer than another. Where the policy is sharded, all have to take part in each."""
+        return max(self.ranks.gather(mine)) - mine
+
+    def _empty_pass(self, packed: bool) -> None:
+        """Forward and backward passes like those of a micro-batch, with a gradient of 0."""
+        batch = collate([Sample((self.pad_id,), (self.pad_id,), 0.0)], self.pad_id, packed).to(self.device)
+        with autocast(self.device, self.compute_dtype):
+            loss = 0 * token_logprobs(self.policy, batch, self.temperature).sum()
+            if self.reference is not None and self._coef > 0:
+                with torch.no_grad():
+                    token_logprobs(self.reference, batch, self.temperature)
+        self.manual_backward(loss)
 
     def _fits(self, batch: MicroBatch) -> bool:
         """Add the gradient of a micro-batch. False where memory ran out; what it took is free again then."""
@@ -228,6 +256,12 @@ class PolicyModule(L.LightningModule):
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
+            if is_sharded(self.policy):
+                raise UserError(
+                    self._where,
+                    f"memory ran out in a backward pass of {batch.tokens} tokens, which the other ranks are in the middle of",
+                    "Lower batch.micro_tokens; the same command goes on after the last snapshot",
+                ) from error
             return False
         sums.loss += loss.detach()
         sums.trained_tokens += int(batch.attention_mask_BL.sum())
@@ -290,16 +324,20 @@ class PolicyModule(L.LightningModule):
             sums.clipped += (clipped_BT * mask_BT).sum()
 
     def _optimizer_step(self) -> None:
-        """Divide the summed gradient by the step's denominator, clip it and step, unless the watch has it left out."""
+        """Divide the summed gradient by the step's denominator, clip it and step, unless the watch has it left out.
+
+        Before that, gradients and sums of the ranks are added up: from here on all have the same numbers, and decide the same.
+        """
         optimizer = cast(LightningOptimizer, self.optimizers())
-        sums = self._update.sums
+        sums = self._of_all_ranks(self._update.sums)
         denominator = max(self.denominator(self._update.counts), 1)
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        for parameter in trained:
-            if parameter.grad is None:  # nothing was kept: the gradient is 0, as if all had been unfiltered
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad /= denominator
-        sums.grad_norms = float(torch.nn.utils.clip_grad_norm_(trained, self.clip_norm))
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [self._gradient(parameter) for parameter in trained]
+        if not is_sharded(self.policy):  # then backward passes have added them up
+            self.ranks.add_up(gradients)
+        for gradient in gradients:
+            gradient.div_(denominator)
+        sums.grad_norms = float(whole(torch.nn.utils.clip_grad_norm_(trained, self.clip_norm)))
         sums.loss = float(sums.loss) / denominator
         sums.denominators = denominator
         sums.measured = 1
@@ -313,6 +351,22 @@ class PolicyModule(L.LightningModule):
             self._sums.add(replace(sums, taken=1))
         optimizer.zero_grad()
         self._update = _Update()
+
+    def _gradient(self, parameter: torch.nn.Parameter) -> Tensor:
+        if parameter.grad is None:  # nothing was kept: the gradient is 0, as if all had been unfiltered
+            parameter.grad = torch.zeros_like(parameter)
+        return parameter.grad
+
+    def _of_all_ranks(self, mine: _Sums) -> _Sums:
+        """The sums of an optimizer step over all ranks. Where memory ran out on one, all have its token budget from now on."""
+        plain = _Sums()
+        plain.add(mine)  # as numbers of Python's
+        found = self.ranks.gather((plain, self.micro_tokens))
+        self.micro_tokens = min(micro_tokens for _, micro_tokens in found)
+        total = _Sums()
+        for sums, _ in found:
+            total.add(sums)
+        return total
 
     def _skip(self, sums: _Sums) -> bool:
         """Whether the optimizer step of these sums is to be left out.
@@ -331,6 +385,10 @@ class PolicyModule(L.LightningModule):
         self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if not_finite(values) else 0
         skip = self.watch.look(self._where, values | {"in_a_row": self.nonfinite_in_a_row})
         return skip or self._leave_out
+
+    def cpu(self) -> Self:
+        """Lightning moves the module there after each `validate` and `fit`; a sharded policy stays where its ranks have it."""
+        return self if is_sharded(self.policy) else super().cpu()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])

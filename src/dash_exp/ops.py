@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,12 @@ def token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float
 
     Logits are computed for completion tokens only.
     """
+    gathering: Any = getattr(model, "token_logprobs", None)  # of a model that is `sharded`
+    return gathering(batch, temperature) if gathering else compute_token_logprobs(model, batch, temperature)
+
+
+def compute_token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
+    """`token_logprobs` of a model whose weights are at hand."""
     mask_BT = batch.completion_mask_BT
     if batch.packed is not None:
         return _packed_token_logprobs(model, batch.packed, mask_BT, temperature)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dash_exp import files
+from dash_exp import files, sharded
 from dash_exp.metrics import MetricsFile
 from dash_exp.module import PolicyModule
 from dash_exp.types import Rollouts
@@ -25,7 +26,7 @@ class RunRecord(L.Callback):
     `checkpoints/last` is the policy after the last step, `checkpoints/best` the one with the highest in-distribution accuracy
     so far, saved when it is evaluated. Both are Transformers folders. The choice of `best` looks at the test set, so the
     result of a run is that of `last`. `columns`: metrics whose names depend on the run (`metrics.FAMILIES`). `rows`: those of
-    an attempt that was killed, which this one goes on from.
+    an attempt that was killed, which this one goes on from. Without `writes`, as on ranks beside the first, nothing is written.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class RunRecord(L.Callback):
         table_rows: int,
         columns: Sequence[str] = (),
         rows: Sequence[dict[str, float | int | None]] = (),
+        writes: bool = True,
     ) -> None:
         self.run_dir = run_dir
         self.tokenizer = tokenizer
@@ -43,9 +45,12 @@ class RunRecord(L.Callback):
         self.table_rows = table_rows
         self.rows: list[dict[str, float | int | None]] = []
         self.best = -1.0
-        self._clear(int(rows[-1]["step"] or 0) if rows else 0)
-        (run_dir / "completions").mkdir(parents=True, exist_ok=True)
-        self.file = MetricsFile(run_dir / "metrics.csv", columns)
+        self.writes = writes
+        self.file: MetricsFile | None = None
+        if writes:
+            self._clear(int(rows[-1]["step"] or 0) if rows else 0)
+            (run_dir / "completions").mkdir(parents=True, exist_ok=True)
+            self.file = MetricsFile(run_dir / "metrics.csv", columns)
         for row in rows:
             self._write(row)
 
@@ -81,7 +86,7 @@ class RunRecord(L.Callback):
         if accuracy > self.best:
             self.best = accuracy
             with pl_module.clock.apart():
-                save_model(pl_module.policy, self.tokenizer, self.run_dir / "checkpoints" / "best")
+                self._save(pl_module.policy, "best")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
@@ -90,7 +95,7 @@ class RunRecord(L.Callback):
         self._write(row)
         step = int(row["step"] or 0)
         last = step == trainer.max_epochs or trainer.should_stop  # a budget may end the run before its last step
-        if step % self.completions_every == 0 or last:
+        if self.writes and (step % self.completions_every == 0 or last):
             self._write_completions(step, pl_module.rollouts_of_step)
         self.track(trainer, row)
         if last:
@@ -98,11 +103,17 @@ class RunRecord(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
-        save_model(pl_module.policy, self.tokenizer, self.run_dir / "checkpoints" / "last")
+        self._save(pl_module.policy, "last")
+
+    def _save(self, policy: PreTrainedModel, name: str) -> None:
+        weights = sharded.weights(policy, keep=self.writes)
+        if self.writes:
+            save_model(policy, self.tokenizer, self.run_dir / "checkpoints" / name, weights)
 
     def _write(self, row: dict[str, float | int | None]) -> None:
         self.rows.append(row)
-        self.file.append(row)
+        if self.file is not None:
+            self.file.append(row)
 
     def _write_completions(self, step: int, rollouts: list[Rollouts]) -> None:
         with files.whole(self.run_dir / "completions" / f"step_{step:05d}.jsonl") as file:
@@ -143,8 +154,10 @@ def completions_of(rollouts: list[Rollouts]) -> Iterator[dict[str, Any]]:
             }
 
 
-def save_model(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A Transformers folder, complete or not there."""
+def save_model(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """A Transformers folder, complete or not there. `weights`: the state dict, where the policy has not the whole of it."""
     with files.whole_folder(folder) as new:
-        policy.save_pretrained(new)
+        policy.save_pretrained(new, state_dict=None if weights is None else dict(weights))
         tokenizer.save_pretrained(new)

@@ -27,12 +27,14 @@ from dash_exp.batch import micro_batches
 from dash_exp.errors import UserError
 from dash_exp.evaluation import Evaluation, Evaluator
 from dash_exp.filter import Filter
-from dash_exp.kl import RewardPenalty, Schedule
+from dash_exp.kl import Penalty, Schedule
 from dash_exp.metrics import Clock
 from dash_exp.ops import autocast, token_logprobs
+from dash_exp.ranks import ALONE, Ranks
 from dash_exp.reward import Reward
 from dash_exp.sampler import Sampler, Sampling
 from dash_exp.sampler.refresh import Refresh
+from dash_exp.sharded import is_sharded
 from dash_exp.types import Completion, Problem, Prompt, Rollouts, Sample
 from dash_exp.watch import Watch
 
@@ -62,7 +64,8 @@ class RolloutDataModule(L.LightningDataModule):
     with each k of `eval_k`; `eval_prompts` completions are sampled at a time. `refresh` holds the sampler and gives it its
     weights; `train_sampler` stands in for it in training where the completions are not the policy's own (SFT). `kl_penalty`,
     with the coefficients of `kl_coef`, is taken off the rewards (KL in the reward). `watch` and `micro_tokens`: see
-    `PolicyModule`. Raises UserError where completions could take more than `memory_gb` of CPU memory.
+    `PolicyModule`. Of several `ranks` the first does all of this and gives the others what came of it; where each does a
+    share (see `shares`), leave them out. Raises UserError where completions could take more than `memory_gb` of CPU memory.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class RolloutDataModule(L.LightningDataModule):
         seed: int,
         train_sampler: Sampler | None = None,
         truncated: Truncated = Truncated(),
-        kl_penalty: RewardPenalty | None = None,
+        kl_penalty: Penalty | None = None,
         kl_coef: Schedule | None = None,
         eval_n: int = 0,
         eval_k: Sequence[int] = (),
@@ -95,8 +98,10 @@ class RolloutDataModule(L.LightningDataModule):
         micro_tokens: int = 2048,
         memory_gb: float = math.inf,
         compute_dtype: torch.dtype = torch.float32,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
+        self.ranks = ranks
         self.tokenizer = tokenizer
         self.refresh = refresh
         self.sampler = refresh.sampler
@@ -275,7 +280,7 @@ class RolloutDataModule(L.LightningDataModule):
                 self.refresh.bring_newest()
             with self.clock("eval"):
                 part = self.evaluator(prompts)
-                if not self.refresh.on_policy:
+                if not self.refresh.on_policy and not is_sharded(self.refresh.policy):  # whose passes all ranks make together
                     self._check_mismatch(prompts[:8])
         self.eval_timeouts += part.timeouts
         self.eval_errors += part.errors
@@ -389,7 +394,7 @@ class _OuterStep(IterableDataset):
         return self.data.sampling_calls
 
     def __iter__(self) -> Iterator[Rollouts]:
-        return self.data.rollouts_of_step(self.step)
+        return self.data.ranks.each_from_first(self.data.rollouts_of_step(self.step), len(self))
 
 
 class _Evaluation(IterableDataset):
@@ -403,5 +408,6 @@ class _Evaluation(IterableDataset):
         return -(-len(self.prompts) // self.at_a_time)
 
     def __iter__(self) -> Iterator[Evaluation]:
-        for start in range(0, len(self.prompts), self.at_a_time):
-            yield self.data.evaluate(self.prompts[start : start + self.at_a_time])
+        starts = range(0, len(self.prompts), self.at_a_time)
+        parts = (self.data.evaluate(self.prompts[start : start + self.at_a_time]) for start in starts)
+        return self.data.ranks.each_from_first(parts, len(self))

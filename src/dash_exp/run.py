@@ -9,7 +9,9 @@ import platform
 import subprocess
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +21,26 @@ import transformers
 from hydra.utils import get_method, instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from dash_exp import adapter, data, files, kl, model, packing, process
+from dash_exp import adapter, data, files, kl, model, packing, process, ranks, sharded
 from dash_exp.budget import LIMITS, Budget
 from dash_exp.errors import UserError
+from dash_exp.kl import Penalty, RewardPenalty
 from dash_exp.metrics import PHASES, SIDES, Clock
 from dash_exp.module import PolicyModule
 from dash_exp.optimizer import with_master_weights
 from dash_exp.plots import plot_curves
 from dash_exp.progress import Progress
+from dash_exp.ranks import ALONE, NOTICE_S, Ranks
 from dash_exp.record import RunRecord
 from dash_exp.results import same_numbers, write_result
 from dash_exp.reward import check_problems
 from dash_exp.rollout import RolloutDataModule, Truncated
-from dash_exp.sampler import Sampling
-from dash_exp.sampler.refresh import Refresh
+from dash_exp.sampler import Sampler, Sampling
+from dash_exp.sampler.refresh import Refresh, copied
+from dash_exp.shares import NoSampler, SharedPenalty, SharedReward, SharedSampler
 from dash_exp.snapshot import Snapshots
 from dash_exp.summary import result_table
 from dash_exp.validate import check_optimizer
@@ -63,6 +70,8 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     quiet()
     if cfg.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
+    if cfg.trainer.accelerator == "gpu" and cfg.trainer.devices > (there := max(torch.cuda.device_count(), 1)):
+        raise UserError(f"trainer.devices={cfg.trainer.devices}", f"torch finds {there} GPU(s) on this machine", "Lower it")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with process.alone_in(run_dir), process.leaving_on_sigterm():
@@ -80,11 +89,28 @@ def disk_error(error: BaseException, run_dir: Path, way_on: str) -> UserError | 
     return found and UserError(found[0] or str(run_dir), found[1], f"{found[2]}; the same command then {way_on}")
 
 
+def rank_error(error: BaseException, group: Ranks, way_on: str) -> UserError | None:
+    """What the user is told where the end of another rank broke what this one did with it; None for other errors."""
+    lost = group.lost(within_s=NOTICE_S) if isinstance(error, RuntimeError) else None
+    return lost and UserError(lost.where, lost.wrong, f"The same command {way_on}")
+
+
 def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
     """Build the parts and train. `start` is when the run began, by `time.perf_counter`."""
+    with ranks.started(
+        cfg.trainer.devices,
+        run_dir,
+        on_cpu=cfg.trainer.accelerator == "cpu",
+        told=lambda error: write_result(run_dir, {"status": "failed", "error": str(error), "git": git_revision()}),
+    ) as group:
+        return _start_run(cfg, run_dir, in_sweep, start, group)
+
+
+def _start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, group: Ranks) -> dict[str, Any]:
     L.seed_everything(cfg.seed, verbose=False)
     try:
-        parts = build(cfg)
+        parts = build(cfg, group)
+        meet(cfg, parts, group)
     except BaseException as error:
         leave = process.status_of_stop(error)
         write_result(run_dir, {"status": "stopped" if leave else "failed", "error": str(error), "git": git_revision()})
@@ -97,14 +123,65 @@ def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> d
             log.exception("the tracker was not told")
         raise
     try:
-        return train(cfg, parts, run_dir, in_sweep, start)
+        return train(cfg, parts, run_dir, in_sweep, start, group)
     finally:
-        parts.data.close()
-        if hasattr(parts.reward, "close"):
-            parts.reward.close()
+        close(parts)
 
 
-def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
+def follow(cfg: DictConfig, run_dir: Path, group: Ranks) -> None:
+    """What a rank beside the first does (see `ranks`): the same steps, without a record."""
+    quiet()
+    L.seed_everything(cfg.seed, verbose=False)
+    parts = build(cfg, group)
+    meet(cfg, parts, group)
+    L.seed_everything(cfg.seed + group.index, verbose=False)  # from here on noise of its own, such as dropout
+    try:
+        snapshots = Snapshots(run_dir, cfg.resume_every, settings_text(cfg), parts.data, dict, anew=not cfg.resume, ranks=group)
+        record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, rows=snapshots.rows, writes=False)
+        budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
+        trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots])
+        if snapshots.state is not None:
+            snapshots.put_back(trainer, parts.module, record)
+        else:
+            trainer.validate(parts.module, datamodule=parts.data, verbose=False)
+        trainer.fit(parts.module, datamodule=parts.data)
+    finally:
+        close(parts)
+
+
+def close(parts: Parts) -> None:
+    """End what is at work beside this process."""
+    parts.data.close()
+    if hasattr(parts.reward, "close"):
+        parts.reward.close()
+
+
+def settings_text(cfg: DictConfig) -> str:
+    """The settings that a snapshot has to have for this run to go on from it."""
+    return json.dumps(same_numbers(OmegaConf.to_container(cfg, resolve=True)))  # type: ignore[arg-type]
+
+
+def limits(cfg: DictConfig, rows: Sequence[dict[str, float | int | None]]) -> dict[str, Any]:
+    """Those of the budget, and what was used of it before, by these rows of metrics."""
+    sampled = sum(int(row.get("tokens/sampled") or 0) for row in rows)
+    return {name: cfg.budget[name] for name in LIMITS} | {"already_sampled_tokens": sampled}
+
+
+def make_trainer(cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L.Callback], tracker: Any = None) -> L.Trainer:
+    """Lightning's Trainer of this rank, which has one device."""
+    one_of_several = cfg.trainer.accelerator == "gpu" and group.size > 1
+    return instantiate(
+        cfg.trainer,
+        devices=[group.index] if one_of_several else 1,
+        strategy="auto",
+        callbacks=callbacks,
+        logger=tracker or False,
+        default_root_dir=run_dir,
+        plugins=[LightningEnvironment()],  # on Slurm, its own would requeue the job and load a pickle, beside the snapshots
+    )
+
+
+def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: float, group: Ranks = ALONE) -> dict[str, Any]:
     """Train, evaluate and write the record."""
     columns = [f"accuracy/{test}" for test in parts.data.test_prompts]
     measured = [name for name in parts.data.evaluator.names() if name != "accuracy"]
@@ -115,24 +192,18 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     snapshots = Snapshots(
         run_dir,
         cfg.resume_every,
-        json.dumps(same_numbers(OmegaConf.to_container(cfg, resolve=True))),  # type: ignore[arg-type]
+        settings_text(cfg),
         parts.data,
         lambda: {"result": result, "base": base, "total_s": time.perf_counter() - start},
         anew=not cfg.resume,
+        ranks=group,
     )
     tracker = start_tracker(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
-    sampled = sum(int(row.get("tokens/sampled") or 0) for row in snapshots.rows)
-    budget = Budget(parts.clock, **{name: cfg.budget[name] for name in LIMITS}, already_sampled_tokens=sampled)
-    trainer: L.Trainer = instantiate(
-        cfg.trainer,
-        callbacks=[budget, record, snapshots, Progress(cfg.steps)],
-        logger=tracker or False,
-        default_root_dir=run_dir,
-        plugins=[LightningEnvironment()],  # on Slurm, its own would requeue the job and load a pickle, beside the snapshots
-    )
+    budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
+    trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Progress(cfg.steps)], tracker)
     print(sizes(cfg, parts, run_dir), flush=True)
-    result["device"] = device_name(trainer)
+    result["device"] = device_name(trainer) if group.size == 1 else f"{group.size} x {device_name(trainer)}"
     result |= {f"sizes/{name}": size for name, size in derived_sizes(cfg, parts).items()}
     try:
         if snapshots.state is not None:
@@ -159,7 +230,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
             result["status"] = "stopped"
             print(f"stopped: the same command {snapshots.way_on()}", flush=True)
             raise SystemExit(leave) from error
-        told = disk_error(error, run_dir, snapshots.way_on())
+        told = rank_error(error, group, snapshots.way_on()) or disk_error(error, run_dir, snapshots.way_on())
         result["error"] = f"{type(told or error).__name__}: {told or error}"
         if told:
             raise told from error
@@ -210,8 +281,12 @@ def write_problems(run_dir: Path, base: dict[str, dict[str, bool]], final: dict[
         writer.writerows([t, p, int(base[t][p]), int(right)] for t, problems in final.items() for p, right in problems.items())
 
 
-def build(cfg: DictConfig) -> Parts:
-    """The parts of a run, from values and callables alone: none of them sees the configuration."""
+def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
+    """The parts of a run, from values and callables alone: none of them sees the configuration.
+
+    Of several ranks each does a share of sampling and grading with `rollout=hf`; with other samplers, which have devices of
+    their own, the first does it all.
+    """
     if cfg.data.train is None:
         raise UserError(
             "data.train",
@@ -248,22 +323,32 @@ def build(cfg: DictConfig) -> Parts:
     kl_coef: kl.Schedule = instantiate(cfg.kl.schedule)(coef=cfg.kl.coef, steps=cfg.steps)
     estimator = get_method(f"dash_exp.kl.{cfg.kl.estimator}")
     reference = None if kl_coef.always_zero else model.frozen_copy(policy)
-    kl_penalty = None
+    shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
+    kl_penalty: Penalty | None = None
     if reference is not None and cfg.kl.place == "reward":
-        kl_penalty = kl.RewardPenalty(
+        kl_penalty = RewardPenalty(
             reference, estimator, cfg.batch.micro_tokens, cfg.rollout.temperature, tokenizer.pad_token_id, compute_dtype
         )
-    sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
+    sampler: Sampler = NoSampler()
+    if group.first or shared:
+        sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
+    train_sampler = cfg.algo.train_sampler and instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
+    if shared:
+        sampler, reward = SharedSampler(sampler, group, policy), SharedReward(reward, group)
+        kl_penalty = kl_penalty and SharedPenalty(kl_penalty, group)
     try:
-        refresh = Refresh(policy, sampler, cfg.rollout.staleness, cfg.rollout.refresh_every)
+        weights = (
+            partial(weights_for_servers, policy, group)
+            if cfg.trainer.strategy == "fsdp" and group.size > 1 and not shared
+            else None
+        )
+        refresh = Refresh(policy, sampler, cfg.rollout.staleness, cfg.rollout.refresh_every, weights)
         datamodule = RolloutDataModule(
             train=train,
             tests={name: problems[: cfg.eval.limit] for name, problems in tests.items()},
             tokenizer=tokenizer,
             refresh=refresh,
-            train_sampler=instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
-            if cfg.algo.train_sampler
-            else None,
+            train_sampler=train_sampler or None,
             reward=reward,
             advantage=instantiate(cfg.algo.advantage),
             keep=instantiate(cfg.filter),
@@ -286,6 +371,7 @@ def build(cfg: DictConfig) -> Parts:
             micro_tokens=cfg.batch.micro_tokens,
             memory_gb=cfg.rollout.memory_gb,
             compute_dtype=compute_dtype,
+            ranks=ALONE if shared else group,
         )
         optimizer = instantiate(cfg.optimizer, _convert_="all")  # bitsandbytes keeps its settings in what a snapshot holds
         module = PolicyModule(
@@ -311,11 +397,29 @@ def build(cfg: DictConfig) -> Parts:
             importance_cap=importance_cap(cfg),
             watch=watch,
             compute_dtype=compute_dtype,
+            ranks=group,
         )
         return Parts(module, datamodule, reward, tokenizer, clock)
     except Exception:
         sampler.close()  # an engine holds a GPU's memory, and the next cell of a sweep wants it
         raise
+
+
+def meet(cfg: DictConfig, parts: Parts, group: Ranks) -> None:
+    """Come together with the other ranks, and with trainer=fsdp leave each its part of policy and reference."""
+    on_gpu = cfg.trainer.accelerator == "gpu"
+    group.join(gpus=on_gpu)
+    if group.size > 1 and cfg.trainer.strategy == "fsdp":
+        policy, reference = parts.module.policy, parts.module.reference
+        for of_module in [policy, *([] if reference in (None, policy) else [reference])]:  # with an adapter they are one
+            sharded.shard(of_module, group.size, "cuda" if on_gpu else "cpu")
+
+
+def weights_for_servers(policy: PreTrainedModel, group: Ranks) -> Mapping[str, Tensor]:
+    """Those of a policy that is sharded or will be, as they are now, on the first rank, which gives them to the servers."""
+    if sharded.is_sharded(policy):
+        return sharded.weights(policy, keep=group.first)
+    return copied(adapter.trained(policy)) if group.first else {}
 
 
 def importance_cap(cfg: DictConfig) -> float | None:
@@ -335,7 +439,7 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
         [
             f"{cfg.algo.name} on {cfg.data.name}, seed {cfg.seed} -> {run_dir}",
             f"  policy                    {size['parameters']:,} parameters{adapter_words(parts)}, {cfg.model.compute_dtype}, "
-            f"{cfg.trainer.accelerator}",
+            f"{cfg.trainer.accelerator}" + (f" x {cfg.trainer.devices}" if cfg.trainer.devices > 1 else ""),
             f"  problems                  {size['train_problems']:,} to train on; tests: {tests}",
             f"  outer steps               {cfg.steps}{budget_words(cfg)}",
             f"  completions per step      {size['completions_per_step']} = {batch.prompts} prompts x {data_.group_size}",

@@ -18,8 +18,9 @@ import lightning as L
 import numpy as np
 import torch
 
-from dash_exp import adapter, files
+from dash_exp import adapter, files, sharded
 from dash_exp.module import PolicyModule
+from dash_exp.ranks import ALONE, Ranks
 from dash_exp.record import RunRecord
 from dash_exp.results import ATTEMPTS_FILE, SNAPSHOTS, snapshots
 from dash_exp.rollout import RolloutDataModule
@@ -39,7 +40,8 @@ class Snapshots(L.Callback):
 
     When a run is stopped, by whatever Python notices, one of the last outer step is written too, unless an optimizer step has
     changed the policy since. `config` is the text of the settings: a snapshot of others is not gone on from. `more()` gives
-    what else is to be kept, and comes back in the state under "more". With `anew` what is there is not looked at.
+    what else is to be kept, and comes back in the state under "more". With `anew` what is there is not looked at. Of several
+    ranks the first chooses what they all go on from, and writes.
     """
 
     def __init__(
@@ -50,13 +52,18 @@ class Snapshots(L.Callback):
         data: RolloutDataModule,
         more: Callable[[], dict[str, Any]],
         anew: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.run_dir = run_dir
         self.every = every
         self.config = config
         self.data = data
         self.more = more
-        self.state: State | None = None if anew else self._read()
+        self.ranks = ranks
+        file, self.state = self._read() if ranks.first and not anew else (None, None)
+        file = ranks.from_first(file)
+        if file is not None and not ranks.first:
+            self.state = read(file)
         self._last: dict[str, Any] | None = None  # the end of the last outer step, what is large left out
         self._written = self.step
         self._changed = False  # whether the policy is no longer what it was there
@@ -77,7 +84,9 @@ class Snapshots(L.Callback):
         """Everything but the optimizer and the random numbers, which there are when training starts."""
         assert self.state is not None
         trainer.fit_loop.epoch_progress.current.processed = self.step  # type: ignore[attr-defined]
-        adapter.put_back(module.policy, self.state["policy"])
+        mine = adapter.trained(module.policy)
+        weights = {k: sharded.part(tensor, like=mine.get(k)) for k, tensor in self.state["policy"].items()}
+        adapter.put_back(module.policy, weights)
         for name, value in self.state["module"].items():
             setattr(module, name, value)
         module.watch.restore(self.rows)
@@ -91,12 +100,14 @@ class Snapshots(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.state is not None:
-            trainer.optimizers[0].load_state_dict(self.state["optimizer"])
+            optimizer = trainer.optimizers[0]
+            optimizer.load_state_dict(sharded.parts_of_optimizer_state(self.state["optimizer"], optimizer))
             schedule = trainer.lr_scheduler_configs[0].scheduler
             schedule.load_state_dict(self.state["schedule"])
             for group, lr in zip(trainer.optimizers[0].param_groups, schedule.get_last_lr(), strict=True):
                 group["lr"] = lr  # the optimizer's own may be that of a step which came to no end
-            set_random_state(self.state["random"])
+            if self.ranks.first:  # the others have had their own
+                set_random_state(self.state["random"])
             self.state = None  # its memory
 
     # --- writing -------------------------------------------------------------------------------------------------------
@@ -108,6 +119,11 @@ class Snapshots(L.Callback):
         """After the record has written its row. Nothing is kept of the last step: the run ends with it."""
         assert isinstance(pl_module, PolicyModule)
         step = trainer.current_epoch + 1
+        due = self.every is not None and step % self.every == 0 and step != trainer.max_epochs and not trainer.should_stop
+        if not self.ranks.first:
+            if due:
+                self._weights(trainer, pl_module)
+            return
         record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))  # type: ignore[attr-defined]
         self._last = {
             "config": self.config,
@@ -125,11 +141,13 @@ class Snapshots(L.Callback):
             "more": self.more(),
         }
         self._changed = False
-        if self.every is not None and step % self.every == 0 and step != trainer.max_epochs and not trainer.should_stop:
+        if due:
             self._write(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, PolicyModule)
+        if sharded.is_sharded(pl_module.policy):
+            return  # what the other ranks hold is out of reach
         if self._last is None or self._last["step"] == self._written or self._changed or files.trouble(exception):
             return
         try:
@@ -139,10 +157,8 @@ class Snapshots(L.Callback):
 
     def _write(self, trainer: L.Trainer, module: PolicyModule) -> None:
         assert self._last is not None
-        state = self._last | {
-            "policy": adapter.trained(module.policy),
-            "optimizer": trainer.optimizers[0].state_dict(),
-        }
+        with module.clock.apart():
+            state = self._last | self._weights(trainer, module)
         folder = self.run_dir / SNAPSHOTS
         with module.clock.apart():
             folder.mkdir(parents=True, exist_ok=True)
@@ -162,6 +178,13 @@ class Snapshots(L.Callback):
         self._written = state["step"]
         (self.run_dir / ATTEMPTS_FILE).unlink(missing_ok=True)  # it got further
 
+    def _weights(self, trainer: L.Trainer, module: PolicyModule) -> dict[str, Any]:
+        """Weights and optimizer state, which ranks that hold parts of them gather together."""
+        return {
+            "policy": sharded.weights(module.policy, keep=self.ranks.first),
+            "optimizer": sharded.whole(trainer.optimizers[0].state_dict(), keep=self.ranks.first),
+        }
+
     def way_on(self) -> str:
         """What the command does when it is given again."""
         return f"goes on after outer step {self._written} in {self.run_dir}" if self._written else "begins again"
@@ -169,8 +192,8 @@ class Snapshots(L.Callback):
     def remove(self) -> None:
         shutil.rmtree(self.run_dir / SNAPSHOTS, ignore_errors=True)
 
-    def _read(self) -> State | None:
-        """The newest snapshot that is whole; None without one, or where it is of other settings."""
+    def _read(self) -> tuple[Path | None, State | None]:
+        """The newest snapshot that is whole, file and contents; None without one, or where it is of other settings."""
         for file in snapshots(self.run_dir):
             try:
                 state = read(file)
@@ -178,10 +201,10 @@ class Snapshots(L.Callback):
                 log.warning("%s is torn (%s): going back to what there was before it", file, first_line(str(error)))
                 continue
             if state["config"] == self.config and set(state["module"]) == set(MODULE):
-                return state
+                return file, state
             log.warning("%s is of other settings or of another version of the program: the run begins anew", file)
-            return None
-        return None
+            return None, None
+        return None, None
 
 
 def save(state: State, file: IO[bytes]) -> None:

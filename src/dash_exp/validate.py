@@ -261,9 +261,11 @@ TRAINER = ("deterministic", "benchmark", "detect_anomaly", "profiler")
 
 
 def _trainer(cfg: DictConfig) -> None:
-    if cfg.trainer.devices != 1:
-        raise UserError(f"trainer.devices={cfg.trainer.devices}", "is not supported", "A run uses one device: write 1")
+    number(cfg, "trainer.devices", whole=True, least=1)
+    number(cfg, "trainer.num_nodes", whole=True, least=1)
     _known(cfg, "trainer.accelerator", ["cpu", "gpu"])
+    _known(cfg, "trainer.strategy", ["auto", "ddp", "fsdp"])
+    _devices(cfg)
     fixed = {
         "max_epochs": cfg.steps,
         "check_val_every_n_epoch": cfg.eval.every,
@@ -281,7 +283,7 @@ def _trainer(cfg: DictConfig) -> None:
                 "Leave it out; see steps, eval.every and resume_every",
             )
     for key in cfg.trainer:
-        if key not in ("_target_", "accelerator", "devices", "log_every_n_steps", *fixed, *TRAINER):
+        if key not in ("_target_", "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", *fixed, *TRAINER):
             instead = {"gradient_clip_val": "clip_norm", "accumulate_grad_batches": "batch.micro_tokens"}
             instead |= {"precision": "model.compute_dtype", "max_time": "budget.seconds"}
             raise UserError(
@@ -289,6 +291,40 @@ def _trainer(cfg: DictConfig) -> None:
                 "is not for this training loop, which steps, clips and evaluates by itself",
                 f"Use {instead[str(key)]}" if key in instead else f"Leave it out; what can be added is {', '.join(TRAINER)}",
             )
+
+
+def _devices(cfg: DictConfig) -> None:
+    if cfg.trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}",
+            "is not supported: a run starts its own ranks, on the machine that it is started on",
+            "Write 1; sampling can be on other machines, with rollout=vllm_server",
+        )
+    if cfg.trainer.devices == 1:
+        return
+    where = f"trainer.devices={cfg.trainer.devices}"
+    if cfg.trainer.strategy == "auto":
+        raise UserError(where, "needs to know how the devices share the work", "Add trainer=ddp or fsdp")
+    if str(cfg.rollout.sampler.get("_target_")).endswith(".VLLMSampler"):
+        raise UserError(
+            where,
+            "and rollout=vllm has an engine inside the one process of the run",
+            "Use rollout=vllm_server, whose engines have devices of their own, or rollout=hf",
+        )
+    if cfg.trainer.strategy != "fsdp":
+        return
+    if cfg.model.dtype != "float32" and cfg.model.master_weights and not cfg.model.adapter:
+        raise UserError(
+            "trainer.strategy=fsdp",
+            f"keeps no 32-bit copies of weights that are trained in {cfg.model.dtype}",
+            "Use model.dtype=float32, which model.compute_dtype rounds for each product, or model.adapter=lora",
+        )
+    if cfg.model.adapter and cfg.kl.place == "reward":
+        raise UserError(
+            "trainer.strategy=fsdp",
+            "with an adapter has the reference inside the policy, whose parts the ranks gather together",
+            "Use kl.place=loss",
+        )
 
 
 def _data(cfg: DictConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,11 +17,20 @@ class Refresh:
 
     `staleness` 0 and `every` 1 are on-policy: due(s) = s. With `staleness` k the weights are k outer steps old; with `every` n
     they change every n outer steps alone, with None never. Evaluation always sees the newest. Only where older weights are
-    needed are they copied, to CPU memory.
+    needed are they copied, to CPU memory. With `weights`, which gives those of the policy at the moment of `publish` and not
+    later (see `sharded.whole`), every version that is needed is kept.
     """
 
-    def __init__(self, policy: PreTrainedModel, sampler: Sampler, staleness: int = 0, every: int | None = 1) -> None:
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        sampler: Sampler,
+        staleness: int = 0,
+        every: int | None = 1,
+        weights: Callable[[], Mapping[str, Tensor]] | None = None,
+    ) -> None:
         self.policy = policy
+        self.weights = weights
         self.sampler = sampler
         self.staleness = staleness
         self.every = every
@@ -47,6 +56,8 @@ class Refresh:
         """Go on where `versions` and `copies` were such, with the policy that it is now."""
         self._versions = list(versions)
         self._copies = dict(copies)
+        if self.weights is not None:
+            self._copies[len(versions) - 1] = self.weights()
 
     def due(self, step: int) -> int:
         """How many outer steps the weights have seen that `step` is sampled with."""
@@ -62,10 +73,11 @@ class Refresh:
         """One more outer step is done, and the policy is now of `version`. To be called before the policy changes again."""
         step = len(self._versions)
         self._versions.append(version)
-        if not self.on_policy:
-            if step == 0 or (self.every is not None and step % self.every == 0):
-                self._copies[step] = copied(trained(self.policy))
-            self._copies = {s: weights for s, weights in self._copies.items() if s >= self.due(step)}
+        if self.weights is not None:
+            self._copies[step] = self.weights()
+        elif not self.on_policy and (step == 0 or (self.every is not None and step % self.every == 0)):
+            self._copies[step] = copied(trained(self.policy))
+        self._copies = {s: weights for s, weights in self._copies.items() if s >= self.due(step)}
 
     def bring(self, step: int) -> None:
         """Give the sampler the weights that `step` is to be sampled with, if it has others."""
@@ -78,7 +90,8 @@ class Refresh:
     def bring_newest(self) -> None:
         """Give the sampler the weights of the policy as it is now, if it has others."""
         if self.sampler.version != self._versions[-1]:
-            self.sampler.load_weights(trained(self.policy), self._versions[-1])
+            weights = trained(self.policy) if self.weights is None else self._copies[len(self._versions) - 1]
+            self.sampler.load_weights(weights, self._versions[-1])
 
 
 def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,68 @@
+"""A rank of a run beside the first, which starts it (see `ranks`).
+
+python -m dash_exp.rank RUN_DIR INDEX SIZE PORT THREADS
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+
+from dash_exp import run
+from dash_exp.errors import UserError
+from dash_exp.ranks import PATIENCE, Ranks
+from dash_exp.words import first_line
+
+SHOW_AFTER_S = 3.0  # a traceback: the first rank most likely meets the same, and ends this one before
+
+
+def main() -> None:
+    """The first rank hears SIGTERM and Ctrl-C for all. The work is in a thread, where Lightning sets up no handlers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    run_dir, index, size, port, threads = sys.argv[1:]
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    cfg = OmegaConf.load(Path(run_dir) / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    torch.set_num_threads(int(threads))
+    status: list[int] = []
+    work = threading.Thread(target=lambda: status.append(_follow(cfg, Path(run_dir), int(index), int(size), int(port))))
+    work.start()
+    work.join()
+    sys.exit(status[0])
+
+
+def _follow(cfg: DictConfig, run_dir: Path, index: int, size: int, port: int) -> int:
+    """The exit status."""
+    logging.getLogger("dash_exp.watch").setLevel(logging.ERROR)  # every rank sees the same
+    warnings.simplefilter("ignore")
+    ranks = Ranks(index, size, dist.TCPStore("127.0.0.1", port, is_master=False, timeout=PATIENCE))
+    try:
+        run.follow(cfg, run_dir, ranks)
+    except BaseException as error:
+        ranks.say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(str(error))}")
+        if not isinstance(error, UserError):
+            time.sleep(SHOW_AFTER_S)
+            traceback.print_exc()
+        return 1
+    return 0
+
+
+def _end_with_the_first() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
