@@ -16,6 +16,9 @@ from dash_exp.validate import validate
 def main(cfg: DictConfig) -> float | None:
     validate(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.plan:
+        plan(cfg, run_dir)
+        return None
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return sweep.run_cell(cfg, run_dir, run)
     sweep.check_alone(cfg)
@@ -31,6 +34,14 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
         from dash_exp.run import run  # torch and the rest are loaded when the configuration has been found good
 
     return run(cfg, run_dir, in_sweep=in_sweep)
+
+
+def plan(cfg: DictConfig, run_dir: Path) -> None:
+    with process.importing():
+        from dash_exp import plan
+
+    with plan.nothing_left(run_dir):
+        plan.show(cfg)
 
 
 if __name__ == "__main__":

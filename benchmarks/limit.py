@@ -31,7 +31,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,13 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from peak_memory import PHASES
 from torch.profiler import ProfilerActivity, profile
-from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedModel
 
 from dash_exp import cli, run
+from dash_exp.costs import Group, Size, forward_flops, linear_layers, sampling_bytes, size_of, update_flops
 from dash_exp.errors import UserError
+from dash_exp.machine import bandwidths, matrix_rates
 from dash_exp.metrics import Clock
 from dash_exp.module import PolicyModule
 from dash_exp.plots import PHASE_COLOURS
@@ -57,9 +57,7 @@ from dash_exp.validate import validate
 
 DEFAULTS = {"kl": "kl.coef=0", "steps": "steps=4"}  # where no override names the setting
 NEEDED = ("sample", "update")  # the phases whose needs are counted
-CHOOSE = "Choose a dense model with full attention, such as Qwen2 or Llama"
 BUSY = 1.2  # best rate over median rate of a product, from which on the machine was not alone
-STREAM_BYTES = 2**28  # of each tensor: far more than a cache holds
 SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the large product
 
 # Attention on the CPU, which torch's counter does not know; it takes shapes. Backward computes the scores once more.
@@ -99,94 +97,6 @@ GROUP_COLOURS = {
 # --- what the work needs -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Size:
-    """What of a model its operations and bytes follow from. `attention_width` is heads x head size, `kv_width` that of keys."""
-
-    linear_weights: int  # of all linear layers, without the LM head
-    head_weights: int
-    layers: int
-    attention_width: int
-    kv_width: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """Lengths in tokens of a prompt and of the completions that share it."""
-
-    prompt: int
-    completions: tuple[int, ...]
-
-
-def linear_layers(model: PreTrainedModel) -> list[torch.nn.Linear]:
-    """All but the LM head."""
-    return [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
-
-
-def size_of(model: PreTrainedModel) -> Size:
-    """Counts the weights of every `nn.Linear`. Raises UserError for a model with other matrices or with attention windows."""
-    config, head = model.config, model.get_output_embeddings()
-    linears = linear_layers(model)
-    embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
-    known = {id(m.weight) for m in [*linears, *embeddings, head]}
-    if others := [name for name, p in model.named_parameters() if p.ndim > 1 and id(p) not in known]:
-        named = ", ".join(others[:3])
-        raise UserError("model", f"has weights of no linear layer, whose operations are not known: {named}", CHOOSE)
-    if getattr(config, "sliding_window", None):
-        raise UserError("model", "has attention windows (sliding_window), which are not counted", CHOOSE)
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Size(
-        linear_weights=sum(m.weight.numel() for m in linears),
-        head_weights=head.weight.numel(),
-        layers=config.num_hidden_layers,
-        attention_width=heads * head_size,
-        kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
-    )
-
-
-def forward_flops(size: Size, group: Group) -> int:
-    """Operations of a forward pass over a group whose prompt of C tokens is read once; sampling needs as many as scoring.
-
-        N = C + sum_g (T_g - 1)      tokens that are read: the last of a completion has nothing to predict
-        H = 1 + sum_g (T_g - 1)      positions with logits: the prompt's last one serves the whole group
-        K = C(C + 1)/2 + sum_g [(T_g - 1) C + (T_g - 1) T_g/2]      keys that are looked at: a token's own and those before
-
-        2 x linear weights x N + 2 x head weights x H + 4 x attention width x layers x K
-
-    Backward needs twice as many. No completion, no operation.
-    """
-    if not group.completions:
-        return 0
-    prompt, further = group.prompt, [n - 1 for n in group.completions]
-    read, with_logits = prompt + sum(further), 1 + sum(further)
-    keys = prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in further)
-    return 2 * size.linear_weights * read + 2 * size.head_weights * with_logits + 4 * size.attention_width * size.layers * keys
-
-
-def update_flops(size: Size, groups: Sequence[Group], epochs: int = 1, reference: bool = False) -> int:
-    """Forward, backward (twice a forward) and, where a KL stands in the loss, the reference's forward; `epochs` times over."""
-    return epochs * (4 if reference else 3) * sum(forward_flops(size, g) for g in groups)
-
-
-def sampling_bytes(size: Size, call: Sequence[Group], bytes_per_number: int) -> int:
-    """Bytes that one sampling call moves at least, all completions decoded side by side.
-
-    Weights are read once per decoding step, T steps for the longest completion. Keys and values of a token are written once
-    and, at each further token, read: those of the prompt once for the group (for as long as its longest completion goes on),
-    those of a completion by itself.
-    """
-    steps = max((max(g.completions) for g in call if g.completions), default=0)
-    moved = 0
-    for group in call:
-        further = [n - 1 for n in group.completions]
-        written = group.prompt + sum(further)
-        read = group.prompt * max(further, default=0) + sum(n * (n + 1) // 2 for n in further)
-        moved += written + read
-    per_token = 2 * size.kv_width * size.layers
-    return bytes_per_number * (steps * (size.linear_weights + size.head_weights) + per_token * moved)
-
-
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of one optimizer step: weights, gradients and the optimizer's state (Adam: two moments), each read and written."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -208,40 +118,10 @@ def groups_of(rollouts: Rollouts, kept: bool = False) -> list[Group]:
 # --- what the machine can do ---------------------------------------------------------------------------------------------
 
 
-def seconds_of(work: Callable[[], object]) -> tuple[float, float]:
-    """Median and least seconds of one call, of as many as fit into a second, after a warm-up; waits for a GPU to end."""
-    work()
-    timer = benchmark.Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    found = timer.blocked_autorange(min_run_time=1.0)
-    return found.median, min(found.times)
-
-
-def matrix_rates(
-    shapes: Mapping[str, tuple[int, int, int]], dtype: torch.dtype, device: torch.device
-) -> dict[str, tuple[float, float]]:
-    """Operations per second, median and best, of (m, k) x (k, n), as a linear layer computes it, by the name of (m, k, n)."""
-    rates = {}
-    for name, (m, k, n) in shapes.items():
-        inputs, weights = torch.randn(m, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
-        with torch.inference_mode():
-            median, least = seconds_of(partial(torch.nn.functional.linear, inputs, weights))
-        rates[name] = (2 * m * k * n / median, 2 * m * k * n / least)
-    return rates
-
-
 def linear_shapes(model: PreTrainedModel, tokens: int) -> dict[str, tuple[int, int, int]]:
     """(tokens, inputs, outputs) of each kind of linear layer, the LM head aside: with a large vocabulary it takes minutes."""
     kinds = {(m.in_features, m.out_features) for m in linear_layers(model)}
     return {f"{tokens} x {k} x {n}": (tokens, k, n) for k, n in sorted(kinds)}
-
-
-def bandwidths(device: torch.device) -> dict[str, float]:
-    """Bytes per second, read and written, of STREAM's copy and triad (a = b + s c) on tensors of 256 MiB."""
-    a, b, c = (torch.rand(STREAM_BYTES // 4, device=device) for _ in range(3))
-    return {
-        "copy": 2 * STREAM_BYTES / seconds_of(lambda: a.copy_(b))[0],
-        "triad": 3 * STREAM_BYTES / seconds_of(lambda: torch.add(b, c, alpha=3.0, out=a))[0],
-    }
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ from conftest import ROOT
 LAYERS = [
     {"errors", "words", "types", "files", "grading", "workers", "sandbox", "sandbox_inside", "overrides", "validate", "stats"}
     | {"targets", "credentials", "watch"},
-    {"ops", "metrics", "process", "packing", "adapter", "optimizer"},
+    {"ops", "metrics", "process", "packing", "adapter", "optimizer", "costs", "machine"},
     {"algo", "kl", "filter", "batch", "ranks", "sharded"},
     {"reward", "data", "model"}
     | {"sampler", "sampler.cache", "sampler.hf", "sampler.traces", "sampler.teacher", "sampler.refresh"}
     | {"sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
-    {"evaluation", "shares"},
+    {"evaluation", "shares", "memory"},
     {"rollout", "module"},
     {"record", "progress", "summary", "plots", "results", "budget", "snapshot", "logger", "wandb_runs", "wandb_report"},
     {"run", "sweep"},
-    {"cli", "evaluate", "serve", "rank"},
+    {"cli", "evaluate", "serve", "rank", "plan"},
     {"report", "report.__main__", "report.sections", "report.panels", "report.comparison", "report.controls", "report.samples"}
     | {"report.paper", "report.figures", "report.document", "report.words"},
 ]
-KNOW_HYDRA = {"run", "rank", "sweep", "cli", "evaluate", "serve", "validate"}
+KNOW_HYDRA = {"run", "rank", "sweep", "cli", "evaluate", "serve", "validate", "plan"}
 SOURCE = ROOT / "src" / "dash_exp"
 
 

@@ -249,10 +249,11 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
 
 
 def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that may change when a run goes on: how it is watched, what is kept to go on from, and the
-    number of devices, which changes numbers by rounding errors alone.
+    """The settings without those that may change when a run goes on: how it is watched, what is kept to go on from, what its
+    plan was asked, and the number of devices, which changes numbers by rounding errors alone.
     """
-    found = {k: v for k, v in settings.items() if k not in ("watch", "resume", "resume_every")}
+    other = ("watch", "resume", "resume_every", "plan_device", "plan_tokens")
+    found = {k: v for k, v in settings.items() if k not in other}
     if isinstance(trainer := found.get("trainer"), Mapping):
         found["trainer"] = {k: v for k, v in trainer.items() if k not in ("devices", "num_nodes", "strategy")}
     return found

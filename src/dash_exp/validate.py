@@ -21,6 +21,7 @@ SECTIONS = (
     *("algo", "algo.advantage", "algo.loss", "algo.weighting", "algo.denominator", "optimizer", "schedule"),
     *("trainer", "logger", "eval", "budget", "study"),
 )
+DEVICES = ("a100", "h100", "h200")  # that plan_device can name
 
 
 def validate(cfg: DictConfig) -> None:
@@ -114,6 +115,9 @@ def validate(cfg: DictConfig) -> None:
     number(cfg, "budget.sampled_tokens", whole=True, least=1, optional=True)
     number(cfg, "budget.optimizer_steps", whole=True, least=1, optional=True)
     number(cfg, "study.target", above=0, optional=True)
+    number(cfg, "plan_tokens", whole=True, least=1, optional=True)
+    if cfg.get("plan_device") is not None:
+        _known(cfg, "plan_device", DEVICES)
     _study(cfg)
     _pass_at_k(cfg)
     if cfg.seed >= 2**32:
@@ -192,6 +196,7 @@ def _flags(cfg: DictConfig) -> None:
         *("resume", "model.gradient_checkpointing", "model.master_weights", "model.trust_remote_code"),
         *("teacher.chat", "reward.chat", "reward.squash", "rollout.sampler.eager", "rollout.sampler.sleep"),
         "rollout.sampler.merge",
+        "plan",
     ):
         if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
             raise UserError(f"{key}={_shown(OmegaConf.select(cfg, key))}", "is neither true nor false", "Write true or false")

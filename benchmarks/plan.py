@@ -1,0 +1,137 @@
+"""Whether what `plan=true` says of memory and time is what a run then takes.
+
+    python benchmarks/plan.py                                           # the embedded default, 2 outer steps
+    python benchmarks/plan.py model=qwen2.5-0.5b-random trainer=gpu     # some minutes on a GPU
+    python benchmarks/plan.py --scaling                                 # no run: seconds of a step by model and number of H100s
+    python benchmarks/plan.py --like-memory                             # the run of memory.py: 12 GiB, minutes on a CPU
+
+The run is made in a process of its own (`peak_memory.py`), the plan in this one. Peaks are of resident memory on a CPU: all
+of it, and what is above the imports. On a GPU they are what torch had allocated, by phase, against the plan without the
+context of CUDA and the gaps of the allocator. Seconds are the median of the outer steps after the first; the plan gets
+the mean length that the completions turned out to have. Ratios are predicted / measured. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peak_memory import ROOT
+
+from dash_exp import cli, plan
+from dash_exp.machine import KNOWN, this_machine
+
+DEFAULTS = {"steps": "steps=3", "logger": "logger=csv", "resume_every": "resume_every=null", "eval": "eval.limit=64"}
+UNSEEN = ("CUDA", "fragments", "libraries", "process")  # in what torch has allocated
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="as for train.py")
+    parser.add_argument("--like-memory", action="store_true", help="the settings of memory.py")
+    parser.add_argument("--scaling", action="store_true", help="what is reckoned for 1 to 64 GPUs, as in docs/scaling.md")
+    parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
+    arguments = parser.parse_intermixed_args()
+    if arguments.scaling:
+        print(scaling(arguments.overrides))
+        return
+    given = list(arguments.overrides)
+    if arguments.like_memory:
+        from memory import OVERRIDES
+
+        given = [*OVERRIDES, "rollout.max_response_tokens=128", *given]
+    named = {o.lstrip("~+").split("=")[0].split(".")[0] for o in given}
+    overrides = [*(default for name, default in DEFAULTS.items() if name not in named), *given]
+    peaks, rows = measured(overrides)
+    later = rows[2:] or rows[1:]  # row 0 is the base model, row 1 the warm-up
+    length = statistics.mean(float(r["length/mean_tokens"]) for r in later)
+    cfg = cli.composed([*overrides, f"plan_tokens={max(1, round(length))}"])
+    found = plan.planned(cfg, this_machine(cfg.trainer.accelerator, cfg.model.compute_dtype))
+    print(plan.table(cfg, found))
+    compared = compare(found, peaks, later)
+    print(f"\n{'':40}{'predicted':>12}{'measured':>12}{'ratio':>8}")
+    for name, (predicted, seen) in compared.items():
+        print(f"{name:40}{predicted:12,.2f}{seen:12,.2f}{predicted / seen if seen else float('nan'):8.2f}")
+    if arguments.out:
+        numbers = {
+            "overrides": overrides,
+            "compared": compared,
+            "memory": found.memory,
+            "seconds": found.seconds,
+            "peaks": peaks,
+        }
+        arguments.out.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+MODELS = {
+    "Qwen2.5-0.5B": [],
+    "Qwen2.5-1.5B": ["model=qwen2.5-1.5b"],
+    "Qwen2.5-3B": ["model=qwen2.5-3b"],
+    "Llama-3-8B": ["model.path=meta-llama/Meta-Llama-3-8B", "model.dtype=bfloat16"],
+    "Llama-3-70B": ["model.path=meta-llama/Meta-Llama-3-70B", "model.dtype=bfloat16"],
+}
+SETTINGS = ["experiment=paper_math", "rollout=vllm_server", "batch.prompts=1024", "batch.group_size=8"]
+
+
+def scaling(overrides: Sequence[str]) -> str:
+    """Half of the GPUs train and half are servers that sample; 8 to a machine. Seconds of a step."""
+    lines = [f"| model | GPUs | {'sample':>8} | {'update':>8} | {'between':>8} | {'sync':>8} | {'together':>8} | speed-up |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, given in MODELS.items():
+        cfg = cli.composed([*SETTINGS, *given, *overrides])
+        first = None
+        for gpus in (2, 8, 16, 32, 64):
+            trainers = gpus // 2
+            strategy = "fsdp" if name.startswith("Llama") and trainers > 1 else "ddp"
+            servers = [f"http://s:{i}" for i in range(gpus - trainers)]
+            changes = {"trainer.devices": min(trainers, 8), "trainer.num_nodes": max(1, trainers // 8)}
+            now = plan.changed(cfg, {**changes, "trainer.strategy": strategy, "rollout.sampler.servers": servers})
+            device = KNOWN["h200" if "70B" in name else "h100"]
+            job = plan.job_of(now, device)
+            s = plan.seconds(job, device, plan.engine_of(job, device)[1])
+            total = sum(s.values())
+            first = first or total
+            cells = [s["sample"], s["update"], s.get("between devices", 0.0), s["sync"], total]
+            lines.append(f"| {name} | {gpus} | " + " | ".join(f"{x:8,.2f}" for x in cells) + f" | {first / total:8.1f} |")
+    return "\n".join(lines)
+
+
+def measured(overrides: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Peaks of a run in MiB, and its metrics."""
+    with tempfile.TemporaryDirectory() as folder:
+        peaks = Path(folder) / "memory.json"
+        command = [sys.executable, str(ROOT / "benchmarks" / "peak_memory.py"), str(peaks), *overrides]
+        done = subprocess.run([*command, f"hydra.run.dir={folder}/run"], capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{done.stdout}{done.stderr}\nthe run ended with status {done.returncode}")
+        with (Path(folder) / "run" / "metrics.csv").open(newline="") as file:
+            return json.loads(peaks.read_text()), list(csv.DictReader(file))
+
+
+def compare(found: plan.Plan, peaks: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[float, float]]:
+    """Predicted and measured, MiB and seconds."""
+    compared = {}
+    if found.device.kind == "gpu":
+        for phase, names in (("sample", ("sample", "eval")), ("update", ("update",))):
+            tensors = sum(n for part, n in found.memory[phase].items() if part not in UNSEEN)
+            compared[f"{phase}: allocated, MiB"] = (tensors / 2**20, max(peaks["gpu"].get(n, 0.0) for n in names))
+    else:
+        seen = max(peaks["rss"].values())
+        compared["all, MiB"] = (found.peak / 2**20, seen)
+        compared["above the imports, MiB"] = ((found.peak - plan.LIBRARIES) / 2**20, seen - peaks["imports"])
+    for phase in ("sample", "update"):
+        taken = statistics.median(float(r[f"time/{phase}_s"]) for r in rows)
+        compared[f"{phase}, s"] = (found.seconds[phase], taken)
+    return compared
+
+
+if __name__ == "__main__":
+    main()

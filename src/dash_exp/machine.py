@@ -1,0 +1,129 @@
+"""What a device can do: measured here in some seconds, or known of a kind of GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils import benchmark
+
+STREAM_BYTES = 2**28  # of each tensor: far more than a cache holds
+LONG_S, SHORT_S = 1.0, 0.3  # seconds that a measurement goes on for: of a benchmark, and before a run
+
+
+def seconds_of(work: Callable[[], object], run_s: float = LONG_S) -> tuple[float, float]:
+    """Median and least seconds of one call, of as many as fit into `run_s`, after a warm-up; waits for a GPU to end."""
+    work()
+    timer = benchmark.Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    found = timer.blocked_autorange(min_run_time=run_s)
+    return found.median, min(found.times)
+
+
+def matrix_rates(
+    shapes: Mapping[str, tuple[int, int, int]], dtype: torch.dtype, device: torch.device, run_s: float = LONG_S
+) -> dict[str, tuple[float, float]]:
+    """Operations per second, median and best, of (m, k) x (k, n), as a linear layer computes it, by the name of (m, k, n)."""
+    rates = {}
+    for name, (m, k, n) in shapes.items():
+        inputs, weights = torch.randn(m, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
+        with torch.inference_mode():
+            median, least = seconds_of(partial(torch.nn.functional.linear, inputs, weights), run_s)
+        rates[name] = (2 * m * k * n / median, 2 * m * k * n / least)
+    return rates
+
+
+def bandwidths(device: torch.device, run_s: float = LONG_S) -> dict[str, float]:
+    """Bytes per second, read and written, of STREAM's copy and triad (a = b + s c) on tensors of 256 MiB."""
+    a, b, c = (torch.rand(STREAM_BYTES // 4, device=device) for _ in range(3))
+    return {
+        "copy": 2 * STREAM_BYTES / seconds_of(lambda: a.copy_(b), run_s)[0],
+        "triad": 3 * STREAM_BYTES / seconds_of(lambda: torch.add(b, c, alpha=3.0, out=a), run_s)[0],
+    }
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device. `memory` in bytes; `rates`: operations per second of large matrix products, by dtype; `bandwidth`: bytes per
+    second, reads and writes added up. `links`: bytes per second to the others, each direction: in a machine, between machines.
+    `source` says where the numbers are from.
+    """
+
+    name: str
+    kind: str  # cpu or gpu
+    memory: float
+    rates: Mapping[str, float]
+    bandwidth: float
+    links: tuple[float, float]
+    source: str
+
+
+NVLINK_4, NVLINK_3, INFINIBAND = (
+    450e9,
+    300e9,
+    50e9,
+)  # bytes per second and direction: NVLink of H100/H200 and A100, NDR 400 Gbit/s
+
+# Memory: what torch reports of such a device. Rates: the vendor's data sheet (dense, SXM) times the share of it reached.
+# bfloat16 on H100 and H200: 798 and 788 of 989 TFLOP/s in a product of 8192^3; copies 3.0 of 3.35 and 4.3 of 4.8 TB/s.
+# A100 and float32 (without TF32, as torch computes by default): the same shares, which were not measured there.
+KNOWN = {
+    "a100": Device(
+        "A100 80 GB",
+        "gpu",
+        79.1 * 2**30,
+        {"bfloat16": 0.8 * 312e12, "float16": 0.8 * 312e12, "float32": 0.8 * 19.5e12},
+        0.9 * 2.04e12,
+        (NVLINK_3, INFINIBAND),
+        "data sheet, times 0.8 (products) and 0.9 (memory) as measured on an H100",
+    ),
+    "h100": Device(
+        "H100 80 GB",
+        "gpu",
+        79.1 * 2**30,
+        {"bfloat16": 798e12, "float16": 798e12, "float32": 0.8 * 67e12},
+        3.0e12,
+        (NVLINK_4, INFINIBAND),
+        "as others measured: product of 8192^3 in bfloat16, copy; float32: data sheet x 0.8",
+    ),
+    "h200": Device(
+        "H200 141 GB",
+        "gpu",
+        139.8 * 2**30,
+        {"bfloat16": 788e12, "float16": 788e12, "float32": 0.8 * 67e12},
+        4.3e12,
+        (NVLINK_4, INFINIBAND),
+        "as others measured: product of 8192^3 in bfloat16, copy; float32: data sheet x 0.8",
+    ),
+}
+
+
+def this_machine(accelerator: str, dtype: str) -> Device:
+    """The device that a run would use here, its rates measured in about a second each."""
+    if accelerator == "gpu":
+        device = torch.device("cuda")
+        properties = torch.cuda.get_device_properties(device)
+        name, memory, side = properties.name, float(properties.total_memory), 8192
+    else:
+        device = torch.device("cpu")
+        name, memory, side = f"this machine's CPU, {torch.get_num_threads()} thread(s)", available_bytes(), 1024
+    shape = {"square": (side, side, side)}
+    rates = {d: matrix_rates(shape, getattr(torch, d), device, SHORT_S)["square"][1] for d in dict.fromkeys(["float32", dtype])}
+    links = (NVLINK_4, INFINIBAND) if accelerator == "gpu" else (10e9, 1e9)
+    bandwidth = bandwidths(device, SHORT_S)["copy"]
+    return Device(
+        name, accelerator, memory, rates, bandwidth, links, f"measured just now: product of {side}^3, copy of 256 MiB"
+    )
+
+
+def available_bytes() -> float:
+    """CPU memory that a process can still have: of the machine, or of its control group where that is less."""
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    free = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        free.append(float(text))
+    return min(free, default=float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
