@@ -569,10 +569,12 @@ def routes(cfg: DictConfig, plan: Plan) -> Iterator[Changes]:
             sharded = {"trainer.strategy": "fsdp", "trainer.devices": devices}
             if plan.job.sampler != "vllm_server":  # vllm is inside one process, and hf needs the whole model to sample
                 sharded |= {"rollout": "vllm_server"}
-            for further in ({}, half) if half else ({},):
-                yield {**sharded, **further}
-                if full:
-                    yield {**sharded, **further, "model.adapter": "lora"}
+            if not full or cfg.model.dtype == "float32":
+                yield sharded
+            else:  # all weights: FSDP keeps no 32-bit copies of those in 16
+                yield {**sharded, "model.dtype": "float32"}
+            if half or full:
+                yield {**sharded, **half} | ({"model.adapter": "lora"} if full else {})
 
 
 def fitted(cfg: DictConfig, device: Device, route: Changes) -> Changes | None:
