@@ -198,9 +198,13 @@ class PolicyModule(L.LightningModule):
                 self.refresh.publish(self.policy_version)
 
     def _share(self, samples: Sequence[Sample]) -> Sequence[Sample]:
-        """This rank's part of them, of about as many tokens as the others'."""
-        lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
-        return [samples[i] for i in balanced(lengths, self.ranks.size)[self.ranks.index]]
+        """This rank's part of them, of about as many tokens as the others'. Groups stay together: a prompt is computed once."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, sample in enumerate(samples):
+            groups.setdefault(sample.prompt_ids, []).append(i)
+        units = list(groups.values()) if len(groups) >= 4 * self.ranks.size else [[i] for i in range(len(samples))]
+        tokens = [sum(len(samples[i].completion_ids) for i in unit) + len(samples[unit[0]].prompt_ids) for unit in units]
+        return [samples[i] for share in balanced(tokens, self.ranks.size)[self.ranks.index] for i in units[share]]
 
     def _look(self, values: Values) -> bool:
         """Ask the watch. What it says of completions holds for all optimizer steps on them."""
