@@ -16,7 +16,7 @@ import torch.distributed as dist
 from conftest import NANO_MODEL, SMALL, composed
 from omegaconf import OmegaConf
 
-from dash_exp import algo, process, rank, ranks, results, run
+from dash_exp import adapter, algo, process, rank, ranks, results, run
 from dash_exp.batch import balanced
 from dash_exp.errors import UserError
 from dash_exp.module import PolicyModule
@@ -42,6 +42,7 @@ SOME_SETTINGS = {
     "none kept": "reward.pattern='never'",
     "written traces": "algo=sft_h",
     "adapter": "model.adapter=lora model.lora.lr=0.01",
+    "adapter at servers": "model.adapter=lora model.lora.lr=0.01 rollout.sampler._target_=test_distributed.AdapterSampler",
     "sampled ahead": "rollout.sampler._target_=test_distributed.CopySampler rollout.staleness=1",
 }
 
@@ -54,6 +55,24 @@ class CopySampler(HFSampler):
 
     def load_weights(self, weights, version):
         self.policy.load_state_dict(weights)
+        self.version = version
+
+
+class AdapterSampler(CopySampler):
+    """As `vllm_server` with an adapter, it takes A and B, and asks for the policy's own weights and for both merged."""
+
+    def __init__(self, policy, **kwargs):
+        super().__init__(policy, **kwargs)
+        self.original, self.base = policy, {k: t.clone() for k, t in adapter.base(policy).items()}
+
+    def load_weights(self, weights, version):
+        base, merged = adapter.base(self.original), adapter.whole(self.original, weights)
+        assert base.keys() == self.base.keys() == merged.keys()
+        assert all(torch.equal(base[name], tensor) for name, tensor in self.base.items())
+        adapter.put_back(self.policy, weights)
+        theirs = adapter.whole(self.policy, adapter.trained(self.policy))
+        for name, tensor in merged.items():
+            torch.testing.assert_close(tensor, theirs[name])
         self.version = version
 
 
@@ -150,7 +169,18 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("strategy", "arm"),
     [("ddp", arm) for arm in SOME_SETTINGS]
-    + [("fsdp", arm) for arm in ("minibatches", "kl in the reward", "one kept", "none kept", "sampled ahead", "adapter")],
+    + [
+        ("fsdp", arm)
+        for arm in (
+            "minibatches",
+            "kl in the reward",
+            "one kept",
+            "none kept",
+            "sampled ahead",
+            "adapter",
+            "adapter at servers",
+        )
+    ],
 )
 def test_two_ranks_come_to_the_numbers_of_one(strategy, arm, tmp_path, beside, alone):
     settings = SOME_SETTINGS[arm]

@@ -158,6 +158,10 @@ BAD = [
         "trainer=fsdp model.dtype=bfloat16",
         "trainer.strategy=fsdp: keeps no 32-bit copies of weights that are trained in bfloat16",
     ),
+    (
+        "trainer=fsdp optimizer._target_=bitsandbytes.optim.AdamW8bit ~optimizer.fused",
+        "optimizer._target_=bitsandbytes.optim.AdamW8bit: does not take weights that are shared out",
+    ),
     ("trainer=fsdp model.adapter=lora kl.place=reward", "trainer.strategy=fsdp: with an adapter has the reference inside"),
     ("trainer.accelerator=tpu", "trainer.accelerator=tpu: is not known. Use one of cpu, gpu"),
     ("trainer.max_epochs=3", "trainer.max_epochs=3: must be 80 here"),

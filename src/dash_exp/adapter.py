@@ -130,8 +130,15 @@ class Merged(Mapping[str, Tensor]):
         return len(self.base)
 
 
+def keep_base(policy: PreTrainedModel) -> None:
+    """Let `base` give the weights as they are now, whole, when the policy will have been sharded. They do not change."""
+    vars(policy)["kept_base"] = {name: tensor.cpu() for name, tensor in base(policy).items()}
+
+
 def base(policy: PreTrainedModel) -> dict[str, Tensor]:
     """The state dict without the adapter, by the names that it has without one."""
+    if (kept := vars(policy).get("kept_base")) is not None:
+        return dict(kept)
     return {n.replace(".base_layer.", "."): t for n, t in policy.state_dict().items() if ".lora_" not in n}
 
 

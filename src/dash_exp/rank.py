@@ -28,8 +28,8 @@ SHOW_AFTER_S = 3.0  # a traceback: the first rank most likely meets the same, an
 
 
 def main() -> None:
-    """The first rank hears SIGTERM and Ctrl-C for all. The work is in a thread, where Lightning sets up no handlers."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    """The first rank hears SIGTERM, SIGUSR2 and Ctrl-C for all. The work is in a thread, where Lightning sets no handlers."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
     run_dir, index, size, port, threads = sys.argv[1:]
     threading.Thread(target=_end_with_the_first, daemon=True).start()

@@ -411,6 +411,8 @@ def meet(cfg: DictConfig, parts: Parts, group: Ranks) -> None:
     group.join(gpus=on_gpu)
     if group.size > 1 and cfg.trainer.strategy == "fsdp":
         policy, reference = parts.module.policy, parts.module.reference
+        if group.first and adapter.has_one(policy) and not isinstance(parts.module.refresh.sampler, SharedSampler):
+            adapter.keep_base(policy)  # for servers
         for of_module in [policy, *([] if reference in (None, policy) else [reference])]:  # with an adapter they are one
             sharded.shard(of_module, group.size, "cuda" if on_gpu else "cpu")
 

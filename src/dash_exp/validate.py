@@ -324,6 +324,12 @@ def _devices(cfg: DictConfig) -> None:
             f"keeps no 32-bit copies of weights that are trained in {cfg.model.dtype}",
             "Use model.dtype=float32, which model.compute_dtype rounds for each product, or model.adapter=lora",
         )
+    if str(cfg.optimizer.get("_target_")).startswith("bitsandbytes."):
+        raise UserError(
+            f"optimizer._target_={cfg.optimizer._target_}",
+            "does not take weights that are shared out (trainer.strategy=fsdp)",
+            "Use torch.optim.AdamW, or trainer=ddp",
+        )
     if cfg.model.adapter and cfg.kl.place == "reward":
         raise UserError(
             "trainer.strategy=fsdp",
