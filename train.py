@@ -1,4 +1,7 @@
-"""The entry point: `python train.py algo=dash kl=0.04`, or `-m algo=grpo,dash kl=0,0.04` for a sweep."""
+"""The entry point: `python train.py algo=dash kl=0.04`, or `-m algo=grpo,dash kl=0,0.04` for a sweep.
+
+With `plan=true` `sweep.Ledger` says its plan and leaves, before `main` is called.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,6 @@ from dash_exp.validate import validate
 def main(cfg: DictConfig) -> float | None:
     validate(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    if cfg.plan:
-        plan(cfg, run_dir)
-        return None
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return sweep.run_cell(cfg, run_dir, run)
     sweep.check_alone(cfg)
@@ -34,14 +34,6 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
         from dash_exp.run import run  # torch and the rest are loaded when the configuration has been found good
 
     return run(cfg, run_dir, in_sweep=in_sweep)
-
-
-def plan(cfg: DictConfig, run_dir: Path) -> None:
-    with process.importing():
-        from dash_exp import plan
-
-    with plan.nothing_left(run_dir):
-        plan.show(cfg)
 
 
 if __name__ == "__main__":

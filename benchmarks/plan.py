@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="as for train.py")
     parser.add_argument("--like-memory", action="store_true", help="the settings of memory.py")
-    parser.add_argument("--scaling", action="store_true", help="what is reckoned for 1 to 64 GPUs, as in docs/scaling.md")
+    parser.add_argument("--scaling", action="store_true", help="what is reckoned for 2 to 64 GPUs, as in docs/scaling.md")
     parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
     arguments = parser.parse_intermixed_args()
     if arguments.scaling:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import NANO, NANO_MODEL, ROOT, SMALL, composed
+from conftest import NANO, NANO_MODEL, ROOT, SMALL, composed, environment
 from transformers import AutoConfig
 
 from dash_exp import memory, model, plan
@@ -31,6 +31,7 @@ def load(**changes):
         "lora_rank": 0,
         "lora_targets": (),
         "moments": 8,
+        "masters": False,
         "packed": True,
         "in_32_bits": True,
         "shards": 1,
@@ -119,6 +120,96 @@ def test_deep_models_are_those_that_few_layers_let_expect():
     assert {p: total(x) for p, x in expected.items()} == pytest.approx({p: total(x) for p, x in exact.items()}, rel=0.02)
 
 
+def planned(*overrides, device=KNOWN["h200"]):
+    return plan.planned(composed(*overrides), device, plan.FEW_LAYERS)
+
+
+def test_moments_in_8_bits_take_6_bytes_less_and_let_8b_train_on_one_h200():
+    ours = ["model=llama-3-8b", "trainer=gpu", "rollout=vllm_server", "kl='0'", "batch.micro_tokens=4096"]
+    plain = planned(*ours)
+    small = planned(*ours, "optimizer._target_=bitsandbytes.optim.AdamW8bit", "~optimizer.fused")
+    # two moments of 4 bytes and master weights of 4; of 1 and 4
+    assert plain.memory["update"]["optimizer"] == pytest.approx(12 * 8_030_261_248)
+    assert small.memory["update"]["optimizer"] == pytest.approx(6 * 8_030_261_248)
+    assert small.fits
+
+
+def test_70b_fits_8_h200_that_share_it_with_an_adapter_and_engines_that_have_98_percent():
+    parts = ["model=llama-3-70b", "trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=8"]
+    assert planned(*parts, "rollout=vllm_server", "rollout.sampler.memory_share=0.98").fits
+    assert not planned("model=llama-3-70b", "trainer=gpu").fits
+
+
+def test_where_the_whole_copy_of_hf_does_not_fit_servers_are_offered():
+    cfg = composed("model=llama-3-70b", "trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=8")
+    assert {"rollout": "vllm_server"} in list(plan.routes(cfg, planned_of(cfg)))
+
+
+def planned_of(cfg):
+    return plan.planned(cfg, KNOWN["h200"], plan.FEW_LAYERS)
+
+
+def test_advice_to_share_the_weights_is_for_gpus():
+    cfg = composed("model=llama-3-70b", "trainer=gpu")
+    sharing = [route for route in plan.routes(cfg, planned_of(cfg)) if "trainer.devices" in route]
+    assert sharing and all("trainer.accelerator=gpu" in plan.overrides(route) for route in sharing)
+
+
+def test_ranks_on_a_cpu_share_one_machine():
+    """8 ranks: an eighth of the work each, on an eighth of the machine; and a process each."""
+    nano = [*SMALL, "model=tiny_random", *NANO_MODEL]
+    one, eight = planned(*nano, device=HERE), planned(*nano, "trainer=ddp", "trainer.devices=8", device=HERE)
+    assert eight.room == one.room / 8
+    assert eight.seconds["update"] >= one.seconds["update"]
+    assert eight.seconds["sample"] >= one.seconds["sample"]
+
+
+def test_coupled_sampling_makes_as_many_calls_on_several_devices():
+    """64 prompts, 16 at a time: 4 calls; 4 devices have 4 prompts of each."""
+    coupled = ["batch.prompts=64", "batch.sample_prompts=16", "trainer=ddp", "trainer.devices=4"]
+    job = plan.job_of(composed(*coupled), HERE)
+    assert (job.calls, job.per_call, job.prompts) == (4, 4, 16)
+
+
+def test_what_goes_between_devices():
+    """2 devices, so half of what is moved leaves one; a backward pass gathers twice, and the sharded reference once."""
+    sizes = ["model=tiny_random", *NANO_MODEL, "batch.prompts=8", "rollout=vllm_server", "trainer=fsdp"]
+    without, with_ = (plan.job_of(composed(*sizes, f"kl='{kl}'"), HERE) for kl in (0, 0.04))
+    once = without.parameters * 4
+    passes = plan.between_s(without, HERE) * HERE.links[0] / (0.5 * 3 * once)  # twice the weights, once the gradients
+    assert passes == pytest.approx(round(passes)) and passes >= 1
+    assert plan.between_s(with_, HERE) == pytest.approx(4 / 3 * plan.between_s(without, HERE))
+    half = [*sizes, "model.dtype=bfloat16", "kl='0'"]
+    gradients = plan.job_of(composed(*half, "trainer=ddp"), HERE)  # master weights: 4 bytes
+    steps = gradients.optimizer_steps
+    assert plan.between_s(gradients, HERE) == pytest.approx(steps * 4 * gradients.parameters / HERE.links[0])
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [
+        ("all-linear", 7),
+        (["q_proj", "v_proj"], 2),
+        (["self_attn.q_proj"], 1),
+        ([r"layers.0.self_attn.q_proj"], 0.5),
+        (r".*\.(q|k)_proj", 2),
+    ],
+)
+def test_layers_are_named_as_peft_takes_them(targets, layers):
+    policy = model.load_policy("", architecture=NANO)
+    assert len(memory.add_adapters(policy, 2, targets)) == 2 * 2 * layers  # two matrices, in two blocks
+    peft = pytest.importorskip("peft")
+    theirs = model.load_policy("", architecture=NANO)
+    theirs.add_adapter(peft.LoraConfig(r=2, target_modules=targets))
+    assert sum("lora_" in name for name, _ in theirs.named_parameters()) == 2 * 2 * layers
+
+
+@pytest.mark.parametrize("targets", [["proj"], "q_proj", "("])
+def test_layers_that_are_not_there_are_refused(targets):
+    with pytest.raises(UserError, match=r"model\.lora\.target_modules"):
+        memory.add_adapters(model.load_policy("", architecture=NANO), 2, targets)
+
+
 # --- what is said ------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +246,29 @@ def test_the_command_says_it_and_leaves_nothing(train, tmp_path):
     assert refused.returncode == 1
     assert "DOES NOT FIT" in refused.stdout and "error: plan: does not fit: " in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("folder", [".", "here", "old", "outputs/new", "../beside"])
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_plan_writes_nothing_and_takes_nothing_away(tmp_path, folder, refused):
+    (tmp_path / "work" / "old").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, str(ROOT / "train.py"), "plan=true", *SMALL, "model=tiny_random", *NANO_MODEL]
+    command += [f"plan_device={'b200' if refused else 'h200'}", f"hydra.run.dir={folder}"]
+    done = subprocess.run(command, cwd=tmp_path / "work", env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == (1 if refused else 0), done.stderr
+    assert ("error: plan_device=b200" in done.stderr) == refused and "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("asked", ["plan=true", "plan=false,true"])
+def test_a_sweep_is_not_planned(train, tmp_path, asked):
+    done = train("-m", asked, "seed=1,2", *SMALL, "model=tiny_random", *NANO_MODEL)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "error: plan=true: plans one run, and -m starts a sweep. Leave -m out, and give the settings of one cell."
+    )
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_a_device_that_is_not_here_must_be_named(monkeypatch):

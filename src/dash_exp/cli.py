@@ -51,14 +51,14 @@ def launch(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:  # before training, or between the cells of a sweep
         sys.exit(INTERRUPTED)
     except (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        if asked == "1" or not _users(error):
+        if asked == "1" or not users(error):
             raise
         sys.exit(f"error: {explain(error)}")
     finally:
         os.environ["HYDRA_FULL_ERROR"] = asked
 
 
-def _users(error: Exception) -> bool:
+def users(error: Exception) -> bool:
     """Whether the user can mend it. Other errors of these types are the program's own."""
     if isinstance(error, HydraException):  # some of which are also OSError
         return True

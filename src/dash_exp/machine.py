@@ -67,36 +67,36 @@ NVLINK_4, NVLINK_3, INFINIBAND = (
     50e9,
 )  # bytes per second and direction: NVLink of H100/H200 and A100, NDR 400 Gbit/s
 
-# Memory: what torch reports of such a device. Rates: the vendor's data sheet (dense, SXM) times the share of it reached.
-# bfloat16 on H100 and H200: 798 and 788 of 989 TFLOP/s in a product of 8192^3; copies 3.0 of 3.35 and 4.3 of 4.8 TB/s.
-# A100 and float32 (without TF32, as torch computes by default): the same shares, which were not measured there.
+# Memory: what torch reports of such a device. Rates: the vendor's data sheet (dense, SXM) times a share that is assumed.
+SHARE, SHARE_OF_BANDWIDTH = 0.8, 0.9
+SHEET = "data sheet, times 0.8 (products) and 0.9 (memory), which are assumed"
 KNOWN = {
     "a100": Device(
         "A100 80 GB",
         "gpu",
         79.1 * 2**30,
-        {"bfloat16": 0.8 * 312e12, "float16": 0.8 * 312e12, "float32": 0.8 * 19.5e12},
-        0.9 * 2.04e12,
+        {"bfloat16": SHARE * 312e12, "float16": SHARE * 312e12, "float32": SHARE * 19.5e12},
+        SHARE_OF_BANDWIDTH * 2.0e12,
         (NVLINK_3, INFINIBAND),
-        "data sheet, times 0.8 (products) and 0.9 (memory) as measured on an H100",
+        SHEET,
     ),
     "h100": Device(
         "H100 80 GB",
         "gpu",
         79.1 * 2**30,
-        {"bfloat16": 798e12, "float16": 798e12, "float32": 0.8 * 67e12},
-        3.0e12,
+        {"bfloat16": SHARE * 989e12, "float16": SHARE * 989e12, "float32": SHARE * 67e12},
+        SHARE_OF_BANDWIDTH * 3.35e12,
         (NVLINK_4, INFINIBAND),
-        "as others measured: product of 8192^3 in bfloat16, copy; float32: data sheet x 0.8",
+        SHEET,
     ),
     "h200": Device(
         "H200 141 GB",
         "gpu",
         139.8 * 2**30,
-        {"bfloat16": 788e12, "float16": 788e12, "float32": 0.8 * 67e12},
-        4.3e12,
+        {"bfloat16": SHARE * 989e12, "float16": SHARE * 989e12, "float32": SHARE * 67e12},
+        SHARE_OF_BANDWIDTH * 4.8e12,
         (NVLINK_4, INFINIBAND),
-        "as others measured: product of 8192^3 in bfloat16, copy; float32: data sheet x 0.8",
+        SHEET,
     ),
 }
 

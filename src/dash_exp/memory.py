@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dash_exp import packing
 from dash_exp.batch import collate
+from dash_exp.errors import UserError
 from dash_exp.kl import k3
 from dash_exp.ops import autocast, positions, token_logprobs
 from dash_exp.sampler.cache import RoomyCache, RoomyLayer
@@ -39,7 +41,8 @@ CPU = torch.device("cpu")
 class Load:
     """What one device has to hold. `lora` names the linear layers with adapters; only these are trained then, in 32 bits.
 
-    `moments`: bytes of the optimizer for each weight that is trained. `packed`: whether micro-batches have no padding.
+    `moments`: bytes of the optimizer for each weight that is trained, without the master weights, which are in 32 bits where
+    there are any (`masters`), with their gradient. `packed`: whether micro-batches have no padding.
     `in_32_bits`: attention and KV cache as on a CPU (`packing.IN_32_BITS`). `shards`: devices that share what is `SHARDED`.
     `update`: how many completions of how many tokens (the longest, and all together) of how many prompts stand in a backward
     pass. `decode`: what Transformers samples at a time, in training and in evaluation: prompts, completions, tokens of
@@ -53,8 +56,9 @@ class Load:
     checkpointing: bool
     reference: bool
     lora_rank: int
-    lora_targets: tuple[str, ...]
+    lora_targets: str | tuple[str, ...]
     moments: int
+    masters: bool
     packed: bool
     in_32_bits: bool
     shards: int
@@ -124,8 +128,18 @@ class Live(TorchDispatchMode):
 def static(load: Load, parameters: int, trained: int) -> float:
     """Bytes of weights, gradients, optimizer and reference, which stay: the least that a device must hold."""
     copies = 2 if load.reference and not load.lora_rank else 1
-    of_trained = load.moments + (4 if load.lora_rank or load.moments == 12 else load.dtype.itemsize)
+    of_trained = of_optimizer(load) + gradient_bytes(load)
     return (copies * parameters * load.dtype.itemsize + trained * of_trained) / load.shards
+
+
+def of_optimizer(load: Load) -> int:
+    """Bytes for each weight that is trained."""
+    return load.moments + 4 * load.masters
+
+
+def gradient_bytes(load: Load) -> int:
+    """Of a number in a gradient: those of adapters and of master weights are in 32 bits."""
+    return 4 if load.lora_rank or load.masters else load.dtype.itemsize
 
 
 def peaks(load: Load) -> dict[str, Parts]:
@@ -222,16 +236,15 @@ def _models(load: Load, live: Live) -> tuple[PreTrainedModel, PreTrainedModel | 
             reference = make(load.config, load.dtype, load.attention).eval().requires_grad_(False)
     with live.making("optimizer"):
         # they live as long as the model
-        policy.moments = [torch.empty(p.numel() * load.moments, dtype=torch.uint8) for p in trained]  # type: ignore[assignment]
+        policy.moments = [torch.empty(p.numel() * of_optimizer(load), dtype=torch.uint8) for p in trained]  # type: ignore[assignment]
     return policy.train(), reference, trained
 
 
-def add_adapters(policy: PreTrainedModel, rank: int, targets: Sequence[str]) -> list[nn.Parameter]:
-    """Two thin matrices beside each linear layer that is named (`all-linear`: all but the LM head), in 32 bits as peft's."""
+def add_adapters(policy: PreTrainedModel, rank: int, targets: str | Sequence[str]) -> list[nn.Parameter]:
+    """Two thin matrices beside each linear layer that is `named`, in 32 bits as PEFT's. UserError where none is."""
     found: list[nn.Parameter] = []
     for name, layer in policy.named_modules():
-        chosen = "all-linear" in targets or name.rpartition(".")[2] in targets
-        if not isinstance(layer, nn.Linear) or layer is policy.get_output_embeddings() or not chosen:
+        if not isinstance(layer, nn.Linear) or layer is policy.get_output_embeddings() or not named(name, targets):
             continue
         down = nn.Parameter(torch.empty(rank, layer.in_features))
         up = nn.Parameter(torch.empty(layer.out_features, rank))
@@ -242,7 +255,25 @@ def add_adapters(policy: PreTrainedModel, rank: int, targets: Sequence[str]) -> 
 
         layer.register_forward_hook(add)
         found += [down, up]
+    if not found:
+        shown = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
+        raise UserError(
+            f"model.lora.target_modules={shown}", "fits no linear layer", "Write all-linear, or names as in [q_proj,v_proj]"
+        )
     return found
+
+
+def named(layer: str, targets: str | Sequence[str]) -> bool:
+    """Whether PEFT gives this layer an adapter: a text is `all-linear` or a regular expression, names are ends of paths."""
+    if not isinstance(targets, str):
+        return any(layer == target or layer.endswith(f".{target}") for target in targets)
+    try:
+        return targets.lower() == "all-linear" or re.fullmatch(targets, layer) is not None
+    except re.error as error:
+        wrong = f"is no regular expression ({error})"
+        raise UserError(
+            f"model.lora.target_modules={targets}", wrong, "Write all-linear, or names as in [q_proj,v_proj]"
+        ) from error
 
 
 def _update(
@@ -252,9 +283,9 @@ def _update(
 
     def made(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        if load.moments == 12:  # master weights have the gradient, in 32 bits
+        if load.masters:  # master weights have the gradient, in 32 bits
             parameter.in_32_bits, parameter.grad = parameter.grad.float(), None  # type: ignore[attr-defined]
-        live.call(parameter.in_32_bits if load.moments == 12 else parameter.grad, "gradients")  # type: ignore
+        live.call(parameter.in_32_bits if load.masters else parameter.grad, "gradients")  # type: ignore
 
     hooks = [p.register_post_accumulate_grad_hook(made) for p in trained]
     batch = batch_of(load).to(CPU)

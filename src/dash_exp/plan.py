@@ -9,15 +9,12 @@ the code. Time is reckoned: what has to be computed and moved, by the rates of t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,7 +77,8 @@ class Job:
     nodes: int
     prompts: int  # of an outer step, on one device
     group: int
-    per_call: int  # prompts
+    calls: int  # of the sampler, in an outer step
+    per_call: int  # prompts of a call, on one device
     prompt_tokens: int
     tokens: int  # of a completion, for time
     passes: int
@@ -101,7 +99,8 @@ class Plan:
     """`memory`: bytes of one device by phase and part, at the peak of the phase. `seconds` of an outer step by phase."""
 
     job: Job
-    device: Device
+    device: Device  # what one rank has
+    whole: Device  # what it is a part of, on a CPU
     memory: dict[str, Parts]
     cpu: Parts
     seconds: dict[str, float]
@@ -134,18 +133,6 @@ def show(cfg: DictConfig) -> None:
     raise UserError("plan", refusal(plan), right)
 
 
-@contextlib.contextmanager
-def nothing_left(run_dir: Path) -> Iterator[None]:
-    """Around a plan: takes away the folder that Hydra made for a run, if nothing else is in it."""
-    try:
-        yield
-    finally:
-        if {path.name for path in run_dir.iterdir()} <= {".hydra", "train.log"}:
-            shutil.rmtree(run_dir)
-            with contextlib.suppress(OSError):  # other runs are in it
-                run_dir.parent.rmdir()
-
-
 def device_of(cfg: DictConfig) -> Device:
     name = cfg.get("plan_device")
     if name is None:
@@ -161,6 +148,7 @@ def device_of(cfg: DictConfig) -> Device:
 def planned(cfg: DictConfig, device: Device, layers: int = MOST_LAYERS) -> Plan:
     """The plan of a run on devices of this kind; memory of deeper models is extrapolated from so many layers."""
     job = job_of(cfg, device)
+    whole, device = device, part_of(device, job.devices)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = dict(memory.deep(job.load, layers))
@@ -173,7 +161,22 @@ def planned(cfg: DictConfig, device: Device, layers: int = MOST_LAYERS) -> Plan:
         if not job.sleeps:
             found["update"] = {**found["update"], "vLLM": engine}
     found = {phase: {**parts, **overhead(parts, device)} for phase, parts in found.items()}
-    return Plan(job, device, found, cpu_memory(job, device), seconds(job, device, cache), cache)
+    return Plan(job, device, whole, found, cpu_memory(job, device), seconds(job, device, cache), cache)
+
+
+def part_of(device: Device, ranks: int) -> Device:
+    """What a rank has of a device: all of a GPU, for each has its own; of a CPU its share, for they are on one machine."""
+    if device.kind == "gpu" or ranks == 1:
+        return device
+    rates = {dtype: each / ranks for dtype, each in device.rates.items()}
+    return replace(
+        device,
+        name=f"1/{ranks} of {device.name}",
+        memory=device.memory / ranks,
+        rates=rates,
+        bandwidth=device.bandwidth / ranks,
+        links=(device.links[0] / ranks, device.links[1]),
+    )
 
 
 def engine_of(job: Job, device: Device) -> tuple[float, float | None]:
@@ -224,11 +227,16 @@ def _made(path: str, given: str, trust_remote_code: bool) -> PreTrainedModel:
     return model.load_architecture(path, json.loads(given), trust_remote_code)
 
 
+def masters(cfg: DictConfig) -> bool:
+    """Whether what is trained in 16 bits is kept in 32 as well. Adapters are in 32 by themselves."""
+    return cfg.model.get("adapter") != "lora" and cfg.model.dtype != "float32" and bool(cfg.model.get("master_weights"))
+
+
 def moments(cfg: DictConfig) -> int:
-    """Bytes of the optimizer for each weight that is trained: two moments, and master weights beside weights in 16 bits."""
-    if cfg.model.get("adapter") == "lora" or cfg.model.dtype == "float32":
-        return 8
-    return 12 if cfg.model.get("master_weights") else 4
+    """Bytes of the optimizer's two moments for each weight that is trained: of its kind, or of 8 bits (bitsandbytes)."""
+    if "8bit" in str(cfg.optimizer._target_):
+        return 2
+    return 8 if cfg.model.get("adapter") == "lora" or cfg.model.dtype == "float32" or masters(cfg) else 4
 
 
 def job_of(cfg: DictConfig, device: Device) -> Job:
@@ -242,7 +250,8 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
     kind = {"HFSampler": "hf", "VLLMSampler": "vllm"}.get(str(sampler._target_).rpartition(".")[2], "vllm_server")
     prompts = -(-cfg.batch.prompts // devices)
     group, longest, shown = int(cfg.algo.group_size), int(cfg.rollout.max_response_tokens), prompt_tokens(cfg.data.train, cfg)
-    per_call = min(int(cfg.batch.sample_prompts or prompts), prompts)
+    at_a_time = min(int(cfg.batch.sample_prompts or cfg.batch.prompts), int(cfg.batch.prompts))  # on all devices
+    per_call = -(-at_a_time // devices)
     lora = lora_of(cfg)
     packed = not cfg.model.trust_remote_code and memory.packs(made.config, cfg.model.attn_implementation)
     load = memory.Load(
@@ -255,6 +264,7 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         lora_rank=lora[0],
         lora_targets=lora[1],
         moments=moments(cfg),
+        masters=masters(cfg),
         packed=packed,
         in_32_bits=device.kind == "cpu",
         shards=devices if sharded else 1,
@@ -272,6 +282,7 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         nodes=nodes,
         prompts=prompts,
         group=group,
+        calls=-(-int(cfg.batch.prompts) // at_a_time),
         per_call=per_call,
         prompt_tokens=shown,
         tokens=min(int(cfg.get("plan_tokens") or longest), longest),
@@ -322,16 +333,16 @@ def decoding(cfg: DictConfig, per_call: int, group: int, longest: int, shown: in
     return tuple(dict.fromkeys(found))
 
 
-def lora_of(cfg: DictConfig) -> tuple[int, tuple[str, ...]]:
-    """Rank and names of the layers with adapters; rank 0 without."""
+def lora_of(cfg: DictConfig) -> tuple[int, str | tuple[str, ...]]:
+    """Rank of the adapters, 0 without, and which layers have them (`memory.named`)."""
     if cfg.model.get("adapter") != "lora":
         return 0, ()
     settings = cfg.model.get("lora") or {}
     targets = settings.get("target_modules") or "all-linear"
-    return int(settings.get("r", 16)), (targets,) if isinstance(targets, str) else tuple(targets)
+    return int(settings.get("r", 16)), targets if isinstance(targets, str) else tuple(targets)
 
 
-def adapters(made: PreTrainedModel, lora: tuple[int, tuple[str, ...]]) -> int:
+def adapters(made: PreTrainedModel, lora: tuple[int, str | tuple[str, ...]]) -> int:
     """Parameters of the adapters."""
     with torch.device("meta"):
         return sum(p.numel() for p in memory.add_adapters(made, *lora))
@@ -371,9 +382,8 @@ def sample_s(job: Job, device: Device, cache: float | None) -> float:
         at_once = max(1, min(at_once, int(cache / (job.prompt_tokens + job.tokens))))
     engines = max(1, job.servers) / job.devices if job.sampler == "vllm_server" else 1.0
     rows = max(1, math.ceil(job.per_call * job.group / engines))  # of a call, on one engine
-    calls = -(-job.prompts // job.per_call)
     waves = [min(at_once, rows - start) for start in range(0, rows, at_once)]
-    return calls * sum(wave_s(job, device, rows) for rows in waves)
+    return job.calls * sum(wave_s(job, device, rows) for rows in waves)
 
 
 def wave_s(job: Job, device: Device, rows: int) -> float:
@@ -401,16 +411,19 @@ def sync_s(job: Job, device: Device) -> float:
 
 
 def between_s(job: Job, device: Device) -> float:
-    """Summing gradients over all devices; with FSDP also gathering the weights, twice for each backward pass."""
+    """Summing gradients over all devices; with FSDP also gathering the weights, twice for each backward pass, and once those of
+    the reference, which with an adapter is the policy itself.
+    """
     link = device.links[0] if job.nodes == 1 else device.links[1]
     part = (job.devices - 1) / job.devices
     if job.load.shards == 1:
-        return 2 * part * job.trained * job.load.dtype.itemsize * job.optimizer_steps / link
+        return 2 * part * job.trained * memory.gradient_bytes(job.load) * job.optimizer_steps / link
     tokens = job.prompts * (job.prompt_tokens + job.group * job.tokens)
     backward_passes = job.passes * max(1, math.ceil(tokens / job.micro_tokens))
     gathered = job.parameters * job.load.dtype.itemsize
-    calls = -(-job.prompts // job.per_call) if job.sampler == "hf" else 0  # for each the whole model is gathered once
-    moved = backward_passes * (2 * gathered + job.trained * job.load.dtype.itemsize) + calls * gathered
+    calls = job.calls if job.sampler == "hf" else 0  # for each the whole model is gathered once
+    times = 3 if job.load.reference else 2
+    moved = backward_passes * (times * gathered + job.trained * memory.gradient_bytes(job.load)) + calls * gathered
     return part * moved / link
 
 
@@ -548,7 +561,7 @@ def remedies(cfg: DictConfig, plan: Plan, most: int = 3) -> Iterator[list[str]]:
     """Overrides with which it would fit, the smallest changes first, at most so many."""
     found = 0
     for route in routes(cfg, plan):
-        if (changes := fitted(cfg, plan.device, route)) is not None:
+        if (changes := fitted(cfg, plan.whole, route)) is not None:
             yield overrides(changes)
             found += 1
             if found == most or not route:
@@ -564,11 +577,16 @@ def routes(cfg: DictConfig, plan: Plan) -> Iterator[Changes]:
         yield {"model.adapter": "lora"}
         if half:
             yield {"model.adapter": "lora", **half}
+    served = {"rollout": "vllm_server"}  # vllm is inside one process, and hf needs the whole model to sample
+    if gpu and plan.job.sampler == "hf" and plan.job.load.shards > 1:
+        yield served
+        if full:
+            yield {"model.adapter": "lora", **served, **half}
     for devices in (2, 8) if gpu else ():
         if devices > plan.job.devices:
-            sharded = {"trainer.strategy": "fsdp", "trainer.devices": devices}
-            if plan.job.sampler != "vllm_server":  # vllm is inside one process, and hf needs the whole model to sample
-                sharded |= {"rollout": "vllm_server"}
+            sharded: dict[str, Any] = {"trainer.strategy": "fsdp", "trainer.accelerator": "gpu", "trainer.devices": devices}
+            if plan.job.sampler != "vllm_server":
+                sharded |= served
             if not full or cfg.model.dtype == "float32":
                 yield sharded
             else:  # all weights: FSDP keeps no 32-bit copies of those in 16
@@ -580,7 +598,8 @@ def routes(cfg: DictConfig, plan: Plan) -> Iterator[Changes]:
 def fitted(cfg: DictConfig, device: Device, route: Changes) -> Changes | None:
     """`route`, with what else it takes to fit: checkpointing, smaller backward passes, fewer completions decoded at a time."""
     changes = dict(route)
-    if hopeless(job_of(changed(cfg, changes), device), device):
+    job = job_of(changed(cfg, changes), device)
+    if hopeless(job, part_of(device, job.devices)):
         return None
     for _ in range(12):
         now = changed(cfg, changes)

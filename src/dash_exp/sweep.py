@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from dash_exp import credentials
 from dash_exp.errors import UserError
 from dash_exp.files import trouble, write_whole
 from dash_exp.overrides import number_of_kl
-from dash_exp.process import in_use
+from dash_exp.process import importing, in_use
 from dash_exp.results import (
     ATTEMPTS_FILE,
     SWEEP_FILE,
@@ -71,18 +72,20 @@ class Ledger(Callback):
         self.report = report
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before Hydra writes the configuration into the run folder."""
-        try:
-            credentials.refuse_settings(OmegaConf.to_container(config, resolve=False))
-        except UserError as error:
-            sys.exit(f"error: {error}")
+        """Before Hydra writes the configuration into the run folder; with `plan=true` it never does."""
+        _refuse_secrets(config)
+        if config.get("plan"):
+            _show_plan(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.on_run_start(config)
+        _refuse_secrets(config)
         folder = Path(config.hydra.sweep.dir)
         try:
             check_launcher(config)
+            _check_plans_nothing(config)
             cells = plan(config)
+            if any(cell.cfg.get("plan") for cell in cells):
+                raise NO_PLAN
             _check_folders(cells)
             for cell in cells:
                 cell.check()
@@ -135,6 +138,45 @@ class Ledger(Callback):
             return first_line(str(error)) or type(error).__name__
         print(f"report {page}", flush=True)
         return None
+
+
+def _refuse_secrets(config: DictConfig) -> None:
+    try:
+        credentials.refuse_settings(OmegaConf.to_container(config, resolve=False))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+# --- a plan in place of a run ------------------------------------------------------------------------------------------
+
+NO_PLAN = UserError("plan=true", "plans one run, and -m starts a sweep", "Leave -m out, and give the settings of one cell")
+
+
+def _check_plans_nothing(config: DictConfig) -> None:
+    """Raise UserError where a sweep is asked for a plan: also one that searches, whose cells are not known."""
+    if overrides_by_key(list(config.hydra.overrides.task)).get("plan", "false").lower() != "false":
+        raise NO_PLAN
+
+
+def _show_plan(config: DictConfig) -> None:
+    """Say what `plan=true` asks for, and leave: with status 0 where the run fits."""
+    from dash_exp import cli  # which imports this module
+
+    HydraConfig.instance().set_config(config)
+    cfg = config.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    try:
+        validate(cfg)
+        with importing():
+            from dash_exp import plan as planner
+        planner.show(cfg)
+    except Exception as error:  # of which Hydra would make a warning
+        if cli.users(error):
+            sys.exit(f"error: {cli.explain(error)}")
+        traceback.print_exc()
+        sys.exit(1)
+    sys.exit(0)
 
 
 # --- launchers ---------------------------------------------------------------------------------------------------------
