@@ -8,12 +8,14 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -21,7 +23,8 @@ import dash_exp.sweep  # noqa: F401  the functions that the configuration calls
 from dash_exp import credentials, files
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
-from dash_exp.process import INTERRUPTED, leaving_on_sigterm
+from dash_exp.process import INTERRUPTED, importing, leaving_on_sigterm
+from dash_exp.validate import validate
 
 # By the number of a file system's error: what is wrong, and what to do.
 FILE_SYSTEM = files.TROUBLES | {
@@ -51,14 +54,33 @@ def launch(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:  # before training, or between the cells of a sweep
         sys.exit(INTERRUPTED)
     except (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        if asked == "1" or not users(error):
+        if asked == "1" or not _users(error):
             raise
         sys.exit(f"error: {explain(error)}")
     finally:
         os.environ["HYDRA_FULL_ERROR"] = asked
 
 
-def users(error: Exception) -> bool:
+def show_plan(config: DictConfig) -> None:
+    """Say what `plan=true` asks for, and leave: with status 0 where the run fits. For `sweep.Ledger`."""
+    HydraConfig.instance().set_config(config)
+    cfg = config.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    try:
+        validate(cfg)
+        with importing():
+            from dash_exp import plan
+        plan.show(cfg)
+    except Exception as error:  # of which Hydra would make a warning
+        if _users(error):
+            sys.exit(f"error: {explain(error)}")
+        traceback.print_exc()
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _users(error: Exception) -> bool:
     """Whether the user can mend it. Other errors of these types are the program's own."""
     if isinstance(error, HydraException):  # some of which are also OSError
         return True

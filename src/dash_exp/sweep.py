@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from dash_exp import credentials
 from dash_exp.errors import UserError
 from dash_exp.files import trouble, write_whole
 from dash_exp.overrides import number_of_kl
-from dash_exp.process import importing, in_use
+from dash_exp.process import in_use
 from dash_exp.results import (
     ATTEMPTS_FILE,
     SWEEP_FILE,
@@ -65,17 +64,19 @@ class Ledger(Callback):
     """A Hydra callback around a sweep: its plan and checks before, where it stands between the cells, its report at the end.
 
     It leaves by SystemExit because Hydra turns any other exception of a callback into a warning. `report` names the function
-    that writes the report from the results and a folder; None for no report.
+    that writes the report from the results and a folder, None for no report; `plan` the one that is called with the
+    configuration in place of a run with `plan=true`, and leaves.
     """
 
-    def __init__(self, report: str | None = None) -> None:
+    def __init__(self, report: str | None = None, plan: str = "dash_exp.cli.show_plan") -> None:
         self.report = report
+        self.plan = plan
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before Hydra writes the configuration into the run folder; with `plan=true` it never does."""
         _refuse_secrets(config)
         if config.get("plan"):
-            _show_plan(config)
+            get_method(self.plan)(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _refuse_secrets(config)
@@ -156,27 +157,6 @@ def _check_plans_nothing(config: DictConfig) -> None:
     """Raise UserError where a sweep is asked for a plan: also one that searches, whose cells are not known."""
     if overrides_by_key(list(config.hydra.overrides.task)).get("plan", "false").lower() != "false":
         raise NO_PLAN
-
-
-def _show_plan(config: DictConfig) -> None:
-    """Say what `plan=true` asks for, and leave: with status 0 where the run fits."""
-    from dash_exp import cli  # which imports this module
-
-    HydraConfig.instance().set_config(config)
-    cfg = config.copy()
-    with open_dict(cfg):
-        del cfg["hydra"]
-    try:
-        validate(cfg)
-        with importing():
-            from dash_exp import plan as planner
-        planner.show(cfg)
-    except Exception as error:  # of which Hydra would make a warning
-        if cli.users(error):
-            sys.exit(f"error: {cli.explain(error)}")
-        traceback.print_exc()
-        sys.exit(1)
-    sys.exit(0)
 
 
 # --- launchers ---------------------------------------------------------------------------------------------------------
