@@ -200,6 +200,16 @@ def test_a_snapshot_holds_the_adapter_alone_and_a_run_goes_on_from_it(tmp_path, 
         adapter.put_back(model.load_policy("", architecture=NANO), state["policy"])
 
 
+def agrees(sampler, policy, prompts, version):
+    """After a refresh, what it samples has the log-probabilities that the policy gives it."""
+    sampler.load_weights(adapter.trained(policy), version)
+    completions = sampler.sample(prompts, 4, Sampling(30), (0, version))
+    batch = collate([Sample(prompts[i // 4].ids, c.ids, 0.0, c.logprobs) for i, c in enumerate(completions)], 0)
+    with torch.no_grad():
+        logprobs_BT = ops.token_logprobs(policy, batch, 1.0)
+    torch.testing.assert_close(logprobs_BT, batch.old_logprobs_BT, rtol=0, atol=1e-4)
+
+
 @needs_vllm
 @pytest.mark.parametrize("merge", [False, True], ids=["the adapter alone", "merged"])
 def test_vllm_samples_from_the_adapted_policy_after_each_refresh(merge, tokenizer):
@@ -212,12 +222,7 @@ def test_vllm_samples_from_the_adapted_policy_after_each_refresh(merge, tokenize
     try:
         for version in (0, 1):
             moved(policy, seed=version)
-            sampler.load_weights(adapter.trained(policy), version)
-            completions = sampler.sample(prompts, 4, Sampling(30), (0, version))
-            batch = collate([Sample(prompts[i // 4].ids, c.ids, 0.0, c.logprobs) for i, c in enumerate(completions)], 0)
-            with torch.no_grad():
-                logprobs_BT = ops.token_logprobs(policy, batch, 1.0)
-            torch.testing.assert_close(logprobs_BT, batch.old_logprobs_BT, rtol=0, atol=1e-4)
+            agrees(sampler, policy, prompts, version)
     finally:
         sampler.close()
 
@@ -286,14 +291,6 @@ def test_servers_get_the_weights_once_and_then_the_adapter_alone(tokenizer, tmp_
     prompts = [Prompt(p, tuple(tokenizer(p.prompt).input_ids)) for p in problems]
     made = []
 
-    def check(sampler, policy, version):
-        sampler.load_weights(adapter.trained(policy), version)
-        completions = sampler.sample(prompts, 4, Sampling(30), (0, version))
-        batch = collate([Sample(prompts[i // 4].ids, c.ids, 0.0, c.logprobs) for i, c in enumerate(completions)], 0)
-        with torch.no_grad():
-            logprobs_BT = ops.token_logprobs(policy, batch, 1.0)
-        torch.testing.assert_close(logprobs_BT, batch.old_logprobs_BT, rtol=0, atol=1e-4)
-
     def sampler_of(policy, **settings):
         made.append(VLLMServerSampler(policy, tokenizer, servers=[server.url], max_sequences=64, **settings))
         return made[-1]
@@ -305,18 +302,18 @@ def test_servers_get_the_weights_once_and_then_the_adapter_alone(tokenizer, tmp_
         first = sampler_of(one)
         bodies = []
         for version in (0, 1):
-            check(first, moved(one, version + 5), version)
+            agrees(first, moved(one, version + 5), prompts, version)
             bodies.append(len(first._weights.body()))
         base = server.health()["base"]
         assert bodies[1] < 0.1 * 4 * sum(p.numel() for p in one.parameters())
-        check(sampler_of(two), two, 0)
+        agrees(sampler_of(two), two, prompts, 0)
         assert server.health()["base"] != base
-        check(first, moved(one, 7), 2)  # whose own weights are sent again
-        check(sampler_of(two, merge=True), two, 3)
+        agrees(first, moved(one, 7), prompts, 2)  # whose own weights are sent again
+        agrees(sampler_of(two, merge=True), two, prompts, 3)
         whole = model.load_policy("", architecture=shape)
-        check(sampler_of(whole), whole, 0)
+        agrees(sampler_of(whole), whole, prompts, 0)
         with pytest.raises(UserError, match=r"was not started with model.adapter=lora model.lora.r=8"):
-            check(sampler_of(model.load_policy("", architecture=shape, lora={"r": 8})), one, 0)
+            agrees(sampler_of(model.load_policy("", architecture=shape, lora={"r": 8})), one, prompts, 0)
     finally:
         for each in made:
             each.close()

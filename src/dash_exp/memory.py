@@ -29,7 +29,7 @@ from dash_exp.errors import UserError
 from dash_exp.kl import k3
 from dash_exp.ops import autocast, positions, token_logprobs
 from dash_exp.sampler.cache import RoomyCache, RoomyLayer
-from dash_exp.sampler.hf import choose
+from dash_exp.sampler.hf import choose, read
 from dash_exp.types import MicroBatch, Sample
 
 Parts = Mapping[str, float]  # bytes by kind
@@ -312,14 +312,7 @@ def _sample(policy: PreTrainedModel, load: Load, live: Live, batch: tuple[int, i
         cache = RoomyCache(policy.config, load.in_32_bits and policy.config._attn_implementation == packing.ATTENTION)
         ids_PL = torch.zeros_like(mask_PL)
         with live.making("activations"):
-            policy(
-                input_ids=ids_PL,
-                attention_mask=mask_PL,
-                position_ids=positions(mask_PL),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            read(policy, ids_PL, mask_PL, cache)
         for layer in _full(cache):
             for room in layer._room or ():
                 live.call(room, "KV cache")

@@ -8,6 +8,7 @@ leave the batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,18 +120,23 @@ class HFSampler:
             mask_PL[row, width - len(prompt.ids) :] = 1
         ids_PL, mask_PL = ids_PL.to(self.policy.device), mask_PL.to(self.policy.device)
         cache = RoomyCache(self.policy.config, packing.enabled(self.policy) and self.policy.device.type in packing.IN_32_BITS)
-        output = self.policy(
-            input_ids=ids_PL,
-            attention_mask=mask_PL,
-            position_ids=positions(mask_PL),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        output = read(self.policy, ids_PL, mask_PL, cache)
         index = {prompt: i for i, prompt in enumerate(unique)}
         rows = torch.tensor([index[p] for p in prompts], device=self.policy.device)
         cache.batch_select_indices(rows)
         return output.logits[rows, -1], cache, mask_PL[rows]
+
+
+def read(policy: PreTrainedModel, ids_PL: Tensor, mask_PL: Tensor, cache: RoomyCache) -> Any:
+    """Fill the cache with prompts, padded on the left. The output has the logits of the next token alone."""
+    return policy(
+        input_ids=ids_PL,
+        attention_mask=mask_PL,
+        position_ids=positions(mask_PL),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
 
 
 def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
