@@ -81,6 +81,7 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps")
     parser.add_argument("--target", type=float, default=0.7, help="accuracy on the test problems, sampled at temperature 1")
     parser.add_argument("--trl-batch", type=int, default=64, help="completions per micro-batch of the arm trl")
+    parser.add_argument("--coupled-batch", type=int, default=16, help="completions per micro-batch of trl_coupled and grpo")
     parser.add_argument("--ranks", type=int, default=1, help="processes of each run, which share its completions")
     parser.add_argument("--only-time", action="store_true", help="no accuracy, and no first step: for random weights")
     parser.add_argument("--coupled", action="store_true", help=argparse.SUPPRESS)
@@ -106,7 +107,7 @@ def command_of(arm: str, seed: int, folder: Path, options: argparse.Namespace, s
         ]
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={options.ranks}"] if options.ranks > 1 else []
     command = [*launcher, "benchmarks/peers.py", "--arms=trl-run", f"--out={folder}", f"--ranks={options.ranks}"]
-    command += [f"--trl-batch={options.trl_batch}", *["--coupled"] * (arm == "trl_coupled")]
+    command += [f"--trl-batch={options.trl_batch}", f"--coupled-batch={options.coupled_batch}", *["--coupled"] * (arm == "trl_coupled")]
     return [*command, *settings, f"seed={seed}"]
 
 
@@ -230,7 +231,7 @@ def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> N
             seconds["apart"] += now() - start
 
     record = Record()
-    size = (2 * group_size if options.coupled else options.trl_batch) // options.ranks  # of a micro-batch of one process
+    size = (options.coupled_batch if options.coupled else options.trl_batch) // options.ranks  # of a micro-batch of one process
     accumulation = prompts * group_size // (size * options.ranks)
     arguments = grpo_config(
         cfg,
