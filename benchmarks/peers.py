@@ -2,11 +2,12 @@
 
     python benchmarks/peers.py                              # needs the extra `peers`: pip install -e '.[peers]'
     python benchmarks/peers.py --arms dash,trl --seeds 1    # some of it
+    python benchmarks/peers.py --ranks 2 --coupled-batch 8 batch.prompts=32    # the paper's sizes, see README
     python benchmarks/peers.py --only-time model=... trainer=gpu    # settings of train.py, for all arms; rewards by chance
 
-TRL's GRPOTrainer runs twice: `trl_coupled` samples just before each backward pass, 2 prompts at a time (the paper's baseline),
-and `trl` samples once for each optimizer step, as TRL does today. Where its defaults would slow it down here (gradient
-checkpointing, micro-batches of 8) it gets better settings. Every run is a process of its own, one at a time, the arms of a seed
+TRL's GRPOTrainer runs twice: `trl_coupled` samples `--coupled-batch` completions just before each backward pass (the paper's
+baseline), and `trl` samples once for each optimizer step, as TRL does today. Where its defaults would slow it down here
+(gradient checkpointing, micro-batches of 8) it gets better settings. Every run is a process of its own, one at a time, the arms of a seed
 one after the other. Finished runs are kept in `--out`, and not run again.
 
 Accuracy is that of two completions of each test problem at temperature 1, every second step, by the same code for all and left
@@ -81,13 +82,15 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps")
     parser.add_argument("--target", type=float, default=0.7, help="accuracy on the test problems, sampled at temperature 1")
     parser.add_argument("--trl-batch", type=int, default=64, help="completions per micro-batch of the arm trl")
-    parser.add_argument("--coupled-batch", type=int, default=16, help="completions per micro-batch of trl_coupled and grpo")
+    parser.add_argument("--coupled-batch", type=int, default=16, help="completions per micro-batch of trl_coupled")
     parser.add_argument("--ranks", type=int, default=1, help="processes of each run, which share its completions")
     parser.add_argument("--only-time", action="store_true", help="no accuracy, and no first step: for random weights")
     parser.add_argument("--coupled", action="store_true", help=argparse.SUPPRESS)
     options, settings = parser.parse_known_args()
     if unknown := set(options.arms) - {*OURS, *TRL, "trl-run"}:
         parser.error(f"--arms: there is no {', '.join(sorted(unknown))}; there are {', '.join([*OURS, *TRL])}")
+    if wrong := [name for name in ("trl_batch", "coupled_batch") if getattr(options, name) % options.ranks]:
+        parser.error(f"--{wrong[0].replace('_', '-')}={getattr(options, wrong[0])} cannot be shared by {options.ranks} ranks")
     if wrong := [s for s in settings if "=" not in s and s[0] != "~"]:
         parser.error(f"{wrong[0]}: settings of train.py are written KEY=VALUE")
     return options, settings
@@ -107,7 +110,8 @@ def command_of(arm: str, seed: int, folder: Path, options: argparse.Namespace, s
         ]
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={options.ranks}"] if options.ranks > 1 else []
     command = [*launcher, "benchmarks/peers.py", "--arms=trl-run", f"--out={folder}", f"--ranks={options.ranks}"]
-    command += [f"--trl-batch={options.trl_batch}", f"--coupled-batch={options.coupled_batch}", *["--coupled"] * (arm == "trl_coupled")]
+    command += [f"--trl-batch={options.trl_batch}", f"--coupled-batch={options.coupled_batch}"]
+    command += ["--coupled"] * (arm == "trl_coupled")
     return [*command, *settings, f"seed={seed}"]
 
 

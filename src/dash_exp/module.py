@@ -428,8 +428,9 @@ class PolicyModule(L.LightningModule):
         self._clock_start = (dict(self.clock.seconds), dict(self.clock.idle))
 
     def on_train_epoch_end(self) -> None:
-        """Hand the step's metrics to Lightning, for callbacks that look there."""
-        self.log_dict({k: float(v) for k, v in self.row.items() if v is not None}, logger=False)
+        """Hand Lightning what callbacks stop or save by. All of the row would take it 20 ms a step; it is in `row`."""
+        watched = {k: v for k, v in self.row.items() if k in ("reward/mean", "loss/total") or k.startswith("accuracy/")}
+        self.log_dict({k: float(v) for k, v in watched.items() if v is not None}, logger=False)
 
     def finish_row(self) -> Row:
         """The metrics of the outer step that has just ended, its evaluation included."""

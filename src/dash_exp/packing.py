@@ -79,6 +79,11 @@ def _places(lengths: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]
     return np.where(mask_BL, first_B[:, None] + columns_L, 0), mask_BL
 
 
+def added(mask_BL: Tensor) -> Tensor:
+    """The mask of one query a row as attention adds it to its scores, shape (B, 1, 1, L). Else every layer makes it anew."""
+    return torch.zeros(mask_BL.shape, device=mask_BL.device).masked_fill_(mask_BL == 0, -torch.inf)[:, None, None]
+
+
 def attention(
     module: torch.nn.Module,
     query: Tensor,

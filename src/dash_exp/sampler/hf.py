@@ -43,6 +43,11 @@ class HFSampler:
         self.compute_dtype = compute_dtype
         self.version: int | None = None
 
+    @property
+    def in_32_bits(self) -> bool:
+        """Whether attention computes so where the policy is now: it is moved to its device after this is made."""
+        return packing.enabled(self.policy) and self.policy.device.type in packing.IN_32_BITS
+
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """The weights are the policy's own, so they are there already."""
         self.version = version
@@ -96,7 +101,7 @@ class HFSampler:
             mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], dim=1)
             output = self.policy(
                 input_ids=tokens_B[:, None],
-                attention_mask=mask_BL,
+                attention_mask=packing.added(mask_BL) if self.in_32_bits else mask_BL,
                 position_ids=positions(mask_BL)[:, -1:],
                 past_key_values=cache,
                 use_cache=True,
@@ -119,7 +124,7 @@ class HFSampler:
             ids_PL[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask_PL[row, width - len(prompt.ids) :] = 1
         ids_PL, mask_PL = ids_PL.to(self.policy.device), mask_PL.to(self.policy.device)
-        cache = RoomyCache(self.policy.config, packing.enabled(self.policy) and self.policy.device.type in packing.IN_32_BITS)
+        cache = RoomyCache(self.policy.config, self.in_32_bits)
         output = read(self.policy, ids_PL, mask_PL, cache)
         index = {prompt: i for i, prompt in enumerate(unique)}
         rows = torch.tensor([index[p] for p in prompts], device=self.policy.device)
