@@ -7,8 +7,8 @@
 
 TRL's GRPOTrainer runs twice: `trl_coupled` samples `--coupled-batch` completions just before each backward pass (the paper's
 baseline), and `trl` samples once for each optimizer step, as TRL does today. Where its defaults would slow it down here
-(gradient checkpointing, micro-batches of 8) it gets better settings. Every run is a process of its own, one at a time, the arms of a seed
-one after the other. Finished runs are kept in `--out`, and not run again.
+(gradient checkpointing, micro-batches of 8) it gets better settings. Every run is a process of its own, one at a time, the arms
+of a seed one after the other. Finished runs are kept in `--out`, and not run again.
 
 Accuracy is that of two completions of each test problem at temperature 1, every second step, by the same code for all and left
 out of the time. Greedy accuracy says little here: it is near 90% after two steps and falls from there.
