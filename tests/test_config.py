@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp import model, run
+from dash_exp.build import build, importance_cap, make_trainer
 from dash_exp.errors import UserError
 from dash_exp.overrides import number_of_kl
 from dash_exp.ranks import ALONE
@@ -81,13 +82,13 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     cfg.model.architecture = cfg.model.architecture and NANO
     if cfg.data.train is None:
         with pytest.raises(UserError, match=r"^data\.train: is null: data=math500 has nothing to train on"):
-            run.build(cfg)
+            build(cfg)
         cfg.data.train = {**cfg.data.tests.in_dist, "split": "train"}
-    parts = run.build(cfg)
+    parts = build(cfg)
     assert list(parts.data.test_prompts) == [name for name, test in cfg.data.tests.items() if test is not None]
     assert parts.module.kl_coef(0) == cfg.kl.coef
     assert (parts.module.reference is None) == (cfg.kl.coef == 0)
-    assert run.make_trainer(cfg, tmp_path, ALONE, []).max_epochs == cfg.steps
+    assert make_trainer(cfg, tmp_path, ALONE, []).max_epochs == cfg.steps
     parts.data.close()
 
 
@@ -174,7 +175,7 @@ def test_each_part_can_be_overridden_alone():
     ],
 )
 def test_where_weights_are_old_the_ratio_enters_the_loss(overrides, cap):
-    assert run.importance_cap(composed(*overrides.split())) == cap
+    assert importance_cap(composed(*overrides.split())) == cap
 
 
 @pytest.mark.gpu

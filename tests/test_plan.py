@@ -9,8 +9,9 @@ import torch
 from conftest import NANO, NANO_MODEL, ROOT, SMALL, composed, environment
 from transformers import AutoConfig
 
-from dash_exp import memory, model, plan
+from dash_exp import advice, memory, model, plan, timing
 from dash_exp.errors import UserError
+from dash_exp.job import SHAPES, job_of
 from dash_exp.machine import KNOWN, Device
 from dash_exp.validate import DEVICES
 
@@ -83,7 +84,7 @@ def test_the_peak_of_a_run_is_within_a_fifth_of_the_plan(tmp_path):
     ],
 )
 def test_known_shapes_have_the_parameters_that_were_published(name, parameters):
-    assert sum(p.numel() for p in model.load_architecture(name, plan.SHAPES[name]).parameters()) == parameters
+    assert sum(p.numel() for p in model.load_architecture(name, SHAPES[name]).parameters()) == parameters
 
 
 def test_what_stays_is_counted():
@@ -142,7 +143,7 @@ def test_70b_fits_8_h200_that_share_it_with_an_adapter_and_engines_that_have_98_
 
 def test_where_the_whole_copy_of_hf_does_not_fit_servers_are_offered():
     cfg = composed("model=llama-3-70b", "trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=8")
-    assert {"rollout": "vllm_server"} in list(plan.routes(cfg, planned_of(cfg)))
+    assert {"rollout": "vllm_server"} in list(advice.routes(cfg, planned_of(cfg)))
 
 
 def planned_of(cfg):
@@ -151,8 +152,8 @@ def planned_of(cfg):
 
 def test_advice_to_share_the_weights_is_for_gpus():
     cfg = composed("model=llama-3-70b", "trainer=gpu")
-    sharing = [route for route in plan.routes(cfg, planned_of(cfg)) if "trainer.devices" in route]
-    assert sharing and all("trainer.accelerator=gpu" in plan.overrides(route) for route in sharing)
+    sharing = [route for route in advice.routes(cfg, planned_of(cfg)) if "trainer.devices" in route]
+    assert sharing and all("trainer.accelerator=gpu" in advice.overrides(route) for route in sharing)
 
 
 def test_ranks_on_a_cpu_share_one_machine():
@@ -167,22 +168,22 @@ def test_ranks_on_a_cpu_share_one_machine():
 def test_coupled_sampling_makes_as_many_calls_on_several_devices():
     """64 prompts, 16 at a time: 4 calls; 4 devices have 4 prompts of each."""
     coupled = ["batch.prompts=64", "batch.sample_prompts=16", "trainer=ddp", "trainer.devices=4"]
-    job = plan.job_of(composed(*coupled), HERE)
+    job = job_of(composed(*coupled), HERE)
     assert (job.calls, job.per_call, job.prompts) == (4, 4, 16)
 
 
 def test_what_goes_between_devices():
     """2 devices, so half of what is moved leaves one; a backward pass gathers twice, and the sharded reference once."""
     sizes = ["model=tiny_random", *NANO_MODEL, "batch.prompts=8", "rollout=vllm_server", "trainer=fsdp"]
-    without, with_ = (plan.job_of(composed(*sizes, f"kl='{kl}'"), HERE) for kl in (0, 0.04))
+    without, with_ = (job_of(composed(*sizes, f"kl='{kl}'"), HERE) for kl in (0, 0.04))
     once = without.parameters * 4
-    passes = plan.between_s(without, HERE) * HERE.links[0] / (0.5 * 3 * once)  # twice the weights, once the gradients
+    passes = timing.between_s(without, HERE) * HERE.links[0] / (0.5 * 3 * once)  # twice the weights, once the gradients
     assert passes == pytest.approx(round(passes)) and passes >= 1
-    assert plan.between_s(with_, HERE) == pytest.approx(4 / 3 * plan.between_s(without, HERE))
+    assert timing.between_s(with_, HERE) == pytest.approx(4 / 3 * timing.between_s(without, HERE))
     half = [*sizes, "model.dtype=bfloat16", "kl='0'"]
-    gradients = plan.job_of(composed(*half, "trainer=ddp"), HERE)  # master weights: 4 bytes
+    gradients = job_of(composed(*half, "trainer=ddp"), HERE)  # master weights: 4 bytes
     steps = gradients.optimizer_steps
-    assert plan.between_s(gradients, HERE) == pytest.approx(steps * 4 * gradients.parameters / HERE.links[0])
+    assert timing.between_s(gradients, HERE) == pytest.approx(steps * 4 * gradients.parameters / HERE.links[0])
 
 
 @pytest.mark.parametrize(
@@ -217,9 +218,9 @@ def test_70b_is_refused_on_one_h200_with_a_reason():
     cfg = composed(*LLAMA, "plan=true", "plan_device=h200")
     found = plan.planned(cfg, KNOWN["h200"], plan.FEW_LAYERS)
     assert not found.fits
-    reason = plan.refusal(found)
+    reason = advice.refusal(found)
     assert "does not fit: update needs 1," in reason and "of the 139.8 GiB of H200 141 GB" in reason
-    assert list(plan.routes(cfg, found))[-1]["trainer.devices"] == 8
+    assert list(advice.routes(cfg, found))[-1]["trainer.devices"] == 8
 
 
 def test_what_is_advised_fits():
@@ -230,9 +231,9 @@ def test_what_is_advised_fits():
     small = Device(**(vars(HERE) | {"memory": 0.9 * 2**30}))
     found = plan.planned(cfg, small)
     assert not found.fits
-    changes = plan.fitted(cfg, small, {})
+    changes = advice.fitted(cfg, small, {})
     assert changes and plan.planned(plan.changed(cfg, changes), small).fits
-    assert next(plan.remedies(cfg, found)) == plan.overrides(changes)
+    assert next(advice.remedies(cfg, found)) == advice.overrides(changes)
 
 
 def test_the_command_says_it_and_leaves_nothing(train, tmp_path):
@@ -273,7 +274,7 @@ def test_a_sweep_is_not_planned(train, tmp_path, asked):
 def test_a_device_that_is_not_here_must_be_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"torch finds no GPU on this machine\. Name one with plan_device="):
-        plan.device_of(composed("trainer=gpu", "plan=true"))
+        advice.device_of(composed("trainer=gpu", "plan=true"))
 
 
 def test_the_devices_that_can_be_named_are_those_that_are_known():

@@ -70,8 +70,8 @@ def show_plan(config: DictConfig) -> None:
     try:
         validate(cfg)
         with importing():
-            from dash_exp import plan
-        plan.show(cfg)
+            from dash_exp import advice
+        advice.show(cfg)
     except Exception as error:  # of which Hydra would make a warning
         if _users(error):
             sys.exit(f"error: {explain(error)}")
@@ -163,7 +163,7 @@ def conf_folder() -> Path:
 def _did_you_mean(key: str) -> str:
     try:
         known = list(_keys(OmegaConf.to_container(composed())))
-    except Exception:
+    except Exception:  # the configuration may be what is wrong, and the message is about this one setting
         return ""
     close = difflib.get_close_matches(key, known, n=1)
     return f" Did you mean {close[0]}?" if close else ""

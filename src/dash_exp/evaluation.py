@@ -23,13 +23,12 @@ from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.errors import UserError
+from dash_exp.intervals import CONFIDENCE, resampled_mean
 from dash_exp.reward import Reward, correct
 from dash_exp.sampler import Sampler, Sampling
 from dash_exp.types import Problem, Prompt
 
 Interval = tuple[float | None, float | None]
-CONFIDENCE = 0.95
-RESAMPLES = 2000
 SAMPLED = 2**32 - 1  # stands in the key of the noise where training has the outer step: evaluation has noise of its own
 
 
@@ -77,7 +76,7 @@ def wilson(successes: int, total: int) -> Interval:
 
 
 def bootstrap(values_P: ArrayLike) -> Interval:
-    """95% percentile-bootstrap interval of a mean over problems (Efron 1979); the same numbers give the same interval.
+    """95% bootstrap interval of a mean over problems.
 
     Where all values are 0, or all 1, resampling shows no spread: there it is Wilson's interval.
     """
@@ -86,16 +85,7 @@ def bootstrap(values_P: ArrayLike) -> Interval:
         return None, None
     if (values_P == 0).all() or (values_P == 1).all():  # nothing varies, yet nothing is certain
         return wilson(int(values_P.sum()), len(values_P))
-    interval = stats.bootstrap(
-        (values_P,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=max(1, 1_000_000 // len(values_P)),
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return resampled_mean(values_P)
 
 
 # --- what is measured --------------------------------------------------------------------------------------------------

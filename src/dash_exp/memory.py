@@ -240,12 +240,22 @@ def _models(load: Load, live: Live) -> tuple[PreTrainedModel, PreTrainedModel | 
     return policy.train(), reference, trained
 
 
+def adapted(policy: PreTrainedModel, targets: str | Sequence[str]) -> list[nn.Linear]:
+    """The layers that have adapters: linear ones that are `named`. UserError where none is."""
+    linear = [(name, layer) for name, layer in policy.named_modules() if isinstance(layer, nn.Linear)]
+    found = [layer for name, layer in linear if layer is not policy.get_output_embeddings() and named(name, targets)]
+    if not found:
+        shown = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
+        raise UserError(
+            f"model.lora.target_modules={shown}", "fits no linear layer", "Write all-linear, or names as in [q_proj,v_proj]"
+        )
+    return found
+
+
 def add_adapters(policy: PreTrainedModel, rank: int, targets: str | Sequence[str]) -> list[nn.Parameter]:
-    """Two thin matrices beside each linear layer that is `named`, in 32 bits as PEFT's. UserError where none is."""
+    """Two thin matrices beside each of these layers, in 32 bits as PEFT's."""
     found: list[nn.Parameter] = []
-    for name, layer in policy.named_modules():
-        if not isinstance(layer, nn.Linear) or layer is policy.get_output_embeddings() or not named(name, targets):
-            continue
+    for layer in adapted(policy, targets):
         down = nn.Parameter(torch.empty(rank, layer.in_features))
         up = nn.Parameter(torch.empty(layer.out_features, rank))
 
@@ -255,11 +265,6 @@ def add_adapters(policy: PreTrainedModel, rank: int, targets: str | Sequence[str
 
         layer.register_forward_hook(add)
         found += [down, up]
-    if not found:
-        shown = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
-        raise UserError(
-            f"model.lora.target_modules={shown}", "fits no linear layer", "Write all-linear, or names as in [q_proj,v_proj]"
-        )
     return found
 
 

@@ -295,9 +295,7 @@ def _csv(file: Path) -> pd.DataFrame:
 
     try:
         return pd.read_csv(io.StringIO(whole_lines(file.read_text(encoding="utf-8"))))
-    except FileNotFoundError:
-        return pd.DataFrame()
-    except ValueError:  # that of pandas for an empty or torn file, and of a wrong encoding
+    except (FileNotFoundError, ValueError):  # that of pandas for an empty or torn file, and of a wrong encoding
         return pd.DataFrame()
 
 

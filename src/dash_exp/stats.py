@@ -16,9 +16,9 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-CONFIDENCE = 0.95
+from dash_exp.intervals import CONFIDENCE, resampled_mean
+
 POWER = 0.8
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,14 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def problem_interval(differences_P: ArrayLike) -> Estimate | None:
-    """Mean over problems with its percentile-bootstrap interval (Efron 1979). None without problems.
+    """Mean over problems with its bootstrap interval. None without problems.
 
     A value per problem, here its difference averaged over seeds, so that a problem is drawn together with all of its seeds.
-    The same values give the same interval.
     """
     x = np.asarray(differences_P, dtype=float)
     if len(x) < 2 or no_spread(x):
         return mean_interval(x)
-    interval = stats.bootstrap(
-        (x,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=max(1, 1_000_000 // len(x)),
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Estimate(float(x.mean()), float(interval.low), float(interval.high), len(x))
+    return Estimate(float(x.mean()), *resampled_mean(x), len(x))
 
 
 def detectable(differences: ArrayLike, comparisons: int = 1) -> float | None:

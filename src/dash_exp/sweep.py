@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -192,11 +193,13 @@ def check_launcher(config: DictConfig) -> None:
 # --- before the first cell ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Planned:
-    """A cell that is going to be run: its folder, its overrides, its configuration."""
+    """A cell that is going to be run."""
 
-    def __init__(self, folder: Path, overrides: Sequence[str], cfg: DictConfig) -> None:
-        self.folder, self.overrides, self.cfg = folder, list(overrides), cfg
+    folder: Path
+    overrides: list[str]
+    cfg: DictConfig
 
     def check(self) -> None:
         """Raise UserError, with the cell's name, where it cannot be run."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -13,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from dash_exp import credentials, targets
+from dash_exp.checks import known, number, shown
+from dash_exp.devices import check_adapter, check_trainer
 from dash_exp.errors import UserError
 from dash_exp.watch import CHECKS, POLICIES
 
@@ -20,6 +21,41 @@ SECTIONS = (
     *("model", "data", "data.tests", "reward", "filter", "kl", "kl.schedule", "rollout", "rollout.sampler", "batch", "teacher"),
     *("algo", "algo.advantage", "algo.loss", "algo.weighting", "algo.denominator", "optimizer", "schedule"),
     *("trainer", "logger", "eval", "budget", "study"),
+)
+# The numbers, where the configuration has them: what each must be (see `checks.number`).
+NUMBERS: tuple[tuple[dict[str, Any], str], ...] = (
+    (
+        {"whole": True, "least": 1},
+        "steps table_rows completions_every model.lora.r model.lora.alpha schedule.num_training_steps eval.every eval.prompts "
+        "rollout.max_response_tokens rollout.sampler.max_sequences teacher.max_tokens teacher.tries reward.workers "
+        "reward.processes reward.max_tokens batch.prompts batch.micro_tokens batch.group_size batch.epochs batch.minibatches "
+        "algo.group_size trainer.devices trainer.num_nodes",
+    ),
+    (
+        {"whole": True, "least": 1, "optional": True},
+        "eval.limit resume_every rollout.refresh_every data.max_prompt_tokens batch.sample_prompts budget.sampled_tokens "
+        "budget.optimizer_steps plan_tokens",
+    ),
+    (
+        {"whole": True, "least": 0},
+        "seed eval.n schedule.num_warmup_steps filter.refill_rounds rollout.staleness teacher.seed",
+    ),
+    ({"whole": True, "least": 2}, "filter.per_group"),
+    ({"whole": True, "least": 2, "optional": True}, "rollout.sampler.max_model_len"),
+    ({"whole": True, "least": 64}, "reward.memory_mb"),
+    (
+        {"above": 0},
+        "clip_norm eval.temperature eval.top_p optimizer.lr kl.schedule.target kl.schedule.rate algo.loss.clip_low "
+        "algo.loss.clip_high rollout.temperature rollout.memory_gb rollout.sampler.cpu_cache_gb rollout.sampler.memory_share "
+        "rollout.sampler.timeout_s rollout.sampler.give_up_s reward.timeout_s",
+    ),
+    ({"above": 0, "optional": True}, "rollout.mismatch_limit budget.seconds study.target"),
+    (
+        {"least": 0},
+        "model.lora.dropout optimizer.weight_decay optimizer.eps kl.coef kl.schedule.final filter.threshold filter.drop "
+        "filter.prune rollout.truncated_penalty teacher.temperature",
+    ),
+    ({}, "reward.accept_above"),
 )
 DEVICES = ("a100", "h100", "h200")  # that plan_device can name
 
@@ -41,90 +77,24 @@ def validate(cfg: DictConfig) -> None:
     _name(cfg)
     _flags(cfg)
     credentials.refuse_settings(settings)
-    number(cfg, "steps", whole=True, least=1)
-    number(cfg, "seed", whole=True, least=0)
-    number(cfg, "clip_norm", above=0)
-    number(cfg, "model.lora.r", whole=True, least=1)
-    number(cfg, "model.lora.alpha", whole=True, least=1)
-    number(cfg, "model.lora.dropout", least=0)
-    number(cfg, "table_rows", whole=True, least=1)
-    number(cfg, "eval.every", whole=True, least=1)
-    number(cfg, "eval.prompts", whole=True, least=1)
-    number(cfg, "eval.limit", whole=True, least=1, optional=True)
-    number(cfg, "eval.n", whole=True, least=0)
-    number(cfg, "eval.temperature", above=0)
-    number(cfg, "eval.top_p", above=0)
-    number(cfg, "completions_every", whole=True, least=1)
-    number(cfg, "resume_every", whole=True, least=1, optional=True)
-    number(cfg, "optimizer.lr", above=0)
-    number(cfg, "optimizer.weight_decay", least=0)
-    number(cfg, "optimizer.eps", least=0)
-    number(cfg, "schedule.num_warmup_steps", whole=True, least=0)
-    number(cfg, "schedule.num_training_steps", whole=True, least=1)
-    number(cfg, "kl.coef", least=0)
-    number(cfg, "kl.schedule.final", least=0)
-    number(cfg, "kl.schedule.target", above=0)
-    number(cfg, "kl.schedule.rate", above=0)
-    if (cfg.kl.schedule.get("rate") or 0) >= 5:
-        raise UserError(f"kl.schedule.rate={cfg.kl.schedule.rate}", "can take the coefficient to 0", "Use a rate below 5")
-    number(cfg, "filter.threshold", least=0)
-    number(cfg, "filter.drop", least=0)
-    number(cfg, "filter.prune", least=0)
-    number(cfg, "filter.per_group", whole=True, least=2)
-    number(cfg, "filter.refill_rounds", whole=True, least=0)
-    number(cfg, "algo.loss.clip_low", above=0)
-    number(cfg, "algo.loss.clip_high", above=0)
-    number(cfg, "rollout.truncated_penalty", least=0)
-    number(cfg, "rollout.temperature", above=0)
-    number(cfg, "rollout.max_response_tokens", whole=True, least=1)
-    number(cfg, "rollout.staleness", whole=True, least=0)
-    number(cfg, "rollout.refresh_every", whole=True, least=1, optional=True)
-    number(cfg, "rollout.mismatch_limit", above=0, optional=True)
-    number(cfg, "rollout.memory_gb", above=0)
-    if cfg.rollout.importance_cap != "auto":
-        number(cfg, "rollout.importance_cap", least=1, optional=True)
-    number(cfg, "rollout.sampler.max_sequences", whole=True, least=1)
-    number(cfg, "rollout.sampler.max_model_len", whole=True, least=2, optional=True)
-    number(cfg, "rollout.sampler.cpu_cache_gb", above=0)
-    number(cfg, "rollout.sampler.memory_share", above=0)
-    number(cfg, "rollout.sampler.timeout_s", above=0)
-    number(cfg, "rollout.sampler.give_up_s", above=0)
-    number(cfg, "data.max_prompt_tokens", whole=True, least=1, optional=True)
-    number(cfg, "teacher.temperature", least=0)
-    number(cfg, "teacher.max_tokens", whole=True, least=1)
-    number(cfg, "teacher.tries", whole=True, least=1)
-    number(cfg, "teacher.seed", whole=True, least=0)
-    number(cfg, "reward.timeout_s", above=0)
-    number(cfg, "reward.workers", whole=True, least=1)
-    number(cfg, "reward.memory_mb", whole=True, least=64)
-    number(cfg, "reward.processes", whole=True, least=1)
-    number(cfg, "reward.accept_above")
-    number(cfg, "reward.max_tokens", whole=True, least=1)
+    for wanted, keys in NUMBERS:
+        for key in keys.split():
+            number(cfg, key, **wanted)
     for name in cfg.reward.parts if isinstance(cfg.reward.get("parts"), DictConfig) else ():
         number(cfg, f"reward.parts.{name}.timeout_s", above=0)
         number(cfg, f"reward.parts.{name}.workers", whole=True, least=1)
         number(cfg, f"reward.parts.{name}.memory_mb", whole=True, least=64)
-    number(cfg, "batch.prompts", whole=True, least=1)
-    number(cfg, "batch.sample_prompts", whole=True, least=1, optional=True)
-    number(cfg, "batch.micro_tokens", whole=True, least=1)
-    number(cfg, "batch.group_size", whole=True, least=1)
-    number(cfg, "batch.epochs", whole=True, least=1)
-    number(cfg, "batch.minibatches", whole=True, least=1)
-    number(cfg, "algo.group_size", whole=True, least=1)
-    number(cfg, "budget.seconds", above=0, optional=True)
-    number(cfg, "budget.sampled_tokens", whole=True, least=1, optional=True)
-    number(cfg, "budget.optimizer_steps", whole=True, least=1, optional=True)
-    number(cfg, "study.target", above=0, optional=True)
-    number(cfg, "plan_tokens", whole=True, least=1, optional=True)
+    if cfg.rollout.importance_cap != "auto":
+        number(cfg, "rollout.importance_cap", least=1, optional=True)
     if cfg.get("plan_device") is not None:
-        _known(cfg, "plan_device", DEVICES)
+        known(cfg, "plan_device", DEVICES)
     _study(cfg)
     _pass_at_k(cfg)
     if cfg.seed >= 2**32:
         raise UserError(f"seed={cfg.seed}", "is too large", "Use a seed below 4294967296")
     _optimizer(cfg)
-    _adapter(cfg)
-    _trainer(cfg)
+    check_adapter(cfg)
+    check_trainer(cfg)
     _data(cfg)
     _teacher(cfg)
     _group_size(cfg)
@@ -134,9 +104,9 @@ def validate(cfg: DictConfig) -> None:
     _off_policy(cfg)
     _sampler(cfg)
     _watch(cfg)
-    _known(cfg, "rollout.truncated", ["score", "mask", "penalize"])
-    _known(cfg, "model.dtype", ["float32", "bfloat16", "float16"])
-    _known(cfg, "model.compute_dtype", ["float32", "bfloat16", "float16"])
+    known(cfg, "rollout.truncated", ["score", "mask", "penalize"])
+    known(cfg, "model.dtype", ["float32", "bfloat16", "float16"])
+    known(cfg, "model.compute_dtype", ["float32", "bfloat16", "float16"])
     targets.check(settings)
     for part, argument in (("loss", "logprobs_BT"), ("advantage", "rewards_PG")):
         target = cfg.algo[part]._target_
@@ -162,7 +132,7 @@ def check_optimizer(cfg: DictConfig) -> None:
 def _sections(cfg: DictConfig) -> None:
     for key in SECTIONS:
         if not isinstance(OmegaConf.select(cfg, key), DictConfig):
-            raise UserError(f"{key}={_shown(OmegaConf.select(cfg, key))}", "is no section of settings", "Leave it as in conf/")
+            raise UserError(f"{key}={shown(OmegaConf.select(cfg, key))}", "is no section of settings", "Leave it as in conf/")
 
 
 def _optional_sections(cfg: DictConfig) -> None:
@@ -180,9 +150,9 @@ def _texts(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key, default="absent")
         wanted = isinstance(value, str) and value.strip() and value.isprintable()
         if not wanted and not (key == "teacher.template" and isinstance(value, str)):
-            shown = repr(value) if isinstance(value, str) else _shown(value)
+            said = repr(value) if isinstance(value, str) else shown(value)
             raise UserError(
-                f"{key}={shown}", "is no text", "Write one line of text; what looks like a number takes quotes, '\"3\"'"
+                f"{key}={said}", "is no text", "Write one line of text; what looks like a number takes quotes, '\"3\"'"
             )
 
 
@@ -199,7 +169,7 @@ def _flags(cfg: DictConfig) -> None:
         "plan",
     ):
         if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
-            raise UserError(f"{key}={_shown(OmegaConf.select(cfg, key))}", "is neither true nor false", "Write true or false")
+            raise UserError(f"{key}={shown(OmegaConf.select(cfg, key))}", "is neither true nor false", "Write true or false")
 
 
 def _optimizer(cfg: DictConfig) -> None:
@@ -217,124 +187,6 @@ def _optimizer(cfg: DictConfig) -> None:
             f"schedule.num_warmup_steps={cfg.schedule.num_warmup_steps}",
             f"is not below the {cfg.schedule.num_training_steps} steps of the schedule, so the learning rate is never reached",
             "Lower it, or raise steps",
-        )
-
-
-LORA = ("r", "alpha", "dropout", "target_modules", "lr")
-
-
-def _adapter(cfg: DictConfig) -> None:
-    if cfg.model.get("adapter") is None:  # a run of an earlier version does not have it
-        return
-    _known(cfg, "model.adapter", ["lora"])
-    lora = cfg.model.lora
-    if not isinstance(lora, DictConfig) or set(lora) != set(LORA):
-        raise UserError(
-            f"model.lora={_shown(lora)}", "are no settings of an adapter", f"Give {', '.join(LORA)}, and nothing else"
-        )
-    names = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
-    if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) and n for n in names):
-        raise UserError(
-            f"model.lora.target_modules={_shown(lora.target_modules)}",
-            "names no layers",
-            "Write all-linear, or names as in [q_proj,v_proj]",
-        )
-    if lora.r > 512 and ".vllm" in cfg.rollout.sampler._target_ and not cfg.rollout.sampler.merge:
-        raise UserError(
-            f"model.lora.r={lora.r}", "is more than vLLM takes, 512", "Lower it, or write rollout.sampler.merge=true"
-        )
-    if lora.dropout >= 1:
-        raise UserError(f"model.lora.dropout={lora.dropout}", "would drop everything", "Use a share below 1")
-    if (Path(cfg.model.path).expanduser() / "adapter_config.json").is_file() and not cfg.model.architecture:
-        raise UserError(
-            f"model.path={cfg.model.path}",
-            "is an adapter, and another one on top of it would name it as its base",
-            "Train without model.adapter, or merge it into its base with PEFT's merge_and_unload first",
-        )
-    if cfg.rollout.staleness > 0 and cfg.kl.place == "reward":
-        raise UserError(
-            f"rollout.staleness={cfg.rollout.staleness}",
-            "asks the reference while the policy trains, and with an adapter the two are one model",
-            "Use kl.place=loss, or rollout.staleness=0",
-        )
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("model.adapter=lora", "needs PEFT, which is not installed", "Run pip install -e '.[lora]'")
-
-
-# What may be added to a trainer; its other settings are taken by the loop here, or would break it.
-TRAINER = ("deterministic", "benchmark", "detect_anomaly", "profiler")
-
-
-def _trainer(cfg: DictConfig) -> None:
-    number(cfg, "trainer.devices", whole=True, least=1)
-    number(cfg, "trainer.num_nodes", whole=True, least=1)
-    _known(cfg, "trainer.accelerator", ["cpu", "gpu"])
-    _known(cfg, "trainer.strategy", ["auto", "ddp", "fsdp"])
-    _devices(cfg)
-    fixed = {
-        "max_epochs": cfg.steps,
-        "check_val_every_n_epoch": cfg.eval.every,
-        "reload_dataloaders_every_n_epochs": 1,
-        "num_sanity_val_steps": 0,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    for key, value in fixed.items():
-        if cfg.trainer.get(key) != value:
-            raise UserError(
-                f"trainer.{key}={_shown(cfg.trainer.get(key))}",
-                f"must be {value} here",
-                "Leave it out; see steps, eval.every and resume_every",
-            )
-    for key in cfg.trainer:
-        if key not in ("_target_", "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", *fixed, *TRAINER):
-            instead = {"gradient_clip_val": "clip_norm", "accumulate_grad_batches": "batch.micro_tokens"}
-            instead |= {"precision": "model.compute_dtype", "max_time": "budget.seconds"}
-            raise UserError(
-                f"trainer.{key}",
-                "is not for this training loop, which steps, clips and evaluates by itself",
-                f"Use {instead[str(key)]}" if key in instead else f"Leave it out; what can be added is {', '.join(TRAINER)}",
-            )
-
-
-def _devices(cfg: DictConfig) -> None:
-    if cfg.trainer.num_nodes > 1:
-        raise UserError(
-            f"trainer.num_nodes={cfg.trainer.num_nodes}",
-            "is not supported: a run starts its own ranks, on the machine that it is started on",
-            "Write 1; sampling can be on other machines, with rollout=vllm_server",
-        )
-    if cfg.trainer.devices == 1:
-        return
-    where = f"trainer.devices={cfg.trainer.devices}"
-    if cfg.trainer.strategy == "auto":
-        raise UserError(where, "needs to know how the devices share the work", "Add trainer=ddp or fsdp")
-    if str(cfg.rollout.sampler.get("_target_")).endswith(".VLLMSampler"):
-        raise UserError(
-            where,
-            "and rollout=vllm has an engine inside the one process of the run",
-            "Use rollout=vllm_server, whose engines have devices of their own, or rollout=hf",
-        )
-    if cfg.trainer.strategy != "fsdp":
-        return
-    if cfg.model.dtype != "float32" and cfg.model.master_weights and not cfg.model.adapter:
-        raise UserError(
-            "trainer.strategy=fsdp",
-            f"keeps no 32-bit copies of weights that are trained in {cfg.model.dtype}",
-            "Use model.dtype=float32, which model.compute_dtype rounds for each product, or model.adapter=lora",
-        )
-    if str(cfg.optimizer.get("_target_")).startswith("bitsandbytes."):
-        raise UserError(
-            f"optimizer._target_={cfg.optimizer._target_}",
-            "does not take weights that are shared out (trainer.strategy=fsdp)",
-            "Use torch.optim.AdamW, or trainer=ddp",
-        )
-    if cfg.model.adapter and cfg.kl.place == "reward":
-        raise UserError(
-            "trainer.strategy=fsdp",
-            "with an adapter has the reference inside the policy, whose parts the ranks gather together",
-            "Use kl.place=loss",
         )
 
 
@@ -369,7 +221,7 @@ def _teacher(cfg: DictConfig) -> None:
 
 def _study(cfg: DictConfig) -> None:
     if cfg.budget.match is not None:
-        _known(cfg, "budget.match", ["seconds", "sampled_tokens", "optimizer_steps"])
+        known(cfg, "budget.match", ["seconds", "sampled_tokens", "optimizer_steps"])
         if not cfg.study.baseline:
             raise UserError(
                 f"budget.match={cfg.budget.match}",
@@ -386,34 +238,6 @@ def _study(cfg: DictConfig) -> None:
             raise UserError(f"study.baseline={baseline}", f"{override} is no override", "Write them as in [algo=grpo]")
     if (cfg.study.target or 0) > 1:
         raise UserError(f"study.target={cfg.study.target}", "is no accuracy", "Write a fraction of at most 1, such as 0.9")
-
-
-def number(
-    cfg: DictConfig,
-    key: str,
-    *,
-    whole: bool = False,
-    least: float | None = None,
-    above: float | None = None,
-    optional: bool = False,
-) -> None:
-    """`key`, where the configuration has it, must be a finite number, at least `least` or more than `above`."""
-    value = OmegaConf.select(cfg, key)
-    parent, _, last = key.rpartition(".")
-    section = OmegaConf.select(cfg, parent) if parent else cfg
-    absent = not isinstance(section, DictConfig) or last not in section
-    if value is None and (optional or absent):
-        return
-    wanted = "a whole number" if whole else "a number"
-    if least is not None:
-        wanted += f" of at least {least}"
-    if above is not None:
-        wanted += f" above {above}"
-    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    good = good and (isinstance(value, int) or math.isfinite(value))
-    good = good and (least is None or value >= least) and (above is None or value > above)
-    if not good:
-        raise UserError(f"{key}={_shown(value)}", f"is not {wanted}", f"Write {wanted}{' or null' if optional else ''}")
 
 
 def _pass_at_k(cfg: DictConfig) -> None:
@@ -479,8 +303,10 @@ def _filter(cfg: DictConfig) -> None:
 
 
 def _kl(cfg: DictConfig) -> None:
-    _known(cfg, "kl.estimator", ["k1", "k2", "k3"])
-    _known(cfg, "kl.place", ["loss", "reward"])
+    known(cfg, "kl.estimator", ["k1", "k2", "k3"])
+    known(cfg, "kl.place", ["loss", "reward"])
+    if (cfg.kl.schedule.get("rate") or 0) >= 5:
+        raise UserError(f"kl.schedule.rate={cfg.kl.schedule.rate}", "can take the coefficient to 0", "Use a rate below 5")
     on = cfg.kl.coef > 0 or cfg.kl.schedule.get("final")
     if on and cfg.kl.estimator == "k1" and cfg.kl.place == "loss":
         raise UserError(
@@ -532,7 +358,7 @@ def _off_policy(cfg: DictConfig) -> None:
 def _sampler(cfg: DictConfig) -> None:
     """The engine, and weights of it that are older than the policy's."""
     rollout, target = cfg.rollout, str(cfg.rollout.sampler.get("_target_"))
-    old = [f"rollout.{k}={_shown(rollout[k])}" for k, new in (("staleness", 0), ("refresh_every", 1)) if rollout[k] != new]
+    old = [f"rollout.{k}={shown(rollout[k])}" for k, new in (("staleness", 0), ("refresh_every", 1)) if rollout[k] != new]
     has_ratio = not str(cfg.algo.loss._target_).endswith(".policy_gradient")
     if old and target.endswith(".HFSampler"):
         raise UserError(
@@ -565,7 +391,7 @@ def _sampler(cfg: DictConfig) -> None:
             "Raise it, or write null for the model's context",
         )
     if "servers" in rollout.sampler:
-        _known(cfg, "rollout.sampler.transfer", ["auto", "http", "nccl"])
+        known(cfg, "rollout.sampler.transfer", ["auto", "http", "nccl"])
         if not rollout.sampler.servers or isinstance(rollout.sampler.servers, str):
             raise UserError(
                 f"rollout.sampler.servers={rollout.sampler.servers}",
@@ -603,13 +429,13 @@ def _watch(cfg: DictConfig) -> None:
             raise UserError(f"watch.{name}", "is no check", f"Use one of {', '.join(CHECKS)}")
         check = CHECKS[str(name)]
         if not isinstance(settings, DictConfig):
-            raise UserError(f"watch.{name}={_shown(settings)}", "is no policy", f"Write watch.{name}.policy={_shown(settings)}")
+            raise UserError(f"watch.{name}={shown(settings)}", "is no policy", f"Write watch.{name}.policy={shown(settings)}")
         unknown = set(settings) - {"policy", *check.limits}
         if unknown:
-            known = ", ".join(["policy", *check.limits])
-            raise UserError(f"watch.{name}.{min(unknown)}", "there is no such setting", f"This check has {known}")
+            has = ", ".join(["policy", *check.limits])
+            raise UserError(f"watch.{name}.{min(unknown)}", "there is no such setting", f"This check has {has}")
         if settings.get("policy") is not False:  # YAML's word for off
-            _known(cfg, f"watch.{name}.policy", list(POLICIES))
+            known(cfg, f"watch.{name}.policy", list(POLICIES))
         if settings.get("policy") == "skip_step" and not check.can_skip:
             raise UserError(
                 f"watch.{name}.policy=skip_step",
@@ -621,13 +447,3 @@ def _watch(cfg: DictConfig) -> None:
             number(cfg, at, whole=limit.whole, least=limit.least, above=limit.above, optional=limit.optional)
             if limit.under is not None and (settings.get(key) or 0) >= limit.under:
                 raise UserError(f"{at}={settings[key]}", f"is not below {limit.under:g}", "Write a share below it")
-
-
-def _known(cfg: DictConfig, key: str, allowed: Sequence[str]) -> None:
-    value = OmegaConf.select(cfg, key)
-    if value not in allowed:
-        raise UserError(f"{key}={_shown(value)}", "is not known", f"Use one of {', '.join(allowed)}")
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
