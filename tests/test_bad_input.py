@@ -14,7 +14,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import yaml
-from conftest import ROOT, SMALL, composed
+from conftest import ROOT, SMALL, TRAIN, composed, program
 from hypothesis import HealthCheck, given, settings
 from omegaconf import OmegaConf
 
@@ -461,8 +461,8 @@ def test_random_bytes_as_data(typed, tmp_path, content):
     ],
     ids=lambda value: str(value),
 )
-def test_in_a_process_of_its_own(train, tmp_path, arguments, says):
-    done = train("logger=csv", *arguments)
+def test_in_a_process_of_its_own(tmp_path, arguments, says):
+    done = program(tmp_path, TRAIN, "logger=csv", *arguments, is_forked=False)
     assert done.returncode == 1
     assert says in done.stderr
     assert done.stderr.count("error: ") == 1
@@ -506,7 +506,7 @@ def test_no_file_of_a_run_holds_a_secret(train, tmp_path):
     places = {f"WANDB_{name}_DIR": str(tmp_path / "of_wandb") for name in ("CONFIG", "CACHE", "DATA")}
     env = {**places, **SECRETS, "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
     small = [o for o in SMALL if o != "logger=csv"] + ["logger=both", "steps=1"]
-    done = train(*small, "hydra.run.dir=done", env=env)
+    done = program(tmp_path, TRAIN, *small, "hydra.run.dir=done", env=env, is_forked=False)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "done").glob("wandb/offline-run-*/*.wandb"))
     failed = train(*small, "hydra.run.dir=failed", "reward.pattern=a", env=env)

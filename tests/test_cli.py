@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from conftest import ROOT, SMALL
+from conftest import LETTERS, ROOT, SMALL, TRAIN, program
 
 from dash_exp import cli
 
 
 def test_the_users_sweep(train, tmp_path):
-    done = train("-m", *SMALL, "algo=grpo,dash", "kl=0,0.04")
+    done = train("-m", *LETTERS, "algo=grpo,dash", "kl=0,0.04")
     assert done.returncode == 0, done.stderr
     results = sorted((tmp_path / "multirun" / "small").rglob("result.json"))
     assert len(results) == 4
@@ -24,14 +24,14 @@ def test_the_users_sweep(train, tmp_path):
     assert "grpo, kl.coef=0.04" in text
     assert "More differs than was swept" not in text  # each swept value was composed beside the running sweep
     assert "could not be checked" not in text
-    again = train("-m", *SMALL, "algo=grpo,dash", "kl=0,0.04", "hydra.callbacks.ledger.report=null")
+    again = train("-m", *LETTERS, "algo=grpo,dash", "kl=0,0.04", "hydra.callbacks.ledger.report=null")
     assert again.returncode == 0
     assert "sweep of 4 cells into multirun/small, 4 of them done before" in again.stdout
     assert "step 1/" not in again.stdout
 
 
-def test_a_single_run_with_any_coefficient(train, tmp_path):
-    done = train(*SMALL, "kl=0.01")
+def test_a_single_run_with_any_coefficient(tmp_path):
+    done = program(tmp_path, TRAIN, *SMALL, "kl=0.01", is_forked=False)
     assert done.returncode == 0, done.stderr
     assert "KL                        0.01 constant, k3 in the loss (with reference model)" in done.stdout
     assert "completions per step      32 = 8 prompts x 4" in done.stdout

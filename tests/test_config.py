@@ -1,11 +1,12 @@
 """Every YAML under conf/ and sweeps/ composes, passes validation and instantiates."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import NANO, ROOT, composed, needs_vllm, save_scorer
+from conftest import CONF, NANO, ROOT, composed, needs_vllm, save_scorer
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,7 +20,6 @@ from dash_exp.overrides import number_of_kl
 from dash_exp.ranks import ALONE
 from dash_exp.validate import validate
 
-CONF = ROOT / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "scale")  # which is for sweeps
 FILES = sorted(
     p.relative_to(CONF) for p in CONF.rglob("*.yaml") if p.name != "config.yaml" and p.parent.name not in ("scale", "launcher")
@@ -90,6 +90,25 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     assert (parts.module.reference is None) == (cfg.kl.coef == 0)
     assert make_trainer(cfg, tmp_path, ALONE, []).max_epochs == cfg.steps
     parts.data.close()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "",
+        "algo=grpo steps=3",
+        "+test@data.tests.more=math500 ~optimizer.betas ++x.y=[1,2] seed=7 algo=ppo_mini algo.loss.clip_low=0.5",
+        "data=gsm8k rollout=vllm_server kl='0' +trainer.deterministic=true eval.k=[] reward.pattern='a,(b)'",
+    ],
+)
+def test_what_the_tests_compose_is_what_hydra_composes(overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        expected = compose("config", overrides=overrides.split())
+    for _ in range(2):
+        cfg = composed(*overrides.split())
+        assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(expected)
+        assert OmegaConf.is_struct(cfg) == OmegaConf.is_struct(expected)
+        cfg.seed, cfg.data.train = 99, None  # changes no other
 
 
 def test_all_groups_are_covered():
@@ -197,6 +216,7 @@ SEARCHES = {"learning_rate"}
 NEED_VLLM = {"staleness"}
 
 
+@cache
 def cells(sweep: str, *overrides: str) -> list[DictConfig]:
     """The configurations of a sweep's cells, as `python train.py -cd sweeps -cn SWEEP` makes them, of one seed alone."""
     with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):

@@ -171,6 +171,7 @@ def test_missing_files_and_wrong_encodings(tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached_is_a_message(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the tries, where there is no network
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="could not be loaded from the hub"):
         data.gsm8k("nobody/nothing-of-that-name", "train")

@@ -3,17 +3,18 @@
 import contextlib
 import copy
 import json
-import multiprocessing
+import multiprocessing.process
 import os
 import shutil
 import threading
 import time
 
+import forked
 import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import NANO_MODEL, SMALL, composed
+from conftest import LETTERS, composed
 from omegaconf import OmegaConf
 
 from dash_exp import adapter, algo, process, rank, ranks, results, run
@@ -22,15 +23,7 @@ from dash_exp.errors import UserError
 from dash_exp.module import PolicyModule
 from dash_exp.sampler.hf import HFSampler
 
-# A policy of random weights that writes some letters, half of which are rewarded.
-COMMON = [
-    *SMALL,
-    "model=tiny_random",
-    *NANO_MODEL,
-    "+model.architecture.initializer_range=0.3",
-    "rollout.max_response_tokens=8",
-]
-COMMON += ["reward=format", "reward.pattern='[^a-m]*'", "steps=2", "eval.every=2", "eval.n=2", "eval.k=[2]"]
+COMMON = [*LETTERS, "steps=2", "eval.every=2", "eval.n=2", "eval.k=[2]"]
 COMMON += ["data.tests.in_dist.size=6", "data.tests.out_dist.size=2"]
 SOME_SETTINGS = {
     "dash": "algo=dash",
@@ -90,11 +83,8 @@ class Beside:
 
     def __init__(self, run_dir, index, size, port):
         if Beside.process is None or not Beside.process.is_alive():
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["dash_exp.rank"])
-            Beside.pipe, end = context.Pipe()
-            Beside.process = context.Process(target=jobs, args=[end], daemon=True)
-            Beside.process.start()
+            Beside.pipe, end = multiprocessing.Pipe()
+            Beside.process = forked.process(jobs, end, daemon=True)
         self.status = None
         self.pipe.send((run_dir, index, size, port))
 

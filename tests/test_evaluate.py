@@ -1,14 +1,11 @@
 """`python -m dash_exp.evaluate` as typed, on the shipped model and on a run that the real program made."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import NANO, ROOT, SMALL, needs_vllm
+from conftest import NANO, ROOT, SMALL, TRAIN, needs_vllm, program
 from omegaconf import OmegaConf
 
 from dash_exp import evaluate, model
@@ -20,10 +17,10 @@ FEW = ["data.tests.in_dist.size=12", "data.tests.out_dist.size=12", "rollout.max
 
 @pytest.fixture
 def command(tmp_path):
-    def start(*arguments):
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
-        line = [sys.executable, "-m", "dash_exp.evaluate", *map(str, arguments)]
-        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    """`python -m dash_exp.evaluate ...` in a folder of the test's own."""
+
+    def start(*arguments, **how):
+        return program(tmp_path, "dash_exp.evaluate", *map(str, arguments), **how)
 
     return start
 
@@ -32,9 +29,7 @@ def command(tmp_path):
 def made(tmp_path_factory):
     """The folder of a short run of the real program."""
     folder = tmp_path_factory.mktemp("made")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
-    line = [sys.executable, str(ROOT / "train.py"), *SMALL, f"hydra.run.dir={folder / 'run'}"]
-    subprocess.run(line, cwd=folder, env=environment, capture_output=True, check=True, timeout=240)
+    program(folder, TRAIN, *SMALL, "hydra.run.dir=run").check_returncode()
     return folder / "run"
 
 
@@ -71,7 +66,7 @@ def test_a_run_by_another_sampler(command, trained):
 
 
 def test_a_model_on_several_test_sets(command, tmp_path):
-    done = command(TINY, "k=[1,2,4]", *FEW)
+    done = command(TINY, "k=[1,2,4]", *FEW, is_forked=False)
     assert done.returncode == 0, done.stderr
     assert "in_dist, 12 problem(s)" in done.stdout
     assert "pass@4" in done.stdout

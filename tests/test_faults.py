@@ -5,8 +5,6 @@ some at a random one of its dealings with files, which are where something could
 from one that has everything imported, so a start costs little.
 """
 
-import importlib.util
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,19 +15,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import forked
 import pandas.testing
 import pytest
-from conftest import NANO_MODEL, SMALL, composed, needs_vllm
+from conftest import LETTERS, composed, needs_vllm
 
 from dash_exp import results
-from dash_exp.sampler import engine
 
 KILLS = 5  # of one run
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 STEPS = 8
-# A policy of random weights that writes some letters, half of which are rewarded: there is something to learn in no time.
-COMMON = [*SMALL, "model=tiny_random", *NANO_MODEL, "+model.architecture.initializer_range=0.3", "batch.prompts=4"]
-COMMON += [f"steps={STEPS}", "rollout.max_response_tokens=8", "reward=format", "reward.pattern='[^a-m]*'"]
+COMMON = [*LETTERS, "batch.prompts=4", f"steps={STEPS}"]
 COMMON += ["eval.every=4", "eval.n=2", "eval.k=[2]"]
 
 
@@ -66,24 +62,12 @@ def killed_or_done(overrides: Sequence[str], folder: Path, training: bool, after
     folder.with_suffix(".spent").write_text(f"{time.perf_counter() - began[0]} {events[False]} {events[True]}")
 
 
-class Runs:
-    """Starts runs in processes that are forked from one with the imports behind it."""
-
-    def __init__(self) -> None:
-        self.context = multiprocessing.get_context("forkserver")
-        preload = ["dash_exp.run"]
-        if importlib.util.find_spec("vllm"):
-            os.environ.update({k: v for k, v in engine.ENVIRONMENT.items() if k not in os.environ})
-            preload += ["vllm", "vllm.distributed", "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"]
-        self.context.set_forkserver_preload(preload)
-
-    def __call__(self, overrides: Sequence[str], folder: Path, training: bool = True, **moment: float) -> int | None:
-        """The exit status."""
-        arguments = (overrides, folder, training, moment.get("after_s"), moment.get("at_event"))
-        process = self.context.Process(target=killed_or_done, args=arguments)
-        process.start()
-        process.join()
-        return process.exitcode
+def ended(overrides: Sequence[str], folder: Path, training: bool = True, **moment: float) -> int | None:
+    """The exit status of a run that is killed at that moment."""
+    arguments = (overrides, folder, training, moment.get("after_s"), moment.get("at_event"))
+    process = forked.process(killed_or_done, *arguments)
+    process.join()
+    return process.exitcode
 
 
 def same(folder: Path, other: Path) -> None:
@@ -102,9 +86,9 @@ def same(folder: Path, other: Path) -> None:
     assert not list(folder.rglob("*.new")) + list(folder.rglob("*.old"))
 
 
-def killed_and_killed_again(runs: Runs, overrides: Sequence[str], folder: Path, seed: int) -> None:
+def killed_and_killed_again(overrides: Sequence[str], folder: Path, seed: int) -> None:
     """A run left alone, and one that is killed `KILLS` times, first in its set-up and then in training; both end the same."""
-    assert runs(overrides, folder / "alone") == 0
+    assert ended(overrides, folder / "alone") == 0
     seconds, before, events = map(float, (folder / "alone.spent").read_text().split())
     rng = random.Random(seed)
     killed, kills, gone_on = folder / "killed", 0, 0
@@ -112,11 +96,11 @@ def killed_and_killed_again(runs: Runs, overrides: Sequence[str], folder: Path, 
         gone_on += bool(results.snapshots(killed))
         moment = rng.random() * 2.5 / STEPS  # within the next steps, so that there is something left for the other kills
         if kills == 0:
-            status = runs(overrides, killed, training=False, at_event=1 + int(rng.random() * before))
+            status = ended(overrides, killed, training=False, at_event=1 + int(rng.random() * before))
         elif kills % 2:
-            status = runs(overrides, killed, at_event=1 + int(moment * events))
+            status = ended(overrides, killed, at_event=1 + int(moment * events))
         else:
-            status = runs(overrides, killed, after_s=moment * seconds)
+            status = ended(overrides, killed, after_s=moment * seconds)
         if status == 0:  # it came to its end before
             same(killed, folder / "alone")
             shutil.rmtree(killed)
@@ -124,32 +108,30 @@ def killed_and_killed_again(runs: Runs, overrides: Sequence[str], folder: Path, 
             assert status == -signal.SIGKILL
             kills += 1
     gone_on += bool(results.snapshots(killed))
-    assert runs(overrides, killed) == 0
+    assert ended(overrides, killed) == 0
     same(killed, folder / "alone")
     assert gone_on >= 2  # kills were where they could do harm
 
 
+COPY = ["rollout.sampler._target_=test_distributed.CopySampler"]  # with weights of its own, as vLLM has them
 ARMS = {
     "dash": ["algo=dash", "kl=adaptive"],
     "grpo": ["algo=grpo", "+model.architecture.attention_dropout=0.2"],  # which draws from torch's generator
     "ppo_mini": ["algo=ppo_mini", "batch.minibatches=4"],
     "refills": ["algo=no_gf", "filter=zero_variance", "kl.place=reward"],
+    "every 2": [*COPY, "rollout.refresh_every=2"],
+    "never": [*COPY, "rollout.refresh_every=null"],
 }
 VLLM = ["rollout=vllm", "rollout.sampler.cpu_cache_gb=0.1"]
-STALE = {
-    "fresh": [],
-    "stale": ["rollout.staleness=1"],
-    "every 2": ["rollout.refresh_every=2"],
-    "never": ["rollout.refresh_every=null"],
-}
+STALE = {"fresh": [], "stale": ["rollout.staleness=1"]}
 
 
 @pytest.mark.parametrize("arm", list(ARMS))
 def test_a_run_that_is_killed_again_and_again_is_the_run_left_alone(arm, tmp_path):
-    killed_and_killed_again(Runs(), [*COMMON, *ARMS[arm]], tmp_path, seed=len(arm))
+    killed_and_killed_again([*COMMON, *ARMS[arm]], tmp_path, seed=len(arm))
 
 
 @needs_vllm
 @pytest.mark.parametrize("stale", list(STALE))
 def test_so_with_vllm(stale, tmp_path):
-    killed_and_killed_again(Runs(), [*COMMON, *VLLM, *STALE[stale]], tmp_path, seed=len(stale))
+    killed_and_killed_again([*COMMON, *VLLM, *STALE[stale]], tmp_path, seed=len(stale))

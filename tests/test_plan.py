@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import NANO, NANO_MODEL, ROOT, SMALL, composed, environment
+from conftest import NANO, NANO_MODEL, ROOT, SMALL, TRAIN, composed, program
 from transformers import AutoConfig
 
 from dash_exp import advice, memory, model, plan, timing
@@ -253,9 +253,9 @@ def test_the_command_says_it_and_leaves_nothing(train, tmp_path):
 def test_a_plan_writes_nothing_and_takes_nothing_away(tmp_path, folder, refused):
     (tmp_path / "work" / "old").mkdir(parents=True)
     (tmp_path / "home").mkdir()
-    command = [sys.executable, str(ROOT / "train.py"), "plan=true", *SMALL, "model=tiny_random", *NANO_MODEL]
-    command += [f"plan_device={'b200' if refused else 'h200'}", f"hydra.run.dir={folder}"]
-    done = subprocess.run(command, cwd=tmp_path / "work", env=environment(tmp_path / "home"), capture_output=True, text=True)
+    settings = ["plan=true", *SMALL, "model=tiny_random", *NANO_MODEL, f"hydra.run.dir={folder}"]
+    settings += [f"plan_device={'b200' if refused else 'h200'}"]
+    done = program(tmp_path / "work", TRAIN, *settings, env={"HOME": str(tmp_path / "home")})
     assert done.returncode == (1 if refused else 0), done.stderr
     assert ("error: plan_device=b200" in done.stderr) == refused and "Traceback" not in done.stderr
     assert list((tmp_path / "work").rglob("*")) == [tmp_path / "work" / "old"]

@@ -1,6 +1,7 @@
 import threading
 import time
 
+import hostile
 import pytest
 import torch
 from conftest import composed, save_scorer
@@ -73,15 +74,8 @@ def test_math_equivalence(math_reward):
     assert (scores.timeouts, scores.errors) == (0, 0)
 
 
-def slow(answer, text):
-    """Stands in for a grading that never ends: a computation in C, which no alarm can break into."""
-    if text == "slow":
-        pow(3, 10**8)
-    return text == answer
-
-
 def test_a_time_out_is_counted_apart_and_the_others_are_graded(monkeypatch):
-    monkeypatch.setattr("dash_exp.reward.math_equal", slow)
+    monkeypatch.setattr("dash_exp.reward.math_equal", hostile.grade)
     reward = MathReward(timeout_s=0.5, workers=1)
     start = time.perf_counter()
     scores = reward([problem("7")] * 4, ["7", "slow", "8", "7"])
@@ -206,12 +200,8 @@ def test_math_answers_are_spelled_alike_where_they_are_equal(math_reward):
     assert math_reward.answers(["no number at all", ""]) == [None, None]
 
 
-def slow_answer(text):
-    return text if text != "slow" else str(pow(3, 10**8))
-
-
 def test_an_answer_that_takes_too_long_to_read_has_no_vote(monkeypatch):
-    monkeypatch.setattr("dash_exp.reward.math_answer", slow_answer)
+    monkeypatch.setattr("dash_exp.reward.math_answer", hostile.answer)
     reward = MathReward(timeout_s=0.5, workers=1)
     assert reward.answers(["7", "slow", "8"]) == ["7", None, "8"]
     reward.close()

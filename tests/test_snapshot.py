@@ -4,16 +4,18 @@ import errno
 import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pandas.testing
 import pytest
 import torch
-from conftest import NANO_MODEL, ROOT, SMALL, composed, environment
+from conftest import LETTERS, NANO_MODEL, ROOT, SMALL, TRAIN, composed, environment
 from omegaconf import OmegaConf
 
 from dash_exp import files, metrics, process, results, run, snapshot, sweep
@@ -55,11 +57,11 @@ def same(folder, other):
         "algo=ppo_mini batch.minibatches=4",
         "algo=sft_h",
         "algo=no_gf filter=zero_variance kl=adaptive",
-        "algo=dash budget.sampled_tokens=4000",
+        "algo=dash budget.sampled_tokens=1100",  # reached in step 5
     ],
 )
 def test_it_goes_on_as_if_nothing_had_been(overrides, tmp_path, monkeypatch):
-    cfg = composed(*SMALL, "steps=6", "resume_every=2", "eval.every=3", *overrides.split())
+    cfg = composed(*LETTERS, "steps=6", "resume_every=2", "eval.every=3", *overrides.split())
     run.run(cfg, tmp_path / "alone")
     broken_after(tmp_path / "broken", cfg, 3, monkeypatch)
     assert len(results.snapshots(tmp_path / "broken")) == 1
@@ -69,19 +71,19 @@ def test_it_goes_on_as_if_nothing_had_been(overrides, tmp_path, monkeypatch):
 
 
 def test_it_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
-    cfg = composed(*SMALL, "steps=4", "resume_every=2", "eval.every=4")
+    cfg = composed(*LETTERS, "steps=4", "resume_every=2", "eval.every=4")
     broken_after(tmp_path, cfg, 3, monkeypatch)
     run.run(cfg, tmp_path)
     assert "goes on after outer step 2" in capsys.readouterr().out
 
 
 def test_a_snapshot_of_other_settings_is_not_gone_on_from(tmp_path, monkeypatch, capsys):
-    broken_after(tmp_path, composed(*SMALL, "steps=4", "eval.every=4"), 3, monkeypatch)
-    other = [*SMALL, "steps=4", "eval.every=4", "seed=1"]
+    broken_after(tmp_path, composed(*LETTERS, "steps=4", "eval.every=4"), 3, monkeypatch)
+    other = [*LETTERS, "steps=4", "eval.every=4", "seed=1"]
     with pytest.raises(UserError, match=r"other settings \(seed=1, not 0\)\. .*resume=false begins anew"):
         sweep.finished(tmp_path, composed(*other))
     assert not sweep.finished(tmp_path, composed(*other, "resume=false"))
-    assert not sweep.finished(tmp_path, composed(*SMALL, "steps=4", "eval.every=4", "watch.clipped.policy=stop"))
+    assert not sweep.finished(tmp_path, composed(*LETTERS, "steps=4", "eval.every=4", "watch.clipped.policy=stop"))
     run.run(composed(*other, "resume=false"), tmp_path)
     assert "goes on after" not in capsys.readouterr().out
     assert results.load_cell(tmp_path).metrics["step"].tolist() == [0, 1, 2, 3, 4]
@@ -89,8 +91,8 @@ def test_a_snapshot_of_other_settings_is_not_gone_on_from(tmp_path, monkeypatch,
 
 def test_a_step_that_was_left_out_is_not_mixed_into_the_snapshot_of_the_one_before(tmp_path, monkeypatch):
     """Every optimizer step is skipped, and the run ends after the schedule has stepped: it goes on as if nothing had been."""
-    never = ["reward.pattern='Z:(\\S+)'", "watch.no_signal.policy=skip_step", "resume_every=null"]
-    cfg = composed(*SMALL, "steps=4", "eval.every=4", *never)
+    never = ["reward.pattern='never'", "watch.no_signal.policy=skip_step", "resume_every=null"]
+    cfg = composed(*LETTERS, "steps=4", "eval.every=4", *never)
     run.run(cfg, tmp_path / "alone")
     broken_after(tmp_path / "broken", cfg, 2, monkeypatch)
     assert [file.name[:10] for file in results.snapshots(tmp_path / "broken")] == ["step_00002"]
@@ -112,30 +114,47 @@ def empty(file):
     file.write_bytes(b"")
 
 
+FIVE = [*LETTERS, "steps=5", "eval.every=5"]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A folder with a run of 5 steps left alone, and one that broke after 4 of them."""
+    folder, cfg = tmp_path_factory.mktemp("both"), composed(*FIVE)
+    run.run(cfg, folder / "alone")
+    with pytest.MonkeyPatch.context() as patch:
+        broken_after(folder / "broken", cfg, 4, patch)
+    return folder
+
+
+@pytest.fixture
+def alone(both):
+    return both / "alone"
+
+
+@pytest.fixture
+def broken(both, tmp_path):
+    """A copy for one test."""
+    return shutil.copytree(both / "broken", tmp_path / "broken")
+
+
 @pytest.mark.parametrize("tear", [flip_a_bit, cut_in_half, empty])
-def test_a_torn_snapshot_is_recognised_and_the_one_before_it_used(tear, tmp_path, monkeypatch, capsys, caplog):
-    cfg = composed(*SMALL, "steps=5", "eval.every=5")
-    run.run(cfg, tmp_path / "alone")
-    broken = tmp_path / "broken"
-    broken_after(broken, cfg, 4, monkeypatch)
+def test_a_torn_snapshot_is_recognised_and_the_one_before_it_used(tear, alone, broken, capsys, caplog):
     last, before = results.snapshots(broken)
     assert (last.name[:10], before.name[:10]) == ("step_00004", "step_00003")
     tear(last)
-    run.run(cfg, broken)
+    run.run(composed(*FIVE), broken)
     assert "goes on after outer step 3" in capsys.readouterr().out
     assert f"{last} is torn" in caplog.text
-    same(broken, tmp_path / "alone")
+    same(broken, alone)
 
 
-def test_where_all_snapshots_are_torn_the_run_begins_anew(tmp_path, monkeypatch, capsys):
-    cfg = composed(*SMALL, "steps=4", "eval.every=4")
-    broken_after(tmp_path / "broken", cfg, 3, monkeypatch)
-    for file in results.snapshots(tmp_path / "broken"):
+def test_where_all_snapshots_are_torn_the_run_begins_anew(alone, broken, capsys):
+    for file in results.snapshots(broken):
         cut_in_half(file)
-    run.run(cfg, tmp_path / "broken")
+    run.run(composed(*FIVE), broken)
     assert "goes on after" not in capsys.readouterr().out
-    run.run(cfg, tmp_path / "alone")
-    same(tmp_path / "broken", tmp_path / "alone")
+    same(broken, alone)
 
 
 def test_the_snapshots_of_a_program_are_not_run(tmp_path, monkeypatch):
@@ -145,7 +164,7 @@ def test_the_snapshots_of_a_program_are_not_run(tmp_path, monkeypatch):
         def __reduce__(self):
             return (tmp_path.joinpath("marker").touch, ())
 
-    cfg = composed(*SMALL)
+    cfg = composed(*LETTERS)
     folder = tmp_path / "run" / results.SNAPSHOTS
     folder.mkdir(parents=True)
     torch.save({"config": Malice()}, folder / "new")
@@ -174,13 +193,12 @@ LONG = [*SMALL, "steps=300", "eval.every=300", "batch.prompts=4"]
 
 def signalled(tmp_path, number, step, *overrides):
     """`train.py` in `tmp_path`, which gets the signal after that outer step. Exit status and what it said."""
-    command = [sys.executable, str(ROOT / "train.py"), *LONG, *overrides]
-    told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), **told) as process:
-        while process.poll() is None and not list(tmp_path.glob(f"outputs/small/*/completions/step_{step:05d}.jsonl")):
-            time.sleep(0.05)
-        process.send_signal(number)
-        return process.wait(timeout=60), process.stdout.read()
+    said = tmp_path / f"said_{step}"
+    with forked.Program(TRAIN, [*LONG, *overrides], tmp_path, environment(tmp_path), said, said) as started:
+        while started.poll() is None and not list(tmp_path.glob(f"outputs/small/*/completions/step_{step:05d}.jsonl")):
+            time.sleep(0.02)
+        started.send_signal(number)
+        return started.wait(timeout=60), said.read_text()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
@@ -252,7 +270,7 @@ def test_which_folder_a_run_alone_gets(tmp_path):
     with process.alone_in(tmp_path / "2"):
         assert folder() == f"{tmp_path}/1"
         with pytest.raises(UserError, match="another process is at work in it"):
-            run.run(composed(*SMALL), tmp_path / "2")
+            run.run(composed(*LETTERS), tmp_path / "2")
     assert folder() == f"{tmp_path}/2"
 
 
@@ -307,15 +325,13 @@ def test_a_folder_that_can_only_be_read_is_told(tmp_path, more):
 
 
 @pytest.mark.parametrize(("torn", "tear"), [("result.json", cut_in_half), ("result.json", empty), ("config.yaml", empty)])
-def test_a_run_whose_record_is_torn_is_not_done_and_is_run_again(torn, tear, tmp_path):
-    cfg = composed(*SMALL)
-    for name in ("torn", "alone"):
-        run.run(cfg, tmp_path / name)
-    assert sweep.finished(tmp_path / "torn", cfg)
-    tear(tmp_path / "torn" / torn)
-    assert not sweep.finished(tmp_path / "torn", cfg)
-    run.run(cfg, tmp_path / "torn")
-    same(tmp_path / "torn", tmp_path / "alone")
+def test_a_run_whose_record_is_torn_is_not_done_and_is_run_again(torn, tear, alone, tmp_path):
+    cfg, folder = composed(*FIVE), shutil.copytree(alone, tmp_path / "torn")
+    assert sweep.finished(folder, cfg)
+    tear(folder / torn)
+    assert not sweep.finished(folder, cfg)
+    run.run(cfg, folder)
+    same(folder, alone)
 
 
 def test_a_row_of_metrics_that_was_being_written_is_left_out(tmp_path):

@@ -1,10 +1,11 @@
 """The real engine: it must differ from `rollout=hf` in nothing but the engine."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
-from conftest import SMALL, needs_vllm
+from conftest import SMALL, TRAIN, needs_vllm, program
 from scipy.stats import chisquare
 
 from dash_exp import data, model
@@ -166,8 +167,9 @@ def record(folder, name):
 
 
 def test_a_run_differs_from_that_of_hf_in_nothing_but_the_engine(train, tmp_path):
-    for rollout in ("hf", "vllm"):
-        done = train(*SMALL, f"rollout={rollout}", f"name={rollout}")
+    """The one with vLLM in a process of its own, as a user starts it: what vLLM needs is set before it is imported."""
+    for rollout, start in (("hf", train), ("vllm", partial(program, tmp_path, TRAIN, is_forked=False))):
+        done = start(*SMALL, f"rollout={rollout}", f"name={rollout}")
         assert done.returncode == 0, done.stderr
         assert "WARNING" not in done.stdout
     hf, vllm = record(tmp_path, "hf"), record(tmp_path, "vllm")

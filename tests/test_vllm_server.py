@@ -17,11 +17,12 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import forked
 import httpx
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, SMALL, composed, needs_vllm
+from conftest import ROOT, SMALL, TRAIN, composed, environment, needs_vllm
 from omegaconf import OmegaConf
 
 from dash_exp import model
@@ -56,10 +57,11 @@ def as_bytes(policy, **changes):
 
 
 class Process:
-    """`python -m dash_exp.serve` on a port of its own, as a user starts it."""
+    """`python -m dash_exp.serve` on a port of its own; as a user starts it where it is not forked."""
 
-    def __init__(self, folder, *overrides):
+    def __init__(self, folder, *overrides, is_forked=True):
         self.overrides = overrides
+        self.is_forked = is_forked
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -68,13 +70,18 @@ class Process:
         self.start()
 
     def start(self):
-        command = [sys.executable, "-m", "dash_exp.serve", f"port={self.port}", "model=tiny_random"]
-        command += ["rollout.sampler.cpu_cache_gb=0.25", "rollout.sampler.max_sequences=64", *self.overrides]
+        arguments = [f"port={self.port}", "model=tiny_random", "rollout.sampler.cpu_cache_gb=0.25"]
+        arguments += ["rollout.sampler.max_sequences=64", *self.overrides]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.output.write_text("")
+        if self.is_forked:
+            self.process = forked.Program("dash_exp.serve", arguments, ROOT, variables, self.output, self.output)
+            return
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "dash_exp.serve", *arguments],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+                env=variables,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -87,7 +94,7 @@ class Process:
         return f"listening on {self.url} for tiny_random" in says
 
     def signal(self, number):
-        os.killpg(self.process.pid, number)
+        os.kill(self.process.pid, number)
 
     def kill(self):
         if self.process.poll() is None:
@@ -101,7 +108,7 @@ class Process:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     folder = tmp_path_factory.mktemp("servers")
-    processes = [Process(folder) for _ in range(2)]
+    processes = [Process(folder, is_forked=False), Process(folder)]
     try:
         for process in processes:
             until(process.ready)
@@ -291,30 +298,26 @@ def test_what_a_server_answers_late_does_not_count(sampler, servers, served_poli
 
 def test_a_run_goes_on_while_a_server_is_killed_and_started_again(servers, tmp_path):
     """train.py with two servers: one dies in the middle, comes back, and every step has every completion of every prompt."""
-    overrides = [o for o in SMALL if not o.startswith("steps=")] + ["steps=60", "hydra.run.dir=run", "eval.every=60"]
+    steps = 40
     urls = ",".join(p.url for p in servers)
-    command = [sys.executable, str(ROOT / "train.py"), *overrides, "rollout=vllm_server", f"rollout.sampler.servers=[{urls}]"]
+    overrides = [*SMALL, "rollout=vllm_server", f"rollout.sampler.servers=[{urls}]"]
+    overrides += [f"steps={steps}", "hydra.run.dir=run", f"eval.every={steps}"]
     output = tmp_path / "output.txt"
-    with output.open("w") as file:
-        run = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
     def step(number):
         assert run.poll() in (None, 0), output.read_text()
         return (tmp_path / "run" / "completions" / f"step_{number:05}.jsonl").exists()
 
-    try:
+    with forked.Program(TRAIN, overrides, tmp_path, environment(tmp_path), output, output) as run:
         until(lambda: step(3))
         servers[1].kill()
         until(lambda: "is lost" in output.read_text())
         servers[1].start()
         until(lambda: "takes part again" in output.read_text() or run.poll() is not None)
         assert run.wait(timeout=PATIENCE_S) == 0, output.read_text()
-    finally:
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
     rows = read_metrics(tmp_path / "run" / "metrics.csv")[1:]
-    assert [row["completions/sampled"] for row in rows] == [32] * 60
-    for number in range(1, 61):
+    assert [row["completions/sampled"] for row in rows] == [32] * steps
+    for number in range(1, steps + 1):
         lines = (tmp_path / "run" / "completions" / f"step_{number:05}.jsonl").read_text().splitlines()
         assert Counter(Counter(json.loads(line)["prompt"] for line in lines).values()) == {4: 8}
     assert max(row["mismatch/max_nats"] for row in rows if row["mismatch/max_nats"] is not None) < 1e-3
