@@ -1,6 +1,9 @@
 """Sweeps on a cluster: a real Slurm of one node, joblib and Ray, with jobs that are cancelled, pre-empted and out of time."""
 
+import contextlib
 import importlib.util
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +13,11 @@ from pathlib import Path
 import pytest
 import slurm
 from conftest import ROOT, SMALL, composed, environment
+from hydra.core.utils import JobStatus
+from omegaconf import OmegaConf
 from test_snapshot import same
 
-from dash_exp import results, run, sweep
+from dash_exp import beside, process, results, run, sweep
 from dash_exp.errors import UserError
 
 SMALLER = [*SMALL, "eval.every=100", "hydra.callbacks.ledger.report=null"]
@@ -38,13 +43,17 @@ def command(tmp_path):
         with (tmp_path / log).open("w") as out:
             program = [sys.executable, str(ROOT / "train.py"), "-m", *arguments]
             variables = environment(tmp_path) | env
-            started.append(subprocess.Popen(program, cwd=tmp_path, env=variables, stdout=out, stderr=subprocess.STDOUT))
+            started.append(
+                subprocess.Popen(
+                    program, cwd=tmp_path, env=variables, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            )
         return started[-1]
 
     yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    for one in started:
+        one.kill()
+        one.wait()
 
 
 def same_as_alone(cell: results.Cell, alone: Path, *overrides: str) -> None:
@@ -135,20 +144,80 @@ def test_what_slurm_refuses_is_told(cluster, command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "launcher",
+    ("launcher", "ended_by", "says"),
     [
-        ["hydra/launcher=joblib"],
-        ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2", "hydra.launcher.ray.remote.num_cpus=1"],
+        (["hydra/launcher=joblib"], signal.SIGTERM, "sweep: 0 of 2 cells done, 1 stopped"),
+        (
+            ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2", "hydra.launcher.ray.remote.num_cpus=1"],
+            signal.SIGKILL,
+            "lost: multirun/small/",
+        ),
     ],
     ids=["joblib", "ray"],
 )
-def test_cells_side_by_side_on_one_machine(launcher, command, tmp_path):
-    """The numbers are those of a run alone."""
-    done = command("log", *SMALLER, "algo=dash", "kl=0,0.04", *launcher, env={})
-    assert done.wait(120) == 0, (tmp_path / "log").read_text()
-    cells = results.cells_of(tmp_path / "multirun" / "small")
-    assert [c.status for c in cells] == ["done", "done"]
-    same_as_alone(cells[1], tmp_path / "alone")
+def test_cells_side_by_side_go_on_after_they_were_ended(launcher, ended_by, says, command, tmp_path):
+    """One cell alone, which is nothing to the other; then that one by Ctrl-C on the terminal of the command. Their numbers are
+    those of a run alone.
+    """
+    sweep_ = [*SMALLER, "algo=dash", "kl=0,0.04", "steps=6", "resume_every=2", *launcher]
+    first = command("first", *sweep_, env={})
+
+    def cells() -> list[results.Cell]:
+        return results.cells_of(tmp_path / "multirun" / "small")
+
+    def log(name: str) -> str:
+        return (tmp_path / name).read_text()
+
+    standing: dict[int, int] = {}  # processes of cells
+
+    def both_stand() -> bool:
+        """After three steps, so that neither comes to its end meanwhile."""
+        for i, cell in enumerate(cells() if "sweep of 2 cells" in log("first") else []):
+            if i not in standing and (cell.folder / "completions" / "step_00003.jsonl").exists():
+                standing[i] = process_in(cell.folder)
+                os.kill(standing[i], signal.SIGSTOP)
+        return len(standing) == 2
+
+    slurm.wait_for(both_stand)
+    ended, other = standing[0], standing[1]
+    os.kill(ended, ended_by)
+    os.kill(ended, signal.SIGCONT)
+    slurm.wait_for(lambda: says in log("first"))
+    os.killpg(first.pid, signal.SIGINT)
+    os.kill(other, signal.SIGCONT)
+    assert first.wait(60) == 130, log("first")
+    assert "Traceback" not in log("first")
+    assert cells()[1].status == "stopped"
+    assert process_in(cells()[1].folder) == 0
+    assert command("second", *sweep_, env={}).wait(120) == 0, log("second")
+    assert len(re.findall(r"goes on after outer step [2-5] ", log("second"))) == 2
+    for i, cell in enumerate(cells()):
+        assert cell.status == "done"
+        same_as_alone(cell, tmp_path / str(i), "steps=6", "resume_every=2")
+
+
+def test_a_search_is_told_of_a_cell_that_has_left():
+    """It needs a number; a list of cells has its ledger."""
+
+    def leave(cfg):
+        raise SystemExit(process.RESUME_ME)
+
+    assert beside.Task(leave, sweep_settings(), of_command=False)(None) is None
+    assert beside.lost(sweep_settings(), "killed").status == JobStatus.COMPLETED
+    search = sweep_settings("hydra/sweeper=optuna")
+    with pytest.raises(RuntimeError, match="told to leave"):
+        beside.Task(leave, search, of_command=False)(None)
+    with pytest.raises(RuntimeError, match="killed"):
+        _ = beside.lost(search, "killed").return_value
+
+
+def process_in(folder: Path) -> int:
+    """The id of the process that holds the lock of a run folder; 0 without one."""
+    for file in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if file.readlink() == folder / process.LOCK_FILE:
+                return int(file.parts[2])
+    return 0
 
 
 # --- settings ----------------------------------------------------------------------------------------------------------
@@ -164,14 +233,23 @@ def sweep_settings(*overrides: str):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "key"), [("submitit_slurm", "gpus_per_node"), ("ray", "ray.remote.num_gpus")], ids=["submitit_slurm", "ray"]
+    ("launcher", "gpus", "others"),
+    [
+        ("submitit_slurm", "gpus_per_node", {"cpus_per_task": 8, "mem_gb": 32}),
+        ("ray", "ray.remote.num_gpus", {"ray.remote.num_cpus": 2}),
+    ],
+    ids=["submitit_slurm", "ray"],
 )
-def test_a_cell_gets_the_gpus_that_it_trains_on(launcher, key):
-    from omegaconf import OmegaConf
-
-    for trainer, gpus in (("gpu", 1), ("cpu", None)):
-        cfg = sweep_settings(f"hydra/launcher={launcher}", f"trainer={trainer}")
-        assert OmegaConf.select(cfg.hydra.launcher, key) == gpus
+def test_a_cell_gets_what_it_needs_for_its_devices(launcher, gpus, others):
+    for trainer, devices, gpus_asked in (("gpu", 1, 1), ("cpu", 1, None), ("ddp", 2, None)):
+        settings = sweep_settings(f"hydra/launcher={launcher}", f"trainer={trainer}").hydra.launcher
+        assert OmegaConf.select(settings, gpus) == gpus_asked
+        assert {key: OmegaConf.select(settings, key) for key in others} == {k: devices * v for k, v in others.items()}
+    several = ["trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=4"]
+    given = [f"hydra.launcher.{key}=3" for key in others]
+    settings = sweep_settings(f"hydra/launcher={launcher}", *several, *given).hydra.launcher
+    assert OmegaConf.select(settings, gpus) == 4
+    assert [OmegaConf.select(settings, key) for key in others] == [3] * len(others)
 
 
 @pytest.mark.parametrize(

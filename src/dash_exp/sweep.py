@@ -165,8 +165,8 @@ def _check_plans_nothing(config: DictConfig) -> None:
 # Of a launcher's class, the second part of its module: the package that it needs, and the extra that brings it.
 LAUNCHERS = {
     "dash_exp_slurm": ("hydra_submitit_launcher", "slurm"),
-    "hydra_ray_launcher": ("hydra_ray_launcher", "ray"),
-    "hydra_joblib_launcher": ("hydra_joblib_launcher", "joblib"),
+    "dash_exp_ray": ("hydra_ray_launcher", "ray"),
+    "dash_exp_joblib": ("hydra_joblib_launcher", "joblib"),
 }
 
 
@@ -481,6 +481,7 @@ def prepare_hydra() -> None:
     OmegaConf.register_new_resolver("cell", cell_name, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("gpus", gpus, replace=True)
+    OmegaConf.register_new_resolver("for_each", lambda share, devices: share * devices, replace=True)
     OmegaConf.register_new_resolver("asset", lambda name: str(Path(__file__).parent / "assets" / name), replace=True)
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.core.utils import JobReturn, run_job, setup_globals
 from omegaconf import DictConfig, open_dict, read_write
 
-from dash_exp import process, sweep
+from dash_exp import beside, process, sweep
 from dash_exp.errors import UserError
 from dash_exp.files import write_whole
 from dash_exp.results import SWEEP_FILE, cells_of, read_result
@@ -139,12 +139,7 @@ class CellLauncher(SlurmLauncher):
             wrong = f"job {job.job_id} has left the queue without a result"
         except Exception as error:  # whatever ended the job
             wrong = f"job {job.job_id}: {first_line(str(error))}"
-        print(f"{wrong}; its log: {job.paths.stdout}", flush=True)
-        lost = JobReturn(status=JobStatus.COMPLETED)
-        if not sweep.lists_its_cells(self.config):
-            lost = JobReturn(status=JobStatus.FAILED)
-            lost.return_value = RuntimeError(wrong)
-        return lost
+        return beside.lost(self.config, f"{wrong}; its log: {job.paths.stdout}")
 
 
 @contextmanager

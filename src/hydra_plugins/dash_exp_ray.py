@@ -1,0 +1,70 @@
+"""Cells of a sweep as Ray tasks: the launcher of hydra-ray-launcher, for cells that can be stopped and go on.
+
+It stands in this package because Hydra takes plugins from no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, setup_globals
+from omegaconf import open_dict, read_write
+
+from dash_exp import beside, process, sweep
+from dash_exp.errors import UserError
+from dash_exp.words import first_line
+
+try:
+    from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher
+except ImportError:  # it is not installed, as sweep.check_launcher says
+    RayLauncher = object
+
+
+class CellLauncher(RayLauncher):
+    """A cell that dies does not end the others, and Ctrl-C and SIGTERM let all of them save."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        import ray
+        from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray
+
+        assert self.config is not None and self.hydra_context is not None and self.task_function is not None
+        setup_globals()
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        if not ray.is_initialized():
+            try:
+                ray.init(**dict(self.ray_cfg.init))
+            except (ConnectionError, ValueError) as error:
+                raise UserError("hydra.launcher.ray.init", first_line(str(error)), "address=null starts Ray here") from error
+        task = beside.Task(self.task_function, self.config, of_command=False)
+        cells: list[tuple[Path, Any]] = []
+        with process.leaving_on_sigterm():  # Ray has put a handler of its own in its place
+            try:
+                for number, overrides in enumerate(job_overrides, initial_job_idx):
+                    cfg, folder = sweep.cell_config(self.config, overrides, self.hydra_context.config_loader)
+                    with read_write(cfg), read_write(cfg.hydra), open_dict(cfg):
+                        cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
+                    remote = cfg.hydra.launcher.ray.remote  # by the devices of this cell
+                    job = launch_job_on_ray(self.hydra_context, remote, cfg, task, Singleton.get_state())
+                    cells.append((folder, job))
+                return [self._outcome(*cell) for cell in cells]
+            except (KeyboardInterrupt, SystemExit) as error:
+                jobs = [job for _, job in cells]
+                for job in jobs:
+                    ray.cancel(job)
+                ray.wait(jobs, num_returns=len(jobs), timeout=beside.GRACE_S)
+                print("stopped: the same command goes on", flush=True)
+                if isinstance(error, SystemExit):
+                    raise SystemExit(process.RESUME_ME) from None  # in place of Ray's status
+                raise
+
+    def _outcome(self, folder: Path, job: Any) -> JobReturn:
+        import ray
+
+        assert self.config is not None
+        try:
+            return ray.get(job)
+        except ray.exceptions.RayError as error:  # whatever ended the process
+            return beside.lost(self.config, f"lost: {folder}: {first_line(str(error))}")
