@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from conftest import LETTERS, ROOT, SMALL, TRAIN, program
+from conftest import ROOT, SMALL, TRAIN, program
 
 from dash_exp import cli
 
 
 def test_the_users_sweep(train, tmp_path):
-    done = train("-m", *LETTERS, "algo=grpo,dash", "kl=0,0.04")
+    done = train("-m", *SMALL, "algo=grpo,dash", "kl=0,0.04")
     assert done.returncode == 0, done.stderr
     results = sorted((tmp_path / "multirun" / "small").rglob("result.json"))
     assert len(results) == 4
@@ -24,7 +24,7 @@ def test_the_users_sweep(train, tmp_path):
     assert "grpo, kl.coef=0.04" in text
     assert "More differs than was swept" not in text  # each swept value was composed beside the running sweep
     assert "could not be checked" not in text
-    again = train("-m", *LETTERS, "algo=grpo,dash", "kl=0,0.04", "hydra.callbacks.ledger.report=null")
+    again = train("-m", *SMALL, "algo=grpo,dash", "kl=0,0.04", "hydra.callbacks.ledger.report=null")
     assert again.returncode == 0
     assert "sweep of 4 cells into multirun/small, 4 of them done before" in again.stdout
     assert "step 1/" not in again.stdout
