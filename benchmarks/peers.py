@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py                              # needs the extra `peers`: pip install -e '.[peers]'
     python benchmarks/peers.py --arms dash,trl --seeds 1    # some of it
-    python benchmarks/peers.py --ranks 2 --coupled-batch 8 batch.prompts=32    # the paper's sizes, see README
+    python benchmarks/peers.py --ranks 2 --coupled-batch 8 --steps 40 batch.prompts=32 schedule.name=linear  # the paper
     python benchmarks/peers.py --only-time model=... trainer=gpu    # settings of train.py, for all arms; rewards by chance
 
 TRL's GRPOTrainer runs twice: `trl_coupled` samples `--coupled-batch` completions just before each backward pass (the paper's
@@ -236,7 +236,9 @@ def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> N
 
     record = Record()
     size = (options.coupled_batch if options.coupled else options.trl_batch) // options.ranks  # of a micro-batch of one process
-    accumulation = prompts * group_size // (size * options.ranks)
+    accumulation, rest = divmod(prompts * group_size, size * options.ranks)
+    if rest:
+        sys.exit(f"error: {prompts} x {group_size} completions are not divided by micro-batches of {size * options.ranks}")
     arguments = grpo_config(
         cfg,
         folder / "trl",

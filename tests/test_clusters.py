@@ -273,4 +273,33 @@ def test_a_launcher_that_cannot_do_it_is_told_before_anything_starts(monkeypatch
         sweep.check_launcher(sweep_settings("hydra/launcher=submitit_slurm"))
     with pytest.raises(UserError, match="all cells on the same GPU"):
         sweep.check_launcher(sweep_settings("hydra/launcher=joblib", "trainer=gpu"))
+    for launcher, setting in (
+        ("joblib", "n_jobs=0"),
+        ("ray", "ray.remote.num_cpus=two"),
+        ("ray", "ray.remote.num_cpus=-1"),
+        ("ray", "ray.init.num_cpus=0"),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"hydra.launcher.{setting}")):
+            sweep.check_launcher(sweep_settings(f"hydra/launcher={launcher}", f"hydra.launcher.{setting}"))
     sweep.check_launcher(sweep_settings())
+
+
+def test_a_cell_that_asks_ray_for_more_than_there_is_is_refused():
+    from hydra_plugins import dash_exp_ray
+
+    dash_exp_ray.check_room(OmegaConf.create({"num_cpus": 2, "num_gpus": None}), {"CPU": 2.0})
+    with pytest.raises(UserError, match="num_cpus=4: is more than Ray has on this machine, 2"):
+        dash_exp_ray.check_room(OmegaConf.create({"num_cpus": 4}), {"CPU": 2.0})
+    with pytest.raises(UserError, match="num_gpus=1"):
+        dash_exp_ray.check_room(OmegaConf.create({"num_cpus": 1, "num_gpus": 1}), {"CPU": 2.0})
+
+
+def test_jobs_of_a_command_ask_slurm_for_the_same():
+    def cells(*given: str) -> list[sweep.Planned]:
+        settings = [sweep_settings(*JOBS[:1], *given, trainer) for trainer in ("trainer=cpu", "trainer=ddp")]
+        launchers = [OmegaConf.to_container(cfg.hydra.launcher, resolve=True) for cfg in settings]
+        return [sweep.Planned(Path(name), [name], cfg, made) for name, cfg, made in zip("ab", settings, launchers, strict=True)]
+
+    with pytest.raises(UserError, match=r"wants hydra\.launcher\.cpus_per_task=16, and cell a 8"):
+        sweep._check_jobs(cells(), sweep_settings(*JOBS[:1]))
+    sweep._check_jobs(cells("hydra.launcher.cpus_per_task=8", "hydra.launcher.mem_gb=32"), sweep_settings(*JOBS[:1]))

@@ -172,6 +172,13 @@ def test_the_step_is_the_policy_gradient_written_out(tokenizer, tmp_path):
     close(gradient(module, before), written_out(before, module.rollouts_of_step))
 
 
+def test_callbacks_of_lightning_can_stop_or_save_by_reward_loss_and_accuracy(tokenizer, tmp_path):
+    module, _, _ = one_run(tokenizer, tmp_path)
+    known = module.trainer.callback_metrics
+    for name in ("reward/mean", "loss/total", "accuracy/in_dist"):
+        assert float(known[name]) == pytest.approx(module.row[name])
+
+
 @pytest.mark.parametrize("micro_tokens", [1, 40, 97])
 def test_the_gradient_does_not_depend_on_micro_tokens(tokenizer, tmp_path, micro_tokens):
     whole, _, before = one_run(tokenizer, tmp_path)

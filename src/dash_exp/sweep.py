@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import operator
 import os
 import shutil
 import sys
@@ -33,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dash_exp import credentials
+from dash_exp.checks import number
 from dash_exp.errors import UserError
 from dash_exp.files import trouble, write_whole
 from dash_exp.overrides import number_of_kl
@@ -92,6 +94,7 @@ class Ledger(Callback):
             for cell in cells:
                 cell.check()
             _check_order(cells, config)
+            _check_jobs(cells, config)
         except UserError as error:
             sys.exit(f"error: {error}")
         except HydraException:
@@ -168,6 +171,16 @@ LAUNCHERS = {
     "dash_exp_ray": ("hydra_ray_launcher", "ray"),
     "dash_exp_joblib": ("hydra_joblib_launcher", "joblib"),
 }
+# By extra, settings of a launcher that would end a sweep after it has begun.
+NUMBERS: dict[str, dict[str, dict[str, Any]]] = {
+    "slurm": {},
+    "joblib": {},
+    "ray": {
+        "ray.init.num_cpus": {"whole": True, "least": 1, "optional": True},
+        "ray.remote.num_cpus": {"above": 0},
+        "ray.remote.num_gpus": {"least": 0, "optional": True},
+    },
+}
 
 
 def check_launcher(config: DictConfig) -> None:
@@ -188,6 +201,10 @@ def check_launcher(config: DictConfig) -> None:
             "would run all cells on the same GPU",
             "Use hydra/launcher=ray, which gives each cell its own",
         )
+    for key, limits in NUMBERS[extra].items():
+        number(config, f"hydra.launcher.{key}", **limits)
+    if extra == "joblib" and config.hydra.launcher.n_jobs == 0:
+        raise UserError("hydra.launcher.n_jobs=0", "runs nothing", "Write how many cells at a time; -1 = one per core")
 
 
 # --- before the first cell ---------------------------------------------------------------------------------------------
@@ -200,6 +217,7 @@ class Planned:
     folder: Path
     overrides: list[str]
     cfg: DictConfig
+    launcher: dict[str, Any]  # its settings, which may follow from those of the cell
 
     def check(self) -> None:
         """Raise UserError, with the cell's name, where it cannot be run."""
@@ -226,9 +244,10 @@ def plan(config: DictConfig) -> list[Planned]:
     cells = []
     for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
         cfg, folder = cell_config(config, overrides, loader)
+        launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
         with open_dict(cfg):
             del cfg["hydra"]
-        cells.append(Planned(folder, overrides, cfg))
+        cells.append(Planned(folder, overrides, cfg, launcher))
     return cells
 
 
@@ -263,6 +282,20 @@ def _check_folders(cells: Sequence[Planned]) -> None:
         if other is not cell:
             both = f"cells {','.join(other.overrides)} and {','.join(cell.overrides)}"
             raise UserError(both, f"would share the folder {cell.folder}", "Write one of the values in another way")
+
+
+def _check_jobs(cells: Sequence[Planned], config: DictConfig) -> None:
+    """On Slurm the jobs of a command are an array, which asks for the same in each."""
+    if "dash_exp_slurm" not in str(config.hydra.launcher._target_):
+        return
+    for cell in cells[1:]:
+        for key, value in cell.launcher.items():
+            if value != cells[0].launcher[key]:
+                raise UserError(
+                    f"cell {','.join(cell.overrides)}",
+                    f"wants hydra.launcher.{key}={value}, and cell {','.join(cells[0].overrides)} {cells[0].launcher[key]}",
+                    f"Write hydra.launcher.{key} for all of them, or run them by several commands",
+                )
 
 
 def _check_order(cells: Sequence[Planned], config: DictConfig) -> None:
@@ -481,7 +514,7 @@ def prepare_hydra() -> None:
     OmegaConf.register_new_resolver("cell", cell_name, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("gpus", gpus, replace=True)
-    OmegaConf.register_new_resolver("for_each", lambda share, devices: share * devices, replace=True)
+    OmegaConf.register_new_resolver("times", operator.mul, replace=True)
     OmegaConf.register_new_resolver("asset", lambda name: str(Path(__file__).parent / "assets" / name), replace=True)
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 

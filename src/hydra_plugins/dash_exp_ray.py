@@ -5,13 +5,13 @@ It stands in this package because Hydra takes plugins from no other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, setup_globals
-from omegaconf import open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from dash_exp import beside, process, sweep
 from dash_exp.errors import UserError
@@ -37,7 +37,8 @@ class CellLauncher(RayLauncher):
             try:
                 ray.init(**dict(self.ray_cfg.init))
             except (ConnectionError, ValueError) as error:
-                raise UserError("hydra.launcher.ray.init", first_line(str(error)), "address=null starts Ray here") from error
+                wrong = first_line(str(error)).rstrip(".")
+                raise UserError("hydra.launcher.ray.init", wrong, "address=local starts Ray here") from error
         task = beside.Task(self.task_function, self.config, of_command=False)
         cells: list[tuple[Path, Any]] = []
         with process.leaving_on_sigterm():  # Ray has put a handler of its own in its place
@@ -47,6 +48,8 @@ class CellLauncher(RayLauncher):
                     with read_write(cfg), read_write(cfg.hydra), open_dict(cfg):
                         cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
                     remote = cfg.hydra.launcher.ray.remote  # by the devices of this cell
+                    if self.ray_cfg.init.address == "local":  # a cluster may grow
+                        check_room(remote, ray.cluster_resources())
                     job = launch_job_on_ray(self.hydra_context, remote, cfg, task, Singleton.get_state())
                     cells.append((folder, job))
                 return [self._outcome(*cell) for cell in cells]
@@ -68,3 +71,15 @@ class CellLauncher(RayLauncher):
             return ray.get(job)
         except ray.exceptions.RayError as error:  # whatever ended the process
             return beside.lost(self.config, f"lost: {folder}: {first_line(str(error))}")
+
+
+def check_room(remote: DictConfig, resources: Mapping[str, float]) -> None:
+    """Raise UserError where a cell asks for more than this machine has: Ray would wait for another."""
+    for setting, name in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+        asked, there = remote.get(setting) or 0, resources.get(name, 0)
+        if asked > there:
+            raise UserError(
+                f"hydra.launcher.ray.remote.{setting}={asked:g}",
+                f"is more than Ray has on this machine, {there:g}",
+                f"Write hydra.launcher.ray.remote.{setting}={there:g}" if there else "Use trainer=cpu",
+            )
