@@ -5,8 +5,21 @@ import ast
 from conftest import ROOT
 
 LAYERS = [
-    {"errors", "words", "types", "files", "grading", "workers", "sandbox", "sandbox_inside", "overrides", "validate", "stats"}
-    | {"targets", "credentials", "watch"},
+    {
+        "errors",
+        "words",
+        "types",
+        "files",
+        "grading",
+        "workers",
+        "sandbox",
+        "sandbox_inside",
+        "overrides",
+        "validate",
+        "checks",
+        "devices",
+    }
+    | {"targets", "credentials", "watch", "stats", "intervals"},
     {"ops", "metrics", "process", "packing", "adapter", "optimizer", "costs", "machine"},
     {"algo", "kl", "filter", "batch", "ranks", "sharded"},
     {"reward", "data", "model"}
@@ -15,12 +28,13 @@ LAYERS = [
     {"evaluation", "shares", "memory"},
     {"rollout", "module"},
     {"record", "progress", "summary", "plots", "results", "budget", "snapshot", "logger", "wandb_runs", "wandb_report"},
-    {"run", "sweep"},
-    {"cli", "evaluate", "serve", "rank", "plan"},
+    {"build", "sizes", "run", "sweep"},
+    {"cli", "evaluate", "serve", "rank", "beside", "plan", "job", "timing", "advice"},
     {"report", "report.__main__", "report.sections", "report.panels", "report.comparison", "report.controls", "report.samples"}
     | {"report.paper", "report.figures", "report.document", "report.words"},
 ]
-KNOW_HYDRA = {"run", "rank", "sweep", "cli", "evaluate", "serve", "validate", "plan"}
+KNOW_HYDRA = {"build", "sizes", "run", "rank", "sweep", "cli", "evaluate", "serve", "beside", "plan", "job", "advice"}
+KNOW_HYDRA |= {"validate", "checks", "devices"}
 SOURCE = ROOT / "src" / "dash_exp"
 
 
