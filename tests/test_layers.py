@@ -5,21 +5,8 @@ import ast
 from conftest import ROOT
 
 LAYERS = [
-    {
-        "errors",
-        "words",
-        "types",
-        "files",
-        "grading",
-        "workers",
-        "sandbox",
-        "sandbox_inside",
-        "overrides",
-        "validate",
-        "checks",
-        "devices",
-    }
-    | {"targets", "credentials", "watch", "stats", "intervals"},
+    {"errors", "words", "types", "files", "grading", "workers", "sandbox", "sandbox_inside", "stats", "intervals"}
+    | {"overrides", "validate", "checks", "devices", "targets", "credentials", "watch"},
     {"ops", "metrics", "process", "packing", "adapter", "optimizer", "costs", "machine"},
     {"algo", "kl", "filter", "batch", "ranks", "sharded"},
     {"reward", "data", "model"}
