@@ -171,15 +171,11 @@ LAUNCHERS = {
     "dash_exp_ray": ("hydra_ray_launcher", "ray"),
     "dash_exp_joblib": ("hydra_joblib_launcher", "joblib"),
 }
-# By extra, settings of a launcher that would end a sweep after it has begun.
-NUMBERS: dict[str, dict[str, dict[str, Any]]] = {
-    "slurm": {},
-    "joblib": {},
-    "ray": {
-        "ray.init.num_cpus": {"whole": True, "least": 1, "optional": True},
-        "ray.remote.num_cpus": {"above": 0},
-        "ray.remote.num_gpus": {"least": 0, "optional": True},
-    },
+# Of Ray's launcher: a wrong one would end the sweep after it has begun. Those of the others Hydra checks itself.
+RAY_NUMBERS: dict[str, dict[str, Any]] = {
+    "ray.init.num_cpus": {"whole": True, "least": 1, "optional": True},
+    "ray.remote.num_cpus": {"above": 0},
+    "ray.remote.num_gpus": {"least": 0, "optional": True},
 }
 
 
@@ -201,7 +197,7 @@ def check_launcher(config: DictConfig) -> None:
             "would run all cells on the same GPU",
             "Use hydra/launcher=ray, which gives each cell its own",
         )
-    for key, limits in NUMBERS[extra].items():
+    for key, limits in RAY_NUMBERS.items() if extra == "ray" else ():
         number(config, f"hydra.launcher.{key}", **limits)
     if extra == "joblib" and config.hydra.launcher.n_jobs == 0:
         raise UserError("hydra.launcher.n_jobs=0", "runs nothing", "Write how many cells at a time; -1 = one per core")
