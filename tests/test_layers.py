@@ -10,8 +10,8 @@ LAYERS = [
     {"ops", "metrics", "process", "packing", "adapter", "optimizer", "costs", "machine"},
     {"algo", "kl", "filter", "batch", "ranks", "sharded"},
     {"reward", "data", "model"}
-    | {"sampler", "sampler.cache", "sampler.hf", "sampler.traces", "sampler.teacher", "sampler.refresh"}
-    | {"sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
+    | {"sampler", "sampler.cache", "sampler.decode", "sampler.hf", "sampler.traces", "sampler.teacher"}
+    | {"sampler.refresh", "sampler.engine", "sampler.vllm", "sampler.vllm_server", "sampler.nccl", "server"},
     {"evaluation", "shares", "memory"},
     {"rollout", "module"},
     {"record", "progress", "summary", "plots", "results", "budget", "snapshot", "logger", "wandb_runs", "wandb_report"},

@@ -113,6 +113,23 @@ def test_mixed_precision(in_32_bits, monkeypatch, tokenizer):
     torch.testing.assert_close(trained_BT, batch.old_logprobs_BT, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("max_sequences", [64, 7, 1], ids=["whole groups", "parts of groups", "one by one"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probs_of_sampling_are_those_of_padded_rows(family, max_sequences, tokenizer):
+    """Groups share a prompt, prompts have unlike lengths, completions leave one after the other: every path of decoding."""
+    model = random_model(family)
+    model.generation_config.eos_token_id = [*range(50, 60)]  # one token in six
+    lengths = [4, 9, 1, 6, 2]
+    prompts = [Prompt(Problem(str(n), "", "", "", ()), tuple(range(3, 3 + n))) for n in lengths]
+    sampling = Sampling(20, temperature=0.7)
+    completions = HFSampler(model, tokenizer, max_sequences).sample(prompts, 4, sampling, (0,))
+    assert len({len(c.ids) for c in completions}) > 5
+    rows = [Sample(prompts[i // 4].ids, c.ids, 0.0) for i, c in enumerate(completions)]
+    expected_BT = ops.token_logprobs(model.eval(), collate(rows, 0), 0.7).detach()
+    for row, completion in enumerate(completions):
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected_BT[row, : len(completion.ids)])
+
+
 def test_models_that_cannot_are_left_alone(tokenizer):
     """Windows, scaled logits, masks and attention classes of their own, both directions, another attention asked for."""
     window = {"model_type": "mistral", **SMALL, "sliding_window": 4}

@@ -99,9 +99,12 @@ def test_what_stays_is_counted():
 
 
 def test_a_cache_has_the_room_that_the_sampler_makes():
-    """5 tokens of a prompt and 20 - 1 of a completion: 64 more than 6 at first; a layer's keys and values, 1 head of 16."""
-    parts = memory.peaks(load(decode=((1, 400, 20, 5),)))["sample"]
-    assert parts["KV cache"] == pytest.approx(2 * 2 * 400 * (6 + 64) * 16 * 4, rel=0.01)
+    """Room for 64 tokens more than the first write: 5 of a prompt, then 1 of 20 - 1. A layer has keys and values, 1 head of 16."""
+    of_token = 2 * 2 * 16 * 4
+    once = memory.peaks(load(decode=((1, 400, 20, 5),)))["sample"]
+    assert once["KV cache"] == pytest.approx(of_token * ((5 + 64) + 400 * (1 + 64)), rel=0.01)
+    each = memory.peaks(load(decode=((1, 400, 20, 5),), in_32_bits=False))["sample"]  # as on a GPU
+    assert each["KV cache"] == pytest.approx(of_token * 400 * (6 + 64), rel=0.01)
 
 
 def test_fewer_bytes_with_checkpointing_adapters_and_16_bits():

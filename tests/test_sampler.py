@@ -88,7 +88,7 @@ def test_cutting_into_batches_changes_nothing(policy, tokenizer, prompts):
 
 def test_no_more_than_max_sequences_at_a_time(policy, tokenizer, prompts):
     rows = []
-    policy.register_forward_pre_hook(lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    policy.model.layers[0].mlp.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     sampler(policy, tokenizer, 3).sample(prompts, 4, Sampling(5), KEY)
     assert max(rows) == 3
 

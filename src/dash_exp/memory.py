@@ -27,9 +27,9 @@ from dash_exp import packing
 from dash_exp.batch import collate
 from dash_exp.errors import UserError
 from dash_exp.kl import k3
-from dash_exp.ops import autocast, positions, token_logprobs
+from dash_exp.ops import autocast, token_logprobs
 from dash_exp.sampler.cache import RoomyCache, RoomyLayer
-from dash_exp.sampler.hf import choose, read
+from dash_exp.sampler.hf import choose, look_back, read
 from dash_exp.types import MicroBatch, Sample
 
 Parts = Mapping[str, float]  # bytes by kind
@@ -314,41 +314,43 @@ def _sample(policy: PreTrainedModel, load: Load, live: Live, batch: tuple[int, i
     policy.eval()
     with autocast(CPU, load.compute_dtype):
         mask_PL = torch.ones(prompts, shown, dtype=torch.long)
-        cache = RoomyCache(policy.config, load.in_32_bits and policy.config._attn_implementation == packing.ATTENTION)
+        in_32_bits = load.in_32_bits and policy.config._attn_implementation == packing.ATTENTION
+        cache = RoomyCache(policy.config, in_32_bits)
         ids_PL = torch.zeros_like(mask_PL)
         with live.making("activations"):
             read(policy, ids_PL, mask_PL, cache)
-        for layer in _full(cache):
-            for room in layer._room or ():
-                live.call(room, "KV cache")
+        _call_cache(cache, live)
         with live.making("KV cache"):
-            cache.batch_select_indices(torch.zeros(rows, dtype=torch.long))
-            _grow(cache, shown, shown + length - 1)
-        mask_BL = torch.ones(rows, shown + length, dtype=torch.long)
-        output = policy(
-            input_ids=mask_BL[:, :1],
-            attention_mask=mask_BL,
-            position_ids=positions(mask_BL)[:, -1:],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        choose(output.logits[:, -1], 1.0, torch.zeros(rows))
+            context = look_back(policy, cache, mask_PL, [row * prompts // rows for row in range(rows)], in_32_bits)
+        del cache
+        context.next_logits(torch.zeros(rows, dtype=torch.long))
+        _call_cache(context.cache, live)
+        start = context.cache.get_seq_length()
+        with live.making("KV cache"):
+            _grow(context.cache, start + length - 2)
+        context.mask_BL = mask_PL.new_ones(rows, start + length - 2)
+        choose(context.next_logits(torch.zeros(rows, dtype=torch.long)), 1.0, torch.zeros(rows))
     policy.train()
 
 
-def _grow(cache: RoomyCache, start: int, end: int) -> None:
+def _call_cache(cache: RoomyCache, live: Live) -> None:
+    for layer in _full(cache):
+        for room in layer._room or ():
+            live.call(room, "KV cache")
+
+
+def _grow(cache: RoomyCache, end: int) -> None:
     """Fill the cache up to `end` tokens, with the room that it takes on the way."""
     for layer in _full(cache):
-        keys, values = layer.keys, layer.values
-        assert keys is not None and values is not None
-        at = start
-        room = 0
+        assert layer.keys is not None and layer._room is not None
+        rows, at = len(layer.keys), layer._room[0].shape[-2]
+        room = at
         while at < end:  # as `RoomyLayer.update` grows, a token at a time
             room = at + 1 + max(64, (at + 1) // 2)
             at = min(room, end)
-        if room and hasattr(layer, "_room"):
-            layer._room = tuple(x.new_empty(*x.shape[:-2], room, x.shape[-1]) for x in (keys, values))  # type: ignore
-            layer.keys, layer.values = (x[..., :end, :] for x in layer._room)  # type: ignore
+        if room > layer._room[0].shape[-2]:
+            layer._room = tuple(x.new_empty(*x.shape[:-2], room, x.shape[-1]) for x in layer._room)  # type: ignore
+        layer.keys, layer.values = (x[:rows, :, :end] for x in layer._room)
 
 
 def _full(cache: RoomyCache) -> list[RoomyLayer]:

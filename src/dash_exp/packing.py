@@ -79,8 +79,12 @@ def _places(lengths: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]
     return np.where(mask_BL, first_B[:, None] + columns_L, 0), mask_BL
 
 
-def added(mask_BL: Tensor) -> Tensor:
-    """The mask of one query a row as attention adds it to its scores, shape (B, 1, 1, L). Else every layer makes it anew."""
+def of_one_query(mask_BL: Tensor, added: bool) -> Tensor:
+    """The mask of one query a row, shape (B, 1, 1, L): as attention adds it to its scores, which else every layer makes anew,
+    or as truth values.
+    """
+    if not added:
+        return mask_BL.bool()[:, None, None]
     return torch.zeros(mask_BL.shape, device=mask_BL.device).masked_fill_(mask_BL == 0, -torch.inf)[:, None, None]
 
 
@@ -93,19 +97,25 @@ def attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     packed: Packed | None = None,
+    prompts: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface: (1, heads, N, head size) -> (1, N, heads, head size). Without `packed` its `sdpa`."""
+    """Transformers' attention interface: (B, heads, L, head size) -> (B, L, heads, head size).
+
+    `packed`: a micro-batch as one row. `prompts`: `SharedPrompts` of the sampler. Without either it is Transformers' `sdpa`.
+    """
     dtype = value.dtype
     in_32_bits = query.device.type in IN_32_BITS
     if in_32_bits:
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast(query.device.type, enabled=False) if in_32_bits else contextlib.nullcontext():
-        if packed is None:
+        if packed is not None:
+            out = _packed_attention(query, key, value, packed, dropout, scaling)
+        elif prompts is not None:
+            out = prompts.attention(module.layer_idx, query, key, value, scaling)
+        else:
             options = {"dropout": dropout, "scaling": scaling, **kwargs}
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        else:
-            out = _packed_attention(query, key, value, packed, dropout, scaling)
     return (out.to(dtype) if in_32_bits else out), None
 
 

@@ -1,16 +1,21 @@
 """A KV cache with room: tokens are written in place, and rows that end leave it without copying those that stay.
 
-Transformers' DynamicCache copies everything for each new token and for each selection of rows.
+Transformers' DynamicCache copies everything for each new token and for each selection of rows. Where attention is our own
+(`packing`), what a cache holds of prompts can stay there once for all completions behind them: `SharedPrompts`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
+
+from dash_exp import packing
 
 
 class RoomyLayer(DynamicLayer):
@@ -76,6 +81,58 @@ class RoomyCache(DynamicCache):
             else:
                 layer.batch_select_indices(order)  # type: ignore[union-attr]
         return order
+
+
+class SharedPrompts:
+    """Keys and values of P prompts, as a cache has read them. The completions of a group look at theirs all at once.
+
+    The cache of the completions begins behind the prompts. Scores are computed for both apart, and the softmax over both (as in
+    Hydragen, Juravsky et al. 2024). `mask_PC` is 0 at padding; `prompt_of` says which prompt each completion has.
+    """
+
+    def __init__(self, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int]) -> None:
+        found = [(layer.keys, layer.values) for layer in cache.layers]
+        self.layers = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in found]  # (P x heads, C, head size)
+        self.heads = found[0][0].shape[1]
+        self.added = packing.of_one_query(mask_PC, added=True)[:, 0].repeat_interleave(self.heads, dim=0)  # (P x heads, 1, C)
+        sizes: Counter[int] = Counter()
+        places = []  # in its group
+        for prompt in prompt_of:
+            places.append(sizes[prompt])
+            sizes[prompt] += 1
+        self.largest = max(sizes.values())
+        # where the query of each completion for each head of keys stands among (P, heads, G)
+        first_B = torch.tensor([p * self.heads * self.largest + g for p, g in zip(prompt_of, places, strict=True)])
+        head_H = torch.arange(self.heads) * self.largest
+        self.places_BH = (first_B[:, None] + head_H).to(mask_PC.device)
+
+    def stay(self, order: Tensor) -> None:
+        """Only these completions are left, in this order."""
+        self.places_BH = self.places_BH[order]
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Of one query a completion, (B, query heads, 1, size), over its prompt and its own keys, (B, heads, T, size).
+
+        Returns (B, 1, query heads, size).
+        """
+        keys, values = self.layers[layer]
+        n_prompt = keys.shape[1]
+        query_RQS = (query * scaling).reshape(self.places_BH.numel(), -1, query.shape[-1])  # R = B x heads, Q queries for each
+        of_prompt = self._from_groups(torch.baddbmm(self.added, self._by_group(query_RQS), keys.mT))
+        weights_RQL = torch.cat([of_prompt, torch.bmm(query_RQS, key.flatten(0, 1).mT)], dim=-1).softmax(dim=-1)
+        out = self._from_groups(torch.bmm(self._by_group(weights_RQL[..., :n_prompt]), values))
+        out = torch.baddbmm(out, weights_RQL[..., n_prompt:], value.flatten(0, 1))
+        return out.view(len(query), 1, query.shape[1], -1)
+
+    def _by_group(self, rows: Tensor) -> Tensor:
+        """(R, Q, n) -> (P x heads, G x Q, n), 0 where a completion has left."""
+        groups = rows.new_zeros(len(self.added) * self.largest, *rows.shape[1:])
+        return groups.index_copy_(0, self.places_BH.flatten(), rows).view(len(self.added), -1, rows.shape[-1])
+
+    def _from_groups(self, groups: Tensor) -> Tensor:
+        """And back."""
+        rows = groups.view(len(self.added) * self.largest, -1, groups.shape[-1])
+        return rows.index_select(0, self.places_BH.flatten())
 
 
 def _with_room(states: Tensor, needed: int) -> Tensor:

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dash_exp import packing
 from dash_exp.model import eos_ids
 from dash_exp.ops import autocast, positions
-from dash_exp.sampler import Sampling, noise_seed
-from dash_exp.sampler.cache import RoomyCache
+from dash_exp.sampler import Sampling, decode, noise_seed
+from dash_exp.sampler.cache import RoomyCache, SharedPrompts
 from dash_exp.types import Completion, Prompt
 
 # Rows that have ended leave the batch when they are this share of it.
@@ -82,7 +82,7 @@ class HFSampler:
         ids_BT = torch.zeros(len(rows), sampling.max_tokens, dtype=torch.long, device=device)
         logprobs_BT = torch.zeros(len(rows), sampling.max_tokens, device=device)
         lengths = torch.full((len(rows),), sampling.max_tokens, device=device)
-        logits_BV, cache, mask_BL = self._read_prompts([prompt for prompt, _ in rows])
+        logits_BV, context = self._read_prompts([prompt for prompt, _ in rows])
         batch = torch.arange(len(rows), device=device)  # the rows that are still decoded
         ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
         eos = torch.tensor(sorted(self.eos_ids), device=device)
@@ -96,17 +96,9 @@ class HFSampler:
             if t + 1 == sampling.max_tokens or n_ended == len(ended_B):
                 break
             if n_ended >= LEAVE_AT * len(ended_B):
-                stay = cache.leave(ended_B)
-                batch, tokens_B, mask_BL, ended_B = batch[stay], tokens_B[stay], mask_BL[stay], ended_B[stay]
-            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], dim=1)
-            output = self.policy(
-                input_ids=tokens_B[:, None],
-                attention_mask=packing.added(mask_BL) if self.in_32_bits else mask_BL,
-                position_ids=positions(mask_BL)[:, -1:],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits_BV = output.logits[:, -1]
+                stay = context.leave(ended_B)
+                batch, tokens_B, ended_B = batch[stay], tokens_B[stay], ended_B[stay]
+            logits_BV = context.next_logits(tokens_B)
         return [
             Completion(
                 tuple(ids[:n]), tuple(logprobs[:n]) if sampling.top_p == 1 else None, truncated=ids[n - 1] not in self.eos_ids
@@ -114,22 +106,21 @@ class HFSampler:
             for ids, logprobs, n in zip(*map(Tensor.tolist, (ids_BT, logprobs_BT, lengths)), strict=True)
         ]
 
-    def _read_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, RoomyCache, Tensor]:
-        """Next-token logits, KV cache and attention mask of each row; a prompt shared by several rows is read once."""
+    def _read_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Context]:
+        """Next-token logits of each row, and what it looks back at. A prompt of several rows is read once."""
         unique = list(dict.fromkeys(prompts))
         width = max(len(p.ids) for p in unique)
-        ids_PL = torch.full((len(unique), width), self.pad_id)
-        mask_PL = torch.zeros_like(ids_PL)
+        ids_PC = torch.full((len(unique), width), self.pad_id)
+        mask_PC = torch.zeros_like(ids_PC)
         for row, prompt in enumerate(unique):
-            ids_PL[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
-            mask_PL[row, width - len(prompt.ids) :] = 1
-        ids_PL, mask_PL = ids_PL.to(self.policy.device), mask_PL.to(self.policy.device)
+            ids_PC[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask_PC[row, width - len(prompt.ids) :] = 1
+        ids_PC, mask_PC = ids_PC.to(self.policy.device), mask_PC.to(self.policy.device)
         cache = RoomyCache(self.policy.config, self.in_32_bits)
-        output = read(self.policy, ids_PL, mask_PL, cache)
+        output = read(self.policy, ids_PC, mask_PC, cache)
         index = {prompt: i for i, prompt in enumerate(unique)}
-        rows = torch.tensor([index[p] for p in prompts], device=self.policy.device)
-        cache.batch_select_indices(rows)
-        return output.logits[rows, -1], cache, mask_PL[rows]
+        prompt_of = [index[prompt] for prompt in prompts]
+        return output.logits[prompt_of, -1], look_back(self.policy, cache, mask_PC, prompt_of, self.in_32_bits)
 
 
 def read(policy: PreTrainedModel, ids_PL: Tensor, mask_PL: Tensor, cache: RoomyCache) -> Any:
@@ -142,6 +133,77 @@ def read(policy: PreTrainedModel, ids_PL: Tensor, mask_PL: Tensor, cache: RoomyC
         use_cache=True,
         logits_to_keep=1,
     )
+
+
+class Context:
+    """What the completions of a batch look back at. Each has the keys and values of its prompt to itself.
+
+    `cache` holds the prompts, `mask_PC` is 0 at their padding, and `prompt_of` says which of them each completion has.
+    """
+
+    def __init__(
+        self, policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], in_32_bits: bool
+    ) -> None:
+        self.policy, self.cache, self.in_32_bits = policy, cache, in_32_bits
+        prompt_B = torch.tensor(prompt_of, device=mask_PC.device)
+        self.cache.batch_select_indices(prompt_B)
+        self.mask_BL = mask_PC[prompt_B]
+
+    def leave(self, ended_B: Tensor) -> Tensor:
+        """The completions that have ended leave. Returns which row is where."""
+        order = self.cache.leave(ended_B)
+        self.mask_BL = self.mask_BL[order]
+        return order
+
+    def next_logits(self, tokens_B: Tensor) -> Tensor:
+        """Shape (B, V), after one more token of each completion."""
+        arguments = self._one_more()
+        if decode.known(self.policy):
+            return decode.next_logits(self.policy, tokens_B, **arguments)
+        return self.policy(input_ids=tokens_B[:, None], use_cache=True, **arguments).logits[:, -1]
+
+    def _one_more(self) -> dict[str, Any]:
+        mask_BL = self.mask_BL = torch.cat([self.mask_BL, self.mask_BL.new_ones(len(self.mask_BL), 1)], dim=1)
+        return {
+            "attention_mask": packing.of_one_query(mask_BL, self.in_32_bits) if packing.enabled(self.policy) else mask_BL,
+            "position_ids": positions(self.mask_BL)[:, -1:],
+            "past_key_values": self.cache,
+        }
+
+
+class SharedContext(Context):
+    """The same, where the keys and values of a prompt are there once for its group."""
+
+    def __init__(
+        self, policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], in_32_bits: bool
+    ) -> None:
+        self.policy, self.cache = policy, RoomyCache(policy.config, in_32_bits)
+        self.prompts = SharedPrompts(cache, mask_PC, prompt_of)
+        self.position_B1 = mask_PC.sum(1)[prompt_of, None] - 1
+        self.no_mask = mask_PC.new_zeros(1, 1, 1, 1)  # four axes: Transformers makes none
+
+    def leave(self, ended_B: Tensor) -> Tensor:
+        order = self.cache.leave(ended_B)
+        self.prompts.stay(order)
+        self.position_B1 = self.position_B1[order]
+        return order
+
+    def _one_more(self) -> dict[str, Any]:
+        self.position_B1 = self.position_B1 + 1
+        return {
+            "attention_mask": self.no_mask,
+            "position_ids": self.position_B1,
+            "past_key_values": self.cache,
+            "prompts": self.prompts,
+        }
+
+
+def look_back(
+    policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], in_32_bits: bool
+) -> Context:
+    """Prompts are shared where they have several completions and attention is our own, on CPUs: elsewhere it was not tried."""
+    shared = in_32_bits and len(mask_PC) < len(prompt_of)
+    return (SharedContext if shared else Context)(policy, cache, mask_PC, prompt_of, in_32_bits)
 
 
 def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor, top_p: float = 1.0) -> tuple[Tensor, Tensor]:

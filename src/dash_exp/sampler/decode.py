@@ -1,0 +1,58 @@
+"""One more token of each row, through the layers of a model that is built as Llama is.
+
+The same operations as in Transformers' `forward`, which takes as long again to get to them: masks, outputs and arguments of
+many models are seen to at every token and layer. A test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Cache, LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+from dash_exp import packing
+from dash_exp.sampler.cache import SharedPrompts
+
+KNOWN = {LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM}
+
+
+def known(policy: PreTrainedModel) -> bool:
+    """Whether `next_logits` can take it."""
+    return type(policy) in KNOWN and packing.enabled(policy)
+
+
+def next_logits(
+    policy: PreTrainedModel,
+    tokens_B: Tensor,
+    position_ids: Tensor,
+    attention_mask: Tensor,
+    past_key_values: Cache,
+    prompts: SharedPrompts | None = None,
+) -> Tensor:
+    """Logits (B, V) after one more token a row, whose keys and values go into the cache. `position_ids` (B, 1)."""
+    base, rows = policy.base_model, len(tokens_B)
+    hidden_BD = base.embed_tokens(tokens_B)
+    cos_B1S, sin_B1S = base.rotary_emb(hidden_BD, position_ids)
+    for number, layer in enumerate(base.layers):
+        attention = layer.self_attn
+        normed_BD = layer.input_layernorm(hidden_BD)
+        query_BHS, key_BHS, value_BHS = (
+            project(normed_BD).view(rows, -1, attention.head_dim)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        if hasattr(attention, "q_norm"):
+            query_BHS, key_BHS = attention.q_norm(query_BHS), attention.k_norm(key_BHS)
+        query_BHS, key_BHS = _rotated(query_BHS, cos_B1S, sin_B1S), _rotated(key_BHS, cos_B1S, sin_B1S)
+        keys, values = past_key_values.update(key_BHS[:, :, None], value_BHS[:, :, None], number)
+        out, _ = packing.attention(
+            attention, query_BHS[:, :, None], keys, values, attention_mask, scaling=attention.scaling, prompts=prompts
+        )
+        hidden_BD = hidden_BD + attention.o_proj(out.reshape(rows, -1))
+        hidden_BD = hidden_BD + layer.mlp(layer.post_attention_layernorm(hidden_BD))
+    return policy.get_output_embeddings()(base.norm(hidden_BD))
+
+
+def _rotated(states_BHS: Tensor, cos_B1S: Tensor, sin_B1S: Tensor) -> Tensor:
+    """By the angles of the positions (RoFormer, Su et al. 2021), the halves of a head as the two axes."""
+    first, second = states_BHS.chunk(2, dim=-1)
+    return states_BHS * cos_B1S + torch.cat([-second, first], dim=-1) * sin_B1S
