@@ -2,19 +2,23 @@
 
     python benchmarks/limit.py                        # the embedded default, kl=0, 4 outer steps; into outputs/limit/
     python benchmarks/limit.py algo=grpo kl=0.04 steps=8 --out outputs/limit-grpo
+    python benchmarks/limit.py trainer=ddp trainer.devices=2    # two processes that share the work and the threads
 
 The overrides are those of `train.py`. The outer steps run as in training, without evaluation. The first is a warm-up, the
 others are timed. Two more follow that are not timed: in one the operations are counted that are really executed
-(`FlopCounterMode`), the other is profiled (`torch.profiler`). Then the machine is measured, with the threads of the run.
+(`FlopCounterMode`), the other is profiled (`torch.profiler`). Of several ranks both look at the first alone, and its operations
+count once for each rank. Then the machine is measured, with the threads of the run.
 
 What the work *needs* is counted from the lengths of prompts and completions (`forward_flops`, `sampling_bytes`,
 `optimizer_bytes`), not from how it was done: without padding, each prompt once for its group. The least time is
 
     limit = max(needed operations / matrix rate, bytes moved at least / memory bandwidth)
 
-The matrix rate is the highest median over a large square product and the shapes of the model's own linear layers. An
-operation is a multiplication or an addition in a matrix product; elementwise work is not counted. Bytes count as moved from
-memory although small weights may lie in a cache. Executed attention counts masked places as well.
+The matrix rate is the highest median over a large square product and the shapes of the model's own linear layers. It is
+measured before and after each step, while all ranks wait, since the speed of a machine moves while a benchmark runs: a step is
+held against the mean of the two. An operation is a multiplication or an addition in a matrix product; elementwise work is not
+counted. Bytes count as moved from memory although small weights may lie in a cache. Executed attention counts masked places
+as well.
 
 Only the sampler of Transformers computes where its operations can be counted; for others they are left out.
 """
@@ -31,33 +35,37 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pandas as pd
 import torch
-from hydra.utils import instantiate
-from lightning.fabric.plugins.environments import LightningEnvironment
+from omegaconf import OmegaConf
 from peak_memory import PHASES
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedModel
 
-from dash_exp import cli, run
+from dash_exp import cli, files, ranks, run
+from dash_exp.build import Parts, build, close, make_trainer
 from dash_exp.costs import Group, Size, forward_flops, linear_layers, sampling_bytes, size_of, update_flops
 from dash_exp.errors import UserError
 from dash_exp.machine import bandwidths, matrix_rates
 from dash_exp.metrics import Clock
 from dash_exp.module import PolicyModule
 from dash_exp.plots import PHASE_COLOURS
+from dash_exp.ranks import Ranks
 from dash_exp.sampler.hf import HFSampler
+from dash_exp.sizes import sizes
 from dash_exp.types import Rollouts
 from dash_exp.validate import validate
 
 DEFAULTS = {"kl": "kl.coef=0", "steps": "steps=4"}  # where no override names the setting
 NEEDED = ("sample", "update")  # the phases whose needs are counted
 BUSY = 1.2  # best rate over median rate of a product, from which on the machine was not alone
+BETWEEN_S = 0.15  # seconds that each product is measured for between steps
 SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the large product
 
 # Attention on the CPU, which torch's counter does not know; it takes shapes. Backward computes the scores once more.
@@ -73,8 +81,8 @@ CPU_ATTENTION = {
 OVERHEAD = "Python and framework overhead"
 ELEMENTWISE = "elementwise, norms, sums"
 OPERATION_GROUPS = {
-    "attention": r"scaled_dot_product|attention|flash|fmha",
-    "matrix products": r"::(mm|addmm|bmm|baddbmm|addmv|mv|dot)$|mkl\w*_linear|gemm|gemv|cutlass|cublas|nvjet|splitk",
+    "attention": r"scaled_dot_product|attention|flash|fmha|::(bmm|baddbmm)$",
+    "matrix products": r"::(mm|addmm|addmv|mv|dot)$|mkl\w*_linear|gemm|gemv|cutlass|cublas|nvjet|splitk",
     "softmax, log-softmax": r"softmax|logsumexp|nll_loss",
     "optimizer, clipping": r"_foreach_|_fused_|multi_tensor|addcdiv_|addcmul_|lerp_|linalg_vector_norm",
     OVERHEAD: r"::(view\w*|_unsafe_view|_?reshape\w*|transpose|t|unsqueeze|squeeze|expand\w*|select|slice|narrow|split\w*|chunk"
@@ -192,30 +200,47 @@ class ProbedClock(Clock):
 
 @dataclass(frozen=True)
 class Step:
-    """Of one outer step: seconds, needed operations and bytes moved at least, by phase."""
+    """Of one outer step: seconds, needed operations and bytes moved at least, by phase. `rate`: the matrix rate meanwhile."""
 
     seconds: dict[str, float]
     flops: dict[str, float]
     bytes: dict[str, float]
+    rate: float
 
-    def least_seconds(self, phase: str, machine: Machine) -> float:
+    def least_seconds(self, phase: str, bandwidth: float) -> float:
         """What the machine would need for this phase at best."""
-        return max(self.flops[phase] / machine.rate, self.bytes[phase] / machine.bandwidth)
+        return max(self.flops[phase] / self.rate, self.bytes[phase] / bandwidth)
 
 
 class Probe(L.Callback):
-    """Keeps what each outer step took and needed. `steps` are plain ones; then one is counted and one is profiled."""
+    """Keeps what each outer step took and needed. `steps` are plain ones; then one is counted and one is profiled.
 
-    def __init__(self, clock: ProbedClock, steps: int, size: Size, bytes_per_number: int) -> None:
+    `rate_now` measures the matrix rate, for which the other ranks wait.
+    """
+
+    def __init__(
+        self, clock: ProbedClock, steps: int, size: Size, bytes_per_number: int, rate_now: Callable[[], float], group: Ranks
+    ) -> None:
         self.clock, self.size, self.bytes_per_number = clock, size, bytes_per_number
+        self.rate_now, self.group = rate_now, group
+        self.rate = 0.0  # when it was measured last
         self.kinds = ["warm-up", *["timed"] * (steps - 1), "operations counted", "profiled"]
         self.steps: list[Step] = []
         self.executed: dict[str, float] = defaultdict(float)  # operations, by phase
         self.profile: dict[str, dict[str, float]] = {phase: defaultdict(float) for phase in NEEDED}  # seconds, by group
         self.device = torch.device("cpu")
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.rate = self._rate()
+
+    def _rate(self) -> float:
+        self.group.gather(None)
+        rate = self.rate_now() if self.group.first else 0.0
+        return self.group.from_first(rate)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
+        before, self.rate = self.rate, self._rate()
         self.device = pl_module.device
         row, calls = pl_module.finish_row(), pl_module.rollouts_of_step
         sampled = [groups_of(r) for r in calls if r.policy_version is not None]  # others were not sampled by the policy
@@ -232,11 +257,15 @@ class Probe(L.Callback):
                     "sample": sum(sampling_bytes(self.size, call, self.bytes_per_number) for call in sampled),
                     "update": optimizer_bytes(trainer.optimizers[0]) * int(row["optimizer/steps"] or 0),
                 },
+                rate=(before + self.rate) / 2,
             )
         )
         done = len(self.steps)
         words = "  ".join(f"{phase} {s:.2f} s" for phase, s in self.steps[-1].seconds.items())
-        print(f"outer step {done}/{len(self.kinds)} ({self.kinds[done - 1]}): {words}", flush=True)
+        if not self.group.first:
+            return
+        rate = f"{self.steps[-1].rate / 1e9:,.0f} GFLOP/s"
+        print(f"outer step {done}/{len(self.kinds)} ({self.kinds[done - 1]}): {words}  matrix rate {rate}", flush=True)
         probes = {"operations counted": self._count, "profiled": self._profile}
         kind = self.kinds[done] if done < len(self.kinds) else ""
         if kind == "profiled":
@@ -247,7 +276,7 @@ class Probe(L.Callback):
     def _count(self, phase: str) -> Iterator[None]:
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             yield
-        self.executed[phase] += counter.get_total_flops()
+        self.executed[phase] += counter.get_total_flops() * self.group.size
 
     @contextlib.contextmanager
     def _profile(self, phase: str) -> Iterator[None]:
@@ -273,7 +302,7 @@ def group_of_operation(name: str) -> str:
 # --- tables and picture --------------------------------------------------------------------------------------------------
 
 
-def phase_table(probe: Probe, machine: Machine, counted: Sequence[str]) -> pd.DataFrame:
+def phase_table(probe: Probe, bandwidth: float, counted: Sequence[str]) -> pd.DataFrame:
     """A row per phase: medians over the timed steps. `counted`: the phases whose executed operations were seen.
 
     Executed operations are those of the counted step, and `executed / needed` compares within it; the achieved rate takes the
@@ -287,15 +316,18 @@ def phase_table(probe: Probe, machine: Machine, counted: Sequence[str]) -> pd.Da
         if phase in NEEDED:
             flops = statistics.median(s.flops[phase] for s in timed)
             moved = statistics.median(s.bytes[phase] for s in timed)
-            limit = statistics.median(s.least_seconds(phase, machine) for s in timed)
+            limit = statistics.median(s.least_seconds(phase, bandwidth) for s in timed)
+            rate = statistics.median(s.rate for s in timed)
             row |= {"needed_gflop": flops / 1e9, "moved_gb": moved / 1e9, "limit_s": limit}
-            row["limit_by"] = "operations" if flops / machine.rate >= moved / machine.bandwidth else "bytes"
-            row["share_of_limit"] = limit / seconds if seconds else math.nan
+            row["limit_by"] = "operations" if flops / rate >= moved / bandwidth else "bytes"
+            shares = [s.least_seconds(phase, bandwidth) / s.seconds[phase] for s in timed if s.seconds[phase]]
+            row["share_of_limit"] = statistics.median(shares) if shares else math.nan
             if phase in counted and counted_step.flops[phase]:
                 executed = probe.executed[phase]
                 factor = executed / counted_step.flops[phase]
                 row |= {"executed_gflop": executed / 1e9, "executed_per_needed": factor}
-                row["share_of_matrix_rate"] = factor * flops / seconds / machine.rate
+                rates_reached = [s.flops[phase] / s.seconds[phase] / s.rate for s in timed]
+                row["share_of_matrix_rate"] = factor * statistics.median(rates_reached)
         rows.append(row)
     columns = ["phase", "seconds", "needed_gflop", "executed_gflop", "executed_per_needed", "moved_gb", "limit_s", "limit_by"]
     return pd.DataFrame(rows, columns=[*columns, "share_of_limit", "share_of_matrix_rate"])
@@ -378,16 +410,22 @@ def main() -> None:
         raise UserError("rollout.staleness", "lets sampling and update overlap, and here each is timed alone", "Set it to 0")
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    probe, parts, sizes = outer_steps(cfg, arguments.out)
+    steps = int(cfg.steps)
+    cfg.steps = steps + 2  # before the parts are built: schedules count them
+    files.write_whole(arguments.out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))  # for the other ranks
+    on_cpu = cfg.trainer.accelerator == "cpu"
+    with ranks.started(cfg.trainer.devices, arguments.out, on_cpu, told=lambda error: None, module="limit_rank") as group:
+        probe, parts, words = outer_steps(cfg, arguments.out, group)
     print(f"measuring the machine ({probe.device}, {torch.get_num_threads()} thread(s))", flush=True)
     machine = rates(parts.module.policy, cfg.batch.micro_tokens, cfg.model.compute_dtype, probe.device)
-    counted = NEEDED if isinstance(parts.data.train_sampler, HFSampler) else ("update",)
-    phases, profiled = phase_table(probe, machine, counted), profile_table(probe)
+    sampler = getattr(parts.data.train_sampler, "sampler", parts.data.train_sampler)  # of several ranks
+    counted = NEEDED if isinstance(sampler, HFSampler) else ("update",)
+    phases, profiled = phase_table(probe, machine.bandwidth, counted), profile_table(probe)
     last, timed = probe.steps[-1], dict(zip(phases["phase"], phases["seconds"], strict=True))
     slower = ", ".join(f"{phase} took {last.seconds[phase]:.3f} s (timed: {timed[phase]:.3f} s)" for phase in NEEDED)
     print(
-        f"\n{sizes}\n\n{machine.words()}\n\n"
-        f"outer step, median of {cfg.steps - 3}; executed: of one further step\n{printed(phases)}\n\n"
+        f"\n{words}\n\n{machine.words()}\n\n"
+        f"outer step, median of {steps - 1}; executed: of one further step\n{printed(phases)}\n\n"
         f"profile of one further step, where {slower}\n{printed(profiled)}\n"
     )
     phases.to_csv(arguments.out / "phases.csv", index=False)
@@ -403,38 +441,43 @@ def main() -> None:
         "profile": profiled.astype(object).where(profiled.notna(), None).to_dict("records"),
     }
     (arguments.out / "limit.json").write_text(json.dumps(figures, indent=1) + "\n")
-    plot(phases, profiled, {phase: last.least_seconds(phase, machine) for phase in NEEDED}, arguments.out / "limit.png")
+    least = {phase: last.least_seconds(phase, machine.bandwidth) for phase in NEEDED}
+    plot(phases, profiled, least, arguments.out / "limit.png")
     print(f"written to {arguments.out}: phases.csv, profile.csv, limit.json, limit.png")
 
 
-def outer_steps(cfg: Any, out: Path) -> tuple[Probe, run.Parts, str]:
-    """Run `cfg.steps` outer steps and the two further ones, as `run.train` does it, without record and evaluation."""
-    steps = int(cfg.steps)
-    cfg.steps = steps + 2  # before the parts are built: schedules count them
+def outer_steps(cfg: Any, out: Path, group: Ranks) -> tuple[Probe, Parts, str]:
+    """Run `cfg.steps` outer steps, two of them further ones, as `run.train` does it, without record and evaluation."""
     run.quiet()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts and stops
     L.seed_everything(cfg.seed, verbose=False)
-    parts = run.build(cfg)
+    parts = build(cfg, group)
     try:
         clock = ProbedClock()
         parts.clock = parts.data.clock = parts.module.clock = clock
         dtype = getattr(torch, cfg.model.compute_dtype)
-        probe = Probe(clock, steps, size_of(parts.module.policy), dtype.itemsize)
-        trainer: L.Trainer = instantiate(
-            cfg.trainer,
-            callbacks=[probe],
-            logger=False,
-            limit_val_batches=0,
-            default_root_dir=out,
-            plugins=[LightningEnvironment()],
-        )
-        sizes = run.sizes(cfg, parts, out)
+        policy = parts.module.policy
+        rate_now = partial(matrix_rate, linear_shapes(policy, cfg.batch.micro_tokens), dtype, cfg, group.size)
+        probe = Probe(clock, cfg.steps - 2, size_of(policy), dtype.itemsize, rate_now, group)
+        trainer = make_trainer(cfg, out, group, [probe])
+        trainer.limit_val_batches = 0
+        written = sizes(cfg, parts, out)
         trainer.fit(parts.module, datamodule=parts.data)
     finally:
-        parts.data.close()
-        if hasattr(parts.reward, "close"):
-            parts.reward.close()
-    return probe, parts, sizes
+        close(parts)
+    return probe, parts, written
+
+
+def matrix_rate(shapes: Mapping[str, tuple[int, int, int]], dtype: torch.dtype, cfg: Any, ranks: int) -> float:
+    """Operations/s of the fastest of these products and of a large square one, now, with the threads of all ranks."""
+    device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
+    side, threads = SQUARE[device.type], torch.get_num_threads()
+    torch.set_num_threads(threads * ranks)
+    try:
+        found = matrix_rates({"square": (side, side, side), **shapes}, dtype, device, BETWEEN_S)
+    finally:
+        torch.set_num_threads(threads)
+    return max(median for median, _ in found.values())
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_what_stays_is_counted():
 
 
 def test_a_cache_has_the_room_that_the_sampler_makes():
-    """Room for 64 tokens more than the first write: 5 of a prompt, then 1 of 20 - 1. A layer has keys and values, 1 head of 16."""
+    """Room for 64 tokens more than at first: 5 of the prompt, 1 of a completion. A layer has keys and values, 1 head of 16."""
     of_token = 2 * 2 * 16 * 4
     once = memory.peaks(load(decode=((1, 400, 20, 5),)))["sample"]
     assert once["KV cache"] == pytest.approx(of_token * ((5 + 64) + 400 * (1 + 64)), rel=0.01)

@@ -343,14 +343,14 @@ def _grow(cache: RoomyCache, end: int) -> None:
     """Fill the cache up to `end` tokens, with the room that it takes on the way."""
     for layer in _full(cache):
         assert layer.keys is not None and layer._room is not None
-        rows, at = len(layer.keys), layer._room[0].shape[-2]
-        room = at
+        buffers = layer._room
+        at = room = buffers[0].shape[-2]
         while at < end:  # as `RoomyLayer.update` grows, a token at a time
             room = at + 1 + max(64, (at + 1) // 2)
             at = min(room, end)
-        if room > layer._room[0].shape[-2]:
-            layer._room = tuple(x.new_empty(*x.shape[:-2], room, x.shape[-1]) for x in layer._room)  # type: ignore
-        layer.keys, layer.values = (x[:rows, :, :end] for x in layer._room)
+        if room > buffers[0].shape[-2]:
+            layer._room = buffers = tuple(x.new_empty(*x.shape[:-2], room, x.shape[-1]) for x in buffers)  # type: ignore
+        layer.keys, layer.values = (x[: len(layer.keys), :, :end] for x in buffers)
 
 
 def _full(cache: RoomyCache) -> list[RoomyLayer]:

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,7 +28,10 @@ from dash_exp.words import first_line
 SHOW_AFTER_S = 3.0  # a traceback: the first rank most likely meets the same, and ends this one before
 
 
-def main() -> None:
+Work = Callable[[DictConfig, Path, Ranks], object]
+
+
+def main(work: Work = run.follow) -> None:
     """The first rank hears SIGTERM, SIGUSR2 and Ctrl-C for all. The work is in a thread, where Lightning sets no handlers."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
@@ -37,19 +41,21 @@ def main() -> None:
     assert isinstance(cfg, DictConfig)
     torch.set_num_threads(int(threads))
     status: list[int] = []
-    work = threading.Thread(target=lambda: status.append(_follow(cfg, Path(run_dir), int(index), int(size), int(port))))
-    work.start()
-    work.join()
+    follows = threading.Thread(
+        target=lambda: status.append(_follow(work, cfg, Path(run_dir), int(index), int(size), int(port)))
+    )
+    follows.start()
+    follows.join()
     sys.exit(status[0])
 
 
-def _follow(cfg: DictConfig, run_dir: Path, index: int, size: int, port: int) -> int:
+def _follow(work: Work, cfg: DictConfig, run_dir: Path, index: int, size: int, port: int) -> int:
     """The exit status."""
     logging.getLogger("dash_exp.watch").setLevel(logging.ERROR)  # every rank sees the same
     warnings.simplefilter("ignore")
     ranks = Ranks(index, size, dist.TCPStore("127.0.0.1", port, is_master=False, timeout=PATIENCE))
     try:
-        run.follow(cfg, run_dir, ranks)
+        work(cfg, run_dir, ranks)
     except BaseException as error:
         ranks.say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(str(error))}")
         if not isinstance(error, UserError):

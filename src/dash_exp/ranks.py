@@ -183,10 +183,13 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def started(size: int, run_dir: Path, on_cpu: bool, told: Callable[[UserError], None]) -> Iterator[Ranks]:
+def started(
+    size: int, run_dir: Path, on_cpu: bool, told: Callable[[UserError], None], module: str = "dash_exp.rank"
+) -> Iterator[Ranks]:
     """Around a run: the first of `size` ranks, with the others started; they end with the block.
 
     On the CPU they share its threads. Where a rank has died and the run hangs, `told` is given the error and the process ends.
+    The others run `module`.
     """
     if size == 1:
         yield Ranks()
@@ -195,7 +198,7 @@ def started(size: int, run_dir: Path, on_cpu: bool, told: Callable[[UserError], 
     threads = torch.get_num_threads()
     if on_cpu:
         torch.set_num_threads(max(1, threads // size))
-    ranks = Ranks(0, size, store, [start(run_dir, index, size, store.port) for index in range(1, size)])
+    ranks = Ranks(0, size, store, [start(module, run_dir, index, size, store.port) for index in range(1, size)])
     over = threading.Event()
     threading.Thread(target=_watch, args=(ranks, over, told), daemon=True, name="ranks").start()
     try:
@@ -206,10 +209,10 @@ def started(size: int, run_dir: Path, on_cpu: bool, told: Callable[[UserError], 
         torch.set_num_threads(threads)
 
 
-def start(run_dir: Path, index: int, size: int, port: int) -> subprocess.Popen[bytes]:
+def start(module: str, run_dir: Path, index: int, size: int, port: int) -> subprocess.Popen[bytes]:
     """One more rank. It ends when its standard input does, so with this process; Ctrl-C on a terminal does not reach it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "dash_exp.rank", str(run_dir), str(index), str(size), str(port), str(torch.get_num_threads())],
+        [sys.executable, "-m", module, *map(str, (run_dir, index, size, port, torch.get_num_threads()))],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

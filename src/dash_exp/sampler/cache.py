@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -91,7 +91,9 @@ class SharedPrompts:
     """
 
     def __init__(self, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int]) -> None:
-        found = [(layer.keys, layer.values) for layer in cache.layers]
+        found = [
+            (cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in cache.layers if isinstance(layer, RoomyLayer)
+        ]
         self.layers = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in found]  # (P x heads, C, head size)
         self.heads = found[0][0].shape[1]
         self.added = packing.of_one_query(mask_PC, added=True)[:, 0].repeat_interleave(self.heads, dim=0)  # (P x heads, 1, C)

@@ -6,6 +6,8 @@ many models are seen to at every token and layer. A test holds the two against e
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import Cache, LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
@@ -30,7 +32,8 @@ def next_logits(
     prompts: SharedPrompts | None = None,
 ) -> Tensor:
     """Logits (B, V) after one more token a row, whose keys and values go into the cache. `position_ids` (B, 1)."""
-    base, rows = policy.base_model, len(tokens_B)
+    base: Any = policy.base_model
+    rows = len(tokens_B)
     hidden_BD = base.embed_tokens(tokens_B)
     cos_B1S, sin_B1S = base.rotary_emb(hidden_BD, position_ids)
     for number, layer in enumerate(base.layers):
