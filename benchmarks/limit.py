@@ -6,8 +6,8 @@
 
 The overrides are those of `train.py`. The outer steps run as in training, without evaluation. The first is a warm-up, the
 others are timed. Two more follow that are not timed: in one the operations are counted that are really executed
-(`FlopCounterMode`), the other is profiled (`torch.profiler`). Of several ranks both look at the first alone, and its operations
-count once for each rank. Then the machine is measured, with the threads of the run.
+(`FlopCounterMode`), the other is profiled (`torch.profiler`, of several ranks the first). Then the machine is measured, with
+the threads of the run.
 
 What the work *needs* is counted from the lengths of prompts and completions (`forward_flops`, `sampling_bytes`,
 `optimizer_bytes`), not from how it was done: without padding, each prompt once for its group. The least time is
@@ -262,12 +262,16 @@ class Probe(L.Callback):
         )
         done = len(self.steps)
         words = "  ".join(f"{phase} {s:.2f} s" for phase, s in self.steps[-1].seconds.items())
-        if not self.group.first:
-            return
-        rate = f"{self.steps[-1].rate / 1e9:,.0f} GFLOP/s"
-        print(f"outer step {done}/{len(self.kinds)} ({self.kinds[done - 1]}): {words}  matrix rate {rate}", flush=True)
+        if self.kinds[done - 1] == "operations counted":
+            found = self.group.gather(dict(self.executed))
+            self.executed.update({phase: sum(of_rank[phase] for of_rank in found) for phase in NEEDED if phase in found[0]})
+        if self.group.first:
+            rate = f"{self.steps[-1].rate / 1e9:,.0f} GFLOP/s"
+            print(f"outer step {done}/{len(self.kinds)} ({self.kinds[done - 1]}): {words}  matrix rate {rate}", flush=True)
         probes = {"operations counted": self._count, "profiled": self._profile}
         kind = self.kinds[done] if done < len(self.kinds) else ""
+        if kind == "profiled" and not self.group.first:
+            kind = ""
         if kind == "profiled":
             print("one more, profiled: reading the profile takes longer than the step", flush=True)
         self.clock.probe = probes.get(kind, contextlib.nullcontext)  # from here on: a sampling call may come before the hooks
@@ -276,7 +280,7 @@ class Probe(L.Callback):
     def _count(self, phase: str) -> Iterator[None]:
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             yield
-        self.executed[phase] += counter.get_total_flops() * self.group.size
+        self.executed[phase] += counter.get_total_flops()
 
     @contextlib.contextmanager
     def _profile(self, phase: str) -> Iterator[None]:
@@ -406,6 +410,10 @@ def main() -> None:
     validate(cfg)
     if cfg.steps < 2:
         raise UserError(f"steps={cfg.steps}", "leaves no step to time after the warm-up", "Give at least steps=2")
+    if cfg.trainer.devices > 1 and cfg.trainer.accelerator != "cpu":
+        raise UserError(
+            "trainer.devices", "is more than one GPU, and here the work is held against the rate of one", "Set it to 1"
+        )
     if cfg.rollout.staleness:
         raise UserError("rollout.staleness", "lets sampling and update overlap, and here each is timed alone", "Set it to 0")
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py                              # needs the extra `peers`: pip install -e '.[peers]'
     python benchmarks/peers.py --arms dash,trl --seeds 1    # some of it
-    python benchmarks/peers.py --ranks 2 --coupled-batch 8 --steps 40 batch.prompts=32 schedule.name=linear  # the paper
+    python benchmarks/peers.py --ranks 2 --coupled-batch 8 --steps 40 batch.prompts=32 schedule.name=linear  # the paper's sizes
     python benchmarks/peers.py --only-time model=... trainer=gpu    # settings of train.py, for all arms; rewards by chance
 
 TRL's GRPOTrainer runs twice: `trl_coupled` samples `--coupled-batch` completions just before each backward pass (the paper's
@@ -314,10 +314,10 @@ def report(out: Path, options: argparse.Namespace, parameters: int) -> None:
         print(f"{name:24}" + "".join(f"{value:13,.3f}" for value in values))
     name = "seconds_per_step" if options.only_time else "seconds_to_target"
     rows = []
-    print(f"\n{name} and peak memory, as shares of those of TRL: median (lowest to highest)")
+    print("\nSeconds and peak memory, as shares of those of TRL: median (lowest to highest)")
     for peer in [arm for arm in TRL if arm in options.arms]:
         for arm in [arm for arm in options.arms if arm in OURS]:
-            for what in (name, *(n for n in names if n.startswith("peak_"))):
+            for what in dict.fromkeys([name, "seconds_per_step", *(n for n in names if n.startswith("peak_"))]):
                 ratios = [ratio(runs[arm, seed][what], runs[peer, seed][what]) for seed in seeds]
                 reached = not any(map(math.isnan, ratios))
                 spread = [statistics.median(ratios), min(ratios), max(ratios)] if reached else [math.nan] * 3

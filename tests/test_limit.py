@@ -3,10 +3,12 @@
 import limit
 import pytest
 import torch
-from conftest import NANO
+from conftest import NANO, composed
+from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dash_exp import ranks
 from dash_exp.errors import UserError
 from dash_exp.types import Completion, Problem, Prompt, Rollouts
 
@@ -88,6 +90,8 @@ def test_groups_hold_the_kept_completions():
     ("name", "group"),
     [
         ("aten::addmm", "matrix products"),
+        ("aten::bmm", "attention"),
+        ("aten::baddbmm", "attention"),
         ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
         ("aten::_log_softmax_backward_data", "softmax, log-softmax"),
         ("aten::copy_", "copies, indexing"),
@@ -102,3 +106,22 @@ def test_groups_hold_the_kept_completions():
 )
 def test_operations_and_kernels_are_grouped(name, group):
     assert limit.group_of_operation(name) == group
+
+
+def test_two_ranks_need_what_one_needs(tmp_path, monkeypatch):
+    """The same completions and gradient. What is executed is counted in both processes, each with some groups."""
+    monkeypatch.setattr(limit, "matrix_rate", lambda *_: 1e9)
+    found = []
+    for size in (1, 2):
+        out = tmp_path / str(size)
+        several = ["trainer=ddp", f"trainer.devices={size}"] if size > 1 else []
+        cfg = composed("algo=dash", "kl.coef=0", "steps=4", "batch.prompts=32", "rollout.max_response_tokens=12", *several)
+        out.mkdir()
+        OmegaConf.save(cfg, out / "config.yaml", resolve=True)
+        with ranks.started(size, out, on_cpu=True, told=pytest.fail, module="limit_rank") as group:
+            probe, _, _ = limit.outer_steps(cfg, out, group)
+        found.append(probe)
+    alone, two = found
+    assert [step.flops for step in two.steps] == [step.flops for step in alone.steps]
+    assert 1 <= two.executed["update"] / alone.executed["update"] < 1.5  # a prompt may be computed by both
+    assert all(step.flops["update"] > 0 and step.rate == 1e9 for step in two.steps)

@@ -10,7 +10,8 @@ from dash_exp import ops, packing
 from dash_exp.batch import collate, micro_batches
 from dash_exp.model import load_policy
 from dash_exp.sampler import Sampling
-from dash_exp.sampler.hf import HFSampler
+from dash_exp.sampler.cache import RoomyCache, SharedPrompts
+from dash_exp.sampler.hf import HFSampler, read
 from dash_exp.types import Problem, Prompt, Sample
 
 SMALL = {
@@ -23,6 +24,15 @@ SMALL = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
+LATENT = {  # whose cache does not hold the keys and values that attention gets
+    "num_key_value_heads": 4,
+    "q_lora_rank": None,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 2,
+}
 FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "olmo2", "phi3", "smollm3"]
 
 
@@ -34,8 +44,8 @@ def samples(seed=0, prompts=5):
 
 def random_model(family):
     torch.manual_seed(0)
-    window = {"sliding_window": None} if family in ("phi3", "mistral") else {}
-    return load_policy("", architecture={"model_type": family, **SMALL, **window})
+    more = {"phi3": {"sliding_window": None}, "mistral": {"sliding_window": None}, "deepseek_v3": LATENT}.get(family, {})
+    return load_policy("", architecture={"model_type": family, **SMALL, **more})
 
 
 def gradient(model, batches, temperature=0.7):
@@ -113,21 +123,37 @@ def test_mixed_precision(in_32_bits, monkeypatch, tokenizer):
     torch.testing.assert_close(trained_BT, batch.old_logprobs_BT, rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize("max_sequences", [64, 7, 1], ids=["whole groups", "parts of groups", "one by one"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_log_probs_of_sampling_are_those_of_padded_rows(family, max_sequences, tokenizer):
-    """Groups share a prompt, prompts have unlike lengths, completions leave one after the other: every path of decoding."""
+@pytest.mark.parametrize("in_32_bits", [{"cpu"}, set()], ids=["as on CPUs", "as on GPUs"])
+@pytest.mark.parametrize(("group_size", "max_sequences"), [(4, 64), (4, 7), (1, 64), (1, 1)])
+@pytest.mark.parametrize("family", [*FAMILIES, "deepseek_v3"])
+def test_log_probs_of_sampling_are_those_of_padded_rows(family, group_size, max_sequences, in_32_bits, tokenizer, monkeypatch):
+    """Whole groups, parts of groups, single completions, with and without padding; completions leave one after the other."""
+    monkeypatch.setattr(packing, "IN_32_BITS", in_32_bits)
     model = random_model(family)
     model.generation_config.eos_token_id = [*range(50, 60)]  # one token in six
-    lengths = [4, 9, 1, 6, 2]
-    prompts = [Prompt(Problem(str(n), "", "", "", ()), tuple(range(3, 3 + n))) for n in lengths]
-    sampling = Sampling(20, temperature=0.7)
-    completions = HFSampler(model, tokenizer, max_sequences).sample(prompts, 4, sampling, (0,))
+    prompts = [Prompt(Problem(str(i), "", ""), tuple(range(3, 3 + n))) for i, n in enumerate([4, 9, 1, 6, 2, 9, 5, 3] * 2)]
+    completions = HFSampler(model, tokenizer, max_sequences).sample(prompts, group_size, Sampling(20, temperature=0.7), (0,))
     assert len({len(c.ids) for c in completions}) > 5
-    rows = [Sample(prompts[i // 4].ids, c.ids, 0.0) for i, c in enumerate(completions)]
+    rows = [Sample(prompts[i // group_size].ids, c.ids, 0.0) for i, c in enumerate(completions)]
     expected_BT = ops.token_logprobs(model.eval(), collate(rows, 0), 0.7).detach()
     for row, completion in enumerate(completions):
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected_BT[row, : len(completion.ids)])
+
+
+def test_shared_prompts_that_have_no_completion_left_are_dropped():
+    model = random_model("qwen2")
+    cache = RoomyCache(model.config, in_32_bits=True)
+    mask_PC = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 1, 1]])
+    with torch.no_grad():
+        read(model, torch.full_like(mask_PC, 5), mask_PC, cache)
+    prompts = SharedPrompts(cache, mask_PC, [0, 0, 1, 1, 2, 2])
+    prompts.stay(torch.tensor([0, 5, 4, 3]))  # four of six places: they keep theirs, among (3 prompts, 2 heads, 2 places)
+    assert prompts.places_BH.tolist() == [[0, 2], [9, 11], [8, 10], [5, 7]]
+    prompts.stay(torch.tensor([1, 2]))  # both of the third prompt
+    assert prompts.places_BH.tolist() == [[0, 2], [1, 3]]
+    for (keys, values), layer in zip(prompts.layers, cache.layers, strict=True):
+        torch.testing.assert_close((keys, values), (layer.keys[2], layer.values[2]))
+    assert (prompts.added == 0).all()  # it has no padding
 
 
 def test_models_that_cannot_are_left_alone(tokenizer):

@@ -29,7 +29,7 @@ from dash_exp.errors import UserError
 from dash_exp.kl import k3
 from dash_exp.ops import autocast, token_logprobs
 from dash_exp.sampler.cache import RoomyCache, RoomyLayer
-from dash_exp.sampler.hf import choose, look_back, read
+from dash_exp.sampler.hf import OwnContext, choose, look_back, read
 from dash_exp.types import MicroBatch, Sample
 
 Parts = Mapping[str, float]  # bytes by kind
@@ -318,18 +318,24 @@ def _sample(policy: PreTrainedModel, load: Load, live: Live, batch: tuple[int, i
         cache = RoomyCache(policy.config, in_32_bits)
         ids_PL = torch.zeros_like(mask_PL)
         with live.making("activations"):
-            read(policy, ids_PL, mask_PL, cache)
+            logits = read(policy, ids_PL, mask_PL, cache).logits[:, -1]
         _call_cache(cache, live)
         with live.making("KV cache"):
-            context = look_back(policy, cache, mask_PL, [row * prompts // rows for row in range(rows)], in_32_bits)
+            prompt_of = [row * prompts // rows for row in range(rows)]
+            context = look_back(policy, cache, mask_PL, prompt_of, in_32_bits, padded=True)
         del cache
-        context.next_logits(torch.zeros(rows, dtype=torch.long))
-        _call_cache(context.cache, live)
-        start = context.cache.get_seq_length()
-        with live.making("KV cache"):
-            _grow(context.cache, start + length - 2)
-        context.mask_BL = mask_PL.new_ones(rows, start + length - 2)
-        choose(context.next_logits(torch.zeros(rows, dtype=torch.long)), 1.0, torch.zeros(rows))
+        tokens_B = torch.zeros(rows, dtype=torch.long)
+        if length > 1:  # the last token is not read
+            logits = context.next_logits(tokens_B)
+            _call_cache(context.cache, live)
+        if length > 2:
+            end = context.cache.get_seq_length() + length - 3
+            with live.making("KV cache"):
+                _grow(context.cache, end)
+            if isinstance(context, OwnContext):
+                context.mask_BL = mask_PL.new_ones(rows, end)
+            logits = context.next_logits(tokens_B)
+        choose(logits, 1.0, torch.zeros(len(logits)))
     policy.train()
 
 

@@ -87,30 +87,41 @@ class SharedPrompts:
     """Keys and values of P prompts, as a cache has read them. The completions of a group look at theirs all at once.
 
     The cache of the completions begins behind the prompts. Scores are computed for both apart, and the softmax over both (as in
-    Hydragen, Juravsky et al. 2024). `mask_PC` is 0 at padding; `prompt_of` says which prompt each completion has.
+    Hydragen, Juravsky et al. 2024). `mask_PC` is 0 at padding; `prompt_of` says which prompt each completion has. All layers of
+    the cache are `RoomyLayer`s, and attention gets what they hold.
     """
 
     def __init__(self, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int]) -> None:
-        found = [
-            (cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in cache.layers if isinstance(layer, RoomyLayer)
-        ]
+        found = [(cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in cast(list[RoomyLayer], cache.layers)]
         self.layers = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in found]  # (P x heads, C, head size)
         self.heads = found[0][0].shape[1]
         self.added = packing.of_one_query(mask_PC, added=True)[:, 0].repeat_interleave(self.heads, dim=0)  # (P x heads, 1, C)
+        self._lay_out(prompt_of)
+
+    def _lay_out(self, prompt_of: Sequence[int]) -> None:
+        """Find out where the query of each completion for each head of keys stands among (P, heads, G): `places_BH`."""
         sizes: Counter[int] = Counter()
         places = []  # in its group
         for prompt in prompt_of:
             places.append(sizes[prompt])
             sizes[prompt] += 1
+        self.prompt_of = prompt_of
         self.largest = max(sizes.values())
-        # where the query of each completion for each head of keys stands among (P, heads, G)
         first_B = torch.tensor([p * self.heads * self.largest + g for p, g in zip(prompt_of, places, strict=True)])
-        head_H = torch.arange(self.heads) * self.largest
-        self.places_BH = (first_B[:, None] + head_H).to(mask_PC.device)
+        self.places_BH = (first_B[:, None] + torch.arange(self.heads) * self.largest).to(self.added.device)
 
     def stay(self, order: Tensor) -> None:
-        """Only these completions are left, in this order."""
-        self.places_BH = self.places_BH[order]
+        """Only these completions are left, in this order. Once half of the places are empty, prompts go that have none left."""
+        prompt_of = [self.prompt_of[row] for row in order.tolist()]
+        if 2 * len(prompt_of) * self.heads > len(self.added) * self.largest:
+            self.prompt_of, self.places_BH = prompt_of, self.places_BH[order]
+            return
+        kept = sorted(set(prompt_of))
+        rows = torch.tensor([p * self.heads + head for p in kept for head in range(self.heads)], device=order.device)
+        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
+        self.added = self.added[rows]
+        numbers = {prompt: number for number, prompt in enumerate(kept)}
+        self._lay_out([numbers[prompt] for prompt in prompt_of])
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Of one query a completion, (B, query heads, 1, size), over its prompt and its own keys, (B, heads, T, size).

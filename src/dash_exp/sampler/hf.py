@@ -120,7 +120,9 @@ class HFSampler:
         output = read(self.policy, ids_PC, mask_PC, cache)
         index = {prompt: i for i, prompt in enumerate(unique)}
         prompt_of = [index[prompt] for prompt in prompts]
-        return output.logits[prompt_of, -1], look_back(self.policy, cache, mask_PC, prompt_of, self.in_32_bits)
+        padded = any(len(prompt.ids) < width for prompt in unique)
+        context = look_back(self.policy, cache, mask_PC, prompt_of, self.in_32_bits, padded)
+        return output.logits[prompt_of, -1], context
 
 
 def read(policy: PreTrainedModel, ids_PL: Tensor, mask_PL: Tensor, cache: RoomyCache) -> Any:
@@ -136,51 +138,68 @@ def read(policy: PreTrainedModel, ids_PL: Tensor, mask_PL: Tensor, cache: RoomyC
 
 
 class Context:
-    """What the completions of a batch look back at. Each has the keys and values of its prompt to itself.
+    """What the completions of a batch look back at: a KV cache, and what else the policy has to be told of it."""
+
+    policy: PreTrainedModel
+    cache: RoomyCache
+
+    def leave(self, ended_B: Tensor) -> Tensor:
+        """The completions that have ended leave. Returns which row is where."""
+        raise NotImplementedError
+
+    def next_logits(self, tokens_B: Tensor) -> Tensor:
+        """Shape (B, V), after one more token of each completion."""
+        raise NotImplementedError
+
+
+class OwnContext(Context):
+    """Each completion has the keys and values of its prompt to itself.
 
     `cache` holds the prompts, `mask_PC` is 0 at their padding, and `prompt_of` says which of them each completion has.
     """
 
     def __init__(
-        self, policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], in_32_bits: bool
+        self,
+        policy: PreTrainedModel,
+        cache: RoomyCache,
+        mask_PC: Tensor,
+        prompt_of: Sequence[int],
+        in_32_bits: bool,
+        padded: bool,
     ) -> None:
-        self.policy, self.cache, self.in_32_bits = policy, cache, in_32_bits
+        self.policy, self.cache, self.in_32_bits, self.padded = policy, cache, in_32_bits, padded
         prompt_B = torch.tensor(prompt_of, device=mask_PC.device)
         self.cache.batch_select_indices(prompt_B)
         self.mask_BL = mask_PC[prompt_B]
 
     def leave(self, ended_B: Tensor) -> Tensor:
-        """The completions that have ended leave. Returns which row is where."""
         order = self.cache.leave(ended_B)
         self.mask_BL = self.mask_BL[order]
         return order
 
     def next_logits(self, tokens_B: Tensor) -> Tensor:
-        """Shape (B, V), after one more token of each completion."""
-        arguments = self._one_more()
-        if decode.known(self.policy):
-            return decode.next_logits(self.policy, tokens_B, **arguments)
-        return self.policy(input_ids=tokens_B[:, None], use_cache=True, **arguments).logits[:, -1]
-
-    def _one_more(self) -> dict[str, Any]:
         mask_BL = self.mask_BL = torch.cat([self.mask_BL, self.mask_BL.new_ones(len(self.mask_BL), 1)], dim=1)
-        return {
-            "attention_mask": packing.of_one_query(mask_BL, self.in_32_bits) if packing.enabled(self.policy) else mask_BL,
-            "position_ids": positions(self.mask_BL)[:, -1:],
-            "past_key_values": self.cache,
-        }
+        position_B1 = positions(mask_BL)[:, -1:]
+        if decode.known(self.policy):
+            mask = packing.of_one_query(mask_BL, self.in_32_bits) if self.padded else None
+            return decode.next_logits(self.policy, tokens_B, position_B1, self.cache, mask)
+        output = self.policy(
+            input_ids=tokens_B[:, None],
+            attention_mask=packing.of_one_query(mask_BL, added=True) if self.in_32_bits else mask_BL,
+            position_ids=position_B1,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
 
 
 class SharedContext(Context):
     """The same, where the keys and values of a prompt are there once for its group."""
 
-    def __init__(
-        self, policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], in_32_bits: bool
-    ) -> None:
-        self.policy, self.cache = policy, RoomyCache(policy.config, in_32_bits)
+    def __init__(self, policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int]) -> None:
+        self.policy, self.cache = policy, RoomyCache(policy.config, in_32_bits=True)
         self.prompts = SharedPrompts(cache, mask_PC, prompt_of)
         self.position_B1 = mask_PC.sum(1)[prompt_of, None] - 1
-        self.no_mask = mask_PC.new_zeros(1, 1, 1, 1)  # four axes: Transformers makes none
 
     def leave(self, ended_B: Tensor) -> Tensor:
         order = self.cache.leave(ended_B)
@@ -188,22 +207,21 @@ class SharedContext(Context):
         self.position_B1 = self.position_B1[order]
         return order
 
-    def _one_more(self) -> dict[str, Any]:
+    def next_logits(self, tokens_B: Tensor) -> Tensor:
         self.position_B1 = self.position_B1 + 1
-        return {
-            "attention_mask": self.no_mask,
-            "position_ids": self.position_B1,
-            "past_key_values": self.cache,
-            "prompts": self.prompts,
-        }
+        return decode.next_logits(self.policy, tokens_B, self.position_B1, self.cache, prompts=self.prompts)
 
 
 def look_back(
-    policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], in_32_bits: bool
+    policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], in_32_bits: bool, padded: bool
 ) -> Context:
-    """Prompts are shared where they have several completions and attention is our own, on CPUs: elsewhere it was not tried."""
-    shared = in_32_bits and len(mask_PC) < len(prompt_of)
-    return (SharedContext if shared else Context)(policy, cache, mask_PC, prompt_of, in_32_bits)
+    """What completions behind these prompts look back at. `padded`: whether the prompts have unlike lengths.
+
+    Prompts of several completions are shared where `decode` takes the policy and attention computes in 32 bits: on CPUs.
+    """
+    if in_32_bits and decode.known(policy) and len(mask_PC) < len(prompt_of):
+        return SharedContext(policy, cache, mask_PC, prompt_of)
+    return OwnContext(policy, cache, mask_PC, prompt_of, in_32_bits, padded)
 
 
 def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
