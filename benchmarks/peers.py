@@ -1,8 +1,10 @@
-"""Seconds to an accuracy, against TRL: same base model, problems in the same order, completions, optimizer and test.
+r"""Seconds to an accuracy, against TRL: same base model, problems in the same order, completions, optimizer and test.
 
     python benchmarks/peers.py                              # needs the extra `peers`: pip install -e '.[peers]'
     python benchmarks/peers.py --arms dash,trl --seeds 1    # some of it
     python benchmarks/peers.py --ranks 2 --coupled-batch 8 --steps 40 batch.prompts=32 schedule.name=linear  # the paper's sizes
+    python benchmarks/peers.py --ranks 2 --coupled-batch 8 --steps 80 --target 0.9 batch.prompts=32 schedule.name=linear \
+        'data.train.operands=[3,3]' data.train.size=4000 '+data.tests.in_dist.operands=[3,3]'    # to 90%: chains of 3 numbers
     python benchmarks/peers.py --only-time model=... trainer=gpu    # settings of train.py, for all arms; rewards by chance
 
 TRL's GRPOTrainer runs twice: `trl_coupled` samples `--coupled-batch` completions just before each backward pass (the paper's
