@@ -81,7 +81,7 @@ class Beside:
 
     process: multiprocessing.process.BaseProcess | None = None
 
-    def __init__(self, run_dir, index, size, port):
+    def __init__(self, module, run_dir, index, size, port):
         if Beside.process is None or not Beside.process.is_alive():
             Beside.pipe, end = multiprocessing.Pipe()
             Beside.process = forked.process(jobs, end, daemon=True)
@@ -107,7 +107,7 @@ def jobs(pipe):
     torch.set_num_threads(1)
     while True:
         run_dir, *place = pipe.recv()
-        status = rank._follow(OmegaConf.load(run_dir / "config.yaml"), run_dir, *place)
+        status = rank._follow(run.follow, OmegaConf.load(run_dir / "config.yaml"), run_dir, *place)
         if status:
             os._exit(status)
         dist.destroy_process_group()
