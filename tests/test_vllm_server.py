@@ -674,7 +674,10 @@ def test_a_server_that_always_fails(stand_ins, prompts):
         sampler.sample(prompts, 2, Sampling(3), KEY)
 
 
-def test_what_a_server_cannot_take_ends_the_run(stand_ins, policy):
+def test_what_a_server_cannot_take_ends_the_run(stand_ins, monkeypatch):
+    """Also where the thread of the server is slow to go on after it has lost it."""
+    lose = VLLMServerSampler._lose
+    monkeypatch.setattr(VLLMServerSampler, "_lose", lambda *arguments: (lose(*arguments), time.sleep(0.5)))
     server = StandIn()
     server.put_status = 400
     with pytest.raises(ValueError, match=r"the sampling server http://127.* answers"):

@@ -278,9 +278,9 @@ class VLLMServerSampler:
             except (LostError, httpx.HTTPError, OSError) as error:
                 self._lose(server, error)
             except Exception as error:  # of the user or of this program: the caller shall know
-                self._lose(server, error)
-                with self._changed:
+                with self._changed:  # at once: whoever sees that the server was tried sees why it failed
                     self._failure = self._failure or error
+                    self._lose(server, error)
         if server.sender is not None:
             server.sender.close()
         server.http.close()
