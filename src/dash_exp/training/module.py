@@ -92,7 +92,8 @@ class PolicyModule(L.LightningModule):
     all completions of the step in one sampling call. `reference` is None where no KL stands in the loss: then nothing is
     computed for it. `kl_coef` gives the coefficient of each outer step. `weighting` and `denominator` say how token losses
     become one number (see `algorithms.weighting`). `optimizer` takes parameters, `schedule` an optimizer; it counts outer
-    steps. `pad_id` fills padded places. `importance_cap` weighs tokens by their truncated ratio to the policy that sampled. `watch` is asked about
+    steps. `pad_id` fills padded places.
+    `importance_cap` weighs tokens by their truncated ratio to the policy that sampled. `watch` is asked about
     the completions and about each gradient before the optimizer step. Each of several `ranks` is given all completions and
     passes a share of the kept ones through the policy. Where memory runs out in a forward or backward pass,
     `micro_tokens` is halved for good and the gradient of the optimizer step computed anew. After a step `row` holds its
