@@ -6,6 +6,7 @@ import torch
 from dash_exp.algorithms import kl, kl_penalty
 from dash_exp.core.types import Completion, Problem, Prompt
 from dash_exp.models import loading
+from dash_exp.models.passes import Passes
 
 POLICY, REFERENCE = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
 LOG2 = math.log(2)
@@ -106,9 +107,7 @@ def test_the_penalty_on_rewards_written_out(policy):
     rows = [((5, 6, 7), (8, 9), (-0.5, -1.5)), ((10,), (11, 12, 13, 1), (-0.1, -0.2, -0.3, -0.4))]
     prompts = [Prompt(Problem(str(i), "?", "1"), prompt) for i, (prompt, _, _) in enumerate(rows)]
     completions = [Completion(ids, logprobs, False) for _, ids, logprobs in rows]
-    penalty_B, k3_B = kl_penalty.RewardPenalty(reference, kl.k1, micro_tokens=6, temperature=1.0, pad_id=0)(
-        prompts, completions
-    )
+    penalty_B, k3_B = kl_penalty.RewardPenalty(reference, kl.k1, Passes(micro_tokens=6, pad_id=0))(prompts, completions)
     for i, (prompt, ids, logprobs) in enumerate(rows):
         ref = torch.log_softmax(reference(torch.tensor([prompt + ids])).logits[0], -1)
         ref = [ref[len(prompt) + t - 1, token].item() for t, token in enumerate(ids)]

@@ -98,7 +98,7 @@ def test_a_run_that_breaks_says_so(tmp_path, monkeypatch):
     def broken(*args):
         raise RuntimeError("out of cheese")
 
-    monkeypatch.setattr("dash_exp.training.module.micro_batches", broken)
+    monkeypatch.setattr("dash_exp.models.passes.micro_batches", broken)
     with pytest.raises(RuntimeError, match="cheese"):
         run.run(composed(*SMALL), tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())

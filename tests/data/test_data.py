@@ -9,11 +9,15 @@ from dash_exp.algorithms import advantages, filters
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.data import arithmetic, gsm8k, jsonl, math, mbpp, mbpp_plus, order
+from dash_exp.data.prompts import tokenized
+from dash_exp.evaluation.evaluator import Evaluator
+from dash_exp.models.passes import Passes
 from dash_exp.rewards.code import CodeReward
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.refresh import Refresh
 from dash_exp.sampling.traces import TraceSampler
-from dash_exp.training.rollout import RolloutDataModule
+from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
+from dash_exp.training.scoring import Scoring
 
 ROW = {"question": "Two and two?", "answer": "2+2 is <<2+2=4>>4.\n#### 1,004"}
 
@@ -293,23 +297,18 @@ def test_reference_programs_get_1_from_problem_to_rollout(policy, tokenizer, tmp
     """A sampler that hands out the reference programs; and each of them gets 0 on the tests of the next task."""
     (tmp_path / "mbpp.jsonl").write_text("\n".join(json.dumps(row(i, 601 + i)) for i in range(len(TASKS))))
     problems = mbpp.load(str(tmp_path), "train")
+    reward, sampler = CodeReward(timeout_s=20), TraceSampler(tokenizer)
+    prompts = tokenized(problems, tokenizer, 2048, 512, "data.train", 1024)
     module = RolloutDataModule(
-        train=problems,
-        tests={"in_dist": problems[:3]},
-        tokenizer=tokenizer,
-        refresh=Refresh(policy, TraceSampler(tokenizer)),
-        reward=CodeReward(timeout_s=20),
-        advantage=advantages.group_centered,
-        keep=filters.KeepAll(),
-        clock=Clock(),
-        prompts=len(TASKS),
-        group_size=2,
-        sample_prompts=None,
-        sampling=Sampling(512),
-        context=2048,
-        max_prompt_tokens=1024,
+        train=prompts,
+        tests={"in_dist": prompts[:3]},
+        plan=SamplingPlan(len(TASKS), 2, Sampling(512)),
+        refresh=Refresh(policy, sampler),
+        scoring=Scoring(reward, advantages.group_centered, filters.KeepAll()),
+        evaluator=Evaluator(sampler, reward, tokenizer, Sampling(512, temperature=0.0)),
         eval_prompts=8,
-        seed=0,
+        passes=Passes(2048, pad_id=0),
+        clock=Clock(),
     )
     rollouts = module.rollouts(module.problems_of_step(0), 0)
     assert rollouts.rewards_PG.tolist() == [[1, 1]] * len(TASKS)

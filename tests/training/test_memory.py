@@ -16,9 +16,10 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Problem, Prompt, Rollouts
 from dash_exp.models import log_probs
 from dash_exp.sampling.hf import HFSampler
-from dash_exp.training import module
+from dash_exp.training.accumulator import Accumulator
 from dash_exp.training.module import PolicyModule
-from dash_exp.training.rollout import BYTES_PER_COMPLETION, BYTES_PER_TOKEN, _joined
+from dash_exp.training.rollout import BYTES_PER_COMPLETION, BYTES_PER_TOKEN
+from dash_exp.training.scoring import joined
 from training.test_module import SLOW, close, gradient, one_run
 
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
@@ -41,7 +42,7 @@ def full(monkeypatch):
                 raise error
             return log_probs.token_logprobs(model, batch, temperature)
 
-        monkeypatch.setattr(module, "token_logprobs", logprobs)
+        monkeypatch.setattr("dash_exp.models.passes.token_logprobs", logprobs)
         return calls
 
     return set_limit
@@ -89,9 +90,9 @@ def test_memory_that_runs_out_in_a_forward_pass(error, tokenizer, tmp_path, full
     cut, _, _ = one_run(tokenizer, tmp_path, micro_tokens=300)
     same(cut, start, whole, before)
     assert calls[0] > 150 and len(calls) > 2
-    (warning,) = [r.getMessage() for r in caplog.records if r.name == "dash_exp.training.module"]
+    (warning,) = [r.getMessage() for r in caplog.records if r.name == "dash_exp.training.accumulator"]
     assert warning.startswith("outer step 1: memory ran out in a backward pass of ")
-    assert warning.endswith("at most 150; write batch.micro_tokens=150 to have it from the start")
+    assert warning.endswith("at most 150; write batch.micro_tokens=150 to start with that")
     assert cut.row["batch/micro_tokens"] == 150
 
 
@@ -145,19 +146,19 @@ def test_the_lower_budget_stays(tokenizer, tmp_path, full):
 
 
 def test_what_the_failed_pass_held_is_free_before_the_next(tokenizer, tmp_path, monkeypatch):
-    held, make, lower = [], PolicyModule._loss, PolicyModule._lower_budget
+    held, make, lower = [], PolicyModule._loss, Accumulator._lower_budget
 
-    def loss(self, batch):
-        made = make(self, batch)
+    def loss(self, batch, sums):
+        made = make(self, batch, sums)
         held.append(weakref.ref(made))  # its graph lives as long as it does
         return made
 
-    def freed(self, failed):
+    def freed(self, failed, where):
         assert held and all(ref() is None for ref in held)
-        lower(self, failed)
+        lower(self, failed, where)
 
     monkeypatch.setattr(PolicyModule, "_loss", loss)
-    monkeypatch.setattr(PolicyModule, "_lower_budget", freed)
+    monkeypatch.setattr(Accumulator, "_lower_budget", freed)
     gc.disable()  # without help: what is in a cycle would wait for it
     try:
         one_run(tokenizer, tmp_path, micro_tokens=300, sampler=BreaksInBackward)
@@ -199,7 +200,7 @@ def test_rollouts_take_no_more_than_is_reckoned_with():
     del ids, logprobs
     gc.collect()
     taken = tracemalloc.get_traced_memory()[0] - start
-    kept = _joined(rollouts, rollouts)  # a refill copies no token
+    kept = joined(rollouts, rollouts)  # a refill copies no token
     gc.collect()
     assert tracemalloc.get_traced_memory()[0] - start < 1.05 * taken
     tracemalloc.stop()
@@ -258,7 +259,7 @@ def test_logits_are_never_of_more_tokens_than_a_micro_batch(micro_tokens, tokeni
         _, data, _ = one_run(tokenizer, tmp_path, micro_tokens=micro_tokens, coef=0.1, staleness=1, eval_problems=8)
     finally:
         hook.remove()
-    alone = max(len(p.ids) for p in data.train_prompts) + data.sampling.max_tokens
+    alone = max(len(p.ids) for p in data.train_prompts) + data.plan.sampling.max_tokens
     bound = max(micro_tokens, alone, 20)  # 20: 4 rows of 5, by which loading finds out whether packing is right
     assert set(largest) == {"sampling", "update", "reference", "check"}
     assert {who: n for who, n in largest.items() if who != "sampling" and n > bound} == {}

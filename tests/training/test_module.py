@@ -12,20 +12,25 @@ import pytest
 import torch
 from conftest import NANO
 
-from dash_exp.algorithms import advantages, filters, kl, losses, weighting
+from dash_exp.algorithms import advantages, filters, kl, losses
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock, read_metrics
 from dash_exp.core.types import Problem
 from dash_exp.core.watch import Watch
+from dash_exp.data.prompts import tokenized
+from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models import loading, log_probs
 from dash_exp.models.batch import collate, parts
+from dash_exp.models.passes import Passes
 from dash_exp.rewards.base import Scores
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.sampling.refresh import Refresh
 from dash_exp.training.module import PolicyModule
+from dash_exp.training.objective import Objective, Optimization
 from dash_exp.training.record import RunRecord
-from dash_exp.training.rollout import RolloutDataModule
+from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
+from dash_exp.training.scoring import Scoring
 
 
 def parity_reward(problems, texts):
@@ -72,44 +77,36 @@ def one_run(
     refresh = Refresh(policy, sampler(policy, tokenizer, max_sequences=64), staleness)
     clock, watch = Clock(), watch or Watch()
     sizes = {"prompts": 6, "group_size": 4, "sample_prompts": None} | {k: v for k, v in batch.items() if k != "micro_tokens"}
+    passes = Passes(batch.get("micro_tokens", 10_000), pad_id=0)
+    train = [Problem(str(i), f"{i}+{i}=" + "1" * (i % 5), "1") for i in range(12)]
+    test = [Problem(f"t{i}", f"{1 + i}+1=", "2") for i in range(eval_problems)]
     data = RolloutDataModule(
-        train=[Problem(str(i), f"{i}+{i}=" + "1" * (i % 5), "1") for i in range(12)],
-        tests={"in_dist": [Problem(f"t{i}", f"{1 + i}+1=", "2") for i in range(eval_problems)]},
-        tokenizer=tokenizer,
+        train=tokenized(train, tokenizer, 2048, 10, "data.train"),
+        tests={"in_dist": tokenized(test, tokenizer, 2048, 10, "data.tests.in_dist")},
+        plan=SamplingPlan(sampling=Sampling(10), **sizes),
         refresh=refresh,
-        reward=reward,
-        advantage=advantage,
-        keep=keep,
-        clock=clock,
-        sampling=Sampling(10),
-        context=2048,
-        max_prompt_tokens=None,
+        scoring=Scoring(reward, advantage, keep),
+        evaluator=Evaluator(refresh.sampler, reward, tokenizer, Sampling(10, temperature=0.0)),
         eval_prompts=8,
-        seed=0,
+        passes=passes,
+        clock=clock,
         watch=watch,
-        micro_tokens=batch.get("micro_tokens", 10_000),
         memory_gb=memory_gb,
-        **sizes,
     )
     module = PolicyModule(
         policy=policy,
         reference=reference if coef else None,
         refresh=refresh,
-        loss=loss,
-        weighting=weighting.sequence_mean,
-        denominator=weighting.per_sampled,
-        kl=kl.k3,
-        kl_coef=schedule(coef, steps),
-        epochs=epochs,
-        minibatches=minibatches,
-        optimizer=optimizer or partial(torch.optim.SGD, lr=1.0),
-        schedule=partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
-        clip_norm=1e9,
-        micro_tokens=batch.get("micro_tokens", 10_000),
-        temperature=1.0,
-        pad_id=0,
+        objective=Objective(loss, schedule(coef, steps), importance_cap=importance_cap),
+        optimization=Optimization(
+            optimizer=optimizer or partial(torch.optim.SGD, lr=1.0),
+            schedule=partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
+            clip_norm=1e9,
+            epochs=epochs,
+            minibatches=minibatches,
+        ),
+        passes=passes,
         clock=clock,
-        importance_cap=importance_cap,
         test_names=["in_dist"],
         watch=watch,
     )
@@ -190,7 +187,7 @@ def test_the_gradient_does_not_depend_on_micro_tokens(tokenizer, tmp_path, micro
 def test_coupled_sampling_gives_the_gradient_of_preemptive_sampling(tokenizer, tmp_path, sample_prompts):
     preemptive, _, before = one_run(tokenizer, tmp_path)
     coupled, data, _ = one_run(tokenizer, tmp_path, sample_prompts=sample_prompts)
-    assert len(coupled.rollouts_of_step) == data.sampling_calls > 1
+    assert len(coupled.rollouts_of_step) == data.plan.calls > 1
     close(gradient(coupled, before), gradient(preemptive, before))
 
 
@@ -223,7 +220,7 @@ def test_dropped_completions_are_in_no_forward_pass(tokenizer, tmp_path, monkeyp
         seen.append(int(batch.attention_mask_BL.sum()))
         return logprobs(model_, batch, temperature)
 
-    monkeypatch.setattr("dash_exp.training.module.token_logprobs", count)
+    monkeypatch.setattr("dash_exp.models.passes.token_logprobs", count)
     some = filters.AdvantageAbove(0.9)
     module, _, _ = one_run(tokenizer, tmp_path, keep=some, coef=0.04, micro_tokens=60)
     kept = [s for r in module.rollouts_of_step for s, keep in zip(r.samples(), r.keep_PG.flatten(), strict=True) if keep]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -5,35 +7,47 @@ from dash_exp.algorithms import advantages, filters, kl
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Completion, Problem
+from dash_exp.data.prompts import tokenized
+from dash_exp.evaluation.evaluator import Evaluator
+from dash_exp.models.passes import Passes
 from dash_exp.rewards.base import Scores
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.sampling.refresh import Refresh
-from dash_exp.training.rollout import RolloutDataModule, Truncated
+from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
+from dash_exp.training.scoring import Scoring, Truncated
 
 PROBLEMS = [Problem(str(i), f"{i}+1=", "1") for i in range(10)]
 
 
-def module(policy, tokenizer, **changes):
-    settings = {
-        "train": PROBLEMS,
-        "tests": {"in_dist": PROBLEMS[:3]},
-        "tokenizer": tokenizer,
-        "reward": lambda problems, texts: Scores([float(len(t) % 2) for t in texts], timeouts=1),
-        "advantage": advantages.group_centered,
-        "keep": filters.AdvantageAbove(0.1),
-        "clock": Clock(),
-        "prompts": 4,
-        "group_size": 3,
-        "sample_prompts": None,
-        "sampling": Sampling(8),
-        "context": 64,
-        "max_prompt_tokens": None,
-        "eval_prompts": 2,
-        "seed": 0,
-    }
-    sampler = changes.pop("sampler", None) or HFSampler(policy, tokenizer, max_sequences=8)
-    return RolloutDataModule(refresh=Refresh(policy, sampler), **(settings | changes))
+def module(policy, tokenizer, *, problems=PROBLEMS, max_prompt_tokens=None, sampler=None, **changes):
+    """The data module with these settings of its plan, its scoring or itself."""
+    sampler = sampler or HFSampler(policy, tokenizer, max_sequences=8)
+
+    def chosen(kind, defaults):
+        names = [field.name for field in dataclasses.fields(kind)]
+        return kind(**(defaults | {name: changes.pop(name) for name in names if name in changes}))
+
+    plan = chosen(SamplingPlan, {"prompts": 4, "group_size": 3, "sampling": Sampling(8)})
+    scoring = {"reward": odd_lengths, "advantage": advantages.group_centered, "keep": filters.AdvantageAbove(0.1)}
+    scoring = chosen(Scoring, scoring)
+    return RolloutDataModule(
+        train=tokenized(problems, tokenizer, 64, plan.sampling.max_tokens, "data.train", max_prompt_tokens),
+        tests={"in_dist": tokenized(PROBLEMS[:3], tokenizer, 64, plan.sampling.max_tokens, "data.tests.in_dist")},
+        plan=plan,
+        refresh=Refresh(policy, sampler),
+        scoring=scoring,
+        evaluator=Evaluator(sampler, scoring.reward, tokenizer, Sampling(plan.sampling.max_tokens, temperature=0.0)),
+        eval_prompts=2,
+        passes=Passes(2048, pad_id=0),
+        clock=Clock(),
+        **changes,
+    )
+
+
+def odd_lengths(problems, texts):
+    """Right are completions of an odd number of characters; one grading of each call takes too long."""
+    return Scores([float(len(t) % 2) for t in texts], timeouts=1)
 
 
 class Scripted:
@@ -79,7 +93,7 @@ def test_steps_walk_through_shuffled_passes(policy, tokenizer):
 
 def test_problems_do_not_depend_on_how_sampling_is_cut(policy, tokenizer):
     coupled = module(policy, tokenizer, sample_prompts=2)
-    assert coupled.sampling_calls == 2
+    assert coupled.plan.calls == 2
     assert names(coupled.problems_of_step(3)) == names(module(policy, tokenizer).problems_of_step(3))
 
 
@@ -118,8 +132,8 @@ def test_evaluation_covers_the_test_set_once(policy, tokenizer):
 def test_a_prompt_that_does_not_fit_the_context_is_named(policy, tokenizer):
     long = Problem("the-long-one", "1+" * 40 + "1=", "1")
     with pytest.raises(UserError, match=r"the-long-one: its prompt of 82 tokens .* context of 64 .*max_prompt_tokens=56"):
-        module(policy, tokenizer, train=[*PROBLEMS, long])
-    assert len(module(policy, tokenizer, train=[*PROBLEMS, long], max_prompt_tokens=20).train_prompts) == 10
+        module(policy, tokenizer, problems=[*PROBLEMS, long])
+    assert len(module(policy, tokenizer, problems=[*PROBLEMS, long], max_prompt_tokens=20).train_prompts) == 10
 
 
 def test_more_prompts_than_problems_are_refused(policy, tokenizer):
@@ -171,7 +185,7 @@ def only_even(problem, i):
 def test_refill_samples_other_prompts_until_all_groups_carry_a_signal(policy, tokenizer):
     sampler = Scripted(tokenizer, only_even)
     problems = [Problem(str(i), f"{i}+1=", "1") for i in range(40)]
-    data = module(policy, tokenizer, train=problems, sampler=sampler, reward=exact, keep=filters.ZeroVariance(10), prompts=8)
+    data = module(policy, tokenizer, problems=problems, sampler=sampler, reward=exact, keep=filters.ZeroVariance(10), prompts=8)
     first = data.problems_of_step(0)
     rollouts = data.rollouts(first, 0)
     sampled = [n for call in sampler.calls for n in call]

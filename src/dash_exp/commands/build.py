@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,22 +14,28 @@ from hydra.utils import get_method, instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dash_exp.algorithms import kl
+from dash_exp.algorithms.kl import Schedule
 from dash_exp.algorithms.kl_penalty import Penalty, RewardPenalty
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
+from dash_exp.core.types import Problem, Prompt
 from dash_exp.core.watch import Watch
 from dash_exp.data import order
+from dash_exp.data.prompts import tokenized
 from dash_exp.distributed.ranks import ALONE, Ranks
+from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models import adapter, loading, sharded
 from dash_exp.models.optimizer import with_master_weights
-from dash_exp.rewards.base import check_problems
+from dash_exp.models.passes import Passes
+from dash_exp.rewards.base import Reward, check_problems
 from dash_exp.sampling.base import Sampler, Sampling
 from dash_exp.sampling.refresh import Refresh, copied
 from dash_exp.training.module import PolicyModule
-from dash_exp.training.rollout import RolloutDataModule, Truncated
+from dash_exp.training.objective import Objective, Optimization
+from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
+from dash_exp.training.scoring import Scoring, Truncated
 from dash_exp.training.shares import NoSampler, SharedPenalty, SharedReward, SharedSampler
 
 
@@ -48,27 +54,110 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     """The parts of a run, from values and callables alone: none of them sees the configuration.
 
     Of several ranks each does a share of sampling and grading with `rollout=hf`; with other samplers, which have devices of
-    their own, the first does it all. They come together at the end.
+    their own, the first does it all. They meet at the end.
     """
+    check_optimizer(cfg)
+    if not cfg.model.architecture:
+        loading.check_folder(cfg.model.path)
+    clock = Clock()
+    tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
+    train, tests = problems(cfg)
+    reward = instantiate(cfg.reward)
+    check_problems(reward, [*train, *(p for test in tests.values() for p in test)])
+    policy = load_policy(cfg)
+    loading.check_vocabulary(policy, tokenizer, cfg.model.path)
+    watch = watch_of(cfg)
+    passes = Passes(
+        cfg.batch.micro_tokens, tokenizer.pad_token_id, cfg.rollout.temperature, getattr(torch, cfg.model.compute_dtype)
+    )
+    objective = objective_of(cfg)
+    reference = None if objective.kl_coef.always_zero else loading.frozen_copy(policy)
+    kl_in_reward = reference is not None and cfg.kl.place == "reward"
+    penalty: Penalty | None = RewardPenalty(reference, objective.kl, passes) if reference is not None and kl_in_reward else None
+    shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
+    sampler: Sampler = NoSampler()
+    if group.first or shared:
+        sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype)
+    train_sampler = cfg.algo.train_sampler and instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
+    if shared:
+        sampler, reward = SharedSampler(sampler, group, policy), SharedReward(reward, group)
+        penalty = penalty and SharedPenalty(penalty, group)
+    try:
+        sharded_for_servers = cfg.trainer.strategy == "fsdp" and group.size > 1 and not shared
+        weights = partial(weights_for_servers, policy, group) if sharded_for_servers else None
+        refresh = Refresh(policy, sampler, cfg.rollout.staleness, cfg.rollout.refresh_every, weights)
+        train_prompts, test_prompts = prompts(cfg, train, tests, tokenizer, policy)
+        data = RolloutDataModule(
+            train=train_prompts,
+            tests=test_prompts,
+            plan=plan_of(cfg),
+            refresh=refresh,
+            train_sampler=train_sampler or None,
+            scoring=scoring_of(cfg, reward, penalty, objective.kl_coef),
+            evaluator=evaluator_of(cfg, sampler, reward, tokenizer),
+            eval_prompts=cfg.eval.prompts,
+            passes=passes,
+            clock=clock,
+            watch=watch,
+            memory_gb=cfg.rollout.memory_gb,
+            ranks=ALONE if shared else group,
+        )
+        module = PolicyModule(
+            policy=policy,
+            reference=None if kl_in_reward else reference,
+            refresh=refresh,
+            objective=objective,
+            optimization=optimization_of(cfg),
+            passes=passes,
+            clock=clock,
+            test_names=list(tests),
+            watch=watch,
+            ranks=group,
+        )
+        meet(cfg, module, group)
+        return Parts(module, data, reward, tokenizer, clock)
+    except Exception:
+        sampler.close()  # an engine holds a GPU's memory, and the next cell of a sweep wants it
+        raise
+
+
+def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]]]:
+    """The training problems, without those of the test sets; and the test sets by name."""
     if cfg.data.train is None:
         raise UserError(
             "data.train",
             f"is null: data={cfg.data.name} has nothing to train on",
             "Choose another data set, or evaluate: python -m dash_exp.evaluate",
         )
-    clock = Clock()
-    if not cfg.model.architecture:
-        loading.check_folder(cfg.model.path)
-    check_optimizer(cfg)
-    tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
-    tests = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
-    train = order.without(instantiate(cfg.data.train), [p for problems in tests.values() for p in problems])
-    reward = instantiate(cfg.reward)
-    check_problems(reward, [*train, *(p for problems in tests.values() for p in problems)])
+    tests = {str(name): instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
+    return order.without(instantiate(cfg.data.train), [p for test in tests.values() for p in test]), tests
+
+
+def prompts(
+    cfg: DictConfig,
+    train: Sequence[Problem],
+    tests: Mapping[str, Sequence[Problem]],
+    tokenizer: PreTrainedTokenizerBase,
+    policy: PreTrainedModel,
+) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
+    """The problems as the policy reads them; of each test set the first `eval.limit`. A test set is never cut by length: its
+    accuracy would be another one.
+    """
+    context = loading.context_length(policy, cfg.rollout.sampler.get("max_model_len"))
+    read = partial(tokenized, tokenizer=tokenizer, context=context, max_tokens=cfg.rollout.max_response_tokens)
+    limited = {name: test[: cfg.eval.limit] for name, test in tests.items()}
+    return (
+        read(train, where="data.train", limit=cfg.data.max_prompt_tokens),
+        {name: read(test, where=f"data.tests.{name}") for name, test in limited.items()},
+    )
+
+
+def load_policy(cfg: DictConfig) -> PreTrainedModel:
+    """The policy that is trained, with its adapter where it has one."""
     lora: Any = OmegaConf.to_container(cfg.model.lora) if cfg.model.adapter else None
     if lora is not None:
         del lora["lr"]  # the optimizer's
-    policy = loading.load_policy(
+    return loading.load_policy(
         cfg.model.path,
         cfg.model.dtype,
         OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None,  # type: ignore[arg-type]
@@ -77,93 +166,70 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
         cfg.model.trust_remote_code,
         lora,
     )
-    loading.check_vocabulary(policy, tokenizer, cfg.model.path)
-    compute_dtype = getattr(torch, cfg.model.compute_dtype)
-    watch = Watch(
-        OmegaConf.to_container(cfg.watch, resolve=True),  # type: ignore[arg-type]
-        mismatch_limit=cfg.rollout.mismatch_limit or (1e-4 if compute_dtype == torch.float32 else 0.03),
+
+
+def watch_of(cfg: DictConfig) -> Watch:
+    """The checks of the run. Rounding to 16 bits lets sampler and trainer differ more."""
+    mismatch_limit = cfg.rollout.mismatch_limit or (1e-4 if cfg.model.compute_dtype == "float32" else 0.03)
+    return Watch(OmegaConf.to_container(cfg.watch, resolve=True), mismatch_limit=mismatch_limit)  # type: ignore[arg-type]
+
+
+def objective_of(cfg: DictConfig) -> Objective:
+    """What an optimizer step minimizes."""
+    return Objective(
+        loss=instantiate(cfg.algo.loss),
+        kl_coef=instantiate(cfg.kl.schedule)(coef=cfg.kl.coef, steps=cfg.steps),
+        weighting=instantiate(cfg.algo.weighting),
+        denominator=instantiate(cfg.algo.denominator),
+        kl=get_method(f"dash_exp.algorithms.kl.{cfg.kl.estimator}"),
+        importance_cap=importance_cap(cfg),
     )
-    kl_coef: kl.Schedule = instantiate(cfg.kl.schedule)(coef=cfg.kl.coef, steps=cfg.steps)
-    estimator = get_method(f"dash_exp.algorithms.kl.{cfg.kl.estimator}")
-    reference = None if kl_coef.always_zero else loading.frozen_copy(policy)
-    shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
-    kl_penalty: Penalty | None = None
-    if reference is not None and cfg.kl.place == "reward":
-        kl_penalty = RewardPenalty(
-            reference, estimator, cfg.batch.micro_tokens, cfg.rollout.temperature, tokenizer.pad_token_id, compute_dtype
-        )
-    sampler: Sampler = NoSampler()
-    if group.first or shared:
-        sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
-    train_sampler = cfg.algo.train_sampler and instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
-    if shared:
-        sampler, reward = SharedSampler(sampler, group, policy), SharedReward(reward, group)
-        kl_penalty = kl_penalty and SharedPenalty(kl_penalty, group)
-    try:
-        sharded_for_servers = cfg.trainer.strategy == "fsdp" and group.size > 1 and not shared
-        weights = partial(weights_for_servers, policy, group) if sharded_for_servers else None
-        refresh = Refresh(policy, sampler, cfg.rollout.staleness, cfg.rollout.refresh_every, weights)
-        datamodule = RolloutDataModule(
-            train=train,
-            tests={name: problems[: cfg.eval.limit] for name, problems in tests.items()},
-            tokenizer=tokenizer,
-            refresh=refresh,
-            train_sampler=train_sampler or None,
-            reward=reward,
-            advantage=instantiate(cfg.algo.advantage),
-            keep=instantiate(cfg.filter),
-            clock=clock,
-            prompts=cfg.batch.prompts,
-            group_size=cfg.algo.group_size,
-            sample_prompts=cfg.batch.sample_prompts,
-            sampling=Sampling(cfg.rollout.max_response_tokens, cfg.rollout.temperature),
-            context=loading.context_length(policy, cfg.rollout.sampler.get("max_model_len")),
-            max_prompt_tokens=cfg.data.max_prompt_tokens,
-            eval_prompts=cfg.eval.prompts,
-            seed=cfg.seed,
-            truncated=Truncated(cfg.rollout.truncated, cfg.rollout.truncated_penalty),
-            kl_penalty=kl_penalty,
-            kl_coef=kl_coef,
-            eval_n=cfg.eval.n,
-            eval_k=cfg.eval.k,
-            eval_sampling=Sampling(cfg.rollout.max_response_tokens, cfg.eval.temperature, cfg.eval.top_p),
-            watch=watch,
-            micro_tokens=cfg.batch.micro_tokens,
-            memory_gb=cfg.rollout.memory_gb,
-            compute_dtype=compute_dtype,
-            ranks=ALONE if shared else group,
-        )
-        optimizer = instantiate(cfg.optimizer, _convert_="all")  # bitsandbytes keeps its settings in what a snapshot holds
-        module = PolicyModule(
-            policy=policy,
-            reference=reference if kl_penalty is None else None,
-            refresh=refresh,
-            loss=instantiate(cfg.algo.loss),
-            weighting=instantiate(cfg.algo.weighting),
-            denominator=instantiate(cfg.algo.denominator),
-            kl=estimator,
-            kl_coef=kl_coef,
-            optimizer=with_master_weights(optimizer) if cfg.model.master_weights else optimizer,
-            schedule=instantiate(cfg.schedule),
-            clip_norm=cfg.clip_norm,
-            micro_tokens=cfg.batch.micro_tokens,
-            temperature=cfg.rollout.temperature,
-            pad_id=tokenizer.pad_token_id,
-            clock=clock,
-            test_names=list(tests),
-            epochs=cfg.batch.epochs,
-            minibatches=cfg.batch.minibatches,
-            seed=cfg.seed,
-            importance_cap=importance_cap(cfg),
-            watch=watch,
-            compute_dtype=compute_dtype,
-            ranks=group,
-        )
-        meet(cfg, module, group)
-        return Parts(module, datamodule, reward, tokenizer, clock)
-    except Exception:
-        sampler.close()  # an engine holds a GPU's memory, and the next cell of a sweep wants it
-        raise
+
+
+def optimization_of(cfg: DictConfig) -> Optimization:
+    """How it steps."""
+    optimizer = instantiate(cfg.optimizer, _convert_="all")  # bitsandbytes keeps its settings in what a snapshot holds
+    return Optimization(
+        optimizer=with_master_weights(optimizer) if cfg.model.master_weights else optimizer,
+        schedule=instantiate(cfg.schedule),
+        clip_norm=cfg.clip_norm,
+        epochs=cfg.batch.epochs,
+        minibatches=cfg.batch.minibatches,
+        seed=cfg.seed,
+    )
+
+
+def plan_of(cfg: DictConfig) -> SamplingPlan:
+    """What an outer step samples."""
+    sampling = Sampling(cfg.rollout.max_response_tokens, cfg.rollout.temperature)
+    return SamplingPlan(cfg.batch.prompts, cfg.algo.group_size, sampling, cfg.batch.sample_prompts, cfg.seed)
+
+
+def scoring_of(cfg: DictConfig, reward: Reward, penalty: Penalty | None, kl_coef: Schedule) -> Scoring:
+    """How completions become advantages and are filtered."""
+    return Scoring(
+        reward=reward,
+        advantage=instantiate(cfg.algo.advantage),
+        keep=instantiate(cfg.filter),
+        truncated=Truncated(cfg.rollout.truncated, cfg.rollout.truncated_penalty),
+        kl_penalty=penalty,
+        kl_coef=kl_coef,
+    )
+
+
+def evaluator_of(cfg: DictConfig, sampler: Sampler, reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Evaluator:
+    """How test problems are sampled and graded."""
+    max_tokens = cfg.rollout.max_response_tokens
+    return Evaluator(
+        sampler=sampler,
+        reward=reward,
+        tokenizer=tokenizer,
+        greedy=Sampling(max_tokens, temperature=0.0),
+        n=cfg.eval.n,
+        k=tuple(cfg.eval.k),
+        sampling=Sampling(max_tokens, cfg.eval.temperature, cfg.eval.top_p),
+        seed=cfg.seed,
+    )
 
 
 def check_optimizer(cfg: DictConfig) -> None:

@@ -316,11 +316,11 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     """The test sets as the model will see them, and the evaluator. The model is loaded last."""
     import torch
 
+    from dash_exp.data.prompts import tokenized
     from dash_exp.evaluation.evaluator import Evaluator
     from dash_exp.models import loading
     from dash_exp.rewards.base import check_problems
     from dash_exp.sampling.base import Sampling
-    from dash_exp.training.rollout import tokenized
 
     device = "cpu"
     if cfg.trainer.accelerator == "gpu":

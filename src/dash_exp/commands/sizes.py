@@ -25,8 +25,8 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
             f"{cfg.trainer.accelerator}" + (f" x {cfg.trainer.devices}" if cfg.trainer.devices > 1 else ""),
             f"  problems                  {size['train_problems']:,} to train on; tests: {tests}",
             f"  outer steps               {cfg.steps}{budget_words(cfg)}",
-            f"  completions per step      {size['completions_per_step']} = {batch.prompts} prompts x {data_.group_size}",
-            f"  completions per sampling  {size['completions_per_call']} ({data_.sampling_calls} sampling call(s) per step)",
+            f"  completions per step      {size['completions_per_step']} = {batch.prompts} prompts x {data_.plan.group_size}",
+            f"  completions per sampling  {size['completions_per_call']} ({data_.plan.calls} sampling call(s) per step)",
             f"  sampler                   {sampler_words(cfg)}",
             f"  optimizer steps per step  {size['optimizer_steps_per_step']} = {batch.epochs} pass(es) x {batch.minibatches}",
             f"  filter                    {described(cfg.filter)}; truncated completions: {cfg.rollout.truncated}",
@@ -44,8 +44,8 @@ def derived_sizes(cfg: DictConfig, parts: Parts) -> dict[str, int]:
     return {
         "parameters": sum(p.numel() for p in parts.module.policy.parameters()),
         "train_problems": len(data_.train_prompts),
-        "completions_per_step": data_.prompts * data_.group_size,
-        "completions_per_call": data_.sample_prompts * data_.group_size,
+        "completions_per_step": data_.plan.prompts * data_.plan.group_size,
+        "completions_per_call": data_.plan.per_call * data_.plan.group_size,
         "optimizer_steps_per_step": cfg.batch.epochs * cfg.batch.minibatches,
     }
 

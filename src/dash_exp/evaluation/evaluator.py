@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from dash_exp.core.types import Problem, Prompt
+from dash_exp.core.types import Completion, Problem, Prompt
 from dash_exp.evaluation.measures import Interval, avg_at_n, bootstrap, check_counts, majority_vote, pass_at_k, wilson
 from dash_exp.rewards.base import Reward, correct
 from dash_exp.sampling.base import Sampler, Sampling
@@ -156,9 +156,13 @@ class Evaluator:
         sampled = self._grade(prompts, self.n, self.sampling, (self.seed, SAMPLED)) if self.n and self.sampling else None
         return Evaluation([p.problem for p in prompts], self._grade(prompts, 1, self.greedy, ()), sampled, self.k)
 
+    def texts(self, completions: Sequence[Completion]) -> list[str]:
+        """The completions as text, without special tokens."""
+        return self.tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
+
     def _grade(self, prompts: Sequence[Prompt], count: int, sampling: Sampling, key: tuple[int, ...]) -> Graded:
         completions = self.sampler.sample(prompts, count, sampling, key)
-        texts = self.tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
+        texts = self.texts(completions)
         scores = self.reward([p.problem for p in prompts for _ in range(count)], texts)
         answers = getattr(self.reward, "answers", None) if count > 1 else None
         return Graded(

@@ -1,0 +1,62 @@
+"""The metrics of an outer step that follow from its completions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from dash_exp.algorithms.weighting import StepCounts
+from dash_exp.core.types import Rollouts, Sample
+from dash_exp.sampling.base import Sampler
+
+Row = dict[str, float | int | None]
+
+
+def count(counts: StepCounts, samples: Sequence[Sample], keep: Sequence[bool]) -> None:
+    """Add these completions, of which those with `keep` enter the gradient."""
+    lengths = [len(s.completion_ids) for s in samples]
+    counts.sampled += len(samples)
+    counts.kept += sum(keep)
+    counts.sampled_tokens += sum(lengths)
+    counts.kept_tokens += sum(n for n, kept in zip(lengths, keep, strict=True) if kept)
+
+
+def rollout_metrics(rollouts: Sequence[Rollouts], counts: StepCounts, sampler: Sampler) -> Row:
+    """What the completions of an outer step show, each a mean over all that were sampled. `counts` is that of all of them."""
+    rewards_PG = torch.cat([r.rewards_PG for r in rollouts])
+    before_PG = torch.cat([r.before_filter_PG for r in rollouts])
+    advantages_PG = torch.cat([r.advantages_PG for r in rollouts])
+    keep_PG = torch.cat([r.keep_PG for r in rollouts])
+    completions = [c for r in rollouts for c in r.completions]
+    nll = [-sum(c.logprobs) for c in completions if c.logprobs is not None]
+    return {
+        "reward/mean": float(rewards_PG.mean()),
+        **{f"reward/{n}": _mean([v for r in rollouts for v in r.components[n]]) for n in rollouts[0].components},
+        "advantage/abs_mean": float(before_PG.abs().mean()),
+        "advantage/kept_abs_mean": float(advantages_PG[keep_PG].abs().mean()) if keep_PG.any() else None,
+        "filter/kept_fraction": counts.kept / counts.sampled,
+        "filter/refill_rounds": sum(r.refill_rounds for r in rollouts),
+        "groups/signal_fraction": float((rewards_PG.amax(1) != rewards_PG.amin(1)).float().mean()),
+        "length/mean_tokens": counts.sampled_tokens / counts.sampled,
+        "length/truncated_fraction": sum(c.truncated for c in completions) / counts.sampled,
+        "policy/nll_nats_per_token": math.fsum(nll) / counts.sampled_tokens if nll else None,
+        "sampler/servers": getattr(sampler, "active_servers", None),
+        "sampler/resent_prompts": getattr(sampler, "resent_prompts", None),
+        "score/timeouts": sum(r.grader_timeouts for r in rollouts),
+        "score/errors": sum(r.grader_errors for r in rollouts),
+        "completions/sampled": counts.sampled,
+        "completions/kept": counts.kept,
+        "tokens/sampled": counts.sampled_tokens,
+    }
+
+
+def kl_in_reward(rollouts: Sequence[Rollouts], counts: StepCounts) -> float | None:
+    """k3 in nats per sampled token, where the KL stands in the reward; None where it does not."""
+    nats = [r.kl_nats for r in rollouts if r.kl_nats is not None]
+    return math.fsum(nats) / counts.sampled_tokens if nats else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
