@@ -253,7 +253,7 @@ class Probe(L.Callback):
                 seconds={phase: float(row[f"time/{phase}_s"] or 0) for phase in PHASES},
                 flops={
                     "sample": sum(forward_flops(self.size, g) for call in sampled for g in call),
-                    "update": update_flops(self.size, kept, pl_module.epochs, reference),
+                    "update": update_flops(self.size, kept, pl_module.optimization.epochs, reference),
                 },
                 bytes={
                     "sample": sum(sampling_bytes(self.size, call, self.bytes_per_number) for call in sampled),

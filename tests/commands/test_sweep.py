@@ -73,7 +73,7 @@ def test_a_sweep_that_was_killed_continues_where_it_was(train, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "sweep of 4 cells into killed, 2 of them done before" in again.stdout
     assert again.stdout.count(" -> ") == 2  # cells that were started
-    assert again.stdout.count(f"goes on after outer step {step} ") == 1
+    assert again.stdout.count(f"resumes after outer step {step} ") == 1
     assert written == {c: (c / "result.json").stat().st_mtime_ns for c in written}
     pandas.testing.assert_frame_equal(table(folder), table(tmp_path / "alone"))
     assert set(table(folder)["status"]) == {"done"}

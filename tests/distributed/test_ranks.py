@@ -221,7 +221,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_with_one_or_two(tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(ranks, "start", start)
         threading.Thread(target=kill, daemon=True).start()
-        with pytest.raises(UserError, match=r"^rank 1 of 2: was killed .* goes on after outer step [123] in "):
+        with pytest.raises(UserError, match=r"^rank 1 of 2: was killed .* resumes after outer step [123] in "):
             run.run(composed(*settings, "trainer=ddp"), folder)
     assert "Traceback" not in capfd.readouterr().err
     run.run(composed(*settings), tmp_path / "alone")
@@ -230,7 +230,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_with_one_or_two(tmp_p
         shutil.copytree(folder, tmp_path / strategy)
         run.run(composed(*settings, f"trainer.strategy={strategy}", f"trainer.devices={devices}"), tmp_path / strategy)
         same(tmp_path / strategy, tmp_path / "alone")
-        assert capfd.readouterr().out.count("goes on after outer step") == 1
+        assert capfd.readouterr().out.count("resumes after outer step") == 1
 
 
 def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(tmp_path, beside, monkeypatch, alone):

@@ -23,7 +23,7 @@ from dash_exp.results.cells import Cell, cells_of
 
 SMALLER = [*SMALL, "eval.every=100", "hydra.callbacks.ledger.report=null"]
 pytestmark = pytest.mark.filterwarnings("ignore:\\s*'hydra/launcher")
-WENT_ON = "(resume=false begins anew)"
+RESUMED = "(resume=false starts from the beginning)"
 JOBS = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
 
 
@@ -99,7 +99,7 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     slurm.wait_for(lambda: at_step(2, cell=0))
     ask("scancel", f"{array}_0")
     log_of_other = folder / ".submitit" / f"{array}_1" / f"{array}_1_0_log.out"
-    slurm.wait_for(lambda: at_once() or WENT_ON in log_of_other.read_text())
+    slurm.wait_for(lambda: at_once() or RESUMED in log_of_other.read_text())
     os.kill(process_in(cells_of(folder)[1].folder), signal.SIGSTOP)  # Slurm lets it go on when it ends it
     ask("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1")
     slurm.wait_for(lambda: at_once() or second.poll() is not None)
@@ -116,7 +116,7 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     cells = cells_of(folder)
     job = (cells[0].folder / "slurm_job").read_text().strip()
     logs = {path.parent.name: path.read_text() for path in (folder / ".submitit").glob("*/*.out")}
-    assert {name: text.count(WENT_ON) for name, text in logs.items()} == {f"{array}_0": 0, f"{array}_1": 2, job: 1}
+    assert {name: text.count(RESUMED) for name, text in logs.items()} == {f"{array}_0": 0, f"{array}_1": 2, job: 1}
     assert "Caught signal SIGUSR2" in logs[f"{array}_1"]
     for i, cell in enumerate(cells):
         assert cell.status == "done"
@@ -180,7 +180,7 @@ def test_cells_side_by_side_go_on_after_they_were_ended(launcher, ended_by, says
     assert cells()[1].status == "stopped"
     assert process_in(cells()[1].folder) == 0
     assert command("second", *sweep_, env={}).wait(120) == 0, log("second")
-    assert len(re.findall(r"goes on after outer step [2-5] \(", log("second"))) == 2
+    assert len(re.findall(r"resumes after outer step [2-5] \(", log("second"))) == 2
     for i, cell in enumerate(cells()):
         assert cell.status == "done"
         same_as_alone(cell, tmp_path / str(i), "steps=6", "resume_every=2")

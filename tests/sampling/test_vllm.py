@@ -206,7 +206,7 @@ def test_an_engine_that_only_says_that_it_was_refreshed_is_found_out_by_the_seco
 def test_a_stale_run_overlaps_and_says_so(train, tmp_path):
     done = train(*SMALL, "steps=3", "rollout=vllm", "rollout.staleness=1", "name=stale")
     assert done.returncode == 0, done.stderr
-    assert "its weights at most 1 outer step(s) old, ratio to them capped at 2" in done.stdout
+    assert "weights at most 1 outer step(s) stale, importance ratio capped at 2" in done.stdout
     rows = record(tmp_path, "stale")[0][1:]
     assert [row["policy/lag"] for row in rows] == [0, 1, 1]
     assert rows[0]["mismatch/max_nats"] < 1e-3 < rows[1]["mismatch/max_nats"]

@@ -77,7 +77,7 @@ def test_it_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
     cfg = composed(*LETTERS, "steps=4", "resume_every=2", "eval.every=4")
     broken_after(tmp_path, cfg, 3, monkeypatch)
     run.run(cfg, tmp_path)
-    assert "goes on after outer step 2" in capsys.readouterr().out
+    assert "resumes after outer step 2" in capsys.readouterr().out
 
 
 def test_a_snapshot_of_other_settings_is_not_gone_on_from(tmp_path, monkeypatch, capsys):
@@ -88,7 +88,7 @@ def test_a_snapshot_of_other_settings_is_not_gone_on_from(tmp_path, monkeypatch,
     assert not sweep.finished(tmp_path, composed(*other, "resume=false"))
     assert not sweep.finished(tmp_path, composed(*LETTERS, "steps=4", "eval.every=4", "watch.clipped.policy=stop"))
     run.run(composed(*other, "resume=false"), tmp_path)
-    assert "goes on after" not in capsys.readouterr().out
+    assert "resumes after" not in capsys.readouterr().out
     assert cells.load_cell(tmp_path).metrics["step"].tolist() == [0, 1, 2, 3, 4]
 
 
@@ -147,7 +147,7 @@ def test_a_torn_snapshot_is_recognised_and_the_one_before_it_used(tear, alone, b
     assert (last.name[:10], before.name[:10]) == ("step_00004", "step_00003")
     tear(last)
     run.run(composed(*FIVE), broken)
-    assert "goes on after outer step 3" in capsys.readouterr().out
+    assert "resumes after outer step 3" in capsys.readouterr().out
     assert f"{last} is torn" in caplog.text
     same(broken, alone)
 
@@ -156,7 +156,7 @@ def test_where_all_snapshots_are_torn_the_run_begins_anew(alone, broken, capsys)
     for file in run_folder.snapshots(broken):
         cut_in_half(file)
     run.run(composed(*FIVE), broken)
-    assert "goes on after" not in capsys.readouterr().out
+    assert "resumes after" not in capsys.readouterr().out
     same(broken, alone)
 
 
@@ -215,17 +215,17 @@ def test_a_run_that_is_told_to_leave_saves_and_the_same_command_goes_on(train, t
     assert cells.load_cell(folder).status == "stopped"
     held = run_folder.snapshots(folder)
     if every == "null" and not held:  # it was told between the optimizer step and the end of the outer step
-        assert "stopped: the same command begins again" in said
+        assert "stopped: the same command starts from the beginning" in said
         return
     step = int(held[0].name[5:10])
     assert step >= 2
-    assert f"stopped: the same command goes on after outer step {step}" in said
+    assert f"stopped: the same command resumes after outer step {step}" in said
     assert len(snapshot.read(held[0])["rows"]) == step + 1
 
     other = train(*LONG, f"resume_every={every}", "resume=false", "steps=1")
     assert other.returncode == 0  # another run, in a folder of its own
     _, said = signalled(tmp_path, number, step + 2, f"resume_every={every}")
-    assert f"goes on after outer step {step} (resume=false begins anew)" in said
+    assert f"resumes after outer step {step} (resume=false starts from the beginning)" in said
     assert f"-> {folder}" in said
     assert len(list((tmp_path / "outputs" / "small").iterdir())) == 2
 
@@ -303,11 +303,11 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path):
     told = (tmp_path / "first.err").read_text()
     assert (tmp_path / "first.status").read_text() == "1\n", told
     assert told.count("error: ") == 1
-    assert "the disk is full. Free some space; the same command then goes on after outer step" in told
+    assert "the disk is full. Free some space; the same command then resumes after outer step" in told
     assert "Traceback" not in told
     second = (tmp_path / "second").read_text()
     assert (tmp_path / "second.status").read_text() == "0\n", second
-    assert "goes on after outer step" in second
+    assert "resumes after outer step" in second
     run.run(composed(*small.split()), tmp_path / "alone")
     same(tmp_path / "run", tmp_path / "alone")
 

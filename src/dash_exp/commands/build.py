@@ -51,7 +51,7 @@ class Parts:
 
 
 def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
-    """The parts of a run, from values and callables alone: none of them sees the configuration.
+    """Builds the parts of a run, from values and callables alone: none of them sees the configuration.
 
     Of several ranks each does a share of sampling and grading with `rollout=hf`; with other samplers, which have devices of
     their own, the first does it all. They meet at the end.
@@ -240,7 +240,7 @@ def check_optimizer(cfg: DictConfig) -> None:
     except Exception as error:  # each has its own
         said = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(
-            "optimizer and schedule", f"cannot be made ({said})", "Mend their settings; ~optimizer.NAME takes one out"
+            "optimizer and schedule", f"cannot be built ({said})", "Fix their settings; ~optimizer.NAME removes one"
         ) from error
 
 

@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
     """Run one arm to its end and return its result, which is also in `result.json` of `run_dir`.
 
-    A run that SIGTERM ends leaves with SystemExit(`process.RESUME_ME`), one that Ctrl-C ends with `process.INTERRUPTED`. Raises
-    UserError for what the user can mend, a full disk among it.
+    A run that SIGTERM ends exits with SystemExit(`process.RESUME_ME`), one that Ctrl-C ends with `process.INTERRUPTED`. Raises
+    UserError for what the user can fix, such as a full disk.
     """
     start = time.perf_counter()
     quiet()
@@ -61,19 +61,19 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
             ) as group:
                 return start_run(cfg, run_dir, in_sweep, start, group)
     except OSError as error:
-        if told := disk_error(error, run_dir, "begins again"):
+        if told := disk_error(error, run_dir, "starts from the beginning"):
             raise told from error
         raise
 
 
 def disk_error(error: BaseException, run_dir: Path, way_on: str) -> UserError | None:
-    """What the user is told where a disk did not take what was written; None for other errors."""
+    """The message for the user where a write to the disk failed; None for other errors."""
     found = files.trouble(error)
     return found and UserError(found[0] or str(run_dir), found[1], f"{found[2]}; the same command then {way_on}")
 
 
 def rank_error(error: BaseException, group: Ranks, way_on: str) -> UserError | None:
-    """What the user is told where the end of another rank broke what this one did with it; None for other errors."""
+    """The message for the user where this rank failed because another one ended; None for other errors."""
     lost = group.lost(within_s=NOTICE_S) if isinstance(error, RuntimeError) else None
     return lost and UserError(lost.where, lost.wrong, f"The same command {way_on}")
 
@@ -87,12 +87,12 @@ def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, grou
         leave = process.status_of_stop(error)
         write_result(run_dir, {"status": "stopped" if leave else "failed", "error": str(error), "git": git_revision()})
         if leave:
-            print("stopped in the set-up: the same command goes on, or begins again", flush=True)
+            print("stopped during set-up: the same command resumes, or starts from the beginning", flush=True)
             raise SystemExit(leave) from error
         try:
             finish_tracker(start_tracker(cfg, run_dir, in_sweep), run_dir)  # so that W&B has every cell of a sweep
         except Exception:
-            log.exception("the tracker was not told")
+            log.exception("the tracker has no record of this run")
         raise
     try:
         return train(cfg, parts, run_dir, in_sweep, start, group)
@@ -101,7 +101,7 @@ def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, grou
 
 
 def follow(cfg: DictConfig, run_dir: Path, group: Ranks) -> None:
-    """What a rank beside the first does (see `ranks`): the same steps, without a record."""
+    """What every rank but the first does (see `ranks`): the same steps, without a record."""
     quiet()
     L.seed_everything(cfg.seed, verbose=False)
     parts = build(cfg, group)
@@ -121,12 +121,12 @@ def follow(cfg: DictConfig, run_dir: Path, group: Ranks) -> None:
 
 
 def settings_text(cfg: DictConfig) -> str:
-    """The settings that a snapshot has to have for this run to go on from it."""
+    """The settings that a snapshot must have for this run to resume from it."""
     return json.dumps(same_numbers(OmegaConf.to_container(cfg, resolve=True)))  # type: ignore[arg-type]
 
 
 def limits(cfg: DictConfig, rows: Sequence[dict[str, float | int | None]]) -> dict[str, Any]:
-    """Those of the budget, and what was used of it before, by these rows of metrics."""
+    """The limits of the budget, and what was used of it before, by these rows of metrics."""
     sampled = sum(int(row.get("tokens/sampled") or 0) for row in rows)
     return {name: cfg.budget[name] for name in LIMITS} | {"already_sampled_tokens": sampled}
 
@@ -164,7 +164,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
             base, start = more["base"], start - more["total_s"]
             if str(result["git"]) not in str(more["result"]["git"]).split(" then "):
                 result["git"] = f"{more['result']['git']} then {result['git']}"  # which the report warns of
-            print(f"goes on after outer step {snapshots.step} (resume=false begins anew)", flush=True)
+            print(f"resumes after outer step {snapshots.step} (resume=false starts from the beginning)", flush=True)
         else:
             trainer.validate(parts.module, datamodule=parts.data, verbose=False)
             record.write_base(parts.module, trainer)
@@ -194,7 +194,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         except OSError as error:
             if result["status"] == "done":
                 raise
-            log.warning("result.json was not written: %s", error)  # what ended the run is what is to be told
+            log.warning("result.json was not written: %s", error)  # the error that ended the run is the one to report
     snapshots.remove()
     plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
     print(f"{result_table(result)}\nrun folder {run_dir}", flush=True)
@@ -212,7 +212,7 @@ def start_tracker(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> Any:
 
 
 def finish_tracker(tracker: Any, run_dir: Path) -> None:
-    """Give the tracker, if there is one, the record of the run that ended, and end it."""
+    """Give the tracker, if there is one, the record of the run, and close it."""
     if tracker:
         from dash_exp.results.wandb_logger import finish  # wandb is loaded only where it is used
 
@@ -264,7 +264,7 @@ def git_revision() -> str | None:
 
 
 def quiet() -> None:
-    """Leave out what Lightning and others say about choices that are made on purpose here."""
+    """Silence warnings of Lightning and others about choices that are deliberate here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a run says of itself when it starts: the sizes that follow from its settings, its choices in words, its device."""
+"""What a run prints at its start: the sizes that follow from its settings, its choices in words, its device."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def derived_sizes(cfg: DictConfig, parts: Parts) -> dict[str, int]:
 
 
 def adapter_words(parts: Parts) -> str:
-    """` (188,416 of them an adapter, which alone is trained)`."""
+    """` (188,416 of them in an adapter, the only part that is trained)`."""
     policy = parts.module.policy
     trained = sum(tensor.numel() for tensor in adapter.trained(policy).values())
-    return f" ({trained:,} of them an adapter, which alone is trained)" if adapter.has_one(policy) else ""
+    return f" ({trained:,} of them in an adapter, the only part that is trained)" if adapter.has_one(policy) else ""
 
 
 def budget_words(cfg: DictConfig) -> str:
-    """`, or fewer: until 120 seconds`."""
+    """`, or fewer: stops at 120 seconds`."""
     limits = [f"{cfg.budget[name]:,.6g} {name.replace('_', ' ')}" for name in LIMITS if cfg.budget[name] is not None]
-    return f", or fewer: until {' or '.join(limits)}" if limits else ""
+    return f", or fewer: stops at {' or '.join(limits)}" if limits else ""
 
 
 def device_name(device: torch.device) -> str:
@@ -82,14 +82,14 @@ def described(part: DictConfig) -> str:
 
 
 def sampler_words(cfg: DictConfig) -> str:
-    """`VLLMSampler, its weights at most 1 outer step(s) old, ratio to them capped at 2`."""
+    """`VLLMSampler, weights at most 1 outer step(s) stale, importance ratio capped at 2`."""
     rollout, cap = cfg.rollout, importance_cap(cfg)
     words = rollout.sampler._target_.rpartition(".")[2]
     if rollout.refresh_every is None:
-        words += ", its weights never refreshed"
+        words += ", weights never refreshed"
     elif oldest := rollout.staleness + rollout.refresh_every - 1:
-        words += f", its weights at most {oldest} outer step(s) old"
-    return words + ("" if cap is None else f", ratio to them capped at {cap:g}")
+        words += f", weights at most {oldest} outer step(s) stale"
+    return words + ("" if cap is None else f", importance ratio capped at {cap:g}")
 
 
 def kl_words(cfg: DictConfig) -> str:

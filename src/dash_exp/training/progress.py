@@ -1,4 +1,4 @@
-"""What a run says while it runs: a bar on a terminal, plain lines elsewhere."""
+"""What a run prints while it runs: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from dash_exp.sampling.base import Sampler, Sampling
 class SharedSampler:
     """Prompts in turn to each rank. The noise belongs to the problem, so it does not matter which rank samples it.
 
-    What samples with the `policy` itself finds it whole, where it is sharded.
+    Where the `policy` is sharded, it is whole while a sampler that uses it samples.
     """
 
     def __init__(self, sampler: Sampler, ranks: Ranks, policy: PreTrainedModel) -> None:
@@ -52,7 +52,7 @@ class SharedSampler:
 
 
 class NoSampler:
-    """In place of the sampler on ranks that get the completions from the first."""
+    """Replaces the sampler on ranks that receive the completions from the first."""
 
     version = None
 
@@ -60,13 +60,13 @@ class NoSampler:
         raise AssertionError("the first rank samples")
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """There are none."""
+        """Nothing to load."""
 
     def rest(self) -> None:
-        """It always does."""
+        """Nothing to release."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to close."""
 
 
 class SharedReward:
@@ -94,7 +94,7 @@ class SharedReward:
 
 
 class SharedPenalty:
-    """Completions in turn to each rank, as a `kl.Penalty`."""
+    """Completions in turn to each rank, as a `kl_penalty.Penalty`."""
 
     def __init__(self, penalty: Penalty, ranks: Ranks) -> None:
         self.penalty = penalty

@@ -1,4 +1,4 @@
-"""What a run needs to go on from its last outer steps after it was killed: written while it trains, removed when it is done.
+"""What a run needs to resume from its last outer steps after it was killed: written while it trains, removed at its end.
 
 The sampling noise and the order of the problems are functions of seed and outer step, so a place in the data is a number.
 """
@@ -37,12 +37,12 @@ MODULE = ("policy_version", "accuracy", "accuracy_version", "evaluation", "right
 
 
 class Snapshots(L.Callback):
-    """Writes `checkpoints/resume/step_*.pt` every `every` outer steps, and puts a run back to where such a file was written.
+    """Writes a snapshot `checkpoints/resume/step_*.pt` every `every` outer steps, and restores a run from such a file.
 
-    When a run is stopped, by whatever Python notices, one of the last outer step is written too, unless an optimizer step has
-    changed the policy since. `config` is the text of the settings: a snapshot of others is not gone on from. `more()` gives
-    what else is to be kept, and comes back in the state under "more". With `anew` what is there is not looked at. Of several
-    ranks the first chooses what they all go on from, and writes.
+    When a run is stopped in a way that Python notices, a snapshot of the last outer step is written too, unless an optimizer
+    step has changed the policy since. `config` is the text of the settings: a snapshot of other settings is not used. `more()`
+    gives what else is to be kept; it comes back in the state under "more". With `anew` existing snapshots are ignored. Of
+    several ranks the first chooses the snapshot that all resume from, and writes.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Snapshots(L.Callback):
 
     @property
     def step(self) -> int:
-        """The outer steps that the snapshot found at the start had behind it; 0 without one."""
+        """Outer steps that were done in the snapshot found at the start; 0 without one."""
         return self.state["step"] if self.state else 0
 
     @property
@@ -79,10 +79,10 @@ class Snapshots(L.Callback):
         """The rows of metrics up to there."""
         return self.state["rows"] if self.state else []
 
-    # --- going on ------------------------------------------------------------------------------------------------------
+    # --- resuming ------------------------------------------------------------------------------------------------------
 
     def put_back(self, trainer: L.Trainer, module: PolicyModule, record: RunRecord) -> None:
-        """Everything but the optimizer and the random numbers, which there are when training starts."""
+        """Restores everything but the optimizer and the random numbers, which exist when training starts."""
         assert self.state is not None
         trainer.fit_loop.epoch_progress.current.processed = self.step  # type: ignore[attr-defined]
         mine = adapter.trained(module.policy)
@@ -91,12 +91,12 @@ class Snapshots(L.Callback):
         for name, value in self.state["module"].items():
             setattr(module, name, value)
         module.watch.restore(self.rows)
-        vars(module.kl_coef).update(self.state["kl"])
+        vars(module.objective.kl_coef).update(self.state["kl"])
         module.clock.restore(self.state["clock"])
         self.data.refresh.restore(self.state["versions"], self.state["copies"])
         self.data.eval_timeouts, self.data.eval_errors = self.state["eval"]
         record.best = self.state["best"]
-        for row in self.rows:  # the tracker begins anew, and knows by itself which rows it sent before
+        for row in self.rows:  # the tracker starts from the beginning, and knows which rows it sent before
             record.track(trainer, row)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -106,7 +106,7 @@ class Snapshots(L.Callback):
             schedule = trainer.lr_scheduler_configs[0].scheduler
             schedule.load_state_dict(self.state["schedule"])
             for group, lr in zip(trainer.optimizers[0].param_groups, schedule.get_last_lr(), strict=True):
-                group["lr"] = lr  # the optimizer's own may be that of a step which came to no end
+                group["lr"] = lr  # the optimizer's own may be that of an unfinished step
             if self.ranks.first:  # the others have had their own
                 set_random_state(self.state["random"])
             self.state = None  # its memory
@@ -130,7 +130,7 @@ class Snapshots(L.Callback):
             "config": self.config,
             "step": step,
             "module": {name: getattr(pl_module, name) for name in MODULE},
-            "kl": dict(vars(pl_module.kl_coef)),
+            "kl": dict(vars(pl_module.objective.kl_coef)),
             "clock": pl_module.clock.state(),
             "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
             "versions": self.data.refresh.versions,
@@ -148,12 +148,12 @@ class Snapshots(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, PolicyModule)
         if sharded.is_sharded(pl_module.policy):
-            return  # what the other ranks hold is out of reach
+            return  # the parts that other ranks hold cannot be gathered now
         if self._last is None or self._last["step"] == self._written or self._changed or files.trouble(exception):
             return
         try:
             self._write(trainer, pl_module)
-        except Exception as error:  # what ended the run is what is to be told
+        except Exception as error:  # the error that ended the run is the one to report
             log.warning("no snapshot of outer step %d: %s", self._last["step"], first_line(str(error)))
 
     def _write(self, trainer: L.Trainer, module: PolicyModule) -> None:
@@ -187,29 +187,29 @@ class Snapshots(L.Callback):
         }
 
     def way_on(self) -> str:
-        """What the command does when it is given again."""
-        return f"goes on after outer step {self._written} in {self.run_dir}" if self._written else "begins again"
+        """What the same command does when it is run again."""
+        return f"resumes after outer step {self._written} in {self.run_dir}" if self._written else "starts from the beginning"
 
     def remove(self) -> None:
         shutil.rmtree(self.run_dir / SNAPSHOTS, ignore_errors=True)
 
     def _read(self) -> tuple[Path | None, State | None]:
-        """The newest snapshot that is whole, file and contents; None without one, or where it is of other settings."""
+        """The newest undamaged snapshot, file and contents; None without one, or where it is of other settings."""
         for file in snapshots(self.run_dir):
             try:
                 state = read(file)
             except Exception as error:  # torch raises many kinds, and each means the same
-                log.warning("%s is torn (%s): going back to what there was before it", file, first_line(str(error)))
+                log.warning("%s is damaged (%s): the snapshot before it is used", file, first_line(str(error)))
                 continue
             if state["config"] == self.config and set(state["module"]) == set(MODULE):
                 return file, state
-            log.warning("%s is of other settings or of another version of the program: the run begins anew", file)
+            log.warning("%s is of other settings or of another version of the program: the run starts from the beginning", file)
             return None, None
         return None, None
 
 
 def save(state: State, file: IO[bytes]) -> None:
-    """`torch.save`, which raises an error of its own for whatever ended one of its writes: here it is that."""
+    """`torch.save`, but with the error that ended a write instead of torch's own."""
     try:
         torch.save(state, file)
     except RuntimeError as error:
@@ -217,11 +217,11 @@ def save(state: State, file: IO[bytes]) -> None:
 
 
 def read(file: Path) -> State:
-    """One snapshot, in CPU memory. Raises where it is not what was written: its name has the digest of its contents."""
+    """One snapshot, in CPU memory. Raises where its contents do not match the digest in its name."""
     with file.open("rb") as contents:
         digest = hashlib.file_digest(contents, "sha256").hexdigest()
         if not file.stem.endswith(digest[:16]):
-            raise ValueError("its contents are not those that were written")
+            raise ValueError("its contents do not match the digest in its name")
         contents.seek(0)
         return torch.load(contents, map_location="cpu", weights_only=True)
 
