@@ -27,7 +27,7 @@ class RunRecord(L.Callback):
     `checkpoints/last` is the policy after the last step, `checkpoints/best` the one with the highest in-distribution accuracy
     so far, saved when it is evaluated. Both are Transformers folders. The choice of `best` looks at the test set, so the
     result of a run is that of `last`. `columns`: metrics whose names depend on the run (`metrics.FAMILIES`). `rows`: those of
-    an attempt that was killed, from which this one resumes. Without `writes`, as on every rank but the first, nothing is written.
+    a killed attempt, from which this one resumes. Without `writes`, as on every rank but the first, nothing is written.
     """
 
     def __init__(
