@@ -148,7 +148,7 @@ def test_a_torn_snapshot_is_recognised_and_the_one_before_it_used(tear, alone, b
     tear(last)
     run.run(composed(*FIVE), broken)
     assert "resumes after outer step 3" in capsys.readouterr().out
-    assert f"{last} is torn" in caplog.text
+    assert f"{last} is damaged" in caplog.text
     same(broken, alone)
 
 
