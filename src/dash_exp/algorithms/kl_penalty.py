@@ -19,11 +19,11 @@ Penalty = Callable[[Sequence[Prompt], Sequence[Completion]], tuple[Tensor, Tenso
 
 
 class RewardPenalty:
-    """The estimator summed over the tokens of each completion, for `place: reward`. Its baseline is the mean of the others of
-    the group (see `rollout`).
+    """The KL estimator summed over the tokens of each completion, for `place: reward`. `rollout` subtracts as its baseline the
+    mean of the others of the group.
 
-    It needs the reference's log-probabilities of *every* completion before advantages and filter, so filtering saves no forward
-    pass of the reference here. The policy's log-probabilities are those that the sampler kept.
+    It needs the log-probabilities of the reference model for *every* completion, before advantages and filter, so here
+    filtering saves no forward pass of the reference model. The log-probabilities of the policy are those that the sampler kept.
     """
 
     def __init__(
