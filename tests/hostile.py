@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -212,8 +213,9 @@ def grade(gold: str, text: str) -> bool:
         raise ValueError(10**5000)
     if text == "recursion":
         return grade(gold, text)
-    if text == "endless":
-        pow(3, 10**11)
+    if text.startswith("endless "):
+        Path(text.removeprefix("endless ")).touch()
+        sum(itertools.repeat(0))  # in C
     if text == "slow":
         pow(3, 10**8)  # in C, which no alarm can break into
     return text == gold
