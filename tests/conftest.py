@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 import dash_exp.commands.cli  # noqa: F401  registers the resolvers of the configuration
 from dash_exp.core.types import Problem, Prompt
 from dash_exp.models import loading
+from dash_exp.rewards.sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -59,6 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    """For tests that need bubblewrap: without it they end with the message that says what to install."""
+    Sandbox()
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,9 +213,25 @@ def grade(gold: str, text: str) -> bool:
         raise ValueError(10**5000)
     if text == "recursion":
         return grade(gold, text)
+    if text.startswith("endless "):
+        Path(text.removeprefix("endless ")).touch()
+        sum(itertools.repeat(0))  # in C
     if text == "slow":
         pow(3, 10**8)  # in C, which no alarm can break into
     return text == gold
+
+
+def nothing() -> None:
+    """The first call of a worker that needs nothing."""
+
+
+def lock() -> object:
+    """A result that cannot be pickled."""
+    return threading.Lock()
+
+
+def refuses() -> None:
+    raise ValueError("not today")
 
 
 def answer(text: str) -> str | None:

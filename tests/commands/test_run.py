@@ -141,8 +141,8 @@ def test_several_test_sets_pass_at_k_and_a_summed_reward(small_run):
 
 
 def test_a_run_that_cannot_be_built_leaves_its_status(small_run, tmp_path):
-    with pytest.raises(InstantiationException, match="is no regular expression"):
+    with pytest.raises(InstantiationException, match="is not a regular expression"):
         small_run("run", "reward.pattern='('")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "failed"
-    assert "is no regular expression" in result["error"]
+    assert "is not a regular expression" in result["error"]

@@ -1,4 +1,4 @@
-"""Advantages: pure functions of the rewards, (P, G) -> (P, G), one formula each."""
+"""Advantages: pure functions of the rewards, one formula each. P prompts, G completions of each: (P, G) -> (P, G)."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def raw(rewards_PG: Tensor) -> Tensor:
 
 
 def right(rewards_PG: Tensor, least: float = 1.0) -> Tensor:
-    """A = 1 where the reward is at least `least`, 0 elsewhere: fine-tuning on what was found right (rejection sampling)."""
+    """A = 1 where the reward is at least `least`, else 0: fine-tuning on the correct completions (rejection sampling)."""
     return (rewards_PG >= least).float()
 
 
 def constant(rewards_PG: Tensor) -> Tensor:
-    """A = 1, whatever the reward: with it the policy-gradient loss is the negative log-likelihood, i.e. SFT."""
+    """A = 1 for every reward: with it the policy-gradient loss is the negative log-likelihood, i.e. SFT."""
     return torch.ones_like(rewards_PG)

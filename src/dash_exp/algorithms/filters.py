@@ -1,7 +1,7 @@
 """Which completions enter the gradient: (rewards, advantages) -> keep mask, all (P, G), before any forward pass.
 
-Rewards are those that were graded; penalties for truncation or KL are in the advantages alone. A dropped completion gives
-neither a policy gradient nor a KL term in the loss.
+P prompts, G completions of each. The rewards are those of the reward function; penalties for truncation or KL are only in the
+advantages. A dropped completion adds neither a policy gradient nor a KL term to the loss.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from torch import BoolTensor, Tensor
 
 @dataclass(frozen=True)
 class Filter:
-    """What `rollout` asks of a filter.
+    """A filter, as `rollout` uses it.
 
-    `recompute_advantages`: the advantages of the kept completions are computed anew from the kept rewards alone; then
-    every group must keep the same number. `refill_rounds`: how many more times prompts are sampled to take the place of groups
-    of which nothing was kept.
+    `recompute_advantages`: whether the advantages of the kept completions are computed again from the kept rewards alone; every
+    group must then keep the same number. `refill_rounds`: how many more times prompts are sampled to replace groups of which
+    nothing is kept.
     """
 
     recompute_advantages = False
     refill_rounds = 0
 
     def __call__(self, rewards_PG: Tensor, advantages_PG: Tensor) -> BoolTensor:
+        """True for the completions that are kept, shape (P, G)."""
         raise NotImplementedError
 
 
@@ -41,7 +42,7 @@ class KeepAll(Filter):
 class AdvantageAbove(Filter):
     """Keep where |A| > threshold: the paper's gradient filtering (its run script uses 0.1).
 
-    At threshold 0 only completions with A = 0 go.
+    At threshold 0 only completions with A = 0 are dropped.
     """
 
     threshold: float
@@ -52,9 +53,10 @@ class AdvantageAbove(Filter):
 
 @dataclass(frozen=True)
 class Quantile(Filter):
-    """Keep the `1 - drop` share of the completions of a sampling call with the largest |A|; A = 0 never stays.
+    """Keep the `1 - drop` share of the completions of a sampling call with the largest |A|; A = 0 is never kept.
 
-    Equal |A| at the cut all stay, so more than the share may be kept. |A| = [0, 1, 2, 3] at drop 0.5 keeps 2 and 3.
+    Completions with the same |A| at the cut are all kept, so it may be more than the share.
+    |A| = [0, 1, 2, 3] at drop 0.5 keeps 2 and 3.
     """
 
     drop: float
@@ -72,7 +74,7 @@ class Quantile(Filter):
 class PODS(Filter):
     """Keep the `per_group` completions of each group whose rewards have the largest variance: max-variance down-sampling
     (PODS, arXiv 2504.13818; they are the i lowest and the per_group - i highest for some i). Advantages are
-    computed anew from the kept rewards, as in that paper. `[0, 0, 0, 1]` with per_group 2 keeps one 0 and the 1.
+    computed again from the kept rewards, as in that paper. `[0, 0, 0, 1]` with per_group 2 keeps one 0 and the 1.
     """
 
     per_group: int
@@ -93,7 +95,7 @@ class PODS(Filter):
 class CPPO(Filter):
     """Keep the floor(G (1 - prune)) completions of each group with the largest |A|, at least one (CPPO, arXiv 2503.22342).
 
-    Of equal |A| those sampled first stay. `[2, -1, 0.5, -1.5]` at prune 0.5 keeps 2 and -1.5.
+    Of completions with the same |A| those sampled first are kept. `[2, -1, 0.5, -1.5]` at prune 0.5 keeps 2 and -1.5.
     """
 
     prune: float

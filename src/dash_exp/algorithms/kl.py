@@ -1,15 +1,15 @@
 """KL(policy || reference): estimators per token, schedules of the coefficient, and the penalty on rewards.
 
 Estimators take the log-probabilities of sampled tokens under the policy and the reference, (B, T), and return nats per token.
-Each docstring says what the *value* estimates, and what the *gradient* estimates in the two places where it can stand, for
+Each docstring says what the *value* estimates, and what the *gradient* estimates in each of the two places for the KL, for
 tokens x sampled from the policy pi:
 
 - `place: loss`: the estimator is differentiated, E_x[grad k(x)];
 - `place: reward`: it is a cost of the completion and reaches the policy by the policy gradient, E_x[k(x) grad log pi(x)].
 
-In the loss each token counts given the tokens before it, as if they were not of the policy's making; in the reward the sum
-over the completion counts, so there k1 gives the gradient of the KL between whole completions (with a token weight of 1;
-`ops.sequence_mean` divides it by the length, as it does the reward's). Schulman, "Approximating KL divergence" (2020).
+In the loss each token counts given the tokens before it, as if the policy had not chosen those; in the reward the sum over the
+completion counts, so there k1 gives the gradient of the KL between whole completions (with a token weight of 1;
+`weighting.sequence_mean` divides it by the length, as it does for the reward). Schulman, "Approximating KL divergence" (2020).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def k3(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
 
 @dataclass
 class Schedule:
-    """The coefficient of outer step `step` (from 0) of `steps`. `coef` is the one it starts from."""
+    """The KL coefficient as a function of the outer step, from 0 to `steps` - 1. `coef` is the first one."""
 
     coef: float
     steps: int
@@ -68,16 +68,18 @@ class Schedule:
         raise NotImplementedError
 
     def observe(self, nats_per_token: float) -> None:
-        """Learn the KL of the step that has just ended."""
+        """Take note of the KL, in nats per token, of the step that has just ended."""
 
     @property
     def always_zero(self) -> bool:
-        """Then no reference model is needed."""
+        """Whether the coefficient is 0 in every step: then no reference model is needed."""
         return self.coef == 0
 
 
 @dataclass
 class Constant(Schedule):
+    """`coef` in every step."""
+
     def __call__(self, step: int) -> float:
         return self.coef
 
@@ -122,6 +124,6 @@ class Adaptive(Schedule):
 
     def observe(self, nats_per_token: float) -> None:
         if not math.isfinite(nats_per_token):
-            return  # of a step that the watch leaves out: it must not stay in the coefficient
+            return  # a step that the watch leaves out must not change the coefficient
         error = min(max(nats_per_token / self.target - 1, -0.2), 0.2)
         self._current *= 1 + self.rate * error

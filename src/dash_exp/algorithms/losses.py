@@ -1,9 +1,9 @@
 """Policy losses: pure functions, one formula each.
 
-They take the log-probabilities of the sampled tokens under the policy that is trained and under the one that sampled them
-(`logprobs_BT`, `old_logprobs_BT`), the advantages (B,) and the mask (B, T). They return one value per token, to be minimised;
-it is not yet weighted or summed (see `weighting`), and masked places may hold anything. Where the two policies are the same
-(ratio 1), all have the gradient of `policy_gradient`.
+B completions, T tokens. They take the log-probabilities (nats) of the sampled tokens under the policy that is trained and under
+the policy that sampled them (`logprobs_BT`, `old_logprobs_BT`), the advantages (B,) and the mask (B, T). They return one value
+per token, to be minimised; it is not yet weighted or summed (see `weighting`), and its values outside the mask are not used.
+Where the two policies are the same (ratio 1), all have the gradient of `policy_gradient`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 
 class TokenLoss(NamedTuple):
-    """`loss_BT`, and where a clip took the gradient away (`clipped_BT`, bool; None where the loss has no clip)."""
+    """`loss_BT`, and where the clip acts (`clipped_BT`, bool; None for a loss without a clip)."""
 
     loss_BT: Tensor
     clipped_BT: Tensor | None
 
 
 def policy_gradient(logprobs_BT: Tensor, old_logprobs_BT: Tensor | None, advantages_B: Tensor, mask_BT: Tensor) -> TokenLoss:
-    """-A log pi(token): its gradient is the on-policy policy gradient. The sampling policy does not enter."""
+    """-A log pi(token): its gradient is the on-policy policy gradient. `old_logprobs_BT` is not used."""
     return TokenLoss(-advantages_B[:, None] * logprobs_BT, None)
 
 
@@ -52,7 +52,7 @@ def gspo(
 ) -> TokenLoss:
     """PPO's loss with one ratio per completion, s = (pi(y)/pi_old(y))^(1/|y|) (GSPO, arXiv 2507.18071, section 4.1).
 
-    Every token carries the loss of its completion, so that `ops.sequence_mean` gives the loss of the paper.
+    Every token has the loss of its completion, so that `weighting.sequence_mean` gives the loss of the paper.
     """
     log_ratio_BT = (logprobs_BT - _known(old_logprobs_BT)) * mask_BT
     mean_log_ratio_B1 = log_ratio_BT.sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
@@ -78,8 +78,9 @@ def cispo(
 def importance_weighted(
     loss: TokenLoss, logprobs_BT: Tensor, old_logprobs_BT: Tensor | None, mask_BT: Tensor, cap: float
 ) -> TokenLoss:
-    """Each token's loss times min(pi/pi_old, cap), without gradient: truncated importance sampling, for a loss that has no
-    ratio of its own and completions of weights or of an engine that are not quite the policy's (arXiv 1802.01561, eq. 2).
+    """The loss of each token times min(pi/pi_old, cap), which has no gradient: truncated importance sampling (arXiv 1802.01561,
+    eq. 2), for a loss without a ratio of its own whose completions come from stale weights, or from an engine whose numbers
+    differ a little from the policy's.
     """
     ratio_BT = _ratio(logprobs_BT, old_logprobs_BT).detach()
     return TokenLoss(loss.loss_BT * ratio_BT.clamp(max=cap), ratio_BT > cap)

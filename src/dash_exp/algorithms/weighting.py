@@ -1,8 +1,8 @@
 """How a (B, T) loss becomes one number: weights per token, and the denominator of an optimizer step.
 
-A loss is reduced in two moves. A *weighting* turns the mask into one weight per token, and the weighted sum of a micro-batch
-is backpropagated. After the last micro-batch of an optimizer step the gradient is divided once by the step's *denominator*.
-So the cut into micro-batches or sampling calls never changes the gradient.
+A loss is reduced in two steps. A *weighting* turns the mask into one weight per token, and the weighted sum of a micro-batch is
+backpropagated. After the last micro-batch of an optimizer step the gradient is divided once by the *denominator* of that step.
+So the division into micro-batches or sampling calls never changes the gradient.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from torch import Tensor
 
 
 def sequence_mean(mask_BT: Tensor) -> Tensor:
-    """Each completion weighs 1, shared equally by its tokens (GRPO). `[1,1,0] -> [1/2,1/2,0]`. Shape (B, T)."""
+    """Each completion has weight 1, shared equally by its tokens (GRPO). `[1,1,0] -> [1/2,1/2,0]`. Shape (B, T)."""
     return mask_BT / mask_BT.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 def token_sum(mask_BT: Tensor) -> Tensor:
-    """Each token weighs 1, so long completions weigh more (DAPO, with the denominator `per_kept_token`). Shape (B, T)."""
+    """Each token has weight 1, so long completions count more (DAPO, with the denominator `per_kept_token`). Shape (B, T)."""
     return mask_BT.float()
 
 
 @dataclass
 class StepCounts:
-    """What one optimizer step has seen, in completions and in completion tokens."""
+    """How many completions, and completion tokens, one optimizer step has sampled and has kept after the filter."""
 
     sampled: int = 0
     kept: int = 0
@@ -33,7 +33,7 @@ class StepCounts:
 
 
 def per_sampled(counts: StepCounts) -> int:
-    """Divide by the completions sampled: dropping completions without a gradient leaves the step as it was."""
+    """Divide by the completions sampled: dropping completions without a gradient does not change the step."""
     return counts.sampled
 
 
@@ -48,5 +48,5 @@ def per_kept_token(counts: StepCounts) -> int:
 
 
 def per_sampled_length(counts: StepCounts, max_tokens: int) -> int:
-    """Divide by completions sampled x the longest completion allowed: long completions are not weighed down (Dr. GRPO)."""
+    """Divide by completions sampled x the longest completion allowed: a token counts the same in a long one (Dr. GRPO)."""
     return counts.sampled * max_tokens

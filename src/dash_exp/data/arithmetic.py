@@ -1,4 +1,4 @@
-"""Chains of one-digit numbers: the embedded default."""
+"""Arithmetic: chains of one-digit numbers, the data set that needs no download. The default."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 
 MODULUS = 100
-
-
 OPERATORS = {"+": "plus", "-": "minus", "*": "times"}
 
 
@@ -27,42 +25,43 @@ def generate(
     error_rate: float = 0.25,
     skip: float = 0.0,
 ) -> list[Problem]:
-    """Chains of one-digit numbers, worked from left to right modulo 100: what MATH and GSM8K are, in the small.
+    """`size` different chains of one-digit numbers, computed from left to right modulo 100.
 
-    `form`: "symbols" (`3+4*2=`, the training distribution), "words" (`3 plus 4 times 2 is`, out of distribution), or shares of
-    both. `operands`: fewest and most numbers in a chain. Solutions are spelled out (`3+4=7 7*2=14 A:14`); `direct` gives for
-    each length of chain, shortest first, the share that is bare (`A:14`). A share `careless` of those spelled out has wrong
-    results, each step with probability `error_rate`. A base model learns from all of it, as people answer short problems from
-    the head and make mistakes. A share `skip` of the steps is not written down but done in the head together with the next
-    (`3+4*2=14 A:14`), as solutions written by people leave out what seems plain; see `merge_steps`.
+    They are a small stand-in for GSM8K and MATH.
 
-    The problems depend on the arguments alone, never on the seed of a run.
+    - `form`: "symbols" (`3+4*2=`, the training distribution), "words" (`3 plus 4 times 2 is`, out of distribution), or the
+      shares of both, such as {"symbols": 0.75, "words": 0.25}.
+    - `operands`: the fewest and the most numbers of a chain.
+
+    A solution writes out each step (`3+4=7 7*2=14 A:14`). Three settings make solutions that a base model learns from more like
+    those that people write:
+
+    - `direct`: for each length of chain, shortest first, the share of solutions that is only the answer (`A:14`).
+    - `careless`: the share of the written-out solutions that has errors: each step is wrong with probability `error_rate`.
+    - `skip`: the share of the steps that is not written but joined with the next step (`3+4*2=14 A:14`, see `merge_steps`).
+
+    The problems depend only on the arguments, never on the seed of a run. Raises UserError for arguments out of their range.
     """
     forms = {form: 1.0} if isinstance(form, str) else dict(form) if isinstance(form, Mapping) else {}
     if set(forms) - {"symbols", "words"} or not all(map(_is_share, forms.values())) or not any(forms.values()):
         raise UserError("data.form", f"is {form!r}", "Use symbols, words, or shares of both")
-    if isinstance(operands, str) or not isinstance(operands, Sequence) or len(operands) != 2:
-        raise UserError(f"data.operands={operands}", "is no pair", "Give the fewest and the most numbers, as in [3,6]")
-    fewest, most = operands
-    if not (_is_whole(fewest) and _is_whole(most) and 2 <= fewest <= most <= 100):
-        raise UserError(
-            f"data.operands={operands}", "are no lengths", "Give two whole numbers of at least 2, the smaller first"
-        )
+    fewest, most = _lengths(operands)
     if not _is_whole(size) or size < 1:
-        raise UserError(f"data.size={size}", "is not a whole number of at least 1", "Give the number of problems")
+        raise UserError(f"data.size={size}", "is not a whole number of at least 1", "Write the number of problems")
     shares = {"careless": careless, "error_rate": error_rate, "skip": skip}
     for key, share in {**shares, **{f"direct[{i}]": share for i, share in enumerate(direct)}}.items():
         if not _is_share(share):
-            raise UserError(f"data.{key}={share}", "is not a share", "Use a number from 0 to 1")
+            raise UserError(f"data.{key}={share}", "is not a share", "Write a number from 0 to 1")
     bare = list(direct) or [0.0] * (most - fewest + 1)
     if len(bare) != most - fewest + 1:
-        raise UserError("data.direct", f"has {len(bare)} shares", f"Give one for each length from {fewest} to {most}")
+        raise UserError("data.direct", f"has {len(bare)} shares", f"Write one for each length from {fewest} to {most}")
     chains = len(forms) * sum(10**n * len(OPERATORS) ** (n - 1) for n in range(fewest, most + 1))
     if size > chains // 2:
         raise UserError(f"data.size={size}", f"is too much: there are {chains} such problems", f"Use at most {chains // 2}")
     name = f"{split} {forms} {size} {fewest} {most} {bare} {careless} {error_rate}"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    skip_rng = np.random.default_rng(zlib.crc32(f"{name} skip".encode()))  # of its own: skipping changes no problem
+    # another generator, so that `skip` does not change the problems
+    skip_rng = np.random.default_rng(zlib.crc32(f"{name} skip".encode()))
     kinds, up_to = list(forms), _cumulative(list(forms.values()))
     problems: dict[str, Problem] = {}
     while len(problems) < size:
@@ -77,6 +76,17 @@ def generate(
     return list(problems.values())
 
 
+def _lengths(operands: tuple[int, int]) -> tuple[int, int]:
+    if isinstance(operands, str) or not isinstance(operands, Sequence) or len(operands) != 2:
+        raise UserError(f"data.operands={operands}", "is not a pair", "Write the fewest and the most numbers, as in [3,6]")
+    fewest, most = operands
+    if not (_is_whole(fewest) and _is_whole(most) and 2 <= fewest <= most <= 100):
+        raise UserError(
+            f"data.operands={operands}", "is not a range", "Write two whole numbers from 2 to 100, the smaller first"
+        )
+    return fewest, most
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -86,7 +96,7 @@ def _is_share(value: object) -> bool:
 
 
 def merge_steps(solution: str, skipped: Sequence[bool]) -> str:
-    """The trace with step i written as one with the next where `skipped[i]`; the last step stays. A bare answer has no steps.
+    """The solution with step i joined with the next step where `skipped[i]`; the last step is never skipped.
 
     `("3+4=7 7*2=14 14-5=9 A:9", [False, True]) -> "3+4=7 7*2-5=9 A:9"`
     """
@@ -101,7 +111,7 @@ def merge_steps(solution: str, skipped: Sequence[bool]) -> str:
 
 
 def _cumulative(shares: list[float]) -> list[float]:
-    """The sum of each share and those before it, of all of them: `bisect` then draws as `rng.choice` does, but faster."""
+    """Cumulative sums of the normalized shares: with them `bisect` draws the same as `rng.choice`, but faster."""
     sums = np.cumsum(np.array(shares, dtype=float) / sum(shares))
     return (sums / sums[-1]).tolist()
 
@@ -113,7 +123,7 @@ def _write(numbers: list[int], signs: list[str], form: str) -> str:
 
 
 def _work_out(numbers: list[int], signs: list[str], error_rate: float, rng: np.random.Generator) -> str:
-    """The trace of one chain. An error in a step is carried on, as a person would."""
+    """The solution of one chain. The steps after an error continue from the wrong result, as a person would."""
     steps, value = [], numbers[0]
     for sign, number in zip(signs, numbers[1:], strict=True):
         right = {"+": value + number, "-": value - number, "*": value * number}[sign] % MODULUS

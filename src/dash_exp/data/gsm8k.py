@@ -1,4 +1,4 @@
-"""GSM8K."""
+"""GSM8K: school problems whose answer is a number (arXiv 2110.14168)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from dash_exp.data.rows import Row, load_problems, text_of
 
 
 def load(path: str, split: str) -> list[Problem]:
-    """GSM8K: fields `question` and `answer` (reasoning, then `#### number`). `path`: a folder, or the hub name."""
+    """The problems of one split, "train" or "test".
+
+    `path`: a folder with train.jsonl and test.jsonl, or a hub name. Fields of a row: `question`, and `answer`, which is the
+    reasoning followed by `#### number`. Raises UserError for data that cannot be read.
+    """
 
     def parse(row: Row, where: str, name: str) -> Problem:
         solution = text_of(row, "answer", where)
@@ -16,7 +20,7 @@ def load(path: str, split: str) -> list[Problem]:
             raise UserError(f"{where}, field answer", "has no '#### number' at its end", "GSM8K rows end with it")
         reasoning, answer = solution.rsplit("####", 1)
         if not answer.strip():
-            raise UserError(f"{where}, field answer", "has nothing behind its last ####", "GSM8K rows end with '#### number'")
+            raise UserError(f"{where}, field answer", "has nothing after its last ####", "GSM8K rows end with '#### number'")
         prompt = text_of(row, "question", where)
         return Problem(name, prompt, answer.strip().replace(",", ""), f"{reasoning.strip()}\n#### {answer.strip()}")
 

@@ -1,4 +1,4 @@
-"""JSON lines with fields of the user's own names."""
+"""Your own data: JSON lines whose fields have any names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dash_exp.data.rows import Row, id_of, load_problems, text_of
 
 
 def load(path: str, split: str, prompt: str, answer: str, solution: str | None = None) -> list[Problem]:
-    """Any JSON lines: a folder with train.jsonl and test.jsonl. `prompt`, `answer`, `solution` name the fields."""
+    """The problems of one split, "train" or "test".
+
+    `path`: a folder with train.jsonl and test.jsonl, or a hub name. `prompt`, `answer`, `solution`: the names of the fields.
+    Only SFT needs a solution. A field `id` is optional. Raises UserError for data that cannot be read.
+    """
 
     def parse(row: Row, where: str, name: str) -> Problem:
         trace = text_of(row, solution, where) if solution else None

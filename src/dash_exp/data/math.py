@@ -1,4 +1,4 @@
-"""MATH and MATH-500."""
+"""MATH and MATH-500: competition problems (arXiv 2103.03874)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dash_exp.rewards.grading import boxed
 
 
 def load(path: str, split: str, hub_splits: str | None = None, hub_path: str | None = None) -> list[Problem]:
-    """MATH: fields `problem`, `solution`, and `answer` or else the last \\boxed{} of the solution.
+    """The problems of one split, "train" or "test".
 
-    `path`: a folder, or a hub name. On the hub the splits may be called otherwise (`hub_splits`, such as "train+test") and
-    the test set may stand under another name (`hub_path`); a folder holds train.jsonl and test.jsonl.
+    `path`: a folder with train.jsonl and test.jsonl, or a hub name. On the hub, `hub_splits` may name other splits (such as
+    "train+test") and `hub_path` another data set. Fields of a row: `problem`, `solution` and, optionally, `unique_id` and
+    `answer`; without `answer` it is the last \\boxed{} of the solution. Raises UserError for data that cannot be read.
     """
 
     def parse(row: Row, where: str, name: str) -> Problem:
@@ -28,6 +29,6 @@ def load(path: str, split: str, hub_splits: str | None = None, hub_path: str | N
 
 
 def last_boxed(text: str) -> str | None:
-    """Content of the last \\boxed{...}, braces matched. `"so \\boxed{\\frac{1}{2}}." -> "\\frac{1}{2}"`."""
+    """Content of the last \\boxed{...}, None without one. `"so \\boxed{\\frac{1}{2}}." -> "\\frac{1}{2}"`."""
     found = boxed(text)
     return found[-1][2] if found else None

@@ -1,8 +1,8 @@
-"""MBPP: small Python tasks with tests."""
+"""MBPP: small Python tasks with tests (arXiv 2108.07732). Also what MBPP+ shares with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dash_exp.core.errors import UserError
@@ -11,13 +11,14 @@ from dash_exp.data.rows import Located, Row, is_local, load_problems, problems_o
 
 
 def load(path: str, split: str, subset: str = "full") -> list[Problem]:
-    """MBPP: small Python tasks with three tests each, in the official splits by task_id: 1-10 prompt, 11-510 test, 511-600
-    validation, 601-974 train.
+    """The problems of one official split, by task_id: 1-10 "prompt", 11-510 "test", 511-600 "validation", 601-974 "train".
 
-    `path`: a hub name (with `subset` "full" or "sanitized"), or a folder with the published mbpp.jsonl or with train.jsonl and
-    test.jsonl. Fields: `text` (`prompt` in the sanitized subset), `code`, `task_id`, `test_list`, and where there are any
-    `test_setup_code`, `test_imports` and `challenge_test_list`. The prompt shows the text and the tests, from which a reader
-    learns the function's name; tests of more than 500 characters (of two tasks) and challenge tests are graded but not shown.
+    `path`: a hub name (`subset` is then "full" or "sanitized"), or a folder that has the published mbpp.jsonl, or train.jsonl
+    and test.jsonl. Fields of a row: `text` (`prompt` in the sanitized subset), `code`, `task_id`, `test_list`, and optionally
+    `test_setup_code`, `test_imports` and `challenge_test_list`.
+
+    The prompt shows the text and the tests, because only the tests give the name of the function. Tests of more than 500
+    characters (in two tasks) and challenge tests are graded but not shown. Raises UserError for data that cannot be read.
     """
 
     def parse(row: Row, where: str, name: str) -> Problem:
@@ -29,22 +30,28 @@ def load(path: str, split: str, subset: str = "full") -> list[Problem]:
         set_up = [text_of(row, "test_setup_code", where)] if str(row.get("test_setup_code") or "").strip() else []
         set_up += texts(row, "test_imports", where)
         graded = [*set_up, *tests, *texts(row, "challenge_test_list", where)]
-        return program(row, where, f"mbpp/{task_id(row, where)}", tests, graded)
+        return problem_of(row, where, f"mbpp/{task_id(row, where)}", tests, graded)
 
     if (whole := whole_file(path, "mbpp.jsonl")) is not None:
-        return problems_of(_of_split(read_rows(whole, "mbpp"), split), parse, path, split)
+        rows = (r for r in read_rows(whole, "mbpp") if official_split(r) == split)
+        return problems_of(rows, parse, path, split)
     return load_problems(path, split, parse, subset=subset)
 
 
-def mbpp_split(task_id: int) -> str:
-    """The official split of a task of MBPP."""
-    return "prompt" if task_id <= 10 else "test" if task_id <= 510 else "validation" if task_id <= 600 else "train"
-
+# --- shared with MBPP+ -------------------------------------------------------------------------------------------------
 
 SHOWN_CHARACTERS = 500  # the longest test that a prompt shows
 
 
-def program(row: Row, where: str, name: str, shown: Sequence[str], graded: Sequence[str]) -> Problem:
+def official_split(located: Located) -> str:
+    """The official split of a row of MBPP: "prompt", "test", "validation" or "train"."""
+    row, where, _ = located
+    task = task_id(row, where)
+    return "prompt" if task <= 10 else "test" if task <= 510 else "validation" if task <= 600 else "train"
+
+
+def problem_of(row: Row, where: str, name: str, shown: Sequence[str], graded: Sequence[str]) -> Problem:
+    """The problem with id `name`: the prompt shows the tests `shown`, a program is graded by the pieces `graded`."""
     text = _unix(text_of(row, "text" if "text" in row else "prompt", where)).strip()
     code = _unix(text_of(row, "code", where))
     tests = [_unix(test).strip() for test in shown if len(test) <= SHOWN_CHARACTERS]
@@ -57,17 +64,14 @@ def _unix(text: str) -> str:
 
 
 def task_id(row: Row, where: str) -> int:
+    """MBPP's number of the task. UserError where the field is not a number."""
     value = text_of(row, "task_id", where).rpartition("/")[2]  # some copies write "Mbpp/2"
     if not value.isdecimal():
-        raise UserError(f"{where}, field task_id", f"is {row['task_id']!r}", "Give MBPP's number of the task")
+        raise UserError(f"{where}, field task_id", f"is {row['task_id']!r}", "Write the number of the task in MBPP")
     return int(value)
 
 
 def whole_file(path: str, name: str) -> Path | None:
-    """The file of a folder that holds all splits, where there is one."""
+    """The file `name` with all splits, if `path` is a folder that has one."""
     file = Path(path).expanduser() / name
     return file if is_local(path) and file.is_file() else None
-
-
-def _of_split(rows: Iterator[Located], split: str) -> Iterator[Located]:
-    return (r for r in rows if mbpp_split(task_id(r[0], r[1])) == split)

@@ -1,11 +1,11 @@
 """Evaluation: greedy accuracy, pass@k, avg@n and maj@n of a sampler on a test set, each with its 95% interval.
 
-Values and callables in, numbers out; the command is `evaluate.py`. An `Evaluator` grades some prompts at a time, what it
-returns can be joined, and `Evaluation.summary` names the metrics.
+The command is `python -m dash_exp.evaluate`. An `Evaluator` grades some prompts at a time, its results can be added up with
+`+`, and `Evaluation.summary` gives the metrics by name.
 
-The unit of every interval is the problem. Fractions of the problems (one greedy completion each) have Wilson intervals; what is
-a mean over problems of something else has a bootstrap interval, in which a problem is drawn together with its completions.
-There is none for a single problem.
+The unit of every interval is the problem. A fraction of the problems (one greedy completion each) has a Wilson interval; a mean
+over problems of something else has a bootstrap interval, in which a problem is drawn together with its completions. A mean over
+a single problem has none.
 
 Axes: P problems, N sampled completions of each, K values of k.
 """
@@ -25,12 +25,12 @@ from dash_exp.evaluation.measures import Interval, avg_at_n, bootstrap, check_co
 from dash_exp.rewards.base import Reward, correct
 from dash_exp.sampling.base import Sampler, Sampling
 
-SAMPLED = 2**32 - 1  # stands in the key of the noise where training has the outer step: evaluation has noise of its own
+SAMPLED = 2**32 - 1  # in the key of the noise, in place of training's outer step: evaluation has noise of its own
 
 
 @dataclass(frozen=True)
 class Graded:
-    """`per_problem` completions of each of P problems, flat and in the order of the problems."""
+    """`per_problem` completions of each of P problems, as flat lists in the order of the problems; lengths in `tokens`."""
 
     per_problem: int
     texts: list[str]
@@ -47,6 +47,7 @@ class Graded:
         return np.array(getattr(self, name)).reshape(-1, self.per_problem)
 
     def of_problem(self, index: int) -> slice:
+        """Where the completions of one problem stand in the lists."""
         return slice(index * self.per_problem, (index + 1) * self.per_problem)
 
     def __add__(self, other: Graded) -> Graded:
@@ -63,23 +64,26 @@ class Graded:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A test set or a part of it, graded. Parts of one set are joined by `+`."""
+    """The graded completions of a test set or of a part of it. Parts are joined with `+`."""
 
     problems: list[Problem]
     greedy: Graded
-    sampled: Graded | None = None  # N of each problem
+    sampled: Graded | None = None  # N completions of each problem
     k: tuple[int, ...] = ()
 
     @property
     def accuracy(self) -> float:
+        """The fraction of the problems whose greedy completion is correct."""
         return float(np.mean(self.greedy.correct))
 
     @property
     def timeouts(self) -> int:
+        """How many gradings took too long."""
         return self.greedy.timeouts + (self.sampled.timeouts if self.sampled else 0)
 
     @property
     def errors(self) -> int:
+        """How many gradings failed for another reason."""
         return self.greedy.errors + (self.sampled.errors if self.sampled else 0)
 
     def __add__(self, other: Evaluation) -> Evaluation:
@@ -87,7 +91,7 @@ class Evaluation:
         return Evaluation(self.problems + other.problems, self.greedy + other.greedy, sampled, self.k)
 
     def votes(self) -> NDArray[np.float64] | None:
-        """maj@n of each problem; None where nothing was sampled or the reward extracts no answers."""
+        """maj@n of each problem, shape (P,); None if nothing was sampled or the reward extracts no answers."""
         if self.sampled is None or self.sampled.answers is None:
             return None
         answers, right = self.sampled.answers, self.sampled.correct
@@ -95,11 +99,10 @@ class Evaluation:
         return np.array([majority_vote(answers[rows], right[rows]) for rows in each])
 
     def summary(self) -> dict[str, float | None]:
-        """Every metric by name, and `NAME/low` and `NAME/high`, the ends of its 95% interval.
+        """Every metric by name, and the ends of its 95% interval as `NAME/low` and `NAME/high`.
 
-        `accuracy` (greedy), `length/mean_tokens`, `length/truncated_fraction` of the greedy completions; with n sampled ones
-        of each problem also `avg@n`, `pass@k` for each k, `maj@n` where the reward extracts answers, and
-        `sampled/length/...`.
+        Of the greedy completions: `accuracy`, `length/mean_tokens`, `length/truncated_fraction`. With n sampled completions of
+        each problem also `avg@n`, `pass@k` for each k, `maj@n` if the reward extracts answers, and `sampled/length/...`.
         """
         means = {"length/mean_tokens": self.greedy.rows("tokens").mean(axis=1)}
         if self.sampled is not None:
@@ -122,10 +125,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Samples and grades: a greedy completion of each prompt, and `n` more under `sampling` where n is not 0.
+    """Samples and grades a greedy completion of each prompt, and `n` more with the settings `sampling` if n is not 0.
 
-    `greedy` must have temperature 0. The noise of the n completions is keyed by (seed, problem, index) and differs from
-    that of training; two policies evaluated with the same seed meet the same noise.
+    `greedy` must have temperature 0. `k`: the values for pass@k. The noise of the n completions is keyed by (seed, problem,
+    index) and differs from that of training; two policies evaluated with the same seed get the same noise. Raises UserError for
+    an n or k that cannot be used.
     """
 
     sampler: Sampler
@@ -143,7 +147,7 @@ class Evaluator:
         assert not self.n or self.sampling, "n completions need a sampling"
 
     def names(self) -> list[str]:
-        """The metrics of `Evaluation.summary` for evaluations of this kind, intervals aside."""
+        """The names in `Evaluation.summary` of such an evaluation, without those of intervals."""
         found = ["accuracy", "length/mean_tokens", "length/truncated_fraction"]
         if self.n:
             found += [f"avg@{self.n}", *(f"pass@{k}" for k in self.k)]
@@ -181,7 +185,9 @@ class Evaluator:
 def evaluate(
     prompts: Sequence[Prompt], evaluator: Evaluator, batch: int, on_batch: Callable[[int, Evaluation], None] | None = None
 ) -> Evaluation:
-    """Grade a whole test set, `batch` prompts at a time; after each batch `on_batch(prompts done, all so far)` is called."""
+    """Grade a whole test set of at least one problem, `batch` prompts at a time. After each batch `on_batch(number of prompts
+    graded, evaluation of them)` is called.
+    """
     done: Evaluation | None = None
     for start in range(0, len(prompts), batch):
         part = evaluator(prompts[start : start + batch])

@@ -16,14 +16,14 @@ Interval = tuple[float | None, float | None]
 
 
 def pass_at_k(n: int, correct_P: ArrayLike, k: int) -> NDArray[np.float64]:
-    """pass@k = 1 - C(n - c, k) / C(n, k), shape (P,): the chance that one of k completions is right.
+    """pass@k = 1 - C(n - c, k) / C(n, k), shape (P,): the probability that at least one of k completions is correct.
 
-    The k are drawn without replacement from the n of a problem; `correct_P` holds c, how many of the n are right. Chen et al.
-    2021, arXiv 2107.03374, eq. 1: the unbiased estimate of 1 - (1 - p)^k. The quotient is the product of
-    (n - c - i) / (n - i) over i < k, so nothing can overflow.
+    The k are drawn without replacement from the n of a problem; `correct_P` holds c, how many of the n are correct. This is the
+    unbiased estimate of 1 - (1 - p)^k of Chen et al. 2021, arXiv 2107.03374, eq. 1. The quotient is computed as the product of
+    (n - c - i) / (n - i) over i < k, so nothing overflows. Raises UserError unless 1 <= k <= n.
     """
     if not 1 <= k <= n:
-        raise UserError(f"k={k}", f"pass@k is not defined with n={n} completions per problem", "Use 1 <= k <= n")
+        raise UserError(f"k={k}", f"pass@k is not defined for n={n} completions of each problem", "Use 1 <= k <= n")
     wrong_P1 = n - np.asarray(correct_P)[..., None]
     i_K = np.arange(k)
     return 1.0 - np.prod(np.maximum(wrong_P1 - i_K, 0) / (n - i_K), axis=-1)
@@ -37,8 +37,9 @@ def avg_at_n(correct_PN: ArrayLike) -> NDArray[np.float64]:
 def majority_vote(answers_N: Sequence[str | None], correct_N: Sequence[bool]) -> float:
     """maj@n of one problem (self-consistency, arXiv 2203.11171): whether the most frequent answer is correct.
 
-    A completion without an answer has no vote; without any vote it is 0. Where several answers are equally frequent it is the
-    expected value of choosing one of them at random. An answer is as correct as its completions on average.
+    A completion without an answer has no vote; without any vote the value is 0. If several answers are equally frequent, it is
+    the expected value of choosing one of them at random. The value of an answer is the fraction of its completions that are
+    correct.
     """
     votes = Counter(answer for answer in answers_N if answer is not None)
     if not votes:
@@ -50,15 +51,15 @@ def majority_vote(answers_N: Sequence[str | None], correct_N: Sequence[bool]) ->
 
 
 def wilson(successes: int, total: int) -> Interval:
-    """95% interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001 on why not the normal one)."""
+    """95% interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001 say why not the normal interval)."""
     interval = stats.binomtest(successes, total).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def bootstrap(values_P: ArrayLike) -> Interval:
-    """95% bootstrap interval of a mean over problems.
+    """95% bootstrap interval of a mean over problems; (None, None) for a single problem.
 
-    Where all values are 0, or all 1, resampling shows no spread: there it is Wilson's interval.
+    If all values are 0, or all are 1, resampling shows no spread; then it is Wilson's interval.
     """
     values_P = np.asarray(values_P, dtype=float)
     if len(values_P) < 2:
@@ -69,7 +70,7 @@ def bootstrap(values_P: ArrayLike) -> Interval:
 
 
 def check_counts(n: int, k: Sequence[int]) -> None:
-    """Raise UserError where n or one of k cannot be used."""
+    """Raise UserError if n, or a value of k, cannot be used."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 0:
         raise UserError(f"n={n}", "is not a whole number of at least 0", "Write how many completions to sample, such as n=8")
     for value in k:

@@ -1,7 +1,7 @@
-"""Rewards: problems and completions in, one number each out. Correct is 1, wrong is 0.
+"""What a reward is: a callable that gives one number per completion. Usually 1 is correct and 0 is wrong.
 
-Grading that takes too long or breaks is never passed off as a wrong answer: it is counted apart (`Scores.timeouts`,
-`Scores.errors`), although its reward can only be 0.
+A grading that takes too long or fails has a reward of 0 as well, but it is not a wrong answer: it is counted separately, in
+`Scores.timeouts` or `Scores.errors`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scores:
-    """One reward per completion, and how many gradings did not come to an end.
+    """The rewards of B completions.
 
-    `components` holds, by name, the parts of a summed reward before their weights: one number per completion each.
-    A completion with a number that is not finite, whoever made it, is an error and that number 0: one NaN among the advantages
-    would end in every weight.
+    `rewards`: B numbers. `timeouts`, `errors`: how many of the B gradings took too long, or failed for another reason.
+    `components`: further numbers by name, B each; a sum of rewards gives its parts here, before their weights.
+
+    A number that is NaN or infinite is replaced by 0 and its completion is counted in `errors`, whichever reward it comes from:
+    one NaN among the advantages would spread to every weight of the policy.
     """
 
     rewards: list[float]
@@ -37,24 +39,27 @@ class Scores:
             i for values in (self.rewards, *self.components.values()) for i, v in enumerate(values) if not math.isfinite(v)
         }
         if broken:
-            log.warning("grading failed on %d completions: their reward is not finite", len(broken))
+            log.warning("grading failed on %d completions: their reward is NaN or infinite", len(broken))
             object.__setattr__(self, "errors", self.errors + len(broken))
             object.__setattr__(self, "rewards", _finite(self.rewards))
             object.__setattr__(self, "components", {name: _finite(values) for name, values in self.components.items()})
 
 
 class Reward(Protocol):
-    """A reward is a callable. Five attributes are optional:
+    """A reward is any callable of this form. `lambda problems, texts: Scores([float(len(t) < 100) for t in texts])` is one.
 
-    `grades`, "programs" where problems must have `tests`, "answers" where they must not;
-    `components`, the names of those in its `Scores`;
-    `correct`, the one of them in which 1 means a correct completion, where that is not the reward itself;
-    `answers(texts)`, the answer that stands in each completion, equal ones spelled alike, None without one;
-    `close()`, at the end of its use.
+    It may have these attributes:
+
+    - `grades`: "programs" if every problem must have `tests`, "answers" if none may;
+    - `components`: the names in `Scores.components`;
+    - `correct`: the name of the component in which 1 means a correct completion; without it 1 in `Scores.rewards` does;
+    - `answers(texts)`: the answer in each completion, spelled the same where two are equal, None where there is none; with it
+      evaluation reports a majority vote (maj@n);
+    - `close()`: called once, at the end of a run.
     """
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
-        """Grade `texts[i]` as a completion of `problems[i]`."""
+        """Grade B completions: `texts[i]` is one of `problems[i]`. It may be called from a thread other than the main one."""
 
 
 def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:
@@ -63,14 +68,16 @@ def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:
     for problem in problems:
         if grades == "programs" and not problem.tests:
             raise UserError(
-                f"problem {problem.id}", "has no tests for its program", "Use reward=code with data=mbpp or mbpp_plus"
+                f"problem {problem.id}", "has no tests for its program", "Use reward=code with data=mbpp or data=mbpp_plus"
             )
         if grades == "answers" and problem.tests:
-            raise UserError(f"problem {problem.id}", "asks for a program, and the reward reads an answer", "Use reward=code")
+            raise UserError(f"problem {problem.id}", "asks for a program, but the reward reads an answer", "Use reward=code")
 
 
 def correct(scores: Scores, reward: Reward) -> list[bool]:
-    """Which completions are correct: those with exactly 1 in the component that `reward.correct` names, or as reward."""
+    """Which of the B completions are correct: those with exactly 1 in the component named by `reward.correct`, if it is given,
+    else with a reward of exactly 1.
+    """
     component = getattr(reward, "correct", None)
     return [value == 1 for value in (scores.components[component] if component else scores.rewards)]
 

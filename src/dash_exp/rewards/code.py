@@ -1,4 +1,4 @@
-"""Programs, run against the tests of their problem."""
+"""Programs, graded by running the tests of their problem."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ log = logging.getLogger(__name__)
 
 
 class CodeReward:
-    """1 where the program in the completion passes the tests of its problem, run in a sandbox (`sandbox.Sandbox`).
+    """1 if the program in the completion passes the tests of its problem, run in a sandbox (`sandbox.Sandbox`); else 0.
 
-    A program that is wrong, raises or ends early gets 0; one that needs more than `timeout_s` seconds counts as a time-out, and
-    a sandbox that failed, or tests that cannot be run, as an error. `workers` programs are graded at a time. UserError where
-    this machine cannot isolate programs in the way that `isolation` names.
+    A program that is wrong, raises an exception or ends early gets 0. A program that takes more than `timeout_s` seconds counts
+    as a time-out. A sandbox that fails, or tests that cannot be run, count as an error. `workers`: how many programs are graded
+    at a time. `isolation`, `memory_mb`, `processes`: see `sandbox.Sandbox`. Raises UserError where this machine cannot isolate
+    programs in this way.
     """
 
     grades = "programs"
@@ -48,14 +49,14 @@ class CodeReward:
         return self.sandbox.grade(program_of(text), problem.tests)
 
 
-# Possessive: given back one by one, the characters of one long word after a fence would take time to the square of its length.
+# Possessive quantifiers (*+): with backtracking, one long word after a fence would take time quadratic in its length.
 FENCED = re.compile(r"^[ \t]*+```[ \t]*+(\w*+)[^\n`]*+\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def program_of(text: str) -> str:
-    """The program in a completion: its last block fenced as python, else its last fenced block, else all of it.
+    """The program in a completion: its last block fenced as python, else its last fenced block, else the whole text.
 
-    `"So:\\n```python\\nx = 1\\n```" -> "x = 1\\n"`. A block that the token limit cut off counts as well.
+    `"So:\\n```python\\nx = 1\\n```" -> "x = 1\\n"`. A block that is not closed, cut off by the token limit, counts too.
     """
     blocks = FENCED.findall(text)
     python = [code for language, code in blocks if language.lower() in ("python", "python3", "py")]

@@ -10,10 +10,11 @@ from dash_exp.rewards.patterns import last_matches, one_group
 
 
 class ExactReward:
-    """1 where the last match of `pattern` (its one group) is the answer, character by character.
+    """1 if the last match of `pattern` in the completion is the answer of the problem, character by character; else 0.
 
-    `pattern: null` compares the whole completion, stripped. A pattern can take exponential time on some text: one that needs
-    more than `timeout_s` seconds for a completion counts as a time-out.
+    `pattern`: a regular expression with exactly one group, which is what is compared. None compares the whole completion.
+    White space around the answer does not count. `timeout_s`: seconds per completion, because a pattern can take exponential
+    time on some texts; a longer search counts as a time-out. Raises UserError for a pattern that cannot be used.
     """
 
     grades = "answers"
@@ -27,5 +28,5 @@ class ExactReward:
         return Scores([float(a == p.answer.strip()) for p, a in zip(problems, answers, strict=True)], timeouts)
 
     def answers(self, texts: Sequence[str]) -> list[str | None]:
-        """None too where a match took too long."""
+        """The answer in each completion; None where there is none or the search took too long."""
         return last_matches(self.pattern, texts, self.timeout_s)[0]

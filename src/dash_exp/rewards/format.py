@@ -1,4 +1,4 @@
-"""The form of a completion."""
+"""The format of a completion, such as one pair of tags."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from dash_exp.rewards.patterns import compiled
 
 
 class FormatReward:
-    """1 where the whole completion, white space around it aside, matches `pattern`; `.` matches line breaks too.
+    """1 if the whole completion, without the white space around it, matches `pattern`; else 0. The problem is not used.
 
-    A pattern can take exponential time on some text: a match that needs more than `timeout_s` seconds counts as a time-out.
+    `pattern`: a regular expression; `.` matches line breaks too. `timeout_s`: seconds per completion, because a pattern can
+    take exponential time on some texts; a longer match counts as a time-out. Raises UserError for a pattern that is not one.
     """
 
     def __init__(self, pattern: str, timeout_s: float = 1.0) -> None:

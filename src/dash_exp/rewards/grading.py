@@ -1,7 +1,9 @@
-"""The part of the math reward that runs in worker processes. It imports no torch, so a worker starts in about a second.
+"""Finds and compares mathematical answers: the part of the math reward that runs in worker processes.
 
-Equivalence of expressions is math-verify's. What is done here before: finding the final answer where the text names it, and
-the kinds of answers that math-verify does not tell apart (words, number bases, percentages, very small decimals).
+math-verify decides whether two expressions are equivalent. What is done here before that: finding the final answer if the text
+names it, and the kinds of answers that math-verify confuses (words, number bases, percentages, very small decimals).
+
+It does not import torch, so a worker starts in about a second.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ BASED = re.compile(r"\s*([0-9A-Z]+)_\{?(\d+)\}?\s*")
 def math_equal(answer: str, text: str) -> bool:
     """Whether the final answer of `text` is equivalent to the gold `answer`.
 
-    Without time limits of its own: the pool around it kills what takes too long (`math.MathReward`).
+    It has no time limit of its own: `workers.Workers` kills a process that takes too long. Raises ValueError for a gold answer
+    that math-verify cannot read.
     """
     found = final_answer(text)
     if found is None:
@@ -56,11 +59,11 @@ def math_equal(answer: str, text: str) -> bool:
 
 
 def final_answer(text: str) -> str | None:
-    """The answer that `text` names as its last: in \\boxed{}, after `####`, or as a formula after "answer is" to the end.
+    """The final answer that `text` names: in \\boxed{}, after `####`, or as a formula from "answer is" to the end of the text.
 
-    Of several boxes the last counts, together with those that only a comma, "and" or "or" keeps apart from it:
-    `"\\boxed{1} and \\boxed{-2}" -> "1,-2"`, but `"\\boxed{8}. No: \\boxed{7}" -> "7"`. None where nothing is named, or
-    where it stands in a sentence that math-verify reads better.
+    Of several boxes the last one counts, together with those before it that are separated only by a comma, "and" or "or":
+    `"\\boxed{1} and \\boxed{-2}" -> "1,-2"`, but `"\\boxed{8}. No: \\boxed{7}" -> "7"`. None where no answer is named, or
+    where it is part of a sentence, which math-verify reads better.
     """
     boxes = boxed(text)
     if boxes:
@@ -82,7 +85,7 @@ def final_answer(text: str) -> str | None:
 
 
 def boxed(text: str) -> list[tuple[int, int, str]]:
-    """Every outermost \\boxed{...} that is closed: start, end and content. `"so \\boxed{\\frac{1}{2}}." -> [(3, 21, ...)]`."""
+    """Start, end and content of every outermost \\boxed{...} that is closed. `"so \\boxed{2}." -> [(3, 12, "2")]`."""
     found, position = [], 0
     while (start := text.find("\\boxed{", position)) >= 0:
         begin = start + len("\\boxed{")
@@ -97,10 +100,10 @@ def boxed(text: str) -> list[tuple[int, int, str]]:
 
 
 def math_answer(text: str) -> str | None:
-    """The last answer in `text` in one spelling for all that are equal, so that answers can be counted; None without one.
+    """The last answer in `text`, spelled the same for equal answers, so that they can be counted; None where there is none.
 
-    Numbers are compared to 6 decimals, as math-verify does (0.5 and \\frac{1}{2} are one answer), sets whatever their order,
-    expressions after expansion. Forms that only a simplification would show to be equal stay apart.
+    Numbers are rounded to 6 decimals, as in math-verify (0.5 and \\frac{1}{2} are one answer), the order of a set does not
+    count, expressions are expanded. Answers that are equal only after a simplification are spelled differently.
     """
     import math_verify
 
@@ -111,7 +114,7 @@ def math_answer(text: str) -> str | None:
 
 
 def warm_up() -> None:
-    """First thing in a worker: imports and first use take seconds, which are no part of anyone's time limit."""
+    """Called first in a worker process: imports and first use take seconds, which must not count towards a time limit."""
     assert math_equal("1", "\\boxed{\\frac{2}{2}}")
     assert math_answer("it is 0.5") == "0.5"
 

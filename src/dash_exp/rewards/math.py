@@ -1,4 +1,4 @@
-"""Mathematical answers, compared by math-verify."""
+"""Mathematical answers, compared by the library math-verify."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ log = logging.getLogger(__name__)
 
 
 class MathReward:
-    """1 where math-verify finds the last answer of the completion equivalent to the gold answer (numbers, LaTeX, sets...).
+    """1 if the last answer of the completion is equivalent to the answer of the problem (numbers, LaTeX, sets...); else 0.
 
-    With `pattern` only its last match (its one group) is read, and a completion without one has no answer. Completions with
-    tags need it: math-verify does not find 42 in `<answer>42</answer>`, and takes a number that stands before it.
+    `pattern`: a regular expression with exactly one group. Only its last match is read, and a completion without a match has
+    no answer. Completions with tags need it: math-verify does not find 42 in `<answer>42</answer>`, but takes a number that
+    stands before it.
 
-    math-verify's own time limits are alarms, which work on a main thread only and cannot break into a long computation in C.
-    Here every answer is graded in one of `workers` processes, and a process that needs more than `timeout_s` seconds for one
-    is killed and replaced: this works from any thread. An answer that needs more than `memory_mb` MiB counts as an error,
-    unless math-verify itself makes do without, which it does where it only looks for one more way to compare two answers.
+    Each answer is graded in one of `workers` processes, which start with the first call. (math-verify's own time limits are
+    alarms: they work in the main thread only and cannot interrupt a long computation in C.) An answer that takes more than
+    `timeout_s` seconds counts as a time-out; its process is killed and replaced. An answer that needs more than `memory_mb` MiB
+    counts as an error, unless math-verify was only trying one more way to compare two answers: then it continues without that.
+
+    It can be called from any thread, and from a script without `if __name__ == "__main__":`. Raises UserError for a pattern
+    that cannot be used, RuntimeError where no process can be started.
     """
 
     grades = "answers"
@@ -40,15 +44,15 @@ class MathReward:
         return Scores([float(e or 0.0) for e in equal.values], equal.timeouts + slow, equal.errors)
 
     def answers(self, texts: Sequence[str]) -> list[str | None]:
-        """Answers as `grading.math_answer` spells them; None too where reading one did not come to an end."""
+        """The answer in each completion as `grading.math_answer` spells it; None where there is none or reading it failed."""
         read, slow = self._read(texts)
         found = self.workers.map(math_answer, [(t,) for t in read], [f"completion {i}" for i in range(len(texts))])
         if timeouts := found.timeouts + slow:
-            log.warning("reading the answers of %d completions took more than %s s each", timeouts, self.timeout_s)
+            log.warning("reading the answer took more than %s s in %d completions", self.timeout_s, timeouts)
         return found.values
 
     def _read(self, texts: Sequence[str]) -> tuple[Sequence[str], int]:
-        """What math-verify is to read, "" where there is no answer; how many took too long."""
+        """The text that math-verify reads in each completion, "" where there is no answer; how many searches took too long."""
         if self.pattern is None:
             return texts, 0
         found, timeouts = last_matches(self.pattern, texts, self.timeout_s)

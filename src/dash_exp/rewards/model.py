@@ -19,16 +19,18 @@ log = logging.getLogger(__name__)
 
 
 class ModelReward:
-    """The one logit of a sequence-classification model that reads prompt and completion, or its sigmoid (`squash`).
+    """The single logit of a sequence-classification model that reads prompt and completion; with `squash` its sigmoid.
 
-    `path`: a Transformers folder or a hub name; weights are safetensors only and remote code is never run. With `chat` the two
-    are a user's and an assistant's turn in the tokenizer's chat template where it has one; otherwise they are joined as text.
-    A batch takes at most `max_tokens` tokens, padding counted. `device: auto` is the GPU where there is one.
+    `path`: a Transformers folder or a hub name. Weights must be safetensors, and code from the hub is never run. `chat`: prompt
+    and completion are a user's and an assistant's turn in the tokenizer's chat template, if it has one; otherwise they are
+    joined as text. `max_tokens`: the most tokens of one batch, padding included. `device`: "cpu", "cuda", or "auto", which is
+    the GPU if there is one. `dtype`: "float32", "bfloat16" or "float16".
 
-    No reward of a model means "correct". The component `accepted` is 1 where the reward is above `accept_above`, and
-    evaluation counts that.
-    A text that is longer than the model's context or no Unicode, and a logit that is not finite, are errors: counted, with a
-    reward of 0.
+    A logit does not say what is correct, so the component `accepted` is 1 where the reward is above `accept_above`, and
+    evaluation counts that as correct.
+
+    Errors, counted and with a reward of 0: a text longer than the context of the model, a text that is not valid Unicode, and
+    a logit that is NaN or infinite. Raises UserError for a folder that is not such a model, and for an unknown device or dtype.
     """
 
     components = ("accepted",)
@@ -45,7 +47,7 @@ class ModelReward:
         dtype: str = "float32",
     ) -> None:
         if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-            raise UserError(f"reward.device={device}", "is no device of this machine", "Use auto, cpu, or cuda with a GPU")
+            raise UserError(f"reward.device={device}", "is not a device of this machine", "Use auto, cpu or (with a GPU) cuda")
         if dtype not in ("float32", "bfloat16", "float16"):
             raise UserError(f"reward.dtype={dtype}", "is not known", "Use float32, bfloat16 or float16")
         self.tokenizer = loading.load_tokenizer(path, setting="reward.path")
@@ -76,7 +78,7 @@ class ModelReward:
         return Scores(rewards, errors=len(failed), components={"accepted": accepted})
 
     def _ids(self, prompt: str, text: str) -> list[int]:
-        """The tokens, none where the text has half a surrogate pair: no tokenizer reads that."""
+        """The token ids; none where the text has half of a surrogate pair, which no tokenizer can read."""
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -87,7 +89,7 @@ class ModelReward:
         return cast(list[int], self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
 
     def _logits(self, ids: Sequence[Sequence[int]]) -> list[float]:
-        """The logits of one batch, padded on the right."""
+        """The logit of each row of one batch, which is padded on the right."""
         width = max(map(len, ids))
         ids_BL = torch.full((len(ids), width), self.tokenizer.pad_token_id)
         mask_BL = torch.zeros_like(ids_BL)

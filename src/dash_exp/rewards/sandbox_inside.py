@@ -1,13 +1,14 @@
-"""The two programs that run inside a sandbox: the candidate, and the judge who decides whether it passed.
+"""The two programs that run inside a sandbox: the candidate, and the judge, which decides whether the candidate passes.
 
     python -I -S sandbox_inside.py ROLE REQUESTS REPLIES MEMORY_BYTES PROCESSES CPU_S FILE_BYTES UID SITE...
 
-The *candidate* executes the program of a completion and then serves calls. The *judge* executes the tests; each name that they
-use and do not define stands for the candidate's object of that name, and using it sends a request. The two share nothing but
-two pipes, on which only plain values and numbers of objects travel. The judge decodes them by hand (`decode`), never by
-pickle, and compares them itself, so nothing that the program does to its own process can make a test pass.
+The *candidate* runs the program of a completion and then answers requests. The *judge* runs the tests; each name that they use
+and do not define stands for the candidate's object of that name, and using it sends a request. The two share nothing but two
+pipes, which carry only plain values and numbers of objects. The judge decodes them itself (`decode`), never with pickle, and
+compares them itself, so nothing that the program does to its own process can make a test pass.
 
-Only the standard library, and little of it: a start takes 15 ms. `dash_exp.rewards.sandbox` is the outside.
+This must stay one file. It is the only file of this package that exists inside a sandbox, where `python -I -S` finds no
+packages. It imports little of the standard library, so it starts in 15 ms. `dash_exp.rewards.sandbox` is the outside.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ import struct
 import sys
 import time
 
-TYPE_CHECKING = False  # importing typing and collections.abc would take longer than all else here
+TYPE_CHECKING = False  # importing typing and collections.abc would take longer than everything else here
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn
 
+START_S = 60.0  # a process that takes longer to start is the fault of the machine, not of the program
 MESSAGE_BYTES = 32 * 1024 * 1024  # longest reply that the judge reads
 READY = b"+"
 PASSED, FAILED, ERROR = b"passed", b"failed", b"error"
 
-# What a request may ask of an object. Comparison and arithmetic are not among them: they would show the expected value to the
-# program and leave the answer to it.
+# What a request may do with an object. Comparison and arithmetic are not among them: they would show the expected value to the
+# program and let the program decide the result.
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda function, *args, **kwargs: function(*args, **kwargs),
     "getattr": getattr,
@@ -59,8 +61,8 @@ def encode(value: Any, number: Callable[[Any], int]) -> bytes:
     """A plain value as bytes. `number` gives the number of an object that is not plain, or raises NotPlainError.
 
     Plain are None, bool, int, float, complex, str, bytes, bytearray, range, list, tuple, set, frozenset and dict, and these
-    types themselves. Of a subclass only the content goes (a namedtuple is a tuple, a Counter a dict); numbers of numpy become
-    Python's.
+    types themselves. Of a subclass only the content is sent (a namedtuple as a tuple, a Counter as a dict); numpy's numbers
+    become Python's.
     """
     chunks: list[bytes] = []
     _encode(value, number, chunks.append)
@@ -112,7 +114,7 @@ def _encode(value: Any, number: Callable[[Any], int], put: Callable[[bytes], Non
 
 
 def decode(data: bytes, thing: Callable[[int], Any]) -> Any:
-    """The value that `encode` wrote. `thing` gives the object of a number. ValueError for bytes that say nothing."""
+    """The value that `encode` wrote. `thing` gives the object of a number. ValueError for bytes that are not a value."""
     value, end = _decode(data, 0, thing)
     if end != len(data):
         raise ValueError("bytes are left over")
@@ -172,7 +174,7 @@ def send(pipe: int, data: bytes) -> None:
 
 
 def receive(pipe: int, limit: int) -> bytes:
-    """The next message. EOFError where the other side is gone, ValueError for one that is longer than `limit`."""
+    """The next message. EOFError if the other side is gone, ValueError for a message longer than `limit` bytes."""
     (size,) = struct.unpack("<Q", _read(pipe, 8))
     if size > limit:
         raise ValueError(f"a message of {size} bytes")
@@ -194,9 +196,9 @@ def _read(pipe: int, size: int) -> bytes:
 
 
 def candidate(requests: int, replies: int, source: bytes) -> NoReturn:
-    """Execute the program, then answer requests until there is nobody to ask."""
+    """Run the program, then answer requests until the judge is gone."""
     module = type(sys)("solution")
-    sys.modules["solution"] = module  # dataclasses and the like look their module up
+    sys.modules["solution"] = module  # dataclasses and others look up their module
     exec(compile(source, "solution.py", "exec"), module.__dict__)
     objects: list[Any] = [module]
     numbers: dict[int, int] = {id(module): 0}
@@ -221,7 +223,7 @@ def candidate(requests: int, replies: int, source: bytes) -> NoReturn:
 
 
 class Lost(BaseException):
-    """The candidate is gone, or what it says is no message. No `except Exception` of a test catches it."""
+    """The candidate is gone, or its reply is not a message. No `except Exception` of a test catches this."""
 
 
 class Link:
@@ -234,7 +236,7 @@ class Link:
         self.raised: Exception | None = None  # the last exception that came from the candidate
 
     def ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
-        """The candidate's answer, or its exception under the name of the nearest builtin one."""
+        """The candidate's answer. Its exception is raised as the nearest builtin one."""
         request = encode((operation, args, kwargs), self._number)
         try:
             send(self.requests, request)
@@ -245,7 +247,7 @@ class Link:
             names, message = answer
             self.raised = _exception(names, str(message))
             if isinstance(self.raised, StopIteration) and operation != "next":
-                self.raised = RuntimeError("StopIteration")  # map, zip and all would take it for the end of the test's own data
+                self.raised = RuntimeError("StopIteration")  # or map, zip and all would take it for the end of their data
         except Exception as error:
             self.lost = True
             raise Lost(f"no answer: {type(error).__name__}: {error}") from None
@@ -259,7 +261,7 @@ class Link:
     def _number(value: Any) -> int:
         if isinstance(value, Remote):
             return object.__getattribute__(value, "_Remote__number")
-        raise NotPlainError(f"the tests hand over a value of type {type(value).__name__}, which cannot be sent to the program")
+        raise NotPlainError(f"the tests pass a value of type {type(value).__name__}, which cannot be sent to the program")
 
 
 class Remote:
@@ -272,7 +274,7 @@ class Remote:
         object.__setattr__(self, "_Remote__number", number)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # protocols by which libraries would take an answer for more than a value
+        if name.startswith("__"):  # protocols through which a library would trust an answer with more than its value
             raise AttributeError(name)
         return self.__link.ask("getattr", self, name)
 
@@ -314,7 +316,7 @@ class Remote:
 
 
 def _compare_shapes() -> None:
-    """numpy.allclose broadcasts, so that it finds an empty list close to any number; here shapes must be equal as well."""
+    """numpy.allclose broadcasts, and so finds an empty list close to any number. Here the shapes must be equal as well."""
     import numpy
 
     original = numpy.allclose
@@ -331,13 +333,13 @@ def _exception(names: Sequence[str], message: str) -> Exception:
         if isinstance(kind, type) and issubclass(kind, Exception):
             try:
                 return kind(message)
-            except TypeError:  # UnicodeDecodeError and its like take more
+            except TypeError:  # UnicodeDecodeError and some others take more arguments
                 continue
     return Exception(message)
 
 
 def judge(requests: int, replies: int, order: bytes) -> tuple[bytes, str]:
-    """Run the tests in order in one namespace. The verdict, and what to tell people about it."""
+    """Run the tests in order in one namespace. Returns the verdict, and the reason for people to read."""
     tests: Mapping[str, Any] = decode(order, lambda _: None)
     link = Link(requests, replies)
     namespace: dict[str, Any] = {"__name__": "tests"}
@@ -348,9 +350,9 @@ def judge(requests: int, replies: int, order: bytes) -> tuple[bytes, str]:
             try:
                 namespace[name] = link.ask("getattr", link.thing(0), name)
             except AttributeError:
-                if hasattr(builtins, name):  # and the tests would meet that one instead
+                if hasattr(builtins, name):  # the tests would use that one instead
                     return FAILED, f"the program has no {name}"
-                # else the tests meet a NameError
+                # else the tests raise a NameError
         if any("numpy" in piece for piece in tests["pieces"]):
             _compare_shapes()
         for i, piece in enumerate(tests["pieces"]):
@@ -362,7 +364,7 @@ def judge(requests: int, replies: int, order: bytes) -> tuple[bytes, str]:
     except BaseException as error:
         missing = isinstance(error, ImportError) and error is not link.raised
         return ERROR if missing else FAILED, type(error).__name__
-    # a test may have swallowed `Lost` with a bare except
+    # a test with a bare except may have caught `Lost`
     return (FAILED, "no answer") if link.lost else (PASSED, "")
 
 
@@ -370,7 +372,7 @@ def judge(requests: int, replies: int, order: bytes) -> tuple[bytes, str]:
 
 
 def limit(memory_bytes: int, processes: int, cpu_s: int, file_bytes: int) -> None:
-    """Lower the limits of this process and its children; nobody in here has the right to raise them again."""
+    """Lower the limits of this process and its children. No process inside has the right to raise them again."""
     limits = {
         "AS": memory_bytes,
         "CPU": cpu_s,
@@ -393,7 +395,7 @@ def limit(memory_bytes: int, processes: int, cpu_s: int, file_bytes: int) -> Non
 def main(role: str, *arguments: str) -> None:
     requests, replies, memory_bytes, processes, cpu_s, file_bytes, uid = map(int, arguments[:7])
     sys.path.extend(arguments[7:])
-    if uid:  # started as root: become nobody, for whom limits hold
+    if uid:  # started as root: change to a user without rights, for whom the limits hold
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
@@ -412,13 +414,15 @@ def main(role: str, *arguments: str) -> None:
             candidate(requests, replies, text)
         word, detail = judge(requests, replies, text)
         os.write(verdict, word + b" " + detail.encode("utf-8", "replace")[:1000])
-    finally:  # whatever ended it, SystemExit included
+    finally:  # however it ended, also by SystemExit
         os.close(requests)
         os.close(replies)
         if os.getppid() == 1:
-            # Under bubblewrap: wait to be killed. Its first process outlives it for a moment when a program ends by itself,
-            # and would stay as a zombie where nobody collects orphans, as in many containers.
-            time.sleep(10**6)
+            # With bubblewrap: wait to be killed. When a program ends by itself, bubblewrap's first process lives a moment
+            # longer and would stay as a zombie where nothing collects orphans, as in many containers. The wait is long enough
+            # for the other process to start and for the tests. It has an end, because nothing kills a sandbox whose owner was
+            # killed while the sandbox started.
+            time.sleep(START_S + cpu_s)
         os._exit(0)
 
 

@@ -11,10 +11,14 @@ from dash_exp.rewards.base import Reward, Scores
 
 
 class SumReward:
-    """The weighted sum of other rewards. `Scores.components` has each part's own values by its name.
+    """The weighted sum of other rewards: sum over parts of `weights[name] * parts[name]`.
 
-    `correct` names the part whose 1 means a correct completion, since a sum of 1.1 says nothing about that; the answers that
-    evaluation counts are that part's too. A part may be a sum or have components itself: they are called `part/component`.
+    `Scores.components` has the rewards of each part by its name, before the weight. `correct`: the name of the part in which 1
+    means a correct completion (a sum of 1.1 does not say); `answers` are those of this part too. A part may be a sum or have
+    components itself: they are named `part/component`. Time-outs and errors are the sums over the parts.
+
+    Raises UserError where weights and parts do not have the same names, a weight is not a finite number, all weights are 0,
+    `correct` is not a part, a part is named "mean", or some parts grade programs and others answers.
     """
 
     def __init__(self, parts: Mapping[str, Reward], weights: Mapping[str, float], correct: str) -> None:
@@ -22,25 +26,29 @@ class SumReward:
         names = ", ".join(self.parts) or "(none)"
         for name in self.parts:
             if name not in self.weights:
-                raise UserError("reward.weights", f"has no weight for {name}", f"Give one for each of {names}")
+                raise UserError("reward.weights", f"has no weight for {name}", f"Give one weight for each of {names}")
         if "mean" in self.parts:
             raise UserError("reward.parts.mean", "would be logged as reward/mean, which is the sum", "Choose another name")
         for name, weight in self.weights.items():
             if name not in self.parts:
                 raise UserError(
-                    f"reward.weights.{name}", f"there is no part of that name in reward.parts ({names})", "Rename it"
+                    f"reward.weights.{name}", f"there is no part of this name in reward.parts ({names})", "Rename it"
                 )
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
                 raise UserError(f"reward.weights.{name}={weight}", "is not a finite number", "Write a number such as 0.1")
         if not any(self.weights.values()):
             raise UserError("reward.weights", "are all 0", "Give at least one part a weight")
         if correct not in self.parts:
-            raise UserError(f"reward.correct={correct}", "is no part of the sum", f"Name the part that decides: {names}")
+            raise UserError(
+                f"reward.correct={correct}",
+                "is not a part of the sum",
+                f"Name the part that says what is correct: {names}",
+            )
         self.components = [*self.parts]
         self.components += [f"{name}/{inner}" for name, part in self.parts.items() for inner in getattr(part, "components", ())]
         graded = {getattr(part, "grades", None) for part in self.parts.values()} - {None}
         if len(graded) > 1:
-            raise UserError("reward.parts", "hold rewards of programs and of answers", "No problem has both: leave one out")
+            raise UserError("reward.parts", "have rewards of programs and of answers", "No problem has both: remove one kind")
         self.grades = graded.pop() if graded else None
         decides = self.parts[correct]
         inner = getattr(decides, "correct", None)
@@ -60,6 +68,7 @@ class SumReward:
         )
 
     def close(self) -> None:
+        """Close every part that can be closed."""
         for part in self.parts.values():
             if hasattr(part, "close"):
                 part.close()

@@ -1,31 +1,44 @@
-"""Calls in worker processes, each with a limit on its time and on its memory. Imports nothing heavy: every worker loads it."""
+"""Calls in worker processes, each with a limit on its time and on its memory. `worker` is what runs in such a process.
+
+The processes are started by a command line and not by `multiprocessing`, whose processes import the script that the user runs:
+without `if __name__ == "__main__":` in that script each of them would start processes of its own, without end.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
-import resource
+import queue
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from concurrent.futures.process import BrokenProcessPool
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from multiprocessing import Pipe
 from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
+from dash_exp.rewards.worker import in_words
 
 log = logging.getLogger(__name__)
 
-TRIES = 3  # for a call whose worker died, which may have been another call's fault, or the system's
-MESSAGE = 200  # characters of an exception's message
+TRIES = 3  # for a call whose worker died: an earlier call, or the system, may have been the cause
+# The program of a worker. It finds modules where this process finds them.
+PROGRAM = "import sys; sys.path[:] = {path!r}; from dash_exp.rewards import worker; worker.serve({descriptor}, {memory_mb})"
+
+
+class CallError(Exception):
+    """The call raised an exception, which the message gives in words."""
+
+
+class WorkerDiedError(Exception):
+    """The process ended before it answered."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What each call returned, None where it did not; how many took too long; how many broke."""
+    """`values[i]` is what call i returned, None if it failed; how many calls took too long, and how many failed otherwise."""
 
     values: list[Any]
     timeouts: int
@@ -33,117 +46,109 @@ class Results:
 
 
 class Workers:
-    """`count` processes that serve calls from any thread.
+    """Up to `count` processes that serve calls from any thread.
 
     A process that needs more than `timeout_s` seconds for one call is killed and replaced. A call that needs more than
-    `memory_mb` MiB beyond what its process has already breaks, and a process that keeps half of that is replaced (on Linux;
-    elsewhere memory is not limited). The processes start with the first calls, by `first` and without a time limit, and serve
-    every later one.
+    `memory_mb` MiB in addition to what its process already holds fails, and a process that keeps half of that is replaced (on
+    Linux; elsewhere memory is not limited). A process is started when a call finds none that is idle; it first runs `first()`,
+    without a time limit, and then serves every later call. Functions must be importable by module and name.
     """
 
     def __init__(self, first: Callable[[], None], timeout_s: float, count: int, memory_mb: int) -> None:
         self.first, self.timeout_s, self.count, self.memory_mb = first, timeout_s, count, memory_mb
-        self._pool: ProcessPool | None = None
+        # `count` places, the one last used on top; None where no process has been started yet.
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        for _ in range(count):
+            self._idle.put(None)
 
     def map(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], names: Sequence[str]) -> Results:
-        """`function(*call)` for each call; `names` are for the log. Arguments and results must be plain values."""
-        values: list[Any] = [None] * len(calls)
-        broke: dict[int, str] = {}
-        timeouts, left = 0, list(range(len(calls)))
-        for _ in range(TRIES):
-            pool = self._running()
-            futures = [(i, pool.schedule(attempt, args=[function, *calls[i]], timeout=self.timeout_s)) for i in left]
-            left = []
-            for i, future in futures:
-                broke.pop(i, None)
-                try:
-                    values[i], error = future.result()
-                except FutureTimeoutError:
-                    timeouts += 1
-                    continue
-                except (ProcessExpired, BrokenProcessPool) as death:
-                    error = f"{type(death).__name__}: {death}"
-                    left.append(i)
-                except Exception as other:  # on the way there or back
-                    error = in_words(other)
-                if error:
-                    broke[i] = error
-            if not left:
-                break
-        for i, error in broke.items():
-            log.warning("grading failed on %s: %s", names[i], error)
-        return Results(values, timeouts, len(broke))
+        """`function(*call)` for each call; `names` are for the log. Arguments and results must be plain values.
 
-    def _running(self) -> ProcessPool:
-        if self._pool is not None and not self._pool.active:  # all its processes died while none had a call
-            self.close()
-        if self._pool is None:
-            # spawn: forking a process that runs torch's threads can deadlock the child
-            context = multiprocessing.get_context("spawn")
-            arguments = (self.first, self.memory_mb)
-            self._pool = ProcessPool(max_workers=self.count, initializer=start, initargs=arguments, context=context)
-        return self._pool
+        Raises RuntimeError where no process can be started.
+        """
+        values: list[Any] = [None] * len(calls)
+        timeouts = errors = 0
+        threads = ThreadPoolExecutor(self.count, thread_name_prefix="grading")
+        try:
+            for i, future in enumerate([threads.submit(self._call, function, call) for call in calls]):
+                try:
+                    values[i] = future.result()
+                except TimeoutError:
+                    timeouts += 1
+                except (CallError, WorkerDiedError) as error:
+                    errors += 1
+                    log.warning("grading failed on %s: %s", names[i], error)
+        finally:
+            threads.shutdown(cancel_futures=True)
+        return Results(values, timeouts, errors)
+
+    def _call(self, function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(WorkerDiedError):
+                return self._try(function, call)
+        return self._try(function, call)
+
+    def _try(self, function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+        worker = self._idle.get()
+        try:
+            if worker is None or worker.is_dead():
+                worker = None
+                worker = _Worker(self.first, self.memory_mb)
+            return worker.call(function, call, self.timeout_s)
+        finally:
+            self._idle.put(worker)
 
     def close(self) -> None:
-        """Stop the processes."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        """Stop the processes, after the calls that they are working on. A later call starts new ones."""
+        for _ in range(self.count):
+            if worker := self._idle.get():
+                worker.kill()
+        for _ in range(self.count):
+            self._idle.put(None)
 
 
-# --- in a worker -------------------------------------------------------------------------------------------------------
+class _Worker:
+    """One process. It ends by itself when this process is gone, which it sees from the connection between them."""
 
-_memory_bytes, _full_bytes = 0, 0  # of address space for a call; of memory in use before one
+    def __init__(self, first: Callable[[], None], memory_mb: int) -> None:
+        self.connection, theirs = Pipe()
+        path = [folder or os.getcwd() for folder in sys.path]
+        program = PROGRAM.format(path=path, descriptor=theirs.fileno(), memory_mb=memory_mb)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
+        try:
+            self.call(first, (), None)
+        except (CallError, WorkerDiedError) as error:
+            self.kill()
+            raise RuntimeError(f"no process for grading can be started: {error}") from error
 
+    def is_dead(self) -> bool:
+        return self.process.poll() is not None
 
-def start(first: Callable[[], None], memory_mb: int) -> None:
-    """First thing in a worker."""
-    global _memory_bytes, _full_bytes
-    # A handler of Python's would wait for the end of a computation in C, and the pool 3 s for the handler.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    first()
-    _memory_bytes = memory_mb * 2**20
-    _full_bytes = size()[1] + _memory_bytes // 2
+    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout_s: float | None) -> Any:
+        """`function(*arguments)`, computed in the process. After TimeoutError or WorkerDiedError the process is gone."""
+        try:
+            self.connection.send((function, arguments, timeout_s))
+            is_answered = self.connection.poll(timeout_s)
+            value, error = self.connection.recv() if is_answered else (None, None)
+        except (EOFError, ConnectionError) as lost:
+            self.kill()
+            if self.process.returncode == -signal.SIGALRM:  # its own time limit, which is a little longer
+                raise TimeoutError from lost
+            raise WorkerDiedError(f"the process ended with status {self.process.returncode}") from lost
+        except Exception as other:  # pickling failed, on the way there or back
+            raise CallError(in_words(other)) from other
+        if not is_answered:
+            self.kill()
+            raise TimeoutError
+        if error:
+            raise CallError(error)
+        return value
 
-
-def attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, str | None]:
-    """What the call returns and None, or None and in words what broke.
-
-    In words, since not every exception of a library survives the way between processes: one that does not ends the pool.
-    """
-    if size()[1] > _full_bytes:  # earlier calls left it in caches: another worker has this one
-        os._exit(1)
-    try:
-        with limited():
-            return function(*args), None
-    except Exception as error:
-        return None, in_words(error)
-
-
-@contextlib.contextmanager
-def limited() -> Iterator[None]:
-    """The limit on memory holds for the call alone: a worker that lacks memory to answer would take the call with it."""
-    before, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = size()[0] + _memory_bytes
-    if most > _memory_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
-
-
-def size() -> tuple[int, int]:
-    """Bytes of address space and of memory in use of this process; 0, 0 where the system does not say (Linux does)."""
-    try:
-        pages = Path("/proc/self/statm").read_text().split()
-    except OSError:
-        return 0, 0
-    return int(pages[0]) * resource.getpagesize(), int(pages[1]) * resource.getpagesize()
-
-
-def in_words(error: BaseException) -> str:
-    """Not `str(error)`, which can itself break: on an integer of 5,000 digits, or out of memory."""
-    message = next((a for a in error.args if isinstance(a, str)), "").strip()
-    return f"{type(error).__name__}: {message[:MESSAGE]}"
+    def kill(self) -> None:
+        """Kill the process, whatever it is doing, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()

@@ -1,0 +1,68 @@
+"""What every reader of rows refuses, seen through the loader of GSM8K."""
+
+import pytest
+from json_lines import write
+
+from dash_exp.core.errors import UserError
+from dash_exp.data import gsm8k, jsonl, rows
+
+ROW = {"question": "Two and two?", "answer": "2+2 is <<2+2=4>>4.\n#### 1,004"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([ROW, {"question": "x"}], r"train\.jsonl, line 2: has no field 'answer'"),
+        ([{"question": "x", "answer": "no mark"}], r"line 1, field answer: has no '#### number'"),
+        ([{"question": " ", "answer": "#### 1"}], r"line 1, field question: is ' '"),
+        ([{"question": None, "answer": "#### 1"}], r"line 1, field question: is None"),
+        ([ROW, "{cut off"], r"line 2: is not valid JSON"),
+        (["[1, 2]"], r"line 1: is not a JSON object"),
+        ([""], r"train split .* is empty"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, rows, message):
+    with pytest.raises(UserError, match=message):
+        gsm8k.load(write(tmp_path / "d", rows), "train")
+
+
+def test_ids_must_be_unique(tmp_path):
+    path = write(tmp_path / "d", [{"id": "x", "p": "1", "a": "1"}, {"id": "x", "p": "2", "a": "2"}])
+    with pytest.raises(UserError, match=r"line 2: has the id 'x' of .*line 1"):
+        jsonl.load(path, "train", prompt="p", answer="a")
+
+
+def test_missing_files_and_wrong_encodings(tmp_path):
+    with pytest.raises(UserError, match=r"there is no file .*train\.jsonl"):
+        gsm8k.load(str(tmp_path / "none"), "train")
+    (tmp_path / "test.jsonl").write_bytes(b'{"question": "\xff", "answer": "#### 1"}')
+    with pytest.raises(UserError, match="is not UTF-8"):
+        gsm8k.load(str(tmp_path), "test")
+
+
+def test_a_hub_that_cannot_be_reached_is_a_message(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the tries, where there is no network
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="could not be loaded from the hub"):
+        gsm8k.load("nobody/nothing-of-that-name", "train")
+
+
+def test_what_a_field_may_hold():
+    assert rows.text_of({"a": 3}, "a", "here") == "3"
+    assert rows.id_of({"id": 7}, "id", "train/1", "here") == "7"
+    assert [rows.id_of(row, "id", "train/1", "here") for row in ({}, {"id": None}, {"id": ""})] == ["train/1"] * 3
+    assert [rows.texts(row, "a", "here") for row in ({}, {"a": None}, {"a": ["x"]})] == [[], [], ["x"]]
+    for value in (True, float("nan"), "", [], "\0", "\ud800"):
+        with pytest.raises(UserError, match=r"^here, field a: "):
+            rows.text_of({"a": value}, "a", "here")
+    for value in ("x", [1], ["\0"]):
+        with pytest.raises(UserError, match=r"^here, field a: "):
+            rows.texts({"a": value}, "a", "here")
+
+
+def test_what_is_meant_as_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not rows.is_local("owner/name")
+    assert all(map(rows.is_local, ("name", "a/b/c", "./a", "../a/b", "/a/b", "~/a")))
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert rows.is_local("owner/name")

@@ -1,0 +1,32 @@
+"""Which processes there are: by a mark in their environment, or by their command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def command_lines(mark: str = "") -> list[str]:
+    """The command lines of all processes, or of those with this mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if not mark or mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it has ended, or is another user's
+            continue
+    return found
+
+
+def wait_until(is_so: Callable[[], object], seconds: float, otherwise: Callable[[], object] = lambda: "") -> None:
+    """Fails with what `otherwise` says where it is not so after some seconds."""
+    give_up = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < give_up, f"not within {seconds} s: {otherwise()}"
+        time.sleep(0.05)
+
+
+def wait_until_gone(mark: str, seconds: float) -> None:
+    """Until no process has this mark in its environment."""
+    wait_until(lambda: not command_lines(mark), seconds, lambda: f"still there: {command_lines(mark)}")

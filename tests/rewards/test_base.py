@@ -1,0 +1,34 @@
+import pytest
+import torch
+from problems import DOUBLE, problem
+
+from dash_exp.core.errors import UserError
+from dash_exp.rewards.base import Scores, check_problems
+from dash_exp.rewards.code import CodeReward
+from dash_exp.rewards.exact import ExactReward
+from dash_exp.rewards.format import FormatReward
+from dash_exp.rewards.math import MathReward
+from dash_exp.rewards.sums import SumReward
+
+
+def test_problems_that_a_reward_cannot_grade_are_refused_before_anything_runs():
+    code, exact = CodeReward(isolation="process"), ExactReward(None)
+    check_problems(code, [DOUBLE])
+    check_problems(exact, [problem("7")])
+    check_problems(FormatReward(".*"), [DOUBLE, problem("7")])
+    with pytest.raises(UserError, match=r"^problem p: has no tests for its program"):
+        check_problems(SumReward({"code": code}, {"code": 1.0}, "code"), [DOUBLE, problem("7")])
+    for reads in (exact, MathReward()):
+        with pytest.raises(UserError, match=r"^problem d: asks for a program, but the reward reads an answer"):
+            check_problems(reads, [problem("7"), DOUBLE])
+    with pytest.raises(UserError, match="rewards of programs and of answers"):
+        SumReward({"code": code, "exact": exact}, {"code": 1.0, "exact": 1.0}, "code")
+
+
+def test_a_reward_that_is_not_finite_is_an_error():
+    nan, inf = float("nan"), float("inf")
+    scores = Scores([1.0, nan, -inf, 0.5], errors=1, components={"a": [nan, nan, 1.0, 1.0], "b": [1.0] * 4})
+    assert scores.rewards == [1, 0, 0, 0.5]
+    assert scores.components == {"a": [0, 0, 1, 1], "b": [1] * 4}
+    assert scores.errors == 1 + 3
+    assert torch.tensor(scores.rewards).isfinite().all()

@@ -1,0 +1,70 @@
+import pytest
+import torch
+from conftest import save_scorer
+from problems import problem
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from dash_exp.core.errors import UserError
+from dash_exp.rewards.base import correct
+from dash_exp.rewards.model import ModelReward
+
+
+def by_hand(folder, ids):
+    """The logit of one unpadded row, by the model itself."""
+    scorer = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        return float(scorer(input_ids=torch.tensor([ids])).logits[0, 0])
+
+
+def test_model_reward_is_the_logit_whatever_the_batches(tmp_path, tokenizer):
+    folder = save_scorer(tmp_path)
+    texts = ["7", "a longer one: 7", "", "8 and some more"]
+    logits = [by_hand(folder, tokenizer("?" + t).input_ids) for t in texts]
+    assert len({round(logit, 3) for logit in logits}) == 4
+    for max_tokens in (1, 20, 1000):
+        reward = ModelReward(str(folder), squash=False, accept_above=sorted(logits)[1], max_tokens=max_tokens, device="cpu")
+        scores = reward([problem("7")] * 4, texts)
+        assert scores.rewards == pytest.approx(logits, abs=1e-4)
+    squashed = ModelReward(str(folder), device="cpu")([problem("7")] * 4, texts)
+    assert squashed.rewards == pytest.approx(torch.tensor(logits).sigmoid().tolist(), abs=1e-4)
+    assert correct(squashed, reward) == [logit > 0 for logit in logits]
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+def test_model_reward_in_a_chat_template(tmp_path, tokenizer):
+    folder = save_scorer(tmp_path, CHAT)
+    for chat, text in ((True, "<user>?<assistant>7"), (False, "?7")):
+        scores = ModelReward(str(folder), chat=chat, squash=False, device="cpu")([problem("7")], ["7"])
+        assert scores.rewards == pytest.approx([by_hand(folder, tokenizer(text).input_ids)], abs=1e-4)
+
+
+def test_what_a_model_cannot_read_is_an_error(tmp_path):
+    reward = ModelReward(str(save_scorer(tmp_path, max_position_embeddings=16)), accept_above=-1.0, device="cpu")
+    scores = reward([problem("7")] * 2, ["x" * 16, "x" * 15])  # the prompt takes one token
+    assert (scores.rewards[0], scores.errors) == (0, 1)
+    assert scores.rewards[1] > 0
+    assert correct(scores, reward) == [False, True]
+
+
+def test_folders_that_are_no_reward_model(tmp_path, policy: PreTrainedModel, tokenizer):
+    with pytest.raises(UserError, match=r"reward\.path=.*gives 2 logits"):
+        ModelReward(str(save_scorer(tmp_path / "two", num_labels=2)))
+    policy.config.num_labels = 1
+    policy.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    with pytest.raises(UserError, match=r"has no weights for score\.weight"):
+        ModelReward(str(tmp_path / "policy"))
+    with pytest.raises(UserError, match=r"^reward\.path="):
+        ModelReward(str(tmp_path / "nowhere"))
+    for setting in ({"device": "abacus"}, {"dtype": "int8"}):
+        with pytest.raises(UserError, match=rf"reward\.{next(iter(setting))}="):
+            ModelReward(str(tmp_path / "two"), **setting)
+
+
+@pytest.mark.gpu
+def test_model_reward_on_a_gpu(tmp_path):
+    folder = str(save_scorer(tmp_path))
+    on = {d: ModelReward(folder, device=d)([problem("7")] * 3, ["7", "8", "nine"]).rewards for d in ("cpu", "cuda", "auto")}
+    assert on["cuda"] == on["auto"] == pytest.approx(on["cpu"], abs=1e-3)
