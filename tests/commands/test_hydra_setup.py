@@ -5,7 +5,7 @@ from conftest import SMALL, TRAIN, program
 
 from dash_exp.commands.hydra_setup import cell_name
 
-WRONG = "steps=0: is not a whole number of at least 1. Write a whole number of at least 1."
+WRONG = "clip_norm=0: is not a number above 0. Write a number above 0."
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "optimizer.lr=interval(1e-5,1e-2)"]
 FAILS_LATER = "rollout.max_response_tokens=5000"  # found when the model is there
 
@@ -22,14 +22,14 @@ def test_cell_names_are_folder_names():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["steps=0"], WRONG),
-        ([FAILS_LATER], "do not fit"),
-        (["-m", "seed=0,1", "steps=0"], f"cell seed=0: {WRONG}"),
+        ([*SMALL, "clip_norm=0"], WRONG),
+        ([*SMALL, FAILS_LATER], "do not fit"),
+        (["-m", *SMALL, "seed=0,1", "clip_norm=0"], f"seed=0,clip_norm=0: {WRONG}"),
     ],
     ids=["a setting", "a run", "a sweep"],
 )
 def test_an_error_is_one_message(tmp_path, arguments, says):
-    done = program(tmp_path, TRAIN, *SMALL, *arguments, is_forked=False)
+    done = program(tmp_path, TRAIN, *arguments, is_forked=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert says in done.stderr
@@ -45,7 +45,7 @@ def test_a_cell_that_fails_is_in_the_one_message_of_the_sweep(train):
 
 
 def test_a_search_ends_with_the_message_of_its_cell(train):
-    done = train(*SEARCH, *SMALL, "steps=0")
+    done = train(*SEARCH, *SMALL, "clip_norm=0")
     assert done.returncode == 1
     *others, last = done.stderr.strip().splitlines()
     assert last == f"error: {WRONG}"

@@ -18,7 +18,7 @@ import torch
 from conftest import LETTERS, NANO_MODEL, ROOT, SMALL, TRAIN, composed, environment
 from omegaconf import OmegaConf
 
-from dash_exp.commands import run
+from dash_exp.commands import hydra_setup, run
 from dash_exp.commands.sweep.finished import finished
 from dash_exp.core import files, metrics, process
 from dash_exp.core.errors import UserError
@@ -250,7 +250,7 @@ def test_code_in_c_may_hide_that_the_process_was_told_to_leave():
 def test_which_folder_a_run_alone_gets(tmp_path):
     def folder(*overrides):
         cfg = composed("name=small", *overrides)
-        return sweep.run_folder(str(tmp_path), "new", _root_=cfg)
+        return hydra_setup.run_folder(str(tmp_path), "new", _root_=cfg)
 
     def stopped(name, *overrides, status="stopped"):
         made = tmp_path / name / run_folder.SNAPSHOTS

@@ -6,11 +6,11 @@ from dash_exp.commands.evaluate.command import Command, parse
 from dash_exp.core.errors import UserError
 
 
-def test_what_is_for_the_evaluation_and_what_for_the_configuration():
-    command = parse(["runs/algo=x", "k=[4,1]", "limit=10", "checkpoint=best", "seed=3", "~data.tests.out_dist"])
-    assert command == Command(
-        "runs/algo=x", ["eval.limit=10", "seed=3", "~data.tests.out_dist"], k=(1, 4), n=4, checkpoint="best"
-    )
+def test_what_is_for_the_evaluation_and_what_for_the_configuration(tmp_path):
+    run = tmp_path / "algo=x"  # as the folder of a cell
+    run.mkdir()
+    command = parse([str(run), "k=[4,1]", "limit=10", "checkpoint=best", "seed=3", "~data.tests.out_dist"])
+    assert command == Command(str(run), ["eval.limit=10", "seed=3", "~data.tests.out_dist"], k=(1, 4), n=4, checkpoint="best")
 
 
 MISTAKES = [
