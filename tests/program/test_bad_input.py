@@ -343,7 +343,7 @@ COMMANDS = [
     (serve, "port=8001 nothing", "is not of the form name=value"),
     (serve, "port=8001 model.path=", "model.path='': is not a text"),
     (serve, "port=8001 model=nothing", "model/nothing"),
-    (serve, "port=8001 host=nowhere.invalid", "cannot be listened on"),
+    (serve, "port=8001 host=nowhere.invalid", "the server cannot listen there"),
 ]
 
 

@@ -273,7 +273,7 @@ def test_which_folder_a_run_alone_gets(tmp_path):
     assert folder("optimizer.lr=???") == new  # what is wrong is said later
     with process.alone_in(tmp_path / "2"):
         assert folder() == f"{tmp_path}/1"
-        with pytest.raises(UserError, match="another process is at work in it"):
+        with pytest.raises(UserError, match="another process is working in it"):
             run.run(composed(*LETTERS), tmp_path / "2")
     assert folder() == f"{tmp_path}/2"
 
@@ -320,7 +320,7 @@ def test_a_folder_that_can_only_be_read_is_told(tmp_path, more):
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
-    assert "can only be read" in done.stderr
+    assert "is read-only" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 

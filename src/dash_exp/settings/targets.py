@@ -20,7 +20,7 @@ HYDRAS_OWN = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
 
 def check(tree: object, key: str = "") -> None:
-    """Raise UserError for the first `_target_` in the settings `tree` that cannot be found, or does not know a setting."""
+    """Raise UserError for the first `_target_` in the settings `tree` that does not exist, or does not take a setting."""
     if isinstance(tree, list):
         for i, item in enumerate(tree):
             check(item, f"{key}[{i}]")
@@ -67,7 +67,7 @@ def _check_one(part: dict[object, object], key: str) -> None:
 
 @cache
 def _parts(module: str) -> dict[str, set[str] | None]:
-    """The functions and classes of a module of this package, with the names of what each takes; None = anything."""
+    """The functions and classes of a module of this package, with the names of their arguments; None = any."""
     path = PACKAGE.joinpath(*module.split(".")[1:])
     file = next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
     if file is None:
@@ -79,7 +79,7 @@ def _parts(module: str) -> dict[str, set[str] | None]:
 
 
 def _of_class(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str] | None:
-    """What `__init__` takes, or the fields of a dataclass, with those of its bases in the same module."""
+    """The arguments of `__init__`, or the fields of a dataclass, with those of its bases in the same module."""
     lines = [node, *_bases(node, classes)]
     for line in lines:
         for child in line.body:

@@ -27,7 +27,7 @@ class Command:
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """Read the command line. The first argument is the target, also with = in it: folders of sweeps have it in their names."""
+    """Read and check the command line. The first argument is the target, even with = in it, as in folders of sweeps."""
     target, rest = arguments[0], arguments[1:]
     if target.startswith("-") or ("=" in target and not Path(target).expanduser().is_dir()):
         raise UserError(target, "is neither a run folder nor a model", "Name one first; see --help")
