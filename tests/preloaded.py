@@ -9,7 +9,7 @@ os.environ["TORCH_COMPILE_DISABLE"] = "1"  # vLLM compiles a function of some li
 import matplotlib.pyplot  # noqa: E402, F401
 import pandas  # noqa: E402, F401
 
-import dash_exp.commands.evaluate  # noqa: E402
+import dash_exp.commands.evaluate.running  # noqa: E402
 import dash_exp.commands.rank  # noqa: E402
 import dash_exp.commands.run  # noqa: E402, F401
 from dash_exp.sampling import engine  # noqa: E402

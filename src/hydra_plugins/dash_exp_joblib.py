@@ -1,6 +1,6 @@
-"""Cells of a sweep side by side on this machine: the launcher of hydra-joblib-launcher, for cells that can stop and go on.
+"""Cells of a sweep in parallel on this machine: the launcher of hydra-joblib-launcher, for cells that resume.
 
-It stands in this package because Hydra takes plugins from no other.
+It is in this package because Hydra finds plugins only here.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, setup_globals
 
-from dash_exp.commands import beside
+from dash_exp.commands.sweep import processes
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
 
 try:
     from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
-except ImportError:  # it is not installed, as sweep.check_launcher says
+except ImportError:  # it is not installed, which sweep.launchers reports
     JoblibLauncher = object
 
 
 class CellLauncher(JoblibLauncher):
-    """Ctrl-C and SIGTERM let the cells save, and they end with the command whichever way it ends.
+    """Ctrl-C and SIGTERM let the cells save. The cells end when the command ends, in whatever way.
 
-    Where one dies joblib ends the others as well, which is told instead of its traceback.
+    Where one process dies, joblib ends the others as well. A message reports it instead of joblib's traceback.
     """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -41,41 +41,41 @@ class CellLauncher(JoblibLauncher):
         assert self.config is not None
         setup_globals()
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        task = beside.Task(self.task_function, self.config, of_command=True)
-        told: list[int] = []
+        task = processes.Task(self.task_function, self.config, of_command=True)
+        stopped_by: list[int] = []
 
         def cells() -> Iterator[Any]:
             for number, overrides in enumerate(job_overrides, initial_job_idx):
-                if told:
+                if stopped_by:
                     return
                 yield delayed(execute_job)(number, overrides, self.hydra_context, self.config, task, Singleton.get_state())
 
         settings = {**self.joblib, "backend": "loky"}
-        process_joblib_cfg(settings)  # numbers that its types have as text
+        process_joblib_cfg(settings)  # numbers that its types declare as text
         try:
-            with telling_cells(told):
+            with stopping_cells(stopped_by):
                 returns = Parallel(**settings)(cells())
         except TerminatedWorkerError as error:
-            if not told:
+            if not stopped_by:
                 raise UserError(
                     "hydra/launcher=joblib",
-                    "the process of a cell was killed, as by a system that runs out of memory, and those of the others with it",
-                    "The same command goes on; hydra.launcher.n_jobs=1 runs one cell at a time",
+                    "the process of a cell was killed, for example for lack of memory, and those of the other cells with it",
+                    "The same command resumes; hydra.launcher.n_jobs=1 runs one cell at a time",
                 ) from error
-        if told:
-            print("stopped: the same command goes on", flush=True)
-            raise KeyboardInterrupt if told[0] == signal.SIGINT else SystemExit(process.RESUME_ME)
+        if stopped_by:
+            print("stopped: the same command resumes the sweep", flush=True)
+            raise KeyboardInterrupt if stopped_by[0] == signal.SIGINT else SystemExit(process.RESUME_ME)
         return returns
 
 
 @contextmanager
-def telling_cells(told: list[int]) -> Iterator[None]:
-    """Around the cells: the first SIGINT or SIGTERM is put into the list, and tells every cell to save; a second ends them."""
+def stopping_cells(stopped_by: list[int]) -> Iterator[None]:
+    """Around the cells: the first SIGINT or SIGTERM is put into the list and makes every cell save. A second one ends them."""
 
-    def tell(number: int, frame: Any) -> None:
-        if told:
+    def stop(number: int, frame: Any) -> None:
+        if stopped_by:
             raise KeyboardInterrupt
-        told.append(number)
+        stopped_by.append(number)
         threading.Thread(target=terminate, daemon=True).start()
 
     def terminate() -> None:
@@ -84,7 +84,7 @@ def telling_cells(told: list[int]) -> Iterator[None]:
                 cell.terminate()
             time.sleep(1)
 
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
-"""Cells of a sweep as Ray tasks: the launcher of hydra-ray-launcher, for cells that can be stopped and go on.
+"""Cells of a sweep as Ray tasks: the launcher of hydra-ray-launcher, for cells that can be stopped and resumed.
 
-It stands in this package because Hydra takes plugins from no other.
+It is in this package because Hydra finds plugins only here.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, setup_globals
 from omegaconf import DictConfig, open_dict, read_write
 
-from dash_exp.commands import beside, sweep
+from dash_exp.commands.sweep import processes
+from dash_exp.commands.sweep.cells import cell_config
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import first_line
 
 try:
     from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher
-except ImportError:  # it is not installed, as sweep.check_launcher says
+except ImportError:  # it is not installed, which sweep.launchers reports
     RayLauncher = object
 
 
@@ -40,12 +41,12 @@ class CellLauncher(RayLauncher):
             except (ConnectionError, ValueError) as error:
                 wrong = first_line(str(error)).rstrip(".")
                 raise UserError("hydra.launcher.ray.init", wrong, "address=local starts Ray here") from error
-        task = beside.Task(self.task_function, self.config, of_command=False)
+        task = processes.Task(self.task_function, self.config, of_command=False)
         cells: list[tuple[Path, Any]] = []
-        with process.leaving_on_sigterm():  # Ray has put a handler of its own in its place
+        with process.leaving_on_sigterm():  # Ray has replaced the handler by its own
             try:
                 for number, overrides in enumerate(job_overrides, initial_job_idx):
-                    cfg, folder = sweep.cell_config(self.config, overrides, self.hydra_context.config_loader)
+                    cfg, folder = cell_config(self.config, overrides, self.hydra_context.config_loader)
                     with read_write(cfg), read_write(cfg.hydra), open_dict(cfg):
                         cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
                     remote = cfg.hydra.launcher.ray.remote  # by the devices of this cell
@@ -58,10 +59,10 @@ class CellLauncher(RayLauncher):
                 jobs = [job for _, job in cells]
                 for job in jobs:
                     ray.cancel(job)
-                ray.wait(jobs, num_returns=len(jobs), timeout=beside.GRACE_S)
-                print("stopped: the same command goes on", flush=True)
+                ray.wait(jobs, num_returns=len(jobs), timeout=processes.GRACE_S)
+                print("stopped: the same command resumes the sweep", flush=True)
                 if isinstance(error, SystemExit):
-                    raise SystemExit(process.RESUME_ME) from None  # in place of Ray's status
+                    raise SystemExit(process.RESUME_ME) from None  # instead of Ray's status
                 raise
 
     def _outcome(self, folder: Path, job: Any) -> JobReturn:
@@ -71,11 +72,11 @@ class CellLauncher(RayLauncher):
         try:
             return ray.get(job)
         except ray.exceptions.RayError as error:  # whatever ended the process
-            return beside.lost(self.config, f"lost: {folder}: {first_line(str(error))}")
+            return processes.lost(self.config, f"lost: {folder}: {first_line(str(error))}")
 
 
 def check_room(remote: DictConfig, resources: Mapping[str, float]) -> None:
-    """Raise UserError where a cell asks for more than this machine has: Ray would wait for another."""
+    """Raise UserError where a cell asks for more than this machine has: Ray would wait for another machine."""
     for setting, name in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
         asked, there = remote.get(setting) or 0, resources.get(name, 0)
         if asked > there:

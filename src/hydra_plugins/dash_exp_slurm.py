@@ -1,6 +1,6 @@
-"""Cells of a sweep as Slurm jobs: the launcher of hydra-submitit-launcher, for cells that can be stopped and go on.
+"""Cells of a sweep as Slurm jobs: the launcher of hydra-submitit-launcher, for cells that can be stopped and resumed.
 
-It stands in this package because Hydra takes plugins from no other.
+It is in this package because Hydra finds plugins only here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, run_job, setup_globals
 from omegaconf import DictConfig, open_dict, read_write
 
-from dash_exp.commands import beside, sweep
+from dash_exp.commands.sweep.cells import cell_config
+from dash_exp.commands.sweep.processes import lost
+from dash_exp.commands.sweep.progress import progress_line
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
@@ -30,7 +32,7 @@ from dash_exp.results.run_folder import SWEEP_FILE, read_result
 
 try:
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
-except ImportError:  # it is not installed, as sweep.check_launcher says
+except ImportError:  # it is not installed, which sweep.launchers reports
     SlurmLauncher = object
 
 JOB_FILE = "slurm_job"  # of a run folder: the id of the job that was submitted last for it
@@ -39,15 +41,15 @@ ASK_SLURM_EVERY = 5  # polls
 
 
 class CellLauncher(SlurmLauncher):
-    """Submits the cells that are not done and waits until all have left the queue, whichever way.
+    """Submits the cells that are not done and waits until all have left the queue, for whatever reason.
 
-    Three things differ from the launcher that it is made of: cells that are done need no job; a cell whose job is still in
-    the queue, of the same command given before, is waited for and not submitted again; and a job that ends without a
-    result (scancel, a node that failed) does not end the waiting for the others.
+    Three things differ from the launcher that it extends. Cells that are done need no job. A cell whose job, of the same
+    command given before, is still in the queue is waited for and not submitted again. And a job that ends without a result
+    (scancel, a node that failed) does not end the waiting for the others.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> JobReturn:
-        """The job: leaves on SIGTERM from its first moment, and saves before submitit has it requeued."""
+        """The job: exits on SIGTERM from its start, and saves before submitit requeues it."""
         with process.leaving_on_sigterm(), saved_before_requeue():
             return super().__call__(*args, **kwargs)
 
@@ -58,29 +60,29 @@ class CellLauncher(SlurmLauncher):
         setup_globals()
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         loader = self.hydra_context.config_loader
-        made = [sweep.cell_config(self.config, overrides, loader) for overrides in job_overrides]
+        cells = [cell_config(self.config, overrides, loader) for overrides in job_overrides]
         returns: dict[int, JobReturn] = {}
         jobs: dict[int, SlurmJob[JobReturn]] = {}
         queue = in_queue()
-        for i, (cfg, folder) in enumerate(made):
+        for i, (cfg, folder) in enumerate(cells):
             before = folder / JOB_FILE
             if read_result(folder).get("status") == "done":
-                returns[i] = self._here(cfg, initial_job_idx + i)  # which skips it, and has its result
+                returns[i] = self._here(cfg, initial_job_idx + i)  # skips it and returns its result
             elif before.is_file() and before.read_text().strip() in queue:
                 jobs[i] = SlurmJob(self.params["submitit_folder"], before.read_text().strip())
-        new = [i for i in range(len(made)) if i not in returns and i not in jobs]
+        new = [i for i in range(len(cells)) if i not in returns and i not in jobs]
         for i, job in self._submit({i: (list(job_overrides[i]), initial_job_idx + i) for i in new}).items():
-            made[i][1].mkdir(parents=True, exist_ok=True)
-            write_whole(made[i][1] / JOB_FILE, f"{job.job_id}\n")
+            cells[i][1].mkdir(parents=True, exist_ok=True)
+            write_whole(cells[i][1] / JOB_FILE, f"{job.job_id}\n")
             jobs[i] = job
         for i, job in sorted(jobs.items()):
-            print(f"job {job.job_id}{'' if i in new else ', submitted before'}: {made[i][1]}", flush=True)
+            print(f"job {job.job_id}{'' if i in new else ', submitted before'}: {cells[i][1]}", flush=True)
         try:
             returns |= self._wait(jobs)
         except (KeyboardInterrupt, SystemExit):
-            print("the jobs go on; the same command waits for them again, scancel ends them", flush=True)
+            print("the jobs continue; the same command waits for them again, scancel ends them", flush=True)
             raise
-        return [returns[i] for i in range(len(made))]
+        return [returns[i] for i in range(len(cells))]
 
     def _here(self, cfg: DictConfig, number: int) -> JobReturn:
         """A cell in this process."""
@@ -115,7 +117,7 @@ class CellLauncher(SlurmLauncher):
             raise UserError("sbatch", f"refuses the jobs ({said})", "Change hydra.launcher.partition, account, ...") from error
 
     def _wait(self, jobs: Mapping[int, Any]) -> dict[int, JobReturn]:
-        """What the jobs came to, when all have ended."""
+        """What the jobs returned, when all have ended."""
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         returns: dict[int, JobReturn] = {}
@@ -123,42 +125,42 @@ class CellLauncher(SlurmLauncher):
         while len(returns) < len(jobs):
             time.sleep(POLL_S)
             polls += 1
-            # Slurm is asked first: a job that writes its result meanwhile has ended all the same
+            # Slurm is asked first: a job that writes its result in the meantime has ended as well
             queue = in_queue() if polls % ASK_SLURM_EVERY == 0 else None
             for i, job in jobs.items():
                 ended = job.paths.result_pickle.is_file() or (queue is not None and job.job_id not in queue)
                 if i not in returns and ended:
                     returns[i] = self._outcome(job)
                     if (folder / SWEEP_FILE).is_file():
-                        print(sweep.standing(cells_of(folder), max(1, len(jobs) - len(returns))), flush=True)
+                        print(progress_line(cells_of(folder), max(1, len(jobs) - len(returns))), flush=True)
         return returns
 
     def _outcome(self, job: Any) -> JobReturn:
-        """A job without a result is a failure to a search; of a list of cells the ledger says what became of each."""
+        """A job without a result is a failure to a search. In a list of cells the ledger has the status of each."""
         try:
             if job.paths.result_pickle.is_file():
                 return job.results()[0]
             wrong = f"job {job.job_id} has left the queue without a result"
         except Exception as error:  # whatever ended the job
             wrong = f"job {job.job_id}: {first_line(str(error))}"
-        return beside.lost(self.config, f"{wrong}; its log: {job.paths.stdout}")
+        return lost(self.config, f"{wrong}; its log: {job.paths.stdout}")
 
 
 @contextmanager
 def saved_before_requeue() -> Iterator[None]:
-    """SIGUSR2, which Slurm sends before the time limit, is taken like SIGTERM: the run saves, and leaves.
+    """SIGUSR2, which Slurm sends before the time limit, is handled like SIGTERM: the run saves and exits.
 
-    Then comes what submitit would have done at once: it puts the job back into the queue, which kills it. So it does after a
-    SIGTERM with which a pre-emption begins. Slurm itself brings back a job that it kills for one, but not one that leaves in
-    the time of grace before. After a SIGTERM of scancel the job is over.
+    After that submitit's handler is called, which would have been called at once: it puts the job back into the queue, which
+    kills it. The same is done after the SIGTERM that starts a pre-emption: Slurm itself requeues a job that it kills for a
+    pre-emption, but not one that exits in the grace period before. After a SIGTERM of scancel the job is over.
     """
     requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's
-    told = False
+    stopped = False
 
     def leave(number: int, frame: Any) -> None:
-        nonlocal told
-        if not told:
-            told = True
+        nonlocal stopped
+        if not stopped:
+            stopped = True
             raise SystemExit(process.RESUME_ME)
 
     signal.signal(signal.SIGUSR2, leave)
@@ -166,23 +168,23 @@ def saved_before_requeue() -> Iterator[None]:
         yield
     except SystemExit:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which comes of the requeuing
-        if told or in_grace():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeuing sends it
+        if stopped or in_grace():
             requeue(signal.SIGUSR2, None)
         raise
 
 
 def in_grace() -> bool:
-    """Whether another job is going to take this job's place, and this one still counts as running."""
+    """Whether another job is about to take this job's place, while this one still counts as running."""
     command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
     said = subprocess.run(command, capture_output=True, text=True).stdout
     return "JobState=RUNNING" in said and bool(re.search(r"PreemptTime=\d", said))
 
 
 def in_queue() -> set[str]:
-    """The ids of the user's jobs that wait, run or end, as `12_3` (an array's) or `12`.
+    """The ids of the user's jobs that wait, run or are ending, as `12_3` (in an array) or `12`.
 
-    Where Slurm does not answer, as when its controller starts anew, it is asked again for some minutes: UserError then.
+    Where Slurm does not answer, as while its controller restarts, it is asked again for some minutes. Then UserError.
     """
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"]
     for _ in range(20):
@@ -190,4 +192,4 @@ def in_queue() -> set[str]:
         if asked.returncode == 0:
             return set(asked.stdout.split())
         time.sleep(15)
-    raise UserError("squeue", f"does not answer ({first_line(asked.stderr)})", "Give the same command again when it does")
+    raise UserError("squeue", f"does not answer ({first_line(asked.stderr)})", "Give the same command again when it answers")

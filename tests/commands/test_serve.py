@@ -66,16 +66,18 @@ def test_configuration():
     cfg = serve.configuration(serve.Command(80, "127.0.0.1", ["model=tiny_random", "rollout.sampler.max_sequences=8"]))
     assert cfg.rollout.sampler._target_.endswith("VLLMServerSampler")
     assert (cfg.model.name, cfg.rollout.sampler.max_sequences) == ("tiny_random", 8)
-    with pytest.raises(UserError, match="rollout: has no settings of an engine"):
+    with pytest.raises(UserError, match="rollout: has no settings for an engine"):
         serve.configuration(serve.Command(80, "127.0.0.1", ["rollout=hf"]))
     with pytest.raises(HydraException, match="nope"):
         serve.configuration(serve.Command(80, "127.0.0.1", ["model=nope"]))
 
 
 def test_port_that_is_taken(taken):
-    with pytest.raises(UserError, match=rf"host=127.0.0.1 port={taken}: cannot be listened on \(Address already in use\)"):
+    with pytest.raises(
+        UserError, match=rf"host=127.0.0.1 port={taken}: the server cannot listen there \(Address already in use\)"
+    ):
         serve.listening(serve.Command(taken, "127.0.0.1", []))
-    with pytest.raises(UserError, match="cannot be listened on"):
+    with pytest.raises(UserError, match="the server cannot listen there"):
         serve.listening(serve.Command(80, "192.0.2.1", []))
 
 

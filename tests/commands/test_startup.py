@@ -14,13 +14,14 @@ NOT_USED = ["wandb", "datasets", "pandas", "pyarrow", "statsmodels", "math_verif
 BEFORE = """
 import runpy, sys
 runpy.run_path("train.py")
-from dash_exp import evaluate, serve, validate
-from dash_exp.cli import composed
-validate.validate(composed(sys.argv[1:]))
+from dash_exp import evaluate, serve
+from dash_exp.commands.cli import composed
+from dash_exp.settings.validate import validate
+validate(composed(sys.argv[1:]))
 """
 BUILT = """
 import sys
-from dash_exp import cli, run
+from dash_exp.commands import cli, run
 run.build(cli.composed(sys.argv[1:]))
 """
 

@@ -11,7 +11,11 @@ from omegaconf import OmegaConf
 from sampling.test_vllm_server import Process, until
 from training.test_snapshot import broken_after, same
 
-from dash_exp.commands import evaluate, run
+from dash_exp.commands import run
+from dash_exp.commands.evaluate.command import parse
+from dash_exp.commands.evaluate.configuration import configured
+from dash_exp.commands.evaluate.output import output_file
+from dash_exp.commands.evaluate.running import run as evaluate
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import read_metrics
 from dash_exp.core.types import Prompt, Sample
@@ -178,8 +182,8 @@ def test_a_run_trains_the_adapter_and_leaves_a_folder_that_peft_loads(tmp_path, 
         greedy = [m.generate(ids, max_new_tokens=40, do_sample=False).tolist() for m in (ours, theirs, by_hand)]
         assert greedy[0] == greedy[1] == greedy[2]
 
-    command = evaluate.parse([str(tmp_path / "run")])
-    again = evaluate.run(evaluate.configuration(command), command, evaluate.output(command))
+    command = parse([str(tmp_path / "run")])
+    again = evaluate(configured(command), command, output_file(command))
     assert again["tests"]["in_dist"]["accuracy"] == result["accuracy/in_dist/final"]
     trained_further = composed(*SMALL, f"model.path={folder}", "steps=1")
     assert run.run(trained_further, tmp_path / "further")["accuracy/in_dist/base"] >= 0

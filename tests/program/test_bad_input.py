@@ -136,21 +136,21 @@ TYPED = [
     ("steps=${oc.env:NOTHING_OF_THAT_NAME}", "NOTHING_OF_THAT_NAME"),
     ("name=${nothing}", "Interpolation key 'nothing' not found"),
     # where the run's folder should be made
-    ("hydra.run.dir=/dev/null", "/dev/null: a file stands where a folder should be"),
-    ("hydra.run.dir=/dev/null/x", "/dev/null/x: a file stands where a folder should be"),
+    ("hydra.run.dir=/dev/null", "/dev/null: there is a file where a folder should be"),
+    ("hydra.run.dir=/dev/null/x", "/dev/null/x: there is a file where a folder should be"),
     (f"name={'x' * 300}", "the name is too long. Choose a shorter name=..."),
     # settings
-    ("~algo", "algo=null: is no section"),
-    ("data.tests=null", "data.tests=null: is no section"),
+    ("~algo", "algo=null: is not a section"),
+    ("data.tests=null", "data.tests=null: is not a section"),
     ("filter.threshold=null", "filter.threshold=null"),
-    ("name=..", "name=..: is no name of a folder"),
+    ("name=..", "name=..: is not a folder's name"),
     ("model.path=/nowhere/model", "model.path=/nowhere/model: there is no such folder"),
-    ("model.path=", "model.path='': is no text"),
+    ("model.path=", "model.path='': is not a text"),
     ("model.tokenizer=/nowhere", "model.tokenizer=/nowhere: there is no such folder"),
     ("optimizer.betas=[0.9,1.5]", "optimizer.betas"),
     ("+optimizer.nothing=1", "optimizer and schedule: cannot be made"),
     ("schedule.name=slow", "optimizer and schedule: cannot be made"),
-    ("+trainer.nothing=1", "trainer.nothing: is not for this training loop"),
+    ("+trainer.nothing=1", "trainer.nothing: cannot be used"),
     ("reward.pattern=3", "reward"),
     ("reward.pattern=a", "reward.pattern=a: has 0 groups"),
     ("reward=code", "has no tests for its program"),
@@ -271,7 +271,7 @@ def test_errors_of_the_program_keep_their_traceback(typed):
 
 
 SWEEPS = {
-    "no YAML": ("a: [", "is no YAML"),
+    "no YAML": ("a: [", "is not valid YAML"),
     "a key twice": ("defaults: [config, _self_]\nsteps: 3\nsteps: 4\n", "duplicate key steps"),
     "no such default": ("defaults: [config, nothing, _self_]\n", "Could not load 'nothing'"),
     "unknown setting": ("defaults: [config, _self_]\nsteps: {a: 3}\n", "steps={'a': 3}"),
@@ -325,11 +325,11 @@ def test_model_folders(typed, tmp_path, kind):
 
 COMMANDS = [
     (evaluate, "nowhere/at/all", "there is no such folder"),
-    (evaluate, "k=8", "is no run folder and no model"),
+    (evaluate, "k=8", "is neither a run folder nor a model"),
     (evaluate, "TINY k=0", "k=0: is not a whole number"),
     (evaluate, "TINY k=8 n=4", "is more than n=4"),
     (evaluate, "TINY top_p=2", "top_p=2: is not a number above 0 and at most 1"),
-    (evaluate, "TINY checkpoint=best", "is no run folder"),
+    (evaluate, "TINY checkpoint=best", "is not a run folder"),
     (evaluate, "TINY nothing=1", "there is no such setting"),
     (evaluate, "TINY data=[", "no viable alternative"),
     (evaluate, "TINY out=x.txt", "is not the name of a .json file"),
@@ -341,9 +341,9 @@ COMMANDS = [
     (serve, "port=x", "port=x: is not a whole number"),
     (serve, "port=70000", "port=70000"),
     (serve, "port=8001 nothing", "is not of the form name=value"),
-    (serve, "port=8001 model.path=", "model.path='': is no text"),
+    (serve, "port=8001 model.path=", "model.path='': is not a text"),
     (serve, "port=8001 model=nothing", "model/nothing"),
-    (serve, "port=8001 host=nowhere.invalid", "cannot be listened on"),
+    (serve, "port=8001 host=nowhere.invalid", "the server cannot listen there"),
 ]
 
 
@@ -460,7 +460,7 @@ def test_random_bytes_as_data(typed, tmp_path, content):
     ("arguments", "says"),
     [
         (["a=["], "no viable alternative"),
-        (["hydra.run.dir=/dev/null/x"], "a file stands where a folder should be"),
+        (["hydra.run.dir=/dev/null/x"], "there is a file where a folder should be"),
         (["data=jsonl", "data.path=."], "no file"),
     ],
     ids=lambda value: str(value),

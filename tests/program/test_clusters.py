@@ -16,7 +16,8 @@ from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 from training.test_snapshot import same
 
-from dash_exp.commands import beside, run, sweep
+from dash_exp.commands import run
+from dash_exp.commands.sweep import cells, launchers, processes
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.results.cells import Cell, cells_of
@@ -91,7 +92,7 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     array = log("first").partition("job ")[2].partition("_")[0]
     first.send_signal(signal.SIGINT)
     assert first.wait(30) == 130, log("first")
-    assert "the jobs go on; the same command waits for them again" in log("first")
+    assert "the jobs continue; the same command waits for them again" in log("first")
 
     second = command("second", *sweep_, env=cluster)
     slurm.wait_for(lambda: at_step(2, cell=1))
@@ -113,12 +114,12 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     assert third.wait(120) == 0, log("third")
     assert "sweep of 2 cells into multirun/small, 1 of them done before" in log("third")
     assert log("third").count("job ") == 1
-    cells = cells_of(folder)
-    job = (cells[0].folder / "slurm_job").read_text().strip()
+    found = cells_of(folder)
+    job = (found[0].folder / "slurm_job").read_text().strip()
     logs = {path.parent.name: path.read_text() for path in (folder / ".submitit").glob("*/*.out")}
     assert {name: text.count(RESUMED) for name, text in logs.items()} == {f"{array}_0": 0, f"{array}_1": 2, job: 1}
     assert "Caught signal SIGUSR2" in logs[f"{array}_1"]
-    for i, cell in enumerate(cells):
+    for i, cell in enumerate(found):
         assert cell.status == "done"
         same_as_alone(cell, tmp_path / str(i), "steps=8")
 
@@ -151,7 +152,7 @@ def test_cells_side_by_side_go_on_after_they_were_ended(launcher, ended_by, says
     sweep_ = [*SMALLER, "algo=dash", "kl=0,0.04", "steps=6", "resume_every=2", *launcher]
     first = command("first", *sweep_, env={})
 
-    def cells() -> list[Cell]:
+    def found() -> list[Cell]:
         return cells_of(tmp_path / "multirun" / "small")
 
     def log(name: str) -> str:
@@ -162,7 +163,7 @@ def test_cells_side_by_side_go_on_after_they_were_ended(launcher, ended_by, says
     def both_stand() -> bool:
         """After three steps, so that neither comes to its end meanwhile."""
         assert first.poll() is None, log("first")
-        for i, cell in enumerate(cells() if "sweep of 2 cells" in log("first") else []):
+        for i, cell in enumerate(found() if "sweep of 2 cells" in log("first") else []):
             if i not in standing and (cell.folder / "completions" / "step_00003.jsonl").exists():
                 standing[i] = process_in(cell.folder)
                 os.kill(standing[i], signal.SIGSTOP)
@@ -177,11 +178,11 @@ def test_cells_side_by_side_go_on_after_they_were_ended(launcher, ended_by, says
     os.kill(other, signal.SIGCONT)
     assert first.wait(60) == 130, log("first")
     assert "Traceback" not in log("first")
-    assert cells()[1].status == "stopped"
-    assert process_in(cells()[1].folder) == 0
+    assert found()[1].status == "stopped"
+    assert process_in(found()[1].folder) == 0
     assert command("second", *sweep_, env={}).wait(120) == 0, log("second")
     assert len(re.findall(r"resumes after outer step [2-5] \(", log("second"))) == 2
-    for i, cell in enumerate(cells()):
+    for i, cell in enumerate(found()):
         assert cell.status == "done"
         same_as_alone(cell, tmp_path / str(i), "steps=6", "resume_every=2")
 
@@ -192,13 +193,13 @@ def test_a_search_is_told_of_a_cell_that_has_left():
     def leave(cfg):
         raise SystemExit(process.RESUME_ME)
 
-    assert beside.Task(leave, sweep_settings(), of_command=False)(None) is None
-    assert beside.lost(sweep_settings(), "killed").status == JobStatus.COMPLETED
+    assert processes.Task(leave, sweep_settings(), of_command=False)(None) is None
+    assert processes.lost(sweep_settings(), "killed").status == JobStatus.COMPLETED
     search = sweep_settings("hydra/sweeper=optuna")
-    with pytest.raises(RuntimeError, match="told to leave"):
-        beside.Task(leave, search, of_command=False)(None)
+    with pytest.raises(RuntimeError, match="was stopped"):
+        processes.Task(leave, search, of_command=False)(None)
     with pytest.raises(RuntimeError, match="killed"):
-        _ = beside.lost(search, "killed").return_value
+        _ = processes.lost(search, "killed").return_value
 
 
 def process_in(folder: Path) -> int:
@@ -254,15 +255,15 @@ def test_a_launcher_that_is_not_installed_is_told_before_anything_starts(launche
     cfg = sweep_settings(f"hydra/launcher={launcher}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=says):
-        sweep.check_launcher(cfg)
+        launchers.check_launcher(cfg)
 
 
 def test_a_launcher_that_cannot_do_it_is_told_before_anything_starts(monkeypatch):
-    monkeypatch.setattr(sweep.shutil, "which", lambda name: None)
+    monkeypatch.setattr(launchers.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="no sbatch on this machine"):
-        sweep.check_launcher(sweep_settings("hydra/launcher=submitit_slurm"))
+        launchers.check_launcher(sweep_settings("hydra/launcher=submitit_slurm"))
     with pytest.raises(UserError, match="all cells on the same GPU"):
-        sweep.check_launcher(sweep_settings("hydra/launcher=joblib", "trainer=gpu"))
+        launchers.check_launcher(sweep_settings("hydra/launcher=joblib", "trainer=gpu"))
     for launcher, setting in (
         ("joblib", "n_jobs=0"),
         ("ray", "ray.remote.num_cpus=two"),
@@ -270,8 +271,8 @@ def test_a_launcher_that_cannot_do_it_is_told_before_anything_starts(monkeypatch
         ("ray", "ray.init.num_cpus=0"),
     ):
         with pytest.raises(UserError, match=re.escape(f"hydra.launcher.{setting}")):
-            sweep.check_launcher(sweep_settings(f"hydra/launcher={launcher}", f"hydra.launcher.{setting}"))
-    sweep.check_launcher(sweep_settings())
+            launchers.check_launcher(sweep_settings(f"hydra/launcher={launcher}", f"hydra.launcher.{setting}"))
+    launchers.check_launcher(sweep_settings())
 
 
 def test_a_cell_that_asks_ray_for_more_than_there_is_is_refused():
@@ -285,11 +286,11 @@ def test_a_cell_that_asks_ray_for_more_than_there_is_is_refused():
 
 
 def test_jobs_of_a_command_ask_slurm_for_the_same():
-    def cells(*given: str) -> list[sweep.Planned]:
+    def planned(*given: str) -> list[cells.Planned]:
         settings = [sweep_settings(*JOBS[:1], *given, trainer) for trainer in ("trainer=cpu", "trainer=ddp")]
         launchers = [OmegaConf.to_container(cfg.hydra.launcher, resolve=True) for cfg in settings]
-        return [sweep.Planned(Path(name), [name], cfg, made) for name, cfg, made in zip("ab", settings, launchers, strict=True)]
+        return [cells.Planned(Path(name), [name], cfg, made) for name, cfg, made in zip("ab", settings, launchers, strict=True)]
 
     with pytest.raises(UserError, match=r"wants hydra\.launcher\.cpus_per_task=16, and cell a 8"):
-        sweep._check_jobs(cells(), sweep_settings(*JOBS[:1]))
-    sweep._check_jobs(cells("hydra.launcher.cpus_per_task=8", "hydra.launcher.mem_gb=32"), sweep_settings(*JOBS[:1]))
+        cells._check_jobs(planned(), sweep_settings(*JOBS[:1]))
+    cells._check_jobs(planned("hydra.launcher.cpus_per_task=8", "hydra.launcher.mem_gb=32"), sweep_settings(*JOBS[:1]))

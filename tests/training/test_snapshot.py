@@ -18,7 +18,8 @@ import torch
 from conftest import LETTERS, NANO_MODEL, ROOT, SMALL, TRAIN, composed, environment
 from omegaconf import OmegaConf
 
-from dash_exp.commands import run, sweep
+from dash_exp.commands import hydra_setup, run
+from dash_exp.commands.sweep.finished import finished
 from dash_exp.core import files, metrics, process
 from dash_exp.core.errors import UserError
 from dash_exp.results import cells, run_folder
@@ -83,10 +84,10 @@ def test_it_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
 def test_a_snapshot_of_other_settings_is_not_gone_on_from(tmp_path, monkeypatch, capsys):
     broken_after(tmp_path, composed(*LETTERS, "steps=4", "eval.every=4"), 3, monkeypatch)
     other = [*LETTERS, "steps=4", "eval.every=4", "seed=1"]
-    with pytest.raises(UserError, match=r"other settings \(seed=1, not 0\)\. .*resume=false begins anew"):
-        sweep.finished(tmp_path, composed(*other))
-    assert not sweep.finished(tmp_path, composed(*other, "resume=false"))
-    assert not sweep.finished(tmp_path, composed(*LETTERS, "steps=4", "eval.every=4", "watch.clipped.policy=stop"))
+    with pytest.raises(UserError, match=r"other settings \(seed=1, not 0\)\. .*resume=false starts again"):
+        finished(tmp_path, composed(*other))
+    assert not finished(tmp_path, composed(*other, "resume=false"))
+    assert not finished(tmp_path, composed(*LETTERS, "steps=4", "eval.every=4", "watch.clipped.policy=stop"))
     run.run(composed(*other, "resume=false"), tmp_path)
     assert "resumes after" not in capsys.readouterr().out
     assert cells.load_cell(tmp_path).metrics["step"].tolist() == [0, 1, 2, 3, 4]
@@ -249,7 +250,7 @@ def test_code_in_c_may_hide_that_the_process_was_told_to_leave():
 def test_which_folder_a_run_alone_gets(tmp_path):
     def folder(*overrides):
         cfg = composed("name=small", *overrides)
-        return sweep.run_folder(str(tmp_path), "new", _root_=cfg)
+        return hydra_setup.run_folder(str(tmp_path), "new", _root_=cfg)
 
     def stopped(name, *overrides, status="stopped"):
         made = tmp_path / name / run_folder.SNAPSHOTS
@@ -272,7 +273,7 @@ def test_which_folder_a_run_alone_gets(tmp_path):
     assert folder("optimizer.lr=???") == new  # what is wrong is said later
     with process.alone_in(tmp_path / "2"):
         assert folder() == f"{tmp_path}/1"
-        with pytest.raises(UserError, match="another process is at work in it"):
+        with pytest.raises(UserError, match="another process is working in it"):
             run.run(composed(*LETTERS), tmp_path / "2")
     assert folder() == f"{tmp_path}/2"
 
@@ -319,7 +320,7 @@ def test_a_folder_that_can_only_be_read_is_told(tmp_path, more):
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
-    assert "can only be read" in done.stderr
+    assert "is read-only" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -330,9 +331,9 @@ def test_a_folder_that_can_only_be_read_is_told(tmp_path, more):
 @pytest.mark.parametrize(("torn", "tear"), [("result.json", cut_in_half), ("result.json", empty), ("config.yaml", empty)])
 def test_a_run_whose_record_is_torn_is_not_done_and_is_run_again(torn, tear, alone, tmp_path):
     cfg, folder = composed(*FIVE), shutil.copytree(alone, tmp_path / "torn")
-    assert sweep.finished(folder, cfg)
+    assert finished(folder, cfg)
     tear(folder / torn)
-    assert not sweep.finished(folder, cfg)
+    assert not finished(folder, cfg)
     run.run(cfg, folder)
     same(folder, alone)
 

@@ -1,4 +1,4 @@
-"""Around Hydra's main: the user's command line in, one clear message out when something is wrong."""
+"""Around Hydra's main: takes the user's command line, and prints one clear message where something is wrong."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-import dash_exp.commands.sweep  # noqa: F401  the functions that the configuration calls
+import dash_exp.commands.hydra_setup  # noqa: F401  the functions that the configuration calls
 from dash_exp.core import files
 from dash_exp.core.errors import UserError
 from dash_exp.core.process import INTERRUPTED, importing, leaving_on_sigterm
-from dash_exp.settings import credentials
+from dash_exp.settings import credentials, renamed
 from dash_exp.settings.overrides import number_of_kl
 from dash_exp.settings.validate import validate
 
-# By the number of a file system's error: what is wrong, and what to do.
+# By the error number of the file system: what is wrong, and what to do.
 FILE_SYSTEM = files.TROUBLES | {
     errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter name=..., or swept values with shorter names"),
     **dict.fromkeys(
         (errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
-        ("a file stands where a folder should be, or the reverse", "Choose another name=..., or move it away"),
+        ("there is a file where a folder should be, or the reverse", "Choose another name=..., or move it away"),
     ),
 }
 
 
 def launch(main: Callable[[], None]) -> None:
-    """Run Hydra's `main`. Errors that the user can mend end with a message and status 1, without a traceback.
+    """Run Hydra's `main`. Errors that the user can fix end with one message and status 1, without a traceback.
 
-    So do refusals of the file system, wherever they come up: a full disk needs no traceback.
+    The same holds for errors of the file system, wherever they are raised: a full disk needs no traceback.
 
-    HYDRA_FULL_ERROR=1 asks for the traceback. An error of the program's own always shows it.
+    HYDRA_FULL_ERROR=1 asks for the traceback. A bug of the program always shows it.
     """
     asked = os.environ.get("HYDRA_FULL_ERROR", "")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the exception and exits by itself
-    logging.raiseExceptions = False  # a full disk is told once, not by every line of the log as well
+    logging.raiseExceptions = False  # a full disk is reported once, not by every line of the log as well
     sys.argv[1:] = number_of_kl(sys.argv[1:])
     try:
         with leaving_on_sigterm():
@@ -63,7 +63,7 @@ def launch(main: Callable[[], None]) -> None:
 
 
 def show_plan(config: DictConfig) -> None:
-    """Say what `plan=true` asks for, and leave: with status 0 where the run fits. For `sweep.Ledger`."""
+    """Print the plan that `plan=true` asks for, and exit, with status 0 where the run fits. For `sweep.ledger.Ledger`."""
     HydraConfig.instance().set_config(config)
     cfg = config.copy()
     with open_dict(cfg):
@@ -73,7 +73,7 @@ def show_plan(config: DictConfig) -> None:
         with importing():
             from dash_exp.planning import advice
         advice.show(cfg, composed(["rollout=vllm_server"]).rollout.sampler)
-    except Exception as error:  # of which Hydra would make a warning
+    except Exception as error:  # Hydra would turn it into a warning
         if _users(error):
             sys.exit(f"error: {explain(error)}")
         traceback.print_exc()
@@ -82,7 +82,7 @@ def show_plan(config: DictConfig) -> None:
 
 
 def _users(error: Exception) -> bool:
-    """Whether the user can mend it. Other errors of these types are the program's own."""
+    """Whether the user can fix it. Other errors of these types are bugs of the program."""
     if isinstance(error, HydraException):  # some of which are also OSError
         return True
     if isinstance(error, OSError):
@@ -93,7 +93,7 @@ def _users(error: Exception) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """The message for people: the cause that the user can mend, in one piece."""
+    """The message for the user: the cause that the user can fix, in one piece."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
@@ -103,9 +103,9 @@ def explain(error: Exception) -> str:
         assert error.errno is not None
         return str(UserError(str(error.filename or "a file"), *FILE_SYSTEM[error.errno]))
     if isinstance(error, YAMLError):
-        return " ".join(f"a file of the configuration is no YAML: {error}".split())
+        return " ".join(f"a file of the configuration is not valid YAML: {error}".split())
     if isinstance(error, InstantiationException):
-        return str(error).strip()
+        return str(error).strip() + _renamed(str(error))
     message = str(error).splitlines()[0]
     if "Config group override" in message:
         return (
@@ -121,7 +121,7 @@ def explain(error: Exception) -> str:
 
 
 def help_or_arguments(doc: str | None) -> list[str]:
-    """The arguments of a command; where there are none or help is asked for, prints its docstring and leaves."""
+    """The arguments of a command. Without any, or where help is asked for, prints the docstring and exits."""
     arguments = sys.argv[1:]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(doc)
@@ -130,7 +130,7 @@ def help_or_arguments(doc: str | None) -> list[str]:
 
 
 def composed(overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration of train.py with these overrides, outside of Hydra's main or beside it (when a sweep ends)."""
+    """The configuration of train.py with these overrides, outside of Hydra's main or inside it (when a sweep ends)."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -151,8 +151,8 @@ def settings(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def conf_folder() -> Path:
-    """The configuration: beside the program that was started, in the checkout around the current folder, or in that of this
-    package.
+    """The folder conf/: next to the program that was started, in the checkout around the current folder, or in the checkout of
+    this package.
     """
     here = Path.cwd()
     for folder in (Path(sys.argv[0]).resolve().parent, here, *here.parents, Path(__file__).parents[3]):
@@ -161,10 +161,16 @@ def conf_folder() -> Path:
     raise UserError(str(here), "is not inside a checkout with conf/config.yaml", "Run the command in the repository")
 
 
+def _renamed(message: str) -> str:
+    """A sentence on the first old name in the message of Hydra's error, as of a callback in the user's own configuration."""
+    old = next((name for name in renamed.NAMES if f"'{name}'" in message), None)
+    return f"\n{old} is the name of an earlier version. Write {renamed.NAMES[old]}." if old else ""
+
+
 def _did_you_mean(key: str) -> str:
     try:
         known = list(_keys(OmegaConf.to_container(composed())))
-    except Exception:  # the configuration may be what is wrong, and the message is about this one setting
+    except Exception:  # the configuration itself may be wrong, and the message is about this one setting
         return ""
     close = difflib.get_close_matches(key, known, n=1)
     return f" Did you mean {close[0]}?" if close else ""

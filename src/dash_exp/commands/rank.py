@@ -1,4 +1,4 @@
-"""A rank of a run beside the first, which starts it (see `ranks`).
+"""A rank of a run other than the first, which starts it (see `ranks`).
 
 python -m dash_exp.commands.rank RUN_DIR INDEX SIZE PORT THREADS
 """
@@ -25,14 +25,14 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.words import first_line
 from dash_exp.distributed.ranks import PATIENCE, Ranks
 
-SHOW_AFTER_S = 3.0  # a traceback: the first rank most likely meets the same, and ends this one before
+SHOW_AFTER_S = 3.0  # for a traceback: most likely the first rank has the same error, and ends this one earlier
 
 
 Work = Callable[[DictConfig, Path, Ranks], object]
 
 
 def main(work: Work = run.follow) -> None:
-    """The first rank hears SIGTERM, SIGUSR2 and Ctrl-C for all. The work is in a thread, where Lightning sets no handlers."""
+    """The first rank handles SIGTERM, SIGUSR2 and Ctrl-C for all. The work is in a thread, where Lightning sets no handlers."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
     run_dir, index, size, port, threads = sys.argv[1:]
@@ -50,7 +50,7 @@ def main(work: Work = run.follow) -> None:
 
 
 def _follow(work: Work, cfg: DictConfig, run_dir: Path, index: int, size: int, port: int) -> int:
-    """The exit status."""
+    """Do the work. Returns the exit status."""
     logging.getLogger("dash_exp.core.watch").setLevel(logging.ERROR)  # every rank sees the same
     warnings.simplefilter("ignore")
     ranks = Ranks(index, size, dist.TCPStore("127.0.0.1", port, is_master=False, timeout=PATIENCE))

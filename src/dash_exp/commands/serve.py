@@ -3,13 +3,13 @@
     python -m dash_exp.serve port=8001 [name=value ...]
 
 port=8001           where it listens
-host=127.0.0.1      whose requests it takes: of this machine alone, or with 0.0.0.0 of every machine that reaches it. There is
-                    no password: who reaches it can sample and replace the weights
-model=qwen2.5-0.5b  and any other setting of train.py, given as the run has it: model.path=DIR, model.compute_dtype,
-                    experiment, and of the engine rollout.sampler.max_sequences=256, .max_model_len, .memory_share, .eager
+host=127.0.0.1      which requests it accepts: only those of this machine, or with 0.0.0.0 those of every machine that can reach
+                    it. There is no password: whoever can reach it can sample and replace the weights
+model=qwen2.5-0.5b  and any other setting of train.py, with the value that the run has: model.path=DIR, model.compute_dtype,
+                    experiment, and for the engine rollout.sampler.max_sequences=256, .max_model_len, .memory_share, .eager
 
-A server loads the architecture and the tokenizer; the weights come from the run. On a machine with several GPUs start one for
-each: CUDA_VISIBLE_DEVICES=1 python -m dash_exp.serve port=8002. Ctrl-C ends it.
+A server loads the architecture and the tokenizer; the weights come from the run. On a machine with several GPUs start one
+server for each: CUDA_VISIBLE_DEVICES=1 python -m dash_exp.serve port=8002. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dash_exp.commands import cli
 from dash_exp.core.errors import UserError
 from dash_exp.settings.validate import validate
 
-if TYPE_CHECKING:  # it brings torch, which is loaded when the command has been found good
+if TYPE_CHECKING:  # it loads torch, which is needed only after the command was found good
     from dash_exp.sampling.server import EngineServer
 
 ENGINE = ("max_sequences", "max_model_len", "memory_share", "cpu_cache_gb", "eager")
@@ -48,7 +48,7 @@ def main() -> None:
     command = parse(cli.help_or_arguments(__doc__))
     cfg = configuration(command)
     listener = listening(command)
-    # Before torch is loaded: servers that share a machine's cores wait for each other, where threads that spin stop them all.
+    # Before torch is loaded. Servers share the machine's cores, and waiting threads that spin would slow all of them down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     server = build(cfg)
     with contextlib.suppress(KeyboardInterrupt):
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """The command line taken apart and checked."""
+    """Read and check the command line."""
     own = {"host": "127.0.0.1"}
     overrides = []
     for argument in arguments:
@@ -74,19 +74,19 @@ def parse(arguments: Sequence[str]) -> Command:
 
 
 def configuration(command: Command) -> DictConfig:
-    """The settings of train.py with the model and the engine of this server. Checked, nothing loaded."""
+    """The settings of train.py with the model and the engine of this server. They are checked, and nothing is loaded."""
     overrides = command.overrides
     if not any(o.startswith("rollout=") for o in overrides):
         overrides = ["rollout=vllm_server", *overrides]
     cfg = cli.composed(overrides)
     if missing := [name for name in ENGINE if name not in cfg.rollout.sampler]:
-        raise UserError("rollout", f"has no settings of an engine ({', '.join(missing)})", "Leave it out, or use vllm_server")
+        raise UserError("rollout", f"has no settings for an engine ({', '.join(missing)})", "Leave it out, or use vllm_server")
     validate(cfg)
     return cfg
 
 
 def listening(command: Command) -> socket.socket:
-    """A socket with the port taken. It lets nobody in before there is a server to answer."""
+    """A socket that holds the port. It accepts no connection before there is a server to answer."""
     listener = None
     try:
         family, kind, proto, _, address = socket.getaddrinfo(command.host, command.port, type=socket.SOCK_STREAM)[0]
@@ -98,7 +98,7 @@ def listening(command: Command) -> socket.socket:
             listener.close()
         raise UserError(
             f"host={command.host} port={command.port}",
-            f"cannot be listened on ({error.strerror})",
+            f"the server cannot listen there ({error.strerror})",
             "Choose another port, or an address of this machine",
         ) from error
     return listener
@@ -135,7 +135,7 @@ def build(cfg: DictConfig) -> EngineServer:
 
 
 def serve(server: EngineServer, listener: socket.socket, says: str) -> None:
-    """Answer requests until the engine fails. HTTP has a thread of its own; this one works for the engine."""
+    """Answer requests until the engine fails. HTTP runs in its own thread, the engine in this one."""
     import uvicorn
 
     from dash_exp.sampling.server import application

@@ -2,9 +2,9 @@
 
 
 class UserError(Exception):
-    """Something that the user can put right.
+    """Something that the user can fix.
 
-    `where` names the setting or the file and line, `wrong` says what is the matter, `right` what to write instead.
+    `where` names the setting or the file and line, `wrong` says what is wrong, `right` what to write instead.
     """
 
     def __init__(self, where: str, wrong: str, right: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what a disk that cannot take them is called."""
+"""Files that are either complete or absent, and what is wrong with a disk that cannot take them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import IO, Any
 TROUBLES = {
     errno.ENOSPC: ("the disk is full", "Free some space"),
     errno.EDQUOT: ("the quota of the disk is used up", "Free some space"),
-    errno.EROFS: ("the disk can only be read", "Choose a folder that can be written"),
+    errno.EROFS: ("the disk is read-only", "Choose a folder that can be written"),
     errno.EACCES: ("permission is denied", "Choose a folder that can be written"),
     errno.EPERM: ("permission is denied", "Choose a folder that can be written"),
     errno.EIO: ("the disk fails", "Look at its health, and at the network if it is on another machine"),
     errno.ESTALE: ("the disk fails", "Look at its health, and at the network if it is on another machine"),
 }
-# What libraries that write by themselves (safetensors) leave of the number of the error: its text.
+# Libraries with their own file access (safetensors) report the text of an error instead of its number.
 TEXTS = {os.strerror(number).lower(): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
 
 
 @contextmanager
 def whole(path: Path, mode: str = "w", **kwargs: Any) -> Iterator[IO[Any]]:
-    """A file that takes the place of `path` when the block has ended well, and is on the disk then; else `path` stays.
+    """A file that replaces `path`, and is on the disk, when the block ended without an error; otherwise `path` stays.
 
     `kwargs` are those of `open`; text is UTF-8.
     """
@@ -50,7 +50,7 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `path` when the block has ended well; else `path` stays as it was."""
+    """A new folder that replaces `path` when the block ended without an error; otherwise `path` stays as it was."""
     new, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -71,7 +71,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def mend_folder(path: Path) -> None:
-    """Undo what a process left of `whole_folder` that ended in the middle of it."""
+    """Clean up after a process that ended in the middle of `whole_folder`."""
     new, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
     if old.exists() and not path.exists():
         old.rename(path)
@@ -80,7 +80,7 @@ def mend_folder(path: Path) -> None:
 
 
 def trouble(error: BaseException) -> tuple[str, str, str] | None:
-    """Where, what and what to do, if the error is that of a disk which does not take what is written; None if it is another."""
+    """Where, what is wrong and what to do, if the error is that of a disk that cannot be written; None for other errors."""
     number = error.errno if isinstance(error, OSError) else None
     if number not in TROUBLES:
         number = next((n for text, n in TEXTS.items() if text in str(error).lower()), None)

@@ -1,4 +1,4 @@
-"""A run as a process: alone in its folder, and ready to be told to leave."""
+"""A run as a process: alone in its folder, and able to stop on a signal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dash_exp.core.errors import UserError
 
 RESUME_ME = 75  # exit status after SIGTERM: EX_TEMPFAIL of sysexits.h, "try again later"
 INTERRUPTED = 130  # after Ctrl-C, as shells have it
-LOCK_FILE = ".lock"  # of a run folder; the system releases it whichever way the process ends
+LOCK_FILE = ".lock"  # of a run folder; the system releases it in whatever way the process ends
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            str(folder), "another process is at work in it", "Wait until it has ended, or choose another name=..."
+            str(folder), "another process is working in it", "Wait until it has ended, or choose another name=..."
         ) from None
     try:
         yield
@@ -38,7 +38,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a process is at work in this run folder."""
+    """Whether a process is working in this run folder."""
     if not (folder / LOCK_FILE).is_file():
         return False
     try:
@@ -50,9 +50,9 @@ def in_use(folder: Path) -> bool:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around the import of torch and what goes with it: without Python's search for cycles of garbage, a fifth of the time.
+    """Around the import of torch and what comes with it: switches Python's garbage collector off, a fifth of the import's time.
 
-    The search starts whenever many objects were made, and finds nothing among modules. Later ones leave these objects out.
+    The collector starts whenever many objects were created, and finds no garbage among modules. Later collections skip them.
     """
     if "torch" in sys.modules:  # as in a later cell of a sweep, which may have left garbage
         yield
@@ -68,19 +68,19 @@ def importing() -> Iterator[None]:
 
 @contextmanager
 def leaving_on_sigterm() -> Iterator[None]:
-    """SIGTERM, as a cluster sends it before it takes the machine away, raises SystemExit(RESUME_ME) where the program stands.
+    """SIGTERM, which a cluster sends before it takes the machine away, raises SystemExit(RESUME_ME) at once.
 
-    Lightning would wait for the end of the sampling call. Only the first one counts: what is done then is the saving.
+    Lightning would wait for the end of the sampling call. Only the first signal counts: after it the run saves.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only a main thread may set this
+        yield  # only the main thread may set handlers
         return
-    told = False
+    stopped = False
 
     def leave(number: int, frame: Any) -> None:
-        nonlocal told
-        if not told:
-            told = True
+        nonlocal stopped
+        if not stopped:
+            stopped = True
             raise SystemExit(RESUME_ME)
 
     by_hand = signal.getsignal(signal.SIGINT)
@@ -93,16 +93,16 @@ def leaving_on_sigterm() -> Iterator[None]:
 
 
 def stay_to_the_end() -> None:
-    """From here on SIGTERM, SIGUSR2 and Ctrl-C are not heard: what is left takes a moment, and the run is done."""
+    """From here on SIGTERM, SIGUSR2 and Ctrl-C are ignored: the rest takes a moment, and then the run is done."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
 
 
 def status_of_stop(error: BaseException | None) -> int | None:
-    """The exit status where the process was told to leave; None for other errors.
+    """The exit status where a signal stopped the process; None for other errors.
 
-    Code in C that calls Python (autograd's hooks) makes of such an exception one of its own, which has it as its context.
+    C code that calls Python (autograd's hooks) replaces such an exception by its own, which has it as its context.
     """
     while error is not None:
         if isinstance(error, KeyboardInterrupt):

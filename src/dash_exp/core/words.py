@@ -11,5 +11,5 @@ def duration(seconds: float) -> str:
 
 
 def first_line(text: str | None) -> str:
-    """The first line that says something; empty where there is none."""
+    """The first line that is not blank; empty where there is none."""
     return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")

@@ -12,8 +12,9 @@ import yaml
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
+from dash_exp.settings import renamed
 
-ATTEMPTS_FILE = "attempts"  # of a run folder: how often a process ended in it without a word (`sweep.attempt`)
+ATTEMPTS_FILE = "attempts"  # of a run folder: how often a process ended in it without a word (`commands.sweep.run_cell`)
 SNAPSHOTS = Path("checkpoints") / "resume"  # of a run folder
 SNAPSHOT_NAME = re.compile(r"step_\d{5,}-[0-9a-f]{16}\.pt")
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
@@ -31,9 +32,9 @@ def wandb_id(folder: Path) -> str | None:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """`sweep.json` of a sweep folder; {} where there is none."""
+    """`sweep.json` of a sweep folder, with today's names of parts; {} where there is none."""
     try:
-        return json.loads((folder / SWEEP_FILE).read_text())
+        return json.loads(renamed.in_text((folder / SWEEP_FILE).read_text()))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -94,9 +95,10 @@ def overrides_by_key(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def read_yaml(file: Path, kind: type) -> Any:
-    """What the file holds; None where it is not there, cannot be read or holds something of another kind."""
+    """What the file holds, with today's names of parts; None where there is none of this kind."""
     try:
-        read = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text = renamed.in_text(file.read_text(encoding="utf-8"))
+        read = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return read if isinstance(read, kind) else None

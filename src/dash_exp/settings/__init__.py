@@ -1,2 +1,5 @@
-"""Checks of the settings, before anything is loaded, and how they are written on the command line. Imports nothing heavy. May
-import `core`."""
+"""All checks of the settings, before anything is loaded. One file per subject (the model, sampling, the algorithm, ...) says
+what its settings must be, alone (`values`) and together with others (`relations`); `validate` calls them all. Also here:
+whether the parts that a configuration names exist, their names in earlier versions, and secrets. Imports nothing heavy. May
+import `core`.
+"""

@@ -1,4 +1,4 @@
-"""Settings end up in the files of a run, which are handed on: none may hold a secret."""
+"""Settings are written into the files of a run, which may be given to others: none may hold a secret."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dash_exp.core.errors import UserError
 
 IN_ADDRESS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # https://user:password@host
 SECRET_NAME = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?)$")
-SHORTEST = 12  # characters of a value that is taken for a secret; a shorter one may stand in a setting by chance
+SHORTEST = 12  # characters of a value that counts as a secret; a shorter one may be in a setting by chance
 
 
 def refuse_settings(settings: object) -> None:
-    """`refuse` for every text in nested settings; and for variables that are to be set to a secret (`hydra.job.env_set`)."""
+    """`refuse` for every text in nested settings, and for variables that would be set to a secret (`hydra.job.env_set`)."""
     leaves = list(_leaves(settings))
     refuse((key, value) for key, value in leaves if isinstance(value, str))
     for key, value in leaves:
@@ -34,7 +34,7 @@ def _leaves(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
 def refuse(texts: Iterable[tuple[str, str]]) -> None:
     """Raise UserError for the first of (where, text) that holds a password or a secret of the environment. It is not shown."""
     named = {v: k for k, v in os.environ.items() if SECRET_NAME.search(k.upper())}
-    secrets = {v: k for v, k in named.items() if len(v) >= SHORTEST and not os.path.exists(v)}  # a key file's name is none
+    secrets = {v: k for v, k in named.items() if len(v) >= SHORTEST and not os.path.exists(v)}  # a file name is not a secret
     for where, text in texts:
         if IN_ADDRESS.search(text):
             raise UserError(where, "holds a password, and every setting is written into the run folder", "Leave it out")

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 def number_of_kl(arguments: Iterable[str]) -> list[str]:
     """`kl=0.01` -> `kl.coef=0.01`, `kl=0,0.04` -> `kl.coef=0,0.04`, and `kl=0.04,linear` -> `kl='0.04',linear`.
 
-    Hydra takes the value of a config group for a file name and refuses numbers. Here they are coefficients, whether a file
-    has that name or not; next to names of files they must be names of files themselves. Everything else stays as it is.
+    Hydra reads the value of a config group as a file name and refuses numbers. Here numbers are coefficients, whether a file
+    has that name or not. In a list with file names they must be file names as well. Everything else stays as it is.
     """
     return [_coefficient(argument) for argument in arguments]
 

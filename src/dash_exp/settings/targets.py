@@ -1,4 +1,4 @@
-"""Whether the parts that a configuration names (`_target_`) exist and take the settings given to them. Imports none of them:
+"""Whether the parts that a configuration names (`_target_`) exist and take the settings given to them. No part is imported:
 those of this package are looked up in its source.
 """
 
@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from dash_exp.core.errors import UserError
+from dash_exp.settings import renamed
 
 PACKAGE = Path(__file__).parents[1]
 HYDRAS_OWN = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
 
 def check(tree: object, key: str = "") -> None:
-    """Raise UserError for the first `_target_` in the settings `tree` that cannot be found, or does not know a setting."""
+    """Raise UserError for the first `_target_` in the settings `tree` that does not exist, or does not take a setting."""
     if isinstance(tree, list):
         for i, item in enumerate(tree):
             check(item, f"{key}[{i}]")
@@ -30,10 +32,14 @@ def check(tree: object, key: str = "") -> None:
         check(value, f"{key}.{name}" if key else str(name))
 
 
-def takes(target: str) -> set[str] | None:
-    """The names of what a part of this package takes; None where that is not known."""
-    module, _, name = target.rpartition(".")
-    return _parts(module).get(name) if module.startswith("dash_exp.") else None
+def check_argument(settings: dict[str, Any], key: str, argument: str) -> None:
+    """Raise UserError where `settings[key]` names a part of this package that does not take this argument when it is called."""
+    group, name = key.split(".")
+    target = settings[group][name]["_target_"]
+    module, _, function = target.rpartition(".")
+    takes = _parts(module).get(function) if module.startswith("dash_exp.") else None
+    if takes is not None and argument not in takes:
+        raise UserError(f"{key}._target_={target}", f"is not a {name} function", f"Choose one that takes {argument}")
 
 
 def _check_one(part: dict[object, object], key: str) -> None:
@@ -41,17 +47,17 @@ def _check_one(part: dict[object, object], key: str) -> None:
     where = f"{key}._target_={'null' if target is None else target}"
     module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
     if not module:
-        raise UserError(
-            where, "names nothing that can be made", "Write module.name, as in dash_exp.algorithms.losses.policy_gradient"
-        )
+        raise UserError(where, "is no function or class", "Write module.name, as in dash_exp.algorithms.losses.policy_gradient")
+    if target in renamed.NAMES:
+        raise UserError(where, "is the name of an earlier version", f"Write {renamed.NAMES[target]}")
     if module.partition(".")[0] != "dash_exp":
         if importlib.util.find_spec(module.partition(".")[0]) is None:
-            raise UserError(where, f"there is no module {module}", "Mend the name, or put its folder on PYTHONPATH")
+            raise UserError(where, f"there is no module {module}", "Correct the name, or put its folder on PYTHONPATH")
         return
     known = _parts(module)
     if name not in known:
         close = get_close_matches(name, known, n=1)
-        raise UserError(where, "is not there", f"Use {module}.{close[0]}" if close else "Choose a file of its group in conf/")
+        raise UserError(where, "does not exist", f"Use {module}.{close[0]}" if close else "Choose a file of its group in conf/")
     settings = known[name]
     for setting in part:
         if settings is not None and setting not in settings | HYDRAS_OWN:
@@ -61,7 +67,7 @@ def _check_one(part: dict[object, object], key: str) -> None:
 
 @cache
 def _parts(module: str) -> dict[str, set[str] | None]:
-    """The functions and classes of a module of this package, with the names of what each takes; None = anything."""
+    """The functions and classes of a module of this package, with the names of their arguments; None = any."""
     path = PACKAGE.joinpath(*module.split(".")[1:])
     file = next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
     if file is None:
@@ -73,7 +79,7 @@ def _parts(module: str) -> dict[str, set[str] | None]:
 
 
 def _of_class(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str] | None:
-    """What `__init__` takes, or the fields of a dataclass, with those of its bases in the same module."""
+    """The arguments of `__init__`, or the fields of a dataclass, with those of its bases in the same module."""
     lines = [node, *_bases(node, classes)]
     for line in lines:
         for child in line.body:

@@ -23,6 +23,7 @@ from dash_exp.core.words import first_line
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.models import adapter, sharded
 from dash_exp.results.run_folder import ATTEMPTS_FILE, SNAPSHOTS, snapshots
+from dash_exp.settings import renamed
 from dash_exp.training.module import PolicyModule
 from dash_exp.training.record import RunRecord
 from dash_exp.training.rollout import RolloutDataModule
@@ -201,7 +202,7 @@ class Snapshots(L.Callback):
             except Exception as error:  # torch raises many kinds, and each means the same
                 log.warning("%s is damaged (%s): the snapshot before it is used", file, first_line(str(error)))
                 continue
-            if state["config"] == self.config and set(state["module"]) == set(MODULE):
+            if renamed.in_text(state["config"]) == self.config and set(state["module"]) == set(MODULE):
                 return file, state
             log.warning("%s is of other settings or of another version of the program: the run starts from the beginning", file)
             return None, None

@@ -1,4 +1,4 @@
-"""Cells of a sweep in processes beside that of the command, which joblib and Ray start."""
+"""Cells of a sweep in processes of their own, which joblib and Ray start."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from dash_exp.commands import sweep
+from dash_exp.commands.sweep.cells import lists_its_cells
 from dash_exp.core import process
 
-GRACE_S = 60.0  # for the cells to save, after the command was told to leave or has died
+GRACE_S = 60.0  # for the cells to save, after the command was stopped or has died
 
 
 class Task:
-    """The sweep's task in a process that has one cell after the other.
+    """The sweep's task, in a process that runs one cell after the other.
 
-    A cell that is told to leave (SIGTERM, or KeyboardInterrupt where Ray raises it) saves, and its end is none of the process:
-    the other cells go on, and the ledger says what became of it. Only a search gets an exception, as it needs a number.
-    With `of_command` the process is a child of the command: it ends when that has died, and Ctrl-C on their terminal is for the
-    command alone.
+    A cell that is stopped (SIGTERM, or KeyboardInterrupt where Ray raises it) saves, and the process continues: the other cells
+    are run, and the ledger has the status of this one. Only a search gets an exception, because it needs a number.
+    With `of_command` the process is a child of the command: it ends when the command has died, and ignores Ctrl-C on their
+    terminal, which the command handles.
     """
 
     def __init__(self, task: Callable[[DictConfig], Any], config: DictConfig, of_command: bool) -> None:
-        self.task, self.searches = task, not sweep.lists_its_cells(config)
+        self.task, self.searches = task, not lists_its_cells(config)
         self.command = os.getpid() if of_command else None
 
     def __call__(self, cfg: DictConfig) -> Any:
@@ -43,12 +43,12 @@ class Task:
             if self.command and os.getppid() != self.command:
                 os._exit(process.RESUME_ME)
             if self.searches:
-                raise RuntimeError("the process of this cell was told to leave") from error
+                raise RuntimeError("the process of this cell was stopped") from error
             return None
 
 
 def _end_with(command: int) -> None:
-    """When the command has died the cell saves, and this process ends."""
+    """After the death of the command the cell saves, and this process ends."""
     while os.getppid() == command:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -57,12 +57,12 @@ def _end_with(command: int) -> None:
 
 
 def lost(config: DictConfig, wrong: str) -> JobReturn:
-    """Of a cell whose process ended without a result. A failure to a search; of a list of cells the ledger says what became of
-    each.
+    """What is returned for a cell whose process ended without a result: a failure to a search. In a list of cells the ledger
+    has the status of each.
     """
     print(wrong, flush=True)
     returned = JobReturn(status=JobStatus.COMPLETED)
-    if not sweep.lists_its_cells(config):
+    if not lists_its_cells(config):
         returned = JobReturn(status=JobStatus.FAILED)
         returned.return_value = RuntimeError(wrong)
     return returned

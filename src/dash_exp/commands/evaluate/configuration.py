@@ -1,0 +1,145 @@
+"""The settings of train.py by which a run or a model is evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from dash_exp.commands import cli
+from dash_exp.commands.evaluate.command import Command
+from dash_exp.core.errors import UserError
+from dash_exp.settings import renamed
+from dash_exp.settings.validate import validate
+
+# The sections of a run's settings that the choice of a group on the command line replaces; data chooses its reward.
+SECTIONS = {
+    "data": ("data", "reward"),
+    "reward": ("reward",),
+    "rollout": ("rollout",),
+    "model": ("model",),
+    "trainer": ("trainer",),
+    "experiment": ("data", "reward", "rollout", "model", "trainer", "eval"),
+}
+
+
+def configured(command: Command) -> DictConfig:
+    """The settings for the target, with its `model.path`. They are checked, and nothing is loaded."""
+    for override in command.overrides:
+        if override.startswith(("eval.n=", "eval.k=", "eval.temperature=", "eval.top_p=")):
+            raise UserError(override, "is a setting for training", f"Write {override.removeprefix('eval.')}")
+        if override.startswith(("model.path=", "model.architecture=")):
+            raise UserError(override, f"the model to evaluate is {command.target}", "Leave it out, or name another model first")
+    target = Path(command.target).expanduser()
+    if is_run(target):
+        cfg = _of_run(target, command.overrides)
+        path, own_tokenizer = _checkpoint(target, command.checkpoint or "last", cfg)
+    else:
+        if command.checkpoint:
+            raise UserError(f"checkpoint={command.checkpoint}", f"{command.target} is not a run folder", "Leave it out")
+        _check_model(command.target)
+        cfg = cli.composed(command.overrides)
+        path, own_tokenizer = str(target) if target.is_dir() else command.target, True
+    if own_tokenizer and not any(o.startswith("model.tokenizer=") for o in command.overrides):
+        cfg.model.tokenizer = path
+    cfg.model.path, cfg.model.architecture = path, None
+    if "adapter" in cfg.model:  # a run of an earlier version does not have it
+        cfg.model.adapter = None  # a trained one is merged into its base
+    validate(cfg)
+    return cfg
+
+
+def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
+    """The settings of a run, changed by the command line."""
+    cfg = stored(folder)
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    groups = [o for o in parsed if (cli.conf_folder() / o.key_or_group).is_dir()]
+    values = [o for o in parsed if o not in groups]
+    _check_values(values, folder, cfg, with_data="data" in {g.key_or_group for g in groups})
+    if "rollout" in cfg:  # a run of an earlier version does not have all of its settings
+        cfg.rollout = OmegaConf.merge(cli.composed().rollout, cfg.rollout)
+    _choose(groups, cfg)
+    OmegaConf.set_struct(cfg, True)
+    ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+    return cfg
+
+
+def stored(folder: Path) -> DictConfig:
+    """The configuration in a run folder, with today's names of parts.
+
+    Hydra keeps it with its references (`data.tests.in_dist.path: ${data.path}`) in .hydra. In config.yaml they are resolved, so
+    a change of a value there would not change the values that referred to it.
+    """
+    file = _with_references(folder) if _with_references(folder).is_file() else folder / "config.yaml"
+    cfg = OmegaConf.create(renamed.in_text(file.read_text(encoding="utf-8")))
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def _with_references(folder: Path) -> Path:
+    return folder / ".hydra" / "config.yaml"
+
+
+def _check_values(values: list[Override], folder: Path, cfg: DictConfig, with_data: bool) -> None:
+    """Raise UserError for overrides of single settings that cannot be applied to the stored configuration."""
+    for override in values:
+        if override.is_sweep_override():
+            raise UserError(str(override.input_line), "has several values", "Run one evaluation for each")
+        if override.key_or_group.startswith("data.") and not with_data and not _with_references(folder).is_file():
+            raise UserError(
+                str(override.input_line),
+                f"{_with_references(folder)} is missing, so it is not known what depends on this value",
+                f"Choose the data set as well: data={OmegaConf.select(cfg, 'data.name')}",
+            )
+
+
+def _choose(groups: list[Override], cfg: DictConfig) -> None:
+    """Replace sections of `cfg` by those that the command line chooses."""
+    chosen = cli.composed([str(o.input_line) for o in groups])
+    for group in groups:
+        if group.key_or_group == "test":  # +test@data.tests.NAME=OPTION
+            OmegaConf.update(cfg, str(group.package), OmegaConf.select(chosen, str(group.package)), force_add=True)
+        elif group.key_or_group not in SECTIONS:
+            raise UserError(str(group.input_line), "has no effect on an evaluation", "Leave it out")
+    for section in [s for group in groups for s in SECTIONS.get(group.key_or_group, ())]:
+        cfg[section] = OmegaConf.to_container(chosen[section])
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _checkpoint(run: Path, which: str, cfg: DictConfig) -> tuple[str, bool]:
+    """The model folder of a run's checkpoint, and whether it also holds the tokenizer."""
+    if which == "base":
+        if cfg.model.architecture:
+            raise UserError("checkpoint=base", f"{run} started from random weights, which were not saved", "Use last or best")
+        return str(cfg.model.path), False
+    folder = run / "checkpoints" / which
+    if not _is_model(folder):
+        there = ", ".join(sorted(p.name for p in (run / "checkpoints").glob("*/") if _is_model(p)))
+        raise UserError(
+            str(run),
+            f"has no checkpoint {which} (there: {there or 'none'})",
+            f"Use checkpoint={there.split(', ')[0]}" if there else "Use a run that has ended",
+        )
+    return str(folder), True
+
+
+def _check_model(target: str) -> None:
+    """A folder must hold a model, and what can only be a path must exist. Anything else is a hub name."""
+    folder = Path(target).expanduser()
+    if folder.is_dir():
+        if not _is_model(folder):
+            raise UserError(
+                target, "is neither a run folder (config.yaml) nor a Transformers folder (config.json)", "Name another"
+            )
+    elif folder.exists() or target.startswith((".", "/", "~")) or target.count("/") > 1:
+        raise UserError(target, "there is no such folder", "Name a run folder, a Transformers folder or a hub name")
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))

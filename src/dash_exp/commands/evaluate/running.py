@@ -1,0 +1,127 @@
+"""The evaluation itself: the model is loaded, and each test set is sampled and graded."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dash_exp.commands.evaluate.command import Command
+from dash_exp.commands.evaluate.output import Progress, per_problem, picture
+from dash_exp.core import process
+from dash_exp.core.errors import UserError
+from dash_exp.core.files import write_whole
+
+if TYPE_CHECKING:  # they load torch, which is needed only after the command was found good
+    from dash_exp.core.types import Prompt
+    from dash_exp.evaluation.evaluator import Evaluator
+
+
+def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
+    """Evaluate on every test set and write the results, which are also returned."""
+    with process.importing():
+        from dash_exp.commands.run import git_revision, quiet
+        from dash_exp.evaluation.evaluator import evaluate
+        from dash_exp.results.plots import plot_pass_at_k
+        from dash_exp.results.summary import evaluation_table
+
+    start = time.perf_counter()
+    quiet()
+    tests, evaluator = build(cfg, command)
+    sampled = f"{command.n} completion(s) each at temperature {command.temperature:g}, top-p {command.top_p:g}, seed {cfg.seed}"
+    print(f"{cfg.model.path} on {cfg.data.name}: greedy{f', and {sampled}' if command.n else ''}", flush=True)
+    result: dict[str, Any] = {
+        "settings": {
+            "model": cfg.model.path,
+            "target": command.target,
+            "n": command.n,
+            "k": list(command.k),
+            "temperature": command.temperature if command.n else None,
+            "top_p": command.top_p if command.n else None,
+            "seed": cfg.seed,
+            "max_response_tokens": cfg.rollout.max_response_tokens,
+            "limit": cfg.eval.limit,
+            "data": OmegaConf.to_container(cfg.data, resolve=True),
+            "reward": OmegaConf.to_container(cfg.reward, resolve=True),
+            "git": git_revision(),
+        },
+        "tests": {},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = out.with_suffix(".jsonl")
+    try:
+        for name, prompts in tests.items():
+            progress = Progress(name, len(prompts))
+            # as many completions at a time as training evaluates
+            done = evaluate(prompts, evaluator, max(1, cfg.eval.prompts // max(1, command.n)), progress)
+            progress.close()
+            summary = done.summary()
+            counts = {"problems": len(prompts), "timeouts": done.timeouts, "errors": done.errors}
+            result["tests"][name] = {**counts, **summary}
+            print(evaluation_table(name, len(prompts), summary), flush=True)
+            if done.timeouts or done.errors:
+                print(f"  gradings that did not finish: {done.timeouts} time-outs, {done.errors} errors", flush=True)
+            with rows.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"test": name, **row}, ensure_ascii=False) + "\n" for row in per_problem(done))
+            result["time/total_s"] = round(time.perf_counter() - start, 3)
+            write_whole(out, json.dumps(result, indent=2) + "\n")
+    finally:
+        evaluator.sampler.close()
+        if hasattr(evaluator.reward, "close"):
+            evaluator.reward.close()
+    if len(command.k) > 1:
+        plot_pass_at_k(result["tests"], command.k, picture(out))
+    print(f"results {out}, completions {rows}", flush=True)
+    return result
+
+
+def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], Evaluator]:
+    """The test sets as the model will see them, and the evaluator. The model is loaded last."""
+    import torch
+
+    from dash_exp.data.prompts import tokenized
+    from dash_exp.evaluation.evaluator import Evaluator
+    from dash_exp.models import loading
+    from dash_exp.rewards.base import check_problems
+    from dash_exp.sampling.base import Sampling
+
+    device = "cpu"
+    if cfg.trainer.accelerator == "gpu":
+        device = "cuda" if torch.cuda.is_available() else "mps"
+        if device == "mps" and not torch.backends.mps.is_available():
+            raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
+    loading.check_folder(cfg.model.path)
+    trust = cfg.model.get("trust_remote_code", False)  # a run of an earlier version does not have it
+    tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=trust)
+    problems = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
+    reward = instantiate(cfg.reward)
+    check_problems(reward, [p for test in problems.values() for p in test])
+    policy = loading.load_policy(
+        cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust
+    )
+    loading.check_vocabulary(policy, tokenizer, cfg.model.path)
+    torch.nn.Module.to(policy, device)
+    compute_dtype = getattr(torch, cfg.model.compute_dtype)
+    sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
+    sampler.load_weights(policy.state_dict(), 0)
+    max_tokens = cfg.rollout.max_response_tokens
+    context = loading.context_length(policy, cfg.rollout.sampler.get("max_model_len"))
+    tests = {
+        name: tokenized(test[: cfg.eval.limit], tokenizer, context, max_tokens, f"data.tests.{name}")
+        for name, test in problems.items()
+    }
+    evaluator = Evaluator(
+        sampler=sampler,
+        reward=reward,
+        tokenizer=tokenizer,
+        greedy=Sampling(max_tokens, temperature=0.0),
+        n=command.n,
+        k=command.k,
+        sampling=Sampling(max_tokens, command.temperature, command.top_p) if command.n else None,
+        seed=cfg.seed,
+    )
+    return tests, evaluator

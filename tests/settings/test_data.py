@@ -1,0 +1,43 @@
+"""Data sets that are refused."""
+
+import pytest
+from conftest import composed
+from omegaconf import OmegaConf
+from refusals import assert_each_is_met, assert_refused, refusal, refusal_of
+
+from dash_exp.core.errors import UserError
+from dash_exp.settings import data
+
+BAD = [
+    ("data.tests.in_dist=null", "data.tests.in_dist: is null"),
+    (
+        "data.name=null",
+        "data.name=null: is not a text. Write one line of text; what looks like a number takes quotes, '\"3\"'.",
+    ),
+    (
+        "data.tests.in_dist=3",
+        "data.tests.in_dist=3: is not a data set. Write null, or choose one: +test@data.tests.in_dist=gsm8k.",
+    ),
+    ("data.train=3", "data.train=3: is not a data set. Write null, or choose one: +test@data.train=gsm8k."),
+    ("data.tests.out_dist.form=symbols", "data.tests.out_dist: is the same test set as data.tests.in_dist"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD, ids=[bad for bad, _ in BAD])
+def test_bad_settings_are_refused_by_name(bad, message):
+    assert_refused(refusal(bad), message)
+
+
+def a_name_with_a_slash() -> UserError | None:
+    cfg = composed()
+    test = {**cfg.data.tests.in_dist, "size": 3}
+    OmegaConf.update(cfg, "data.tests.a/b", test, force_add=True)  # as a file may write it; the command line cannot
+    return refusal_of(cfg)
+
+
+def test_a_test_set_with_a_slash_in_its_name():
+    assert_refused(a_name_with_a_slash(), "data.tests.a/b: has a / in its name, which separates the parts of a metric's name")
+
+
+def test_every_refusal_has_a_case():
+    assert_each_is_met(data, [*(refusal(bad) for bad, _ in BAD), a_name_with_a_slash()])

