@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import needs
 import pytest
 
 from dash_exp.core.errors import UserError
@@ -26,12 +27,13 @@ TESTS = ("assert f(2) == 271828",)
 
 @pytest.fixture(scope="module")
 def box():
-    """Without bubblewrap this, and with it every test that needs it, ends with the message that says what to install."""
+    needs.require("bubblewrap")
     return Sandbox(timeout_s=20, memory_mb=256, processes=4)
 
 
 @pytest.fixture(scope="module")
 def impatient():
+    needs.require("bubblewrap")
     return Sandbox(timeout_s=1, memory_mb=256, processes=4)
 
 
@@ -307,6 +309,7 @@ def test_what_is_closed_stays_open_for_right_programs(box):
     assert box.grade("def f(x): yield from range(x)", (generator,)).status == "passed"
 
 
+@pytest.mark.needs("bubblewrap")
 def test_libraries_under_tmp_are_found_all_the_same(monkeypatch, tmp_path):
     """As in an environment that somebody made there. The program's own /tmp lies over the machine's."""
     tmp_path.chmod(0o755)
@@ -722,6 +725,7 @@ def test_no_descriptor_stays_open(box):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.needs("bubblewrap")
 def test_programs_end_with_us():
     """A run that is killed leaves no program behind, not even one that no longer asks to die with its parent."""
     program = f"import ctypes, os\nctypes.CDLL(None).prctl(1, 0)\nos.execv('/bin/sleep', ['sleep', '{LONG}'])"
