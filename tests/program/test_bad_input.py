@@ -153,7 +153,7 @@ TYPED = [
     ("+trainer.nothing=1", "trainer.nothing: is not for this training loop"),
     ("reward.pattern=3", "reward"),
     ("reward.pattern=a", "reward.pattern=a: has 0 groups"),
-    ("reward=code", "has no tests for its program"),
+    ("reward=code reward.isolation=process", "has no tests for its program"),
     ("reward=math_format reward.parts=null", "SumReward"),
     ("data.train.operands=[6,3]", "data.operands=[6, 3]: are no lengths"),
     ("data.train.operands=3", "data.operands=3: is no pair"),

@@ -25,7 +25,9 @@ GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "scal
 FILES = sorted(
     p.relative_to(CONF) for p in CONF.rglob("*.yaml") if p.name != "config.yaml" and p.parent.name not in ("scale", "launcher")
 )
-VLLM = pytest.mark.needs("vllm")
+VLLM, BUBBLEWRAP = pytest.mark.needs("vllm"), pytest.mark.needs("bubblewrap")
+PROGRAMS = ("data/mbpp.yaml", "data/mbpp_plus.yaml", "reward/code.yaml", "test/mbpp.yaml", "test/mbpp_plus.yaml")
+MARKS = {"rollout/vllm.yaml": VLLM} | dict.fromkeys(PROGRAMS, BUBBLEWRAP)
 TINY = str(loading.ASSETS / "tiny")
 
 
@@ -53,7 +55,7 @@ def override(file: Path) -> str:
     return f"{group}='{name}'" if group == "kl" else f"{group}={name}"
 
 
-@pytest.mark.parametrize("file", [pytest.param(f, marks=VLLM) if str(f) == "rollout/vllm.yaml" else f for f in FILES], ids=str)
+@pytest.mark.parametrize("file", [pytest.param(f, marks=MARKS.get(str(f), ()), id=str(f)) for f in FILES])
 def test_every_file_composes_and_instantiates(file, tmp_path):
     """What needs the network gets a local stand-in of the same kind; everything else is built as it stands."""
     overrides = [override(file)]

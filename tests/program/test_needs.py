@@ -172,7 +172,8 @@ def tried(folder, *options, env=None, **files):
     for name, text in files.items():
         (folder / f"test_{name}.py").write_text(text)
     mine = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_ADDOPTS") and not k.startswith("PYTEST_XDIST")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
+    mine["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the installed plugins take seconds to import
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "xdist.plugin", *options]
     done = subprocess.run(
         command, cwd=folder, env=mine | {"PYTHONPATH": str(TESTS)} | (env or {}), capture_output=True, text=True, timeout=120
     )
