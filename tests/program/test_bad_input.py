@@ -153,7 +153,7 @@ TYPED = [
     ("+trainer.nothing=1", "trainer.nothing: cannot be used"),
     ("reward.pattern=3", "reward"),
     ("reward.pattern=a", "reward.pattern=a: has 0 groups"),
-    ("reward=code", "has no tests for its program"),
+    ("reward=code reward.isolation=process", "has no tests for its program"),
     ("reward=math_format reward.parts=null", "SumReward"),
     ("data.train.operands=[6,3]", "data.operands=[6, 3]: is not a range"),
     ("data.train.operands=3", "data.operands=3: is not a pair"),

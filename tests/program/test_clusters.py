@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 import slurm
 from conftest import ROOT, SMALL, composed, environment
@@ -30,8 +31,7 @@ JOBS = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydr
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    if missing := slurm.missing():
-        pytest.skip(f"needs Slurm (apt install slurm-wlm munge), has no {', '.join(missing)}")
+    needs.require("slurm")
     with slurm.slurm(tmp_path_factory.mktemp("slurm"), grace_s=60) as env:
         yield env
 

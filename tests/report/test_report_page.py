@@ -1,8 +1,8 @@
 """The page in a browser: everything shows, at a laptop's width and a phone's, and nothing is fetched."""
 
 import json
-import shutil
 
+import needs
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from synthetic import write_cell
@@ -39,12 +39,10 @@ def page_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
+    needs.require("browser")
+    program = needs.browser_program()
     with sync_playwright() as playwright:
-        found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-        try:
-            browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        except Exception as error:
-            pytest.fail(f"no browser to open the page in: apt install chromium ({str(error).splitlines()[0]})", pytrace=False)
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
 

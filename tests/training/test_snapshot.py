@@ -283,6 +283,7 @@ def test_which_folder_a_run_alone_gets(tmp_path):
 BWRAP = ["bwrap", "--dev-bind", "/", "/"]
 
 
+@pytest.mark.needs("bubblewrap")
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path):
     """A disk of 9 MB that another program fills while the run is in its fourth step or later."""
     small, disk = " ".join([*SMALL, "model=tiny_random", *NANO_MODEL, "steps=8", "eval.every=8"]), tmp_path / "disk"
@@ -313,6 +314,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path):
     same(tmp_path / "run", tmp_path / "alone")
 
 
+@pytest.mark.needs("bubblewrap")
 @pytest.mark.parametrize("more", [[], ["-m"]], ids=["run", "sweep"])
 def test_a_folder_that_can_only_be_read_is_told(tmp_path, more):
     command = [*BWRAP, "--ro-bind", str(tmp_path), str(tmp_path), "--chdir", str(tmp_path), "--"]

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from conftest import needs_vllm
 from omegaconf import OmegaConf
 
 from dash_exp.models import loading
@@ -30,7 +29,7 @@ def test_a_run_of_before_the_settings_of_samplers(command, trained):
     assert greedy_accuracy(trained) == {name: result[f"accuracy/{name}/final"] for name in ("in_dist", "out_dist")}
 
 
-@needs_vllm
+@pytest.mark.needs("vllm")
 def test_a_run_by_another_sampler(command, trained):
     done = command(trained, "rollout=vllm", "rollout.max_response_tokens=40")
     assert done.returncode == 0, done.stderr
