@@ -69,4 +69,5 @@ def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
 
 
 def parameter_count(module: nn.Module) -> int:
+    """How many numbers the parameters have; tied ones count once."""
     return sum(p.numel() for p in module.parameters())

@@ -144,6 +144,7 @@ def outer_step(cfg: DictConfig, devices: int) -> OuterStep:
 
 
 def lengths_of(cfg: DictConfig) -> Lengths:
+    """Lengths in training; `plan_tokens` is the mean of completions, where it is given."""
     longest = cfg.rollout.max_response_tokens
     return Lengths(
         prompt=prompt_tokens(cfg.data.train, cfg), completion=min(cfg.plan_tokens or longest, longest), longest=longest
@@ -160,6 +161,7 @@ def prompt_tokens(problems: Any, cfg: DictConfig) -> int:
 
 
 def sampler_sizes(cfg: DictConfig, device: Device) -> SamplerSizes:
+    """What `rollout.sampler` sets; a setting that the sampler does not have is 0."""
     sampler = cfg.rollout.sampler
     return SamplerSizes(
         kind="none" if cfg.algo.train_sampler else kind_of_sampler(cfg),
@@ -178,6 +180,7 @@ def kind_of_sampler(cfg: DictConfig) -> str:
 
 
 def adapters_of(cfg: DictConfig) -> Adapters | None:
+    """The adapters of `model.lora`, None with `model.adapter=null`."""
     if cfg.model.adapter is None:
         return None
     targets = cfg.model.lora.target_modules

@@ -31,6 +31,7 @@ def table(cfg: DictConfig, plan: Plan) -> str:
 
 
 def title(cfg: DictConfig, plan: Plan) -> str:
+    """Algorithm, data, model and devices."""
     job = plan.job
     many, how = (f"{job.devices} x ", f" ({cfg.trainer.strategy})") if job.devices > 1 else ("", "")
     adapters = f"; LoRA adds {job.trained:,} and trains only these" if job.load.adapters else ""
@@ -39,6 +40,7 @@ def title(cfg: DictConfig, plan: Plan) -> str:
 
 
 def memory_lines(plan: Plan) -> list[str]:
+    """Bytes by part (rows) and phase (columns) in GiB, whether they fit, and CPU memory."""
     phases = list(plan.memory)
     lines = [f"{'memory of a device at the peak of a phase, GiB':48}" + "".join(f"{p:>12}" for p in phases)]
     for part, words in WORDS.items():
@@ -54,6 +56,7 @@ def memory_lines(plan: Plan) -> list[str]:
 
 
 def time_lines(cfg: DictConfig, plan: Plan) -> list[str]:
+    """Seconds of an outer step by phase, and of all `steps`."""
     total = sum(plan.seconds.values())
     phases = " + ".join(f"{name} {s:,.3g}" for name, s in plan.seconds.items())
     return [f"time of an outer step, seconds: {total:,.3g} = {phases}; {cfg.steps} steps {_duration(total * cfg.steps)}"]
