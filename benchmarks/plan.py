@@ -27,8 +27,10 @@ from typing import Any
 from peak_memory import ROOT
 
 from dash_exp.commands import cli
-from dash_exp.planning import plan
+from dash_exp.planning import advice, plan, table
+from dash_exp.planning.job import job_of
 from dash_exp.planning.machine import KNOWN, this_machine
+from dash_exp.planning.timing import seconds
 
 DEFAULTS = {"steps": "steps=3", "logger": "logger=csv", "resume_every": "resume_every=null", "eval": "eval.limit=64"}
 UNSEEN = ("CUDA", "fragments", "libraries", "process")  # in what torch has allocated
@@ -56,7 +58,7 @@ def main() -> None:
     length = statistics.mean(float(r["length/mean_tokens"]) for r in later)
     cfg = cli.composed([*overrides, f"plan_tokens={max(1, round(length))}"])
     found = plan.planned(cfg, this_machine(cfg.trainer.accelerator, cfg.model.compute_dtype))
-    print(plan.table(cfg, found))
+    print(table.table(cfg, found))
     compared = compare(found, peaks, later)
     print(f"\n{'':40}{'predicted':>12}{'measured':>12}{'ratio':>8}")
     for name, (predicted, seen) in compared.items():
@@ -94,10 +96,10 @@ def scaling(overrides: Sequence[str]) -> str:
             strategy = "fsdp" if name.startswith("Llama") and trainers > 1 else "ddp"
             servers = [f"http://s:{i}" for i in range(gpus - trainers)]
             changes = {"trainer.devices": min(trainers, 8), "trainer.num_nodes": max(1, trainers // 8)}
-            now = plan.changed(cfg, {**changes, "trainer.strategy": strategy, "rollout.sampler.servers": servers})
+            now = advice.changed(cfg, {**changes, "trainer.strategy": strategy, "rollout.sampler.servers": servers})
             device = KNOWN["h200" if "70B" in name else "h100"]
-            job = plan.job_of(now, device)
-            s = plan.seconds(job, device, plan.engine_of(job, device)[1])
+            job = job_of(now, device)
+            s = seconds(job, device, plan.engine_of(job, device)[1])
             total = sum(s.values())
             first = first or total
             cells = [s["sample"], s["update"], s.get("between devices", 0.0), s["sync"], total]

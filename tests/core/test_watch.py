@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 from conftest import ROOT, SMALL, composed
+from nano_runs import SLOW, never_right, one_run, parity_reward
 from omegaconf import OmegaConf
-from training.test_module import SLOW, never_right, one_run, parity_reward
 from transformers import AutoModelForCausalLM
 
 from dash_exp.algorithms import advantages, filters, losses
@@ -137,10 +137,10 @@ FAULTS = {  # check: [what makes it fire in the first outer step, limits of the 
         {"above": 0.9},
         "a clip or a cap",
     ),
-    "no room to finish": ("truncated", {}, {"above": 0.9}, "96% of the completions are cut off by the token limit"),
-    "another policy version": ("stale_weights", {"sampler": WrongVersion}, {}, "are of policy version 7, and of version 0"),
-    "NaN log-probabilities": ("mismatch", {"sampler": NanLogprob}, {}, "differ by nan nats a token"),
-    "other log-probabilities": ("mismatch", {"sampler": Improbable}, {}, "differ by 5 nats a token"),
+    "no room to finish": ("truncated", {}, {"above": 0.9}, "the token limit cuts off 96% of the completions"),
+    "another policy version": ("stale_weights", {"sampler": WrongVersion}, {}, "have policy version 7 instead of 0"),
+    "NaN log-probabilities": ("mismatch", {"sampler": NanLogprob}, {}, "differ by nan nats per token"),
+    "other log-probabilities": ("mismatch", {"sampler": Improbable}, {}, "differ by 5 nats per token"),
 }
 
 
@@ -187,7 +187,7 @@ def test_stop_comes_before_the_step(fault, tokenizer, tmp_path):
         one_run(tokenizer, tmp_path, watch=watch, optimizer=ADAM, **settings)
     message = str(error.value)
     assert message.startswith(f"outer step 1, watch.{name}: ") and said in message
-    assert message.endswith(f"; watch.{name}.policy=warn goes on in spite of it.")
+    assert message.endswith(f"; watch.{name}.policy=warn lets the run continue.")
     assert (watch.stopped_by, watch.counts[name]) == (name, 1)
     assert torch.equal(weights(Faulty.policy_of_run).nan_to_num(7.0), Faulty.before.nan_to_num(7.0))
 
@@ -247,7 +247,7 @@ def test_several_in_a_row_end_the_run(tokenizer, tmp_path):
         one_run(tokenizer, tmp_path, steps=8, loss=loss, watch=watching("nonfinite", policy="skip_step", in_a_row=3))
     assert str(error.value).startswith("outer step 6, watch.nonfinite: the loss is nan")
     assert "in 3 optimizer steps in a row. " in str(error.value)
-    assert str(error.value).endswith("; watch.nonfinite.in_a_row=null goes on in spite of it.")
+    assert str(error.value).endswith("; watch.nonfinite.in_a_row=null lets the run continue.")
     endless = watching("nonfinite", policy="skip_step", in_a_row=None)
     module, _, _ = one_run(tokenizer, tmp_path, steps=5, loss=nan_loss([2, 3, 4, 5]), watch=endless)
     assert module.policy_version == 1
@@ -280,7 +280,9 @@ def test_a_reward_that_breaks_down_is_seen(tokenizer, tmp_path, caplog):
     watch = watching("reward_collapse", policy="warn", window=2, below=0.5)
     one_run(tokenizer, tmp_path, steps=6, reward=breaks(4), optimizer=SLOW, watch=watch)
     assert fired(tmp_path, "reward_collapse") == [0, 0, 0, 0, 1, 1]
-    assert warnings(caplog)[0].startswith("outer step 5: the mean reward of the last 2 outer steps is 0, and was 0.")
+    assert warnings(caplog)[0].startswith(
+        "outer step 5: the mean reward of the last 2 outer steps is 0; over 2 earlier ones it was 0."
+    )
     with pytest.raises(UserError, match=r"outer step 5, watch\.reward_collapse"):
         stop = watching("reward_collapse", policy="stop", window=2, below=0.5)
         one_run(tokenizer, tmp_path, steps=6, reward=breaks(4), optimizer=SLOW, watch=stop)

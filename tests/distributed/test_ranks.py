@@ -1,7 +1,6 @@
 """Two ranks come to the numbers of one, whatever each of them has to do; and end together."""
 
 import contextlib
-import copy
 import json
 import multiprocessing.process
 import os
@@ -17,15 +16,11 @@ import torch.distributed as dist
 from conftest import LETTERS, composed
 from omegaconf import OmegaConf
 
-from dash_exp.algorithms import losses
 from dash_exp.commands import rank, run
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.distributed import ranks
-from dash_exp.models import adapter
-from dash_exp.models.batch import balanced
 from dash_exp.results import cells, run_folder
-from dash_exp.sampling.hf import HFSampler
 from dash_exp.training.module import PolicyModule
 
 COMMON = [*LETTERS, "steps=2", "eval.every=2", "eval.n=2", "eval.k=[2]"]
@@ -40,45 +35,9 @@ SOME_SETTINGS = {
     "none kept": "reward.pattern='never'",
     "written traces": "algo=sft_h",
     "adapter": "model.adapter=lora model.lora.lr=0.01",
-    "adapter at servers": "model.adapter=lora model.lora.lr=0.01 rollout.sampler._target_=test_distributed.AdapterSampler",
-    "sampled ahead": "rollout.sampler._target_=test_distributed.CopySampler rollout.staleness=1",
+    "adapter at servers": "model.adapter=lora model.lora.lr=0.01 rollout.sampler._target_=rank_parts.AdapterSampler",
+    "sampled ahead": "rollout.sampler._target_=rank_parts.CopySampler rollout.staleness=1",
 }
-
-
-class CopySampler(HFSampler):
-    """A sampler with weights of its own, as a server's; the ranks beside the first have none."""
-
-    def __init__(self, policy, **kwargs):
-        super().__init__(copy.deepcopy(policy).eval(), **kwargs)
-
-    def load_weights(self, weights, version):
-        self.policy.load_state_dict(weights)
-        self.version = version
-
-
-class AdapterSampler(CopySampler):
-    """As `vllm_server` with an adapter, it takes A and B, and asks for the policy's own weights and for both merged."""
-
-    def __init__(self, policy, **kwargs):
-        super().__init__(policy, **kwargs)
-        self.original, self.base = policy, {k: t.clone() for k, t in adapter.base(policy).items()}
-
-    def load_weights(self, weights, version):
-        base, merged = adapter.base(self.original), adapter.whole(self.original, weights)
-        assert base.keys() == self.base.keys() == merged.keys()
-        assert all(torch.equal(base[name], tensor) for name, tensor in self.base.items())
-        adapter.put_back(self.policy, weights)
-        theirs = adapter.whole(self.policy, adapter.trained(self.policy))
-        for name, tensor in merged.items():
-            torch.testing.assert_close(tensor, theirs[name])
-        self.version = version
-
-
-def hungry(logprobs_BT, *arguments):
-    """On the second rank memory runs out where a micro-batch has more than 4 completions."""
-    if dist.get_rank() == 1 and len(logprobs_BT) > 4:
-        raise torch.OutOfMemoryError
-    return losses.policy_gradient(logprobs_BT, *arguments)
 
 
 class Beside:
@@ -184,7 +143,7 @@ def test_two_ranks_come_to_the_numbers_of_one(strategy, arm, tmp_path, beside, a
 
 
 def test_where_memory_runs_out_on_one_rank_all_go_on_with_smaller_passes(tmp_path, beside, alone):
-    run.run(composed(*COMMON, "trainer=ddp", "algo.loss._target_=test_distributed.hungry"), tmp_path)
+    run.run(composed(*COMMON, "trainer=ddp", "algo.loss._target_=rank_parts.hungry"), tmp_path)
     metrics, others = record(tmp_path)[0], record(alone(SOME_SETTINGS["dash"]))[0]
     assert others["batch/micro_tokens"].tolist()[1:] == [2048, 2048]
     assert metrics["batch/micro_tokens"][1] < 128  # of both: the row is the first rank's
@@ -196,7 +155,7 @@ def test_a_rank_that_breaks_ends_the_run_by_name(tmp_path, beside):
     """Under fsdp memory that runs out breaks a pass that all ranks make together."""
     said = r"^rank 1 of 2: ended with status 1 \(outer step 1: memory ran out in a backward pass of \d+ tokens"
     with pytest.raises(UserError, match=said):
-        run.run(composed(*COMMON, "trainer=fsdp", "algo.loss._target_=test_distributed.hungry"), tmp_path)
+        run.run(composed(*COMMON, "trainer=fsdp", "algo.loss._target_=rank_parts.hungry"), tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "failed"
     assert "rank 1 of 2" in result["error"]
@@ -249,13 +208,6 @@ def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(tmp_path, beside,
     assert len(run_folder.snapshots(tmp_path)) == 1
     run.run(composed(*COMMON, *settings.split()), tmp_path)
     same(tmp_path, alone(settings))
-
-
-def test_shares_are_of_like_size_and_whole():
-    assert balanced([5, 1, 4], 2) == [[0], [1, 2]]
-    assert balanced([7, 3, 3, 1], 2) == [[0], [1, 2, 3]]  # 7 tokens each
-    assert balanced([3], 2) == [[0], []]
-    assert balanced([2, 9, 4], 1) == [[0, 1, 2]]
 
 
 def test_more_gpus_than_there_are_are_refused(tmp_path, monkeypatch):

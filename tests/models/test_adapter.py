@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import NANO, NANO_MODEL, SMALL, composed
 from omegaconf import OmegaConf
-from sampling.test_vllm_server import Process, until
-from training.test_snapshot import broken_after, same
+from runs import broken_after, same
+from servers import Process, until
+from tiny_models import SMALL as FAMILY
+from tiny_models import change, samples
 
 from dash_exp.commands import run
 from dash_exp.commands.evaluate.command import parse
@@ -29,8 +31,6 @@ from dash_exp.sampling.refresh import Refresh
 from dash_exp.settings.validate import validate
 from dash_exp.training import snapshot
 from dash_exp.training.record import save_model
-from models.test_packing import SMALL as FAMILY
-from models.test_packing import samples
 
 LORA = {"r": 4, "alpha": 8}
 TINY = str(loading.ASSETS / "tiny")
@@ -202,7 +202,7 @@ def test_a_snapshot_holds_the_adapter_alone_and_a_run_goes_on_from_it(tmp_path, 
     run.run(cfg, tmp_path / "broken")
     same(tmp_path / "broken", tmp_path / "alone")
     saved = tmp_path / "alone" / "checkpoints" / "last"
-    with pytest.raises(UserError, match="names no base model: it was trained on random weights, which were not kept"):
+    with pytest.raises(UserError, match="names no base model: it was trained on random weights, which were not saved"):
         loading.load_policy(str(saved))
     with pytest.raises(RuntimeError, match="these are not the weights that are trained here"):
         adapter.put_back(loading.load_policy("", architecture=NANO), state["policy"])
@@ -243,10 +243,6 @@ def folder(tmp_path, adapted, tokenizer):
     return tmp_path / "adapter"
 
 
-def change(file, **values):
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
 def test_an_adapters_fingerprint_is_that_of_both(folder):
     one = loading.fingerprint(str(folder))
     save_model(moved(loading.load_policy("", architecture=NANO)), loading.load_tokenizer(TINY), folder.parent / "base")
@@ -262,7 +258,7 @@ def test_an_adapters_fingerprint_is_that_of_both(folder):
             lambda f: change(f / "adapter_config.json", base_model_name_or_path="/no"),
             "its base=/no: there is no such folder",
         ),
-        (lambda f: change(f / "adapter_config.json", base_model_name_or_path=str(f)), "is an adapter as well"),
+        (lambda f: change(f / "adapter_config.json", base_model_name_or_path=str(f)), "is an adapter too"),
         (lambda f: change(f / "adapter_config.json", base_model_name_or_path=TINY), "the adapter does not fit its base"),
         (lambda f: (f / "adapter_model.safetensors").write_bytes(b"{torn"), "the adapter does not fit its base"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "the folder has no adapter_model.safetensors"),
@@ -277,7 +273,7 @@ def test_adapters_that_cannot_be_used_are_named(folder, spoil, said):
 
 
 def test_layers_that_get_no_adapter_are_named():
-    for modules, said in ((["nothing"], "fits no adapter"), (["lm_head"], "is no linear layer inside the model")):
+    for modules, said in ((["nothing"], "allows no adapter"), (["lm_head"], "is not a linear layer inside the model")):
         with pytest.raises(UserError, match=said):
             loading.load_policy("", architecture=NANO, lora={"target_modules": modules})
 

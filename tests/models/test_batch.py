@@ -4,7 +4,7 @@ import random
 import pytest
 
 from dash_exp.core.types import Sample
-from dash_exp.models.batch import collate, cut, cut_packed, micro_batches, parts
+from dash_exp.models.batch import balanced, collate, cut, cut_packed, micro_batches, parts
 
 
 def of_lengths(lengths):
@@ -96,3 +96,10 @@ def test_parts_are_passes_and_slices():
     assert sliced[:3] != sliced[3:]  # each pass has its own order
     assert sliced == parts(10, 2, 3, [0, 0])
     assert sliced != parts(10, 2, 3, [0, 1])
+
+
+def test_shares_are_of_like_size_and_whole():
+    assert balanced([5, 1, 4], 2) == [[0], [1, 2]]
+    assert balanced([7, 3, 3, 1], 2) == [[0], [1, 2, 3]]  # 7 tokens each
+    assert balanced([3], 2) == [[0], []]
+    assert balanced([2, 9, 4], 1) == [[0, 1, 2]]

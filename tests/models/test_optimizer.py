@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import NANO_MODEL, SMALL, composed
-from training.test_snapshot import broken_after, same
+from runs import broken_after, same
 
 from dash_exp.commands import run
 from dash_exp.models.optimizer import MasterWeights, with_master_weights

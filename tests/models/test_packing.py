@@ -1,10 +1,10 @@
 """Packed micro-batches give the numbers of padded ones, in every family of models that may read them."""
 
 import copy
-import random
 
 import pytest
 import torch
+from tiny_models import FAMILIES, SMALL, random_model, samples
 
 from dash_exp.core.types import Problem, Prompt, Sample
 from dash_exp.models import log_probs, packing
@@ -13,39 +13,6 @@ from dash_exp.models.loading import load_policy
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.cache import RoomyCache, SharedPrompts
 from dash_exp.sampling.hf import HFSampler, read
-
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
-LATENT = {  # whose cache does not hold the keys and values that attention gets
-    "num_key_value_heads": 4,
-    "q_lora_rank": None,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-    "first_k_dense_replace": 2,
-}
-FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "olmo2", "phi3", "smollm3"]
-
-
-def samples(seed=0, prompts=5):
-    rng = random.Random(seed)
-    ids = lambda most: tuple(rng.randint(3, 60) for _ in range(rng.randint(1, most)))  # noqa: E731
-    return [Sample(prompt, ids(12), rng.uniform(-1, 1)) for prompt in [ids(9) for _ in range(prompts)] for _ in range(4)]
-
-
-def random_model(family):
-    torch.manual_seed(0)
-    more = {"phi3": {"sliding_window": None}, "mistral": {"sliding_window": None}, "deepseek_v3": LATENT}.get(family, {})
-    return load_policy("", architecture={"model_type": family, **SMALL, **more})
 
 
 def gradient(model, batches, temperature=0.7):

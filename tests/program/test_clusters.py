@@ -15,7 +15,7 @@ import slurm
 from conftest import ROOT, SMALL, composed, environment
 from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
-from training.test_snapshot import same
+from runs import same
 
 from dash_exp.commands import run
 from dash_exp.commands.sweep import cells, launchers, processes

@@ -113,7 +113,7 @@ def killed_and_killed_again(overrides: Sequence[str], folder: Path, seed: int) -
     assert gone_on >= 2  # kills were where they could do harm
 
 
-COPY = ["rollout.sampler._target_=test_distributed.CopySampler"]  # with weights of its own, as vLLM has them
+COPY = ["rollout.sampler._target_=rank_parts.CopySampler"]  # with weights of its own, as vLLM has them
 ARMS = {
     "dash": ["algo=dash", "kl=adaptive"],
     "grpo": ["algo=grpo", "+model.architecture.attention_dropout=0.2"],  # which draws from torch's generator

@@ -187,7 +187,7 @@ def test_a_run_differs_from_that_of_hf_in_nothing_but_the_engine(train, tmp_path
 def test_without_refresh_a_run_warns_by_the_second_step(train):
     done = train(*SMALL, "rollout=vllm", "rollout.refresh_every=null")
     assert done.returncode == 0, done.stderr
-    assert "WARNING] - outer step 2: the completions come from weights that are 1 outer step(s) old" in done.stdout
+    assert "WARNING] - outer step 2: the completions were sampled with weights that are 1 outer step(s) old" in done.stdout
 
 
 def test_an_engine_that_only_says_that_it_was_refreshed_is_found_out_by_the_second_step(train, tmp_path):
@@ -200,7 +200,7 @@ def test_an_engine_that_only_says_that_it_was_refreshed_is_found_out_by_the_seco
     )
     done = train(*SMALL, "rollout=vllm", "rollout.sampler._target_=deaf.Deaf", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0, done.stderr
-    assert "WARNING] - outer step 2: the sampler says that it has the policy's weights" in done.stdout
+    assert "WARNING] - outer step 2: the sampler reports the policy's weights" in done.stdout
 
 
 def test_a_stale_run_overlaps_and_says_so(train, tmp_path):

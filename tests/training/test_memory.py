@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from conftest import SMALL, composed
+from nano_runs import SLOW, close, gradient, one_run
 from torch.nn.modules.module import register_module_forward_hook
 
 from dash_exp.algorithms import filters, losses
@@ -20,7 +21,6 @@ from dash_exp.training.accumulator import Accumulator
 from dash_exp.training.module import PolicyModule
 from dash_exp.training.rollout import BYTES_PER_COMPLETION, BYTES_PER_TOKEN
 from dash_exp.training.scoring import joined
-from training.test_module import SLOW, close, gradient, one_run
 
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 CPU = RuntimeError(

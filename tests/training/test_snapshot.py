@@ -12,11 +12,11 @@ import time
 
 import forked
 import numpy as np
-import pandas.testing
 import pytest
 import torch
 from conftest import LETTERS, NANO_MODEL, ROOT, SMALL, TRAIN, composed, environment
 from omegaconf import OmegaConf
+from runs import broken_after, same
 
 from dash_exp.commands import hydra_setup, run
 from dash_exp.commands.sweep.finished import finished
@@ -24,35 +24,6 @@ from dash_exp.core import files, metrics, process
 from dash_exp.core.errors import UserError
 from dash_exp.results import cells, run_folder
 from dash_exp.training import snapshot
-from dash_exp.training.module import PolicyModule
-
-
-class PowerCutError(Exception):
-    pass
-
-
-def broken_after(folder, cfg, step, monkeypatch):
-    """A run that ends without a word of its own in the outer step after `step`."""
-    with monkeypatch.context() as patch:
-        finish_row = PolicyModule.finish_row
-
-        def breaks(module):
-            if module.current_epoch == step:
-                raise PowerCutError
-            return finish_row(module)
-
-        patch.setattr(PolicyModule, "finish_row", breaks)
-        with pytest.raises(PowerCutError):
-            run.run(cfg, folder)
-
-
-def same(folder, other):
-    """Metrics and result of two runs, times aside."""
-    a, b = cells.load_cell(folder), cells.load_cell(other)
-    columns = [c for c in a.metrics if not c.startswith("time/") and c != "seconds"]
-    pandas.testing.assert_frame_equal(a.metrics[columns], b.metrics[columns], check_exact=True)
-    pandas.testing.assert_frame_equal(a.problems, b.problems)
-    assert {k: v for k, v in a.result.items() if "time/" not in k} == {k: v for k, v in b.result.items() if "time/" not in k}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The interval of a mean, by resampling: of evaluations while a run goes on, and of comparisons after it."""
+"""The confidence interval of a mean, by resampling: for evaluations during a run and comparisons after it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ RESAMPLES = 2000
 
 
 def resampled_mean(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Percentile bootstrap (Efron 1979); the same values give the same interval."""
+    """The ends of the 95% interval of the mean of `values`, shape (n,): percentile bootstrap (Efron 1979).
+
+    The same values give the same interval.
+    """
     interval = stats.bootstrap(
         (values,),
         np.mean,

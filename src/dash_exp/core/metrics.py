@@ -1,6 +1,6 @@
-"""Every metric of an outer step: its name, its unit and what it means. Only these names are logged.
+"""Every metric of an outer step, with its name, unit and meaning. Only these names are logged.
 
-Also the clock that accounts seconds to phases, and the file `metrics.csv`.
+Also the file `metrics.csv`, and the clock that counts seconds by phase.
 """
 
 from __future__ import annotations
@@ -17,96 +17,128 @@ from typing import Any
 from dash_exp.core.watch import CHECKS
 
 PHASES = ("sample", "score", "update", "sync", "eval")
-SIDES = ("sample", "update")  # they can work at the same time; how long each waits for the other is logged
+SIDES = ("sample", "update")  # these can run at the same time; the time that each waits for the other is logged
 
 
 @dataclass(frozen=True)
 class Metric:
+    """The unit of a metric, and its meaning in words that the documentation prints."""
+
     unit: str
     meaning: str
 
 
 METRICS: dict[str, Metric] = {
-    "step": Metric("outer steps", "outer steps done; row 0 is the base model"),
-    "reward/mean": Metric("reward", "mean over the sampled completions, before penalties for truncation or KL"),
-    "accuracy/in_dist": Metric("fraction", "greedy accuracy on the in-distribution test set; blank where not evaluated"),
-    "accuracy/out_dist": Metric("fraction", "greedy accuracy on the out-of-distribution test set"),
-    "advantage/abs_mean": Metric("advantage", "mean |A| over the sampled completions, before the filter"),
-    "advantage/kept_abs_mean": Metric("advantage", "mean |A| over the kept completions, after the filter"),
-    "filter/kept_fraction": Metric("fraction", "completions that entered the gradient / completions sampled"),
-    "filter/refill_rounds": Metric("calls", "more sampling calls in place of groups without a signal"),
-    "groups/signal_fraction": Metric("fraction", "groups whose rewards, before penalties, are not all equal"),
-    "length/mean_tokens": Metric("tokens", "mean completion length"),
-    "length/truncated_fraction": Metric("fraction", "completions cut off by the token limit"),
-    "policy/nll_nats_per_token": Metric("nats/token", "-log-probability of the sampled tokens: estimates the entropy"),
-    "policy/ratio_mean": Metric("1", "mean pi/pi_old over trained tokens; pi_old sampled them"),
-    "policy/ratio_max_log": Metric("nats", "largest |log(pi/pi_old)| of a trained token"),
-    "policy/approx_kl_nats_per_token": Metric("nats/token", "k3 estimate of KL(pi_old || pi), trained tokens"),
-    "policy/clip_fraction": Metric(
-        "fraction", "trained tokens that a clip or a cap on the ratio acts on; blank where there is none"
+    "step": Metric("outer steps", "outer steps that are done; row 0 is the base model before training"),
+    "reward/mean": Metric("reward", "mean reward of the sampled completions, before penalties for truncation or KL"),
+    "accuracy/in_dist": Metric(
+        "fraction",
+        "problems of the in-distribution test set with a correct greedy completion; blank in steps without evaluation",
     ),
-    "policy/lag": Metric("outer steps", "between the weights that sampled and those before this step's update"),
+    "accuracy/out_dist": Metric("fraction", "the same for the out-of-distribution test set"),
+    "advantage/abs_mean": Metric("advantage", "mean |A| of the sampled completions, before the filter"),
+    "advantage/kept_abs_mean": Metric(
+        "advantage", "mean |A| of the completions that the filter kept, after the filter; blank where it kept none"
+    ),
+    "filter/kept_fraction": Metric("fraction", "completions that the filter kept / completions that were sampled"),
+    "filter/refill_rounds": Metric("sampling calls", "additional calls that sampled new prompts for groups without a signal"),
+    "groups/signal_fraction": Metric("fraction", "groups whose rewards, before penalties, are not all equal"),
+    "length/mean_tokens": Metric("tokens", "mean length of the sampled completions"),
+    "length/truncated_fraction": Metric("fraction", "sampled completions that the token limit cut off"),
+    "policy/nll_nats_per_token": Metric(
+        "nats/token", "mean -log-probability of the sampled tokens under the policy that sampled them; estimates its entropy"
+    ),
+    "policy/ratio_mean": Metric("1", "mean pi/pi_old over the trained tokens; pi_old is the policy that sampled them"),
+    "policy/ratio_max_log": Metric("nats", "largest |log(pi/pi_old)| of a trained token"),
+    "policy/approx_kl_nats_per_token": Metric("nats/token", "k3 estimate of KL(pi_old || pi) on the trained tokens"),
+    "policy/clip_fraction": Metric(
+        "fraction", "trained tokens on which a clip or a cap of the ratio acts; blank where the loss has neither"
+    ),
+    "policy/lag": Metric(
+        "outer steps", "age of the weights that sampled: outer steps between them and the weights being updated"
+    ),
     "mismatch/mean_nats": Metric(
-        "nats", "mean |log-prob by the sampler - by the trainer|, tokens of the first optimizer step; holds the lag's part too"
+        "nats",
+        "mean |log-probability by the sampler - log-probability by the trainer| of the tokens in the first optimizer step; "
+        "with stale weights it includes the difference between the two policies",
     ),
     "mismatch/max_nats": Metric("nats", "the largest of these differences"),
-    "sampler/servers": Metric("servers", "that sampled in the last sampling call; blank without rollout=vllm_server"),
-    "sampler/resent_prompts": Metric("prompts", "given to another server because theirs was lost, since the run began"),
-    "kl/ref_nats_per_token": Metric(
-        "nats/token", "k3 estimate of KL(policy || reference); kept completions, or all with kl.place=reward; blank at KL 0"
+    "sampler/servers": Metric("servers", "servers that took part in the last sampling call; blank without rollout=vllm_server"),
+    "sampler/resent_prompts": Metric(
+        "prompts", "prompts sent to another server after theirs was lost, since the run started; blank without servers"
     ),
-    "kl/coef": Metric("1", "coefficient of the KL term in this step"),
+    "kl/ref_nats_per_token": Metric(
+        "nats/token",
+        "k3 estimate of KL(policy || reference): on the kept completions, with kl.place=reward on all; blank where the "
+        "coefficient is 0",
+    ),
+    "kl/coef": Metric("1", "coefficient of the KL in this outer step"),
     "loss/total": Metric(
         "loss",
-        "policy loss + coefficient x KL, over the denominator; mean over optimizer steps, but those left out as not finite",
+        "policy loss + coefficient x KL, summed and divided by the denominator; mean over the optimizer steps, without those "
+        "that were skipped because they were not finite",
     ),
-    "loss/denominator": Metric("completions or tokens", "what the summed loss is divided by; mean over optimizer steps"),
-    "grad/norm": Metric("L2 norm", "of the whole gradient, before clipping; mean over optimizer steps"),
-    "optimizer/steps": Metric("optimizer steps", "taken in this outer step"),
-    "optimizer/skipped_steps": Metric("optimizer steps", "left out in this outer step because a check of the watch fired"),
-    "optimizer/lr": Metric("1", "learning rate of this step"),
-    "score/timeouts": Metric("completions", "gradings that were stopped at the time limit (their reward is 0)"),
-    "score/errors": Metric("completions", "gradings that failed (their reward is 0)"),
-    "completions/sampled": Metric("completions", "in this outer step"),
-    "completions/kept": Metric("completions", "in this outer step"),
+    "loss/denominator": Metric("completions or tokens", "what the summed loss is divided by; mean over the optimizer steps"),
+    "grad/norm": Metric("L2 norm", "norm of the whole gradient, before clipping; mean over the optimizer steps"),
+    "optimizer/steps": Metric("optimizer steps", "optimizer steps that were taken in this outer step"),
+    "optimizer/skipped_steps": Metric(
+        "optimizer steps", "optimizer steps that a check of the watch skipped in this outer step"
+    ),
+    "optimizer/lr": Metric("1", "learning rate in this outer step"),
+    "score/timeouts": Metric("completions", "completions whose grading was stopped at the time limit; their reward is 0"),
+    "score/errors": Metric("completions", "completions whose grading failed; their reward is 0"),
+    "completions/sampled": Metric("completions", "completions sampled in this outer step"),
+    "completions/kept": Metric("completions", "completions that the filter kept in this outer step"),
     "tokens/sampled": Metric("tokens", "completion tokens sampled in this outer step"),
-    "tokens/trained": Metric("tokens", "prompt and completion tokens trained on, a prompt with each of its completions"),
-    "batch/micro_tokens": Metric("tokens", "most tokens that a backward pass computes at the end of this outer step"),
-    "policy/version": Metric("optimizer steps", "behind the weights at the end of this outer step"),
-    "time/sample_s": Metric("s", "sampling"),
-    "time/score_s": Metric("s", "grading, advantages and filter; the reference with kl.place=reward"),
-    "time/update_s": Metric("s", "forward, backward and optimizer"),
-    "time/sync_s": Metric("s", "handing the new weights to the sampler"),
-    "time/eval_s": Metric("s", "evaluation: greedy, and eval.n sampled completions"),
-    "time/sample_idle_s": Metric("s", "from one sampling call to the next, evaluation excluded"),
-    "time/update_idle_s": Metric("s", "from one update to the next, evaluation excluded"),
-    "time/elapsed_s": Metric("s", "since training began, evaluation and the writing of checkpoints excluded"),
-    **{f"watch/{name}": Metric("0 or 1", f"1: {check.meaning}") for name, check in CHECKS.items()},
+    "tokens/trained": Metric(
+        "tokens", "prompt and completion tokens in the update; a prompt counts with each of its completions"
+    ),
+    "batch/micro_tokens": Metric(
+        "tokens", "token budget of a backward pass at the end of this outer step; it is halved when memory runs out"
+    ),
+    "policy/version": Metric("optimizer steps", "optimizer steps that the policy has had by the end of this outer step"),
+    "time/sample_s": Metric("s", "time for sampling"),
+    "time/score_s": Metric("s", "time for grading, advantages and filter, and with kl.place=reward for the reference"),
+    "time/update_s": Metric("s", "time for forward passes, backward passes and optimizer steps"),
+    "time/sync_s": Metric("s", "time to give the sampler the new weights"),
+    "time/eval_s": Metric("s", "time for evaluation: greedy completions, and eval.n sampled ones per problem"),
+    "time/sample_idle_s": Metric("s", "time from the end of a sampling call to the start of the next, without evaluation"),
+    "time/update_idle_s": Metric("s", "time from the end of an update to the start of the next, without evaluation"),
+    "time/elapsed_s": Metric("s", "time since training started, without evaluation and the writing of checkpoints"),
+    **{f"watch/{name}": Metric("0 or 1", f"1 if this check fired: {check.meaning}") for name, check in CHECKS.items()},
 }
 
-# Metrics whose names depend on the run: test sets, parts of a summed reward.
+# Metrics whose names depend on the run: on its test sets, and on the parts of a summed reward.
 FAMILIES: dict[str, Metric] = {
-    "eval/": Metric("see `evaluation.Evaluation.summary`", "what else was measured on the test set of that name"),
-    "accuracy/": Metric("fraction", "greedy accuracy on the test set of that name; blank where not evaluated"),
-    "reward/": Metric("reward", "mean over the sampled completions of that part of a summed reward, before its weight"),
+    "eval/": Metric(
+        "fraction or tokens",
+        "eval/TEST/NAME: further results on a test set. Of greedy completions length/mean_tokens, length/truncated_fraction; "
+        "with eval.n sampled completions per problem also avg@n, pass@k, maj@n and the sampled/length/ of these",
+    ),
+    "accuracy/": Metric(
+        "fraction", "accuracy/TEST: problems with a correct greedy completion on a test set; blank in steps without evaluation"
+    ),
+    "reward/": Metric(
+        "reward", "reward/PART: mean of one part of a summed reward over the sampled completions, before its weight"
+    ),
 }
 
 Row = Mapping[str, float | int | None]
 
 
 class Clock:
-    """Seconds by phase. `with clock("sample"): ...` adds to that phase; on a GPU it waits for the work to end.
+    """Seconds by phase. `with clock("sample"): ...` adds to that phase; on a GPU it waits until the work has finished.
 
-    `idle` holds the seconds between one piece of work of a side and its next, without those of evaluation. Two threads may
-    use the clock at a time; on a GPU each then waits for the other's work as well.
+    `idle`: seconds between the end of a side's work and the start of its next, without evaluation. Two threads may use the
+    clock at the same time; on a GPU each then also waits for the other's work.
     """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.idle = dict.fromkeys(SIDES, 0.0)
-        self._training: tuple[float, float] | None = None  # when training began, and the seconds of evaluation until then
+        self._training: tuple[float, float] | None = None  # when training started, and the seconds of evaluation until then
         self._trained_s = 0.0  # before this process
-        self._apart_s = 0.0
+        self._apart_s = 0.0  # in `apart`
         self._lock = threading.Lock()
         self._ended: dict[str, tuple[float, float]] = {}  # when a side ended, and the seconds of evaluation until then
 
@@ -126,12 +158,12 @@ class Clock:
                 self._ended[phase] = (end, self.seconds["eval"])
 
     def start_training(self) -> None:
-        """From here on `training_s` counts, after what `restore` brought."""
+        """Start counting `training_s`, from the value that `restore` brought."""
         self._training = (time.perf_counter() - self._trained_s, self.seconds["eval"])
 
     @property
     def training_s(self) -> float:
-        """Seconds since training began, without those of evaluation and of `apart`; 0 before it began."""
+        """Seconds since training started, without evaluation and what is in `apart`; 0 before training."""
         if self._training is None:
             return self._trained_s
         start, evaluation = self._training
@@ -139,7 +171,7 @@ class Clock:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Around work that belongs to no training, such as writing a checkpoint: `training_s` leaves it out."""
+        """Leave the block out of `training_s`: work that is not training, such as writing a checkpoint."""
         start = time.perf_counter()
         try:
             yield
@@ -147,14 +179,15 @@ class Clock:
             self._apart_s += time.perf_counter() - start
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes, in another process."""
+        """The counts so far, for `restore` in another process."""
         return {"seconds": dict(self.seconds), "idle": dict(self.idle), "trained_s": self.training_s}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the counts of another process."""
         self.seconds, self.idle, self._trained_s = dict(state["seconds"]), dict(state["idle"]), state["trained_s"]
 
     def _now(self) -> float:
-        import torch  # the command line reads the names of metrics without it
+        import torch  # not above: the command line reads the names of metrics without torch
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -162,7 +195,10 @@ class Clock:
 
 
 class MetricsFile:
-    """`metrics.csv`: the declared columns and `more` (see `FAMILIES`), a row per outer step, on the disk as soon as written."""
+    """`metrics.csv`: a row per outer step, in the file as soon as `append` returns.
+
+    The columns are `METRICS` and `more` (see `FAMILIES`). Creating it replaces an older file.
+    """
 
     def __init__(self, path: Path, more: Iterable[str] = ()) -> None:
         self.path = path
@@ -171,6 +207,7 @@ class MetricsFile:
             csv.writer(file).writerow(self.columns)
 
     def append(self, row: Row) -> None:
+        """Write a row; None is a blank cell, as is a metric that is not given. KeyError for a metric without a column."""
         unknown = set(row) - set(self.columns)
         if unknown:
             raise KeyError(f"metrics {sorted(unknown)} have no column in {self.path}")
@@ -179,13 +216,13 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
-    """The rows of a `metrics.csv`; blank cells are None."""
+    """The rows of a `metrics.csv`, numbers by metric; blank cells are None."""
     lines = whole_lines(path.read_text()).splitlines()
     return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(lines)]
 
 
 def whole_lines(text: str) -> str:
-    """Without what stands after the last line break: a row that was being written when its run was killed."""
+    """The text up to its last line break: without a row that was being written when its run was killed."""
     return text[: text.rfind("\n") + 1]
 
 

@@ -1,9 +1,9 @@
-"""What flows through one outer step: problems in, completions back, tensors for one backward pass.
+"""The data of one outer step: problems, prompts, completions, and the tensors of one backward pass.
 
 Axes: P prompts, G completions of one prompt (the group), B = P x G completions in group-major order (all of prompt 0, then
 all of prompt 1), C prompt tokens, T completion tokens.
 
-Rollouts stay on the CPU as plain lists. Only a `MicroBatch` is padded, and only it goes to the device.
+Rollouts stay in CPU memory as plain lists. Only a `MicroBatch` is padded and moved to the device.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import BoolTensor, Tensor
 
 @dataclass(frozen=True)
 class Problem:
-    """One task. `id` is unique within its data set and keys the sampling noise; `solution` is a worked trace, for SFT.
+    """One task. `id` is unique in its data set and keys the sampling noise. `solution`: a written trace, for SFT.
 
-    `tests` is for programs: pieces of Python that run in order in one namespace and fail by raising (set-up, then asserts).
+    `tests`: for programs, pieces of Python that run in order in one namespace (set-up, then asserts); one that raises fails.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem and its token ids as the model will see them."""
+    """A problem and the token ids of its prompt, as the model sees them."""
 
     problem: Problem
     ids: tuple[int, ...]
@@ -39,10 +39,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled tokens, the closing end-of-sequence token included where there is one.
+    """Sampled token ids, with the end-of-sequence token where there is one.
 
-    `logprobs` holds the log-probability (nats) of each token under the sampling distribution, temperature included; it is
-    None for text that no policy sampled. `truncated` means that the token limit came before the end-of-sequence token.
+    `logprobs`: the log-probability (nats) of each token under the sampling distribution, temperature included; None for text
+    that no policy sampled. `truncated`: the token limit was reached before an end-of-sequence token.
     """
 
     ids: tuple[int, ...]
@@ -54,11 +54,11 @@ class Completion:
 class Rollouts:
     """The graded completions of one sampling call, B = P x G in group-major order.
 
-    `policy_version` is the number of optimizer steps behind the weights that sampled them, or None if no policy did.
-    `rewards_PG` is what was graded, before any penalty. `before_filter_PG` holds the advantages that the filter saw, which are
-    those of the loss unless the filter computes them anew. `grader_timeouts` and `grader_errors` count completions
-    whose grading did not come to an end; their reward is 0. `components`: see `rewards.base.Scores`. `kl_nats`: k3 summed over
-    all tokens, where the KL stands in the reward. `refill_rounds`: how many times more prompts were sampled in place of others.
+    `policy_version`: optimizer steps that the weights which sampled them have had; None if no policy did. `rewards_PG`: before
+    any penalty. `before_filter_PG`: the advantages that the filter saw; those of the loss, `advantages_PG`, differ only if the
+    filter computes them again. `keep_PG`: completions that enter the gradient. `grader_timeouts`, `grader_errors`: completions
+    whose grading did not finish; their reward is 0. `components`: see `rewards.base.Scores`. `kl_nats`: k3 summed over all
+    tokens, where the KL is part of the reward. `refill_rounds`: additional sampling calls, for prompts in place of others.
     """
 
     prompts: list[Prompt]
@@ -77,10 +77,11 @@ class Rollouts:
 
     @property
     def group_size(self) -> int:
+        """G, completions of one prompt."""
         return len(self.completions) // len(self.prompts)
 
     def samples(self) -> list[Sample]:
-        """Every completion with its prompt and its advantage, kept or not, in the order of `completions`."""
+        """Every completion with its prompt and advantage, kept or not, in the order of `completions`."""
         advantages_B = self.advantages_PG.view(-1).tolist()
         return [
             Sample(self.prompts[i // self.group_size].ids, c.ids, advantages_B[i], c.logprobs)
@@ -90,7 +91,7 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion on its way into the loss. `logprobs`: see `Completion`."""
+    """One completion for the loss. `logprobs`: see `Completion`."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -100,12 +101,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Packed:
-    """Where the tokens of B completions and of their P different prompts stand in one row of N (see `packing`).
+    """The tokens of B completions and of their P different prompts in one row of N tokens (see `packing`).
 
-    prompts_PC and completions_BT hold the place of each token among N, filled up on the right with 0; prompt_B says which of P
-    each completion has. mask_B1TS: what a completion token sees of its prompt and its completion, S = C + T. back_N: where each
-    token stands among the P x C and then B x T that attention gives back. Of the K completion tokens: before_K, the place of
-    the token before it; row_K and column_K, its own place in (B, T).
+    prompts_PC, completions_BT: the place of each token in the row, filled up on the right with 0. prompt_B: which of the P
+    prompts each completion has. mask_B1TS: what a completion token attends to in its prompt and its completion, S = C + T.
+    back_N: the place of each token in the output of attention, P x C and then B x T. For the K completion tokens: before_K, the
+    place of the token before it; row_K and column_K, its own place in (B, T).
     """
 
     ids_N: Tensor
@@ -120,6 +121,7 @@ class Packed:
     column_K: Tensor
 
     def to(self, device: torch.device) -> Packed:
+        """A copy on the device."""
         return Packed(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
@@ -133,7 +135,7 @@ class MicroBatch:
         completion_mask_BT                [ 1 1 1  0 ]
         old_logprobs_BT                   [ l l l  0 ]     of the policy that sampled; None if none did
 
-    `packed` holds the same tokens without padding, where the model can read them so.
+    `packed`: the same tokens without padding, where the model can read packed rows.
     """
 
     input_ids_BL: Tensor
@@ -145,10 +147,11 @@ class MicroBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens that a pass computes: padding counted, and packed a shared prompt once."""
+        """Tokens that a pass computes: with padding, or packed with a shared prompt once."""
         return self.input_ids_BL.numel() if self.packed is None else len(self.packed.ids_N)
 
     def to(self, device: torch.device) -> MicroBatch:
+        """A copy on the device."""
         return MicroBatch(
             self.input_ids_BL.to(device),
             self.attention_mask_BL.to(device),

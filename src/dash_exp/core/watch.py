@@ -1,7 +1,7 @@
-"""What goes wrong in a run without ending it: checks of its own metrics, and what is done where one of them fires.
+"""The watch over a run: checks of its metrics that find faults which would not end it, and what is done when one fires.
 
-A check reads metrics by their names (`metrics.METRICS`), so it sees the number that is logged. It is asked before an optimizer
-step, when what it reads is known; one that reads a metric that was not measured sees nothing.
+A check reads metrics by their names (`metrics.METRICS`), so it sees the number that is logged. It is called before an optimizer
+step, as soon as its metrics are known, and does not fire where they were not measured.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ POLICIES = ("off", "warn", "skip_step", "stop")
 
 Values = Mapping[str, float | int | None]
 Settings = Mapping[str, Any]
-Sight = tuple[str, str] | None  # what was seen and what to try
+Finding = tuple[str, str] | None  # what was seen, and what to try; None: the check does not fire
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A setting of a check: its default, and what it may be (see `checks.number`; also less than `under`)."""
+    """A setting of a check: its default and the values that are allowed.
+
+    `whole`: a whole number; `least`: at least that; `above` and `under`: more and less than that; `optional`: or null.
+    """
 
     default: float | int | None
     whole: bool = False
@@ -37,24 +40,25 @@ class Limit:
 
 @dataclass(frozen=True)
 class Check:
-    """`sees` takes the values, the check's settings and the mean rewards of the outer steps before. `meaning`: when it fires.
+    """A check of the watch. `meaning` says when it fires.
 
-    `can_skip` is false where leaving optimizer steps out would leave the policy in the very state that is complained of.
+    `sees` gets the values, the check's settings and the mean rewards of the earlier outer steps. `can_skip` is false where
+    skipping optimizer steps would keep the policy in the state that the check reports.
     """
 
     meaning: str
-    sees: Callable[[Values, Settings, Sequence[float]], Sight]
+    sees: Callable[[Values, Settings, Sequence[float]], Finding]
     limits: Mapping[str, Limit] = field(default_factory=dict)
     policy: str = "warn"
     can_skip: bool = True
 
 
 class Watch:
-    """The checks of one run. `settings` by check: `policy` and its limits, the defaults of `CHECKS` where they are not given;
-    `mismatch_limit` (nats) is that of `mismatch`.
+    """The checks of one run.
 
-    `counts` holds in how many outer steps each check has fired, the present one included; `stopped_by` names the check that
-    ended the run.
+    `settings`: by check, its `policy` and its limits; what is not given has the default in `CHECKS`. `mismatch_limit`, in nats,
+    is the limit of `mismatch`. `counts`: outer steps in which each check has fired, the present one included. `stopped_by`: the
+    check that ended the run.
     """
 
     def __init__(self, settings: Mapping[str, Settings] | None = None, mismatch_limit: float = 1e-4) -> None:
@@ -70,16 +74,16 @@ class Watch:
         self._rewards: list[float] = []
 
     def look(self, where: str, values: Values) -> bool:
-        """Ask every check about these values. Returns whether the optimizer step that they belong to is to be left out.
+        """Run every check on these values. Returns whether to skip the optimizer step that they belong to.
 
-        A warning is logged in the 1st, 2nd, 4th, 8th... outer step in which a check fires. Raises UserError, beginning with
-        `where`, for a check whose policy is to stop.
+        Logs a warning in the 1st, 2nd, 4th, 8th... outer step in which a check fires. Raises UserError, for the place `where`,
+        if a check with the policy `stop` fires.
         """
         skip = False
         for name, check in CHECKS.items():
             policy = self._policy(name, values)
-            sight = None if policy == "off" else check.sees(values, self.settings[name], self._rewards)
-            if sight is None:
+            finding = None if policy == "off" else check.sees(values, self.settings[name], self._rewards)
+            if finding is None:
                 continue
             first = name not in self._fired
             self._fired.add(name)
@@ -87,23 +91,23 @@ class Watch:
             if policy == "stop":
                 self.stopped_by = name
                 raise UserError(
-                    f"{where}, watch.{name}", sight[0], f"{sight[1]}; {self._in_spite(name)} goes on in spite of it"
+                    f"{where}, watch.{name}", finding[0], f"{finding[1]}; {self._to_continue(name)} lets the run continue"
                 )
             skip = skip or policy == "skip_step"
             if first and self.counts[name].bit_count() == 1:
                 log.warning(
-                    "%s: %s. %s (watch.%s.policy=%s; outer steps so far: %d)", where, *sight, name, policy, self.counts[name]
+                    "%s: %s. %s (watch.%s.policy=%s; outer steps so far: %d)", where, *finding, name, policy, self.counts[name]
                 )
         return skip
 
     def end_step(self, mean_reward: float) -> dict[str, int]:
-        """The outer step is over: its columns `watch/NAME`, 1 where the check fired."""
+        """End the outer step. Returns its columns `watch/NAME`: 1 where the check fired, else 0."""
         self._rewards += [mean_reward] if math.isfinite(mean_reward) else []
         fired, self._fired = self._fired, set()
         return {f"watch/{name}": int(name in fired) for name in CHECKS}
 
     def restore(self, rows: Iterable[Values]) -> None:
-        """Go on after the outer steps of these rows of metrics."""
+        """Continue after the outer steps of these rows of metrics."""
         for row in rows:
             reward = row.get("reward/mean")
             self._rewards += [] if reward is None or not math.isfinite(reward) else [reward]
@@ -115,8 +119,8 @@ class Watch:
         too_many = most is not None and (values.get("in_a_row") or 0) >= most
         return "stop" if policy == "skip_step" and too_many else policy
 
-    def _in_spite(self, name: str) -> str:
-        more = self.settings[name]["policy"] == "skip_step"  # it was to skip, and has done so too often
+    def _to_continue(self, name: str) -> str:
+        more = self.settings[name]["policy"] == "skip_step"  # it has skipped too many steps
         return f"watch.{name}.in_a_row=null" if more else f"watch.{name}.policy=warn"
 
 
@@ -124,13 +128,13 @@ class Watch:
 
 
 def not_finite(values: Values) -> list[str]:
-    """What of loss and gradient is not a number or infinite. Rewards are finite: see `rewards.base.Scores`."""
+    """Says which of loss and gradient is NaN or infinite. Rewards are always finite (see `rewards.base.Scores`)."""
     names = {"loss/total": "the loss", "grad/norm": "the norm of the gradient"}
     found = ((what, values.get(key)) for key, what in names.items())
     return [f"{what} is {value}" for what, value in found if value is not None and not math.isfinite(value)]
 
 
-def _nonfinite(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
+def _nonfinite(values: Values, settings: Settings, rewards: Sequence[float]) -> Finding:
     found, times = not_finite(values), values.get("in_a_row") or 0
     if not found:
         return None
@@ -138,10 +142,10 @@ def _nonfinite(values: Values, settings: Settings, rewards: Sequence[float]) -> 
     return f"{' and '.join(found)}{again}", "Lower optimizer.lr, or use model.compute_dtype=float32"
 
 
-def _beyond(metric: str, limit: str, seen: str, advice: str) -> Callable[[Values, Settings, Sequence[float]], Sight]:
-    """A check of one metric against its setting `above` or `below`. `seen` is a format of `value` and `limit`."""
+def _beyond(metric: str, limit: str, seen: str, advice: str) -> Callable[[Values, Settings, Sequence[float]], Finding]:
+    """A check of one metric against its setting `above` or `below`. `seen`: a format string with `value` and `limit`."""
 
-    def sees(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
+    def sees(values: Values, settings: Settings, rewards: Sequence[float]) -> Finding:
         value, bound = values.get(metric), settings[limit]
         if value is None or not (value > bound if limit == "above" else value < bound):
             return None
@@ -153,7 +157,7 @@ def _beyond(metric: str, limit: str, seen: str, advice: str) -> Callable[[Values
 _entropy_collapse = _beyond(
     "policy/nll_nats_per_token",
     "below",
-    "the sampled tokens have {value:.2g} nats each (floor: {limit:g}): the policy hardly varies any more",
+    "the sampled tokens have {value:.2g} nats each on average (limit: {limit:g}): the policy is nearly deterministic",
     "Raise kl.coef or rollout.temperature, or lower optimizer.lr",
 )
 _kl_blowup = _beyond(
@@ -171,16 +175,16 @@ _clipped = _beyond(
 _truncated = _beyond(
     "length/truncated_fraction",
     "above",
-    "{value:.0%} of the completions are cut off by the token limit (limit: {limit:.0%})",
+    "the token limit cuts off {value:.0%} of the completions (limit: {limit:.0%})",
     "Raise rollout.max_response_tokens, or use rollout.truncated=penalize",
 )
 
 
-def _reward_collapse(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
-    """The last `window` outer steps against the best as many in a row before them.
+def _reward_collapse(values: Values, settings: Settings, rewards: Sequence[float]) -> Finding:
+    """Compares the last `window` outer steps with the best `window` in a row before them.
 
-    Each of the last must be below each of the best, or the luck of a few completions would pass for a level. The fall is
-    measured by the size of the best mean, which may be negative.
+    Every one of the last must be below every one of the best: otherwise one lucky step would count as a level. The fall is
+    relative to the size of the best mean, which may be negative.
     """
     now, n = values.get("reward/mean"), settings["window"]
     if now is None or not math.isfinite(now) or len(rewards) + 1 < 2 * n:
@@ -192,47 +196,47 @@ def _reward_collapse(values: Values, settings: Settings, rewards: Sequence[float
     if not (best_mean - mean > (1 - settings["below"]) * abs(best_mean) and max(last) < min(best)):
         return None
     return (
-        f"the mean reward of the last {n} outer steps is {mean:.3g}, and was {best_mean:.3g} over {n} steps before",
+        f"the mean reward of the last {n} outer steps is {mean:.3g}; over {n} earlier ones it was {best_mean:.3g}",
         "Lower optimizer.lr, raise kl.coef, or end the run earlier with steps or a budget",
     )
 
 
-def _no_signal(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
+def _no_signal(values: Values, settings: Settings, rewards: Sequence[float]) -> Finding:
     kept, size = values.get("completions/kept"), values.get("advantage/kept_abs_mean")
     if kept is None or (kept > 0 and size != 0):
         return None
     return (
         "no completion was kept" if kept == 0 else "the advantages of all completions are 0",
-        "Look at reward/mean: use easier or harder problems, a larger batch.group_size, or a weaker filter",
+        "Look at reward/mean, then use easier or harder problems, a larger batch.group_size, or a weaker filter",
     )
 
 
-def _stale_weights(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
+def _stale_weights(values: Values, settings: Settings, rewards: Sequence[float]) -> Finding:
     version, due = values.get("rollouts/version"), values.get("rollouts/due")
     if version is None or version == due:
         return None
     return (
-        f"the completions are of policy version {version}, and of version {due} they should be",
-        "The sampler did not take over the weights that it was given: this is a fault of its code",
+        f"the completions have policy version {version} instead of {due}",
+        "The sampler did not load the weights that it was given: this is an error in its code",
     )
 
 
-def _mismatch(values: Values, settings: Settings, rewards: Sequence[float]) -> Sight:
-    """Where weights are old on purpose the lag hides it in training, and evaluation looks."""
+def _mismatch(values: Values, settings: Settings, rewards: Sequence[float]) -> Finding:
+    """With stale weights the lag hides a mismatch in training; there evaluation checks it."""
     mean, most, lag = (values.get(key) for key in ("mismatch/mean_nats", "mismatch/max_nats", "policy/lag"))
     if mean is None:
         return None
-    if lag == 0 and not mean <= settings["above"]:  # not a number is no match either
+    if lag == 0 and not mean <= settings["above"]:  # NaN is a mismatch too
         return (
-            f"the sampler says that it has the policy's weights, but its log-probabilities differ by {mean:.2g} nats a token "
+            f"the sampler reports the policy's weights, but its log-probabilities differ by {mean:.2g} nats per token "
             f"on average, at most by {most:.2g} (limit of the mean: {settings['above']:g}): its weights are stale or "
-            "incomplete, or it computes in another way",
+            "incomplete, or it computes differently",
             "Compare its weights with the policy's; rollout.mismatch_limit sets the limit",
         )
     if lag and values.get("never_refreshed"):
         return (
-            f"the completions come from weights that are {lag} outer step(s) old and are never refreshed "
-            f"(log-probabilities differ by {mean:.2g} nats a token)",
+            f"the completions were sampled with weights that are {lag} outer step(s) old and are never refreshed "
+            f"(log-probabilities differ by {mean:.2g} nats per token)",
             "Write rollout.refresh_every=1",
         )
     return None
@@ -240,24 +244,26 @@ def _mismatch(values: Values, settings: Settings, rewards: Sequence[float]) -> S
 
 CHECKS: dict[str, Check] = {
     "nonfinite": Check(
-        "loss or gradient is not a number or infinite",
+        "loss or gradient is NaN or infinite",
         _nonfinite,
         {"in_a_row": Limit(3, whole=True, least=1, optional=True)},
         policy="skip_step",
     ),
     "reward_collapse": Check(
-        "mean reward has fallen far below the best before",
+        "the mean reward has fallen far below its best level so far",
         _reward_collapse,
         {"window": Limit(5, whole=True, least=2), "below": Limit(0.5, above=0, under=1)},
         can_skip=False,
     ),
     "entropy_collapse": Check(
-        "policy/nll_nats_per_token is below a floor", _entropy_collapse, {"below": Limit(0.005, above=0)}, can_skip=False
+        "policy/nll_nats_per_token is below a limit", _entropy_collapse, {"below": Limit(0.005, above=0)}, can_skip=False
     ),
     "kl_blowup": Check("kl/ref_nats_per_token is above a limit", _kl_blowup, {"above": Limit(5.0, above=0)}),
     "no_signal": Check("no completion is kept, or all advantages are 0", _no_signal),
-    "clipped": Check("policy/clip_fraction of an optimizer step is near 1", _clipped, {"above": Limit(0.9, above=0, under=1)}),
-    "truncated": Check("length/truncated_fraction is near 1", _truncated, {"above": Limit(0.9, above=0, under=1)}),
-    "stale_weights": Check("completions are of another policy version than they should be", _stale_weights, policy="stop"),
-    "mismatch": Check("the sampler's log-probabilities are not the policy's", _mismatch),
+    "clipped": Check(
+        "policy/clip_fraction of an optimizer step is above a limit", _clipped, {"above": Limit(0.9, above=0, under=1)}
+    ),
+    "truncated": Check("length/truncated_fraction is above a limit", _truncated, {"above": Limit(0.9, above=0, under=1)}),
+    "stale_weights": Check("completions have another policy version than they should have", _stale_weights, policy="stop"),
+    "mismatch": Check("the sampler's log-probabilities differ from the policy's", _mismatch),
 }

@@ -1,1 +1,1 @@
-"""Ranks: the processes of one run, each with one device, and what they exchange. May import `core`."""
+"""Ranks: the processes of one run, one for each device, and what they exchange. May import `core`."""

@@ -1,16 +1,16 @@
-"""The processes of one run, one for each device: each goes through the whole algorithm, and does its share of the work.
+"""Ranks: the processes of one run, one for each device. Each runs the whole algorithm, and does its share of the work.
 
-Every rank builds the same parts and takes the same outer steps. Sampling, grading and backward passes are shared out. What is
-sampled is gathered before it is filtered, so that filter, counts, watch and record see the whole batch on every rank and come
-to the same decisions. Of an optimizer step only gradients and sums are added up, once, after its last micro-batch.
+Every rank builds the same parts and runs the same outer steps. Sampling, grading and backward passes are divided among the
+ranks. Completions are gathered before they are filtered: filter, counts, watch and record see the whole batch on every rank and
+come to the same decisions. In an optimizer step only gradients and sums are added up, once, after its last micro-batch.
 
-Why not Lightning's DDPStrategy: DistributedDataParallel adds gradients up inside backward passes, so it waits for ever where
-a rank has fewer micro-batches than another or none, as after filtering; its mean over ranks is that of shares of unequal size;
-and Lightning's handler of SIGTERM broadcasts from wherever the signal arrives. Here each rank has a Trainer of its own with
-one device, and does not know of the others.
+Why not Lightning's DDPStrategy: DistributedDataParallel adds gradients up inside backward passes, so it waits for ever where a
+rank has fewer micro-batches than another, or none, as after filtering; it averages over ranks, whose shares have unequal sizes;
+and Lightning's handler of SIGTERM broadcasts from whatever code the signal interrupts. Here each rank has its own Trainer with
+one device, which knows nothing of the other ranks.
 
 The first rank is the process that the user started. It starts the others (`python -m dash_exp.commands.rank`), which read the
-settings from its run folder; it alone writes, and whichever way it ends, they end with it.
+settings from its run folder. Only the first rank writes. However it ends, the others end with it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ from dash_exp.core.errors import UserError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=2)  # with a rank that lives and does not come: one may be sampling
-NOTICE_S = 3.0  # after a collective broke: for the end of the process that broke it to be seen
-GRACE_S = 30.0  # after a rank has died: for the run to end by itself, before it is ended
-BUCKET = 2**24  # numbers that are added up at a time
+PATIENCE = timedelta(hours=2)  # for a rank that is alive and not there yet: it may be sampling
+NOTICE_S = 3.0  # after a collective failed: until the end of the process that caused it is seen
+GRACE_S = 30.0  # after a rank has died: for the run to end by itself, before it is killed
+BUCKET = 2**24  # numbers that are added up in one call
 
 
 class Ranks:
-    """This process among `size`: the one with number `index`. One alone, the default, gathers and adds up nothing."""
+    """This process, number `index` of `size`. One alone, the default, exchanges nothing.
+
+    `store`: where the ranks meet. `others`: the processes that this one has started.
+    """
 
     def __init__(
         self, index: int = 0, size: int = 1, store: dist.Store | None = None, others: Sequence[subprocess.Popen[bytes]] = ()
@@ -50,15 +53,18 @@ class Ranks:
         self.index = index
         self.size = size
         self._store = store
-        self._others = others  # the processes that this one has started
+        self._others = others
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """Whether this is the rank that writes files and prints."""
         return self.index == 0
 
     def join(self, gpus: bool = False) -> None:
-        """Wait until every rank is here. UserError where one has died before."""
+        """Wait until every rank has started, and form the group. Raises UserError where one has ended before that.
+
+        `gpus`: this rank uses the GPU with its number.
+        """
         if self.size == 1:
             return
         assert self._store is not None
@@ -70,21 +76,21 @@ class Ranks:
         if gpus:
             torch.cuda.set_device(self.index)
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpus else "gloo",  # objects go by gloo on both
+            "cpu:gloo,cuda:nccl" if gpus else "gloo",  # objects are sent by gloo in both cases
             store=dist.PrefixStore("group", self._store),
             rank=self.index,
             world_size=self.size,
             timeout=PATIENCE,
         )
 
-    # --- what is shared out and comes together -------------------------------------------------------------------------
+    # --- exchange -------------------------------------------------------------------------------------------------------
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This rank's part of what all ranks have: every `size`-th."""
+        """This rank's share of items that all ranks have: every `size`-th."""
         return items if self.size == 1 else items[self.index :: self.size]
 
     def gather(self, value: T) -> list[T]:
-        """The value of every rank, in their order, on every rank. It is pickled."""
+        """The values of all ranks, in the order of the ranks, on every rank. They are pickled."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -92,7 +98,7 @@ class Ranks:
         return values
 
     def join_shares(self, mine: Sequence[T]) -> list[T]:
-        """What became of the items that `share` gave each rank, one for one, in the order of the items."""
+        """The results of all ranks in the order of the items; `mine` has one for each item that `share` gave this rank."""
         shares = self.gather(list(mine))
         joined: list[Any] = [None] * sum(map(len, shares))
         for index, share in enumerate(shares):
@@ -108,7 +114,7 @@ class Ranks:
         return values[0]
 
     def each_from_first(self, items: Iterator[T], count: int) -> Iterator[T]:
-        """The `count` items of the first rank, on every rank. Those of the others are never asked for."""
+        """The `count` items of the first rank, on every rank. The items of other ranks are never read."""
         if self.size == 1:
             yield from items
             return
@@ -116,7 +122,7 @@ class Ranks:
             yield self.from_first(next(items) if self.first else None)  # type: ignore[misc]
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes the sum of those of all ranks, bit by bit the same on each."""
+        """Replace each tensor, in place, by its sum over all ranks: the same bits on every rank."""
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
@@ -128,34 +134,36 @@ class Ranks:
     # --- the other processes -------------------------------------------------------------------------------------------
 
     def lost(self, within_s: float = 0.0) -> UserError | None:
-        """What the user is told where another rank has ended, now or within some seconds; None where all live."""
+        """The error for the user if another rank has ended, now or within `within_s` seconds; None if all are alive."""
         until = time.monotonic() + within_s
         while True:
             for number, process in enumerate(self._others, 1):
                 status = process.poll()
-                if status:  # 0: it came to the end of the run before this one
+                if status:  # 0: it reached the end of the run before this one
                     if status == -signal.SIGKILL:
-                        how = "was killed (SIGKILL), as a system does that runs out of memory"
+                        how = "was killed (SIGKILL), as systems do when memory runs out"
                     elif status < 0:
-                        how = f"was ended by {signal.Signals(-status).name}"
+                        how = f"was stopped by {signal.Signals(-status).name}"
                     else:
-                        how = f"ended with status {status} ({self._said(number)})"
-                    return UserError(f"rank {number} of {self.size}", how, "The same command goes on, or begins again")
+                        how = f"ended with status {status} ({self._reason(number)})"
+                    return UserError(
+                        f"rank {number} of {self.size}", how, "The same command resumes the run, or starts it again"
+                    )
             if time.monotonic() >= until or not self._others:
                 return None
             time.sleep(0.05)
 
     def say(self, why: str) -> None:
-        """Leave the first rank word of why this one ends."""
+        """Tell the first rank why this one ends."""
         assert self._store is not None
         self._store.set(f"why/{self.index}", why)
 
-    def _said(self, number: int) -> str:
+    def _reason(self, number: int) -> str:
         key = f"why/{number}"
-        return self._store.get(key).decode() if self._store and self._store.check([key]) else "it said nothing"
+        return self._store.get(key).decode() if self._store and self._store.check([key]) else "no reason given"
 
     def end(self) -> None:
-        """End the others, who have nothing to say any more, and leave the group."""
+        """Kill the other processes and leave the group."""
         for process in self._others:
             process.kill()
         for process in self._others:
@@ -168,7 +176,7 @@ ALONE = Ranks()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type, up to `BUCKET` numbers."""
+    """Consecutive tensors of one dtype, up to `BUCKET` numbers together."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         if bucket and (tensor.dtype != bucket[0].dtype or sum(t.numel() for t in bucket) + tensor.numel() > BUCKET):
@@ -186,10 +194,10 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def started(
     size: int, run_dir: Path, on_cpu: bool, told: Callable[[UserError], None], module: str = "dash_exp.commands.rank"
 ) -> Iterator[Ranks]:
-    """Around a run: the first of `size` ranks, with the others started; they end with the block.
+    """Start the other `size - 1` ranks and give the first; all end with the block.
 
-    On the CPU they share its threads. Where a rank has died and the run hangs, `told` is given the error and the process ends.
-    The others run `module`.
+    The others run `module` with the settings in `run_dir`. On the CPU all ranks share its threads. If a rank has died and the
+    run hangs, `told` is called with the error and the process ends with status 1.
     """
     if size == 1:
         yield Ranks()
@@ -210,7 +218,7 @@ def started(
 
 
 def start(module: str, run_dir: Path, index: int, size: int, port: int) -> subprocess.Popen[bytes]:
-    """One more rank. It ends when its standard input does, so with this process; Ctrl-C on a terminal does not reach it."""
+    """Start one more rank. It ends when its standard input closes, so with this process. Ctrl-C does not reach it."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, (run_dir, index, size, port, torch.get_num_threads()))],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -221,7 +229,7 @@ def start(module: str, run_dir: Path, index: int, size: int, port: int) -> subpr
 
 
 def _watch(ranks: Ranks, over: threading.Event, told: Callable[[UserError], None]) -> None:
-    """End this process where a rank has died and it waits for it all the same, as NCCL does."""
+    """End this process if a rank has died and this one still waits for it, as NCCL does."""
     while not over.wait(0.5):
         if (lost := ranks.lost()) and not over.wait(GRACE_S):
             told(lost)

@@ -1,4 +1,4 @@
-"""Cutting the completions of an outer step: into the parts of its optimizer steps, and these into micro-batches."""
+"""Cuts the completions of an outer step into the parts of its optimizer steps, and these into micro-batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dash_exp.models.packing import pack
 
 
 def parts(n: int, epochs: int, minibatches: int, key: Sequence[int]) -> list[list[int]]:
-    """Which of n completions each optimizer step sees, in order: `epochs` passes over all, each cut into `minibatches`.
+    """Indices of the completions, of n, that each optimizer step uses: `epochs` passes over all, each cut into `minibatches`.
 
-    PPO-Multi is epochs K, PPO-Mini minibatches K. With more than one minibatch each pass is shuffled by `key`; sizes differ by
-    at most one. `parts(4, 2, 1, key) -> [[0, 1, 2, 3], [0, 1, 2, 3]]`.
+    PPO-Multi has K epochs, PPO-Mini K minibatches. With more than one minibatch each pass is shuffled, with random numbers
+    keyed by `key`; sizes differ by at most one. `parts(4, 2, 1, key) -> [[0, 1, 2, 3], [0, 1, 2, 3]]`.
     """
     if minibatches == 1:
         return [list(range(n))] * epochs
@@ -24,11 +24,11 @@ def parts(n: int, epochs: int, minibatches: int, key: Sequence[int]) -> list[lis
 
 
 def cut(lengths: Sequence[tuple[int, int]], micro_tokens: int) -> list[list[int]]:
-    """Indices of the micro-batches. `lengths` holds (prompt tokens, completion tokens) of each sample.
+    """Indices of the samples in each padded micro-batch. `lengths`: (prompt tokens, completion tokens) of each sample.
 
-    Samples are sorted by length, longest first, so that little is padded and an excess of memory shows at once. A
-    micro-batch of n rows takes n x (longest prompt + longest completion) <= micro_tokens, padding counted; a sample that is
-    longer than the budget goes alone.
+    Samples are sorted by length, longest first: little is padded, and if memory is too small it runs out at the start. A
+    micro-batch of n rows has n x (longest prompt + longest completion) <= micro_tokens, padding counted. A sample that is
+    longer than the budget is alone in its micro-batch.
     """
     order = sorted(range(len(lengths)), key=lambda i: (sum(lengths[i]), lengths[i]), reverse=True)
     batches: list[list[int]] = []
@@ -45,10 +45,11 @@ def cut(lengths: Sequence[tuple[int, int]], micro_tokens: int) -> list[list[int]
 
 
 def cut_packed(samples: Sequence[Sample], micro_tokens: int) -> list[list[int]]:
-    """The same where nothing is padded and a prompt is computed once: the completions of a prompt stay together.
+    """Indices of the samples in each packed micro-batch: no padding, a prompt once, its completions next to each other.
 
-    The prompt of the longest completion comes first. Prompts and completions add up to at most `micro_tokens`, and the rows
-    that attention makes of them to at most twice as many, padding counted: one long completion widens those of all others.
+    The prompt of the longest completion comes first. Prompts and completions have at most `micro_tokens` tokens together. The
+    rows that attention computes with are padded, and have at most twice as many: one long completion widens all rows. A sample
+    that is longer than the budget is alone.
     """
     longest: dict[tuple[int, ...], int] = {}
     for s in samples:
@@ -73,9 +74,9 @@ def cut_packed(samples: Sequence[Sample], micro_tokens: int) -> list[list[int]]:
 
 
 def balanced(lengths: Sequence[int], shares: int) -> list[list[int]]:
-    """Indices of each of several shares, by tokens: the longest first, each to the share that has fewest so far.
+    """Divide items of these lengths into shares with about as many tokens each; returns the indices of each share.
 
-    `balanced([5, 1, 4], 2) -> [[0], [1, 2]]`.
+    The longest item first, each to the share with the fewest tokens so far. `balanced([5, 1, 4], 2) -> [[0], [1, 2]]`.
     """
     found: list[list[int]] = [[] for _ in range(shares)]
     tokens = [0] * shares
@@ -89,25 +90,24 @@ def balanced(lengths: Sequence[int], shares: int) -> list[list[int]]:
 def micro_batches(
     samples: Sequence[Sample], micro_tokens: int, pad_id: int, packed: bool
 ) -> Iterator[tuple[list[int], MicroBatch]]:
-    """The samples as tensors on the CPU, each micro-batch within the token budget (see `cut`), with their indices.
+    """The samples as micro-batches within the token budget (see `cut` and `cut_packed`): their indices, and tensors on the CPU.
 
-    One is made when the one before it is done: packed, the mask of attention is larger than the tokens.
-
-    `packed`: whether the model reads them so (see `packing.enabled`).
+    A micro-batch is built when it is asked for: packed, its attention mask is larger than its tokens. `packed`: whether the
+    model reads packed rows (see `packing.enabled`).
     """
     for rows in cuts(samples, micro_tokens, packed):
         yield rows, collate([samples[i] for i in rows], pad_id, packed)
 
 
 def cuts(samples: Sequence[Sample], micro_tokens: int, packed: bool) -> list[list[int]]:
-    """Indices of the micro-batches: see `micro_batches`."""
+    """Indices of the samples in each micro-batch (see `micro_batches`)."""
     if packed:
         return cut_packed(samples, micro_tokens)
     return cut([(len(s.prompt_ids), len(s.completion_ids)) for s in samples], micro_tokens)
 
 
 def collate(samples: Sequence[Sample], pad_id: int, packed: bool = False) -> MicroBatch:
-    """Pad prompts on the left and completions on the right (see `MicroBatch`); `packed` adds the layout without padding."""
+    """One micro-batch: prompts padded on the left, completions on the right (see `MicroBatch`). `packed` adds that layout."""
     n_prompt = max(len(s.prompt_ids) for s in samples)
     n_completion = max(len(s.completion_ids) for s in samples)
     input_ids_BL = np.full((len(samples), n_prompt + n_completion), pad_id)

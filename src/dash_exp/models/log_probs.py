@@ -1,4 +1,4 @@
-"""Log-probabilities of the sampled tokens under a model, of padded and of packed micro-batches."""
+"""Log-probabilities of completion tokens under a model, for padded and packed micro-batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from dash_exp.core.types import MicroBatch, Packed
 
-LOGITS = {"cpu": 2**24, "cuda": 2**26}  # most that are in memory at once: 64 and 256 MiB, and as much again for each copy
+LOGITS = {"cpu": 2**24, "cuda": 2**26}  # most numbers in memory at the same time: 64 and 256 MiB, the same for each copy
 
 
 def token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
@@ -22,12 +22,12 @@ def token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float
 
     Logits are computed for completion tokens only.
     """
-    gathering: Any = getattr(model, "token_logprobs", None)  # of a model that is `sharded`
+    gathering: Any = getattr(model, "token_logprobs", None)  # of a sharded model (see `sharded.shard`)
     return gathering(batch, temperature) if gathering else compute_token_logprobs(model, batch, temperature)
 
 
 def compute_token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
-    """`token_logprobs` of a model whose weights are at hand."""
+    """`token_logprobs` of a model with whole weights. Shape (B, T)."""
     mask_BT = batch.completion_mask_BT
     if batch.packed is not None:
         return _packed_token_logprobs(model, batch.packed, mask_BT, temperature)
@@ -46,10 +46,13 @@ def compute_token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperatur
 
 
 def _packed_token_logprobs(model: PreTrainedModel, packed: Packed, mask_BT: Tensor, temperature: float) -> Tensor:
-    """The same from a row without padding. The logits of a large vocabulary are made some tokens at a time, and twice."""
+    """The same from one row without padding. Shape (B, T).
+
+    Where the logits exceed `LOGITS` they are computed in pieces, and a second time in the backward pass.
+    """
     output = model.base_model(
         input_ids=packed.ids_N[None],
-        attention_mask=mask_BT.new_zeros(1, 1, 1, 1),  # four axes: Transformers makes no mask, and `packing` has its own
+        attention_mask=mask_BT.new_zeros(1, 1, 1, 1),  # four axes: Transformers builds no mask; `packing` has its own
         position_ids=packed.positions_N[None],
         use_cache=False,
         packed=packed,
@@ -73,12 +76,12 @@ def _packed_token_logprobs(model: PreTrainedModel, packed: Packed, mask_BT: Tens
 
 
 def positions(attention_mask_BL: Tensor) -> Tensor:
-    """Position of each token in its own sequence; padding in front counts as 0. `[0,0,1,1] -> [0,0,0,1]`."""
+    """Position of each token in its own sequence, shape (B, L); 0 for padding before it. `[0,0,1,1] -> [0,0,0,1]`."""
     return (attention_mask_BL.cumsum(dim=-1) - 1).clamp(min=0)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision for sampling and training alike, so that both sides compute the same log-probabilities."""
+    """Mixed precision, the same for sampling and training, so that both compute the same log-probabilities."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)

@@ -1,13 +1,13 @@
-"""A micro-batch without padding, and with the prompt of a group computed once.
+"""Packing: a micro-batch without padding, in which the prompt of a group is computed once.
 
-The tokens stand in one row, first the prompts, then the completions:
+All tokens are in one row, first the prompts, then the completions:
 
     prompts a and b, completions a1 a2 b1    [a a a | b b | a1 a1 | a2 a2 a2 | b1 b1]
     positions                                [0 1 2 | 0 1 |  3  4 |  3  4  5 |  2  3]
 
-Most of a network treats tokens one by one and sees no difference. Attention lays queries and keys out in rows, one for each
-prompt and one for each completion behind its prompt: padding comes back there alone. The gradient of a prompt is the sum over
-its completions, as if each had a prompt of its own.
+Most layers process each token by itself and need no change. Attention arranges queries and keys in rows, one for each prompt
+and one for each completion after its prompt; only there is padding. The gradient of a prompt is the sum over its completions,
+as if each had its own copy of the prompt.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from dash_exp.core.types import Packed
 
-ATTENTION = "packed_sdpa"  # the name by which Transformers finds `attention`
-IN_32_BITS = {"cpu"}  # where attention computes so under autocast: on CPUs it is slower in 16, its backward pass four times
+ATTENTION = "packed_sdpa"  # the name of `attention` in Transformers
+# Devices on which attention computes in 32 bits under autocast: CPUs are slower in 16 bits, in the backward pass four times.
+IN_32_BITS = {"cpu"}
 
 
 def possible(model: PreTrainedModel) -> bool:
-    """Whether the model's attention is `sdpa` through Transformers' interface, and in every layer over the whole context."""
+    """Whether the model's attention is `sdpa` through Transformers' interface, over the whole context in every layer."""
     config = model.config.get_text_config()
     whole = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) is not None and not hasattr(config, "layer_types")
@@ -39,12 +40,12 @@ def possible(model: PreTrainedModel) -> bool:
 
 
 def enabled(model: PreTrainedModel) -> bool:
-    """Whether the model reads packed micro-batches."""
+    """Whether the model reads packed micro-batches (see `loading.load_policy`)."""
     return bool(model.config.get_text_config()._attn_implementation == ATTENTION)
 
 
 def pack(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Packed:
-    """Lay out completions with their prompts, each pair the ids of both. Equal prompts are one."""
+    """The packed layout of (prompt ids, completion ids) pairs, as tensors on the CPU. Equal prompts are packed once."""
     numbers: dict[tuple[int, ...], int] = {}
     prompt_B = np.array([numbers.setdefault(prompt, len(numbers)) for prompt, _ in pairs])
     prompts_PC, prompt_mask_PC = _places([len(prompt) for prompt in numbers], 0)
@@ -71,7 +72,7 @@ def pack(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Packed:
 
 
 def _places(lengths: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]:
-    """The places of sequences that follow each other from `start`, a row each and filled up with 0; and where they are real."""
+    """Places (B, L) of sequences that follow each other from `start`, a row each, filled up with 0; and where they are real."""
     lengths_B = np.array(lengths)
     columns_L = np.arange(lengths_B.max())
     mask_BL = columns_L < lengths_B[:, None]
@@ -80,8 +81,9 @@ def _places(lengths: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def of_one_query(mask_BL: Tensor, added: bool) -> Tensor:
-    """The mask of one query a row, shape (B, 1, 1, L): as attention adds it to its scores, which else every layer makes anew,
-    or as truth values.
+    """The attention mask of one query per row, shape (B, 1, 1, L), from 1 for tokens and 0 for padding.
+
+    `added`: as numbers that are added to the scores, which every layer would otherwise compute again; else booleans.
     """
     if not added:
         return mask_BL.bool()[:, None, None]
@@ -102,7 +104,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: (B, heads, L, head size) -> (B, L, heads, head size).
 
-    `packed`: a micro-batch as one row. `prompts`: `SharedPrompts` of the sampler. Without either it is Transformers' `sdpa`.
+    `packed`: the layout of a micro-batch in one row. `prompts`: `SharedPrompts` of the sampler. Without either this is
+    Transformers' `sdpa`.
     """
     dtype = value.dtype
     in_32_bits = query.device.type in IN_32_BITS
@@ -123,7 +126,7 @@ def _packed_attention(
     query: Tensor, key: Tensor, value: Tensor, packed: Packed, dropout: float, scaling: float | None
 ) -> Tensor:
     rows_BS = torch.cat([packed.prompts_PC[packed.prompt_B], packed.completions_BT], dim=1)
-    repeats = query.shape[1] // key.shape[1]  # query heads that share a head of keys
+    repeats = query.shape[1] // key.shape[1]  # query heads that share a key head
 
     def rows(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         k, v = (repeat_kv(_rows(states, keys), repeats) for states in (key, value))
@@ -144,7 +147,7 @@ def _rows(states: Tensor, places_BL: Tensor) -> Tensor:
 
 
 def _take(states: Tensor, places: Tensor) -> Tensor:
-    """Rows of a matrix. `gather` because its backward pass adds up repeated rows faster than that of indexing on CPUs."""
+    """Rows of a matrix. `gather`, because on CPUs its backward pass sums repeated rows faster than that of indexing."""
     return states.gather(0, places[:, None].expand(-1, states.shape[1]))
 
 

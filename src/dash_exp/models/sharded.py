@@ -1,7 +1,7 @@
-"""A model of which each rank holds a part of every weight, with its gradient and its optimizer state (FSDP2, `fully_shard`).
+"""A sharded model: each rank has a part of every weight, with its gradient and optimizer state (FSDP2, `fully_shard`).
 
-A layer's weights are gathered around its forward and its backward pass, so all ranks must make the same number of passes.
-Weights that leave the ranks, for a checkpoint or a sampling server, are gathered by `whole`, which every rank must call.
+A layer's weights are gathered for its forward and its backward pass, so all ranks must run the same number of passes. Weights
+for a checkpoint or a sampling server are gathered by `whole`, which every rank must call.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from dash_exp.models.log_probs import compute_token_logprobs
 
 
 def shard(model: PreTrainedModel, ranks: int, device: str) -> None:
-    """Leave this rank its part of the model, in place. Each layer is gathered by itself, what is around them together.
+    """Keep only this rank's part of the model, in place. `device`: cpu or cuda.
 
-    `ops.token_logprobs` does not go through `forward`, so that FSDP is told of it. Gradients are summed over ranks.
+    Each layer is gathered by itself, everything outside the layers together. Gradients are summed over ranks. FSDP gathers only
+    for methods that it knows, and `log_probs.token_logprobs` does not call `forward`, so it is registered as a method.
     """
     mesh = init_device_mesh(device, (ranks,))
     for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
@@ -35,23 +36,24 @@ def shard(model: PreTrainedModel, ranks: int, device: str) -> None:
     model.token_logprobs = MethodType(compute_token_logprobs, model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "token_logprobs")
     for module in _parts(model):
-        module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        module.set_force_sum_reduction_for_comms(True)  # gloo can only sum
         module.set_gradient_divide_factor(1.0)
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has been called on the model."""
     return isinstance(model, FSDPModule)
 
 
 def weights(model: PreTrainedModel, keep: bool = True) -> dict[str, Any]:
-    """What is trained of the state dict, as whole tensors, of a sharded model in CPU memory. `keep`: see `whole`."""
+    """The trained part of the state dict as whole tensors; for a sharded model in CPU memory, with `keep` as in `whole`."""
     return whole(trained(model, keep_vars=True), keep) if is_sharded(model) else trained(model)
 
 
 def whole(state: Any, keep: bool = True) -> Any:
-    """Any nesting of dicts and lists, with whole tensors in CPU memory where there were parts of them.
+    """A copy of nested dicts and lists in which sharded tensors are whole, in CPU memory. Every rank must call it.
 
-    Without `keep`, as on ranks that do not need them, they are gathered with the others' and None takes their place.
+    Without `keep`, for ranks that do not need them, the tensors are gathered all the same, and None is put in their place.
     """
     found: dict[int, Tensor | None] = {}  # by parameter: tied weights stay tied
 
@@ -70,14 +72,14 @@ def whole(state: Any, keep: bool = True) -> Any:
 
 
 def part(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """This rank's part of a whole tensor, cut as `like` is; the tensor itself where that is whole."""
+    """This rank's part of a whole tensor, divided as `like` is; the tensor itself where `like` is whole."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def parts_of_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state dict of an optimizer, made whole by `whole`, as this rank's optimizer takes it."""
+    """The state dict for this rank's optimizer, from one that `whole` gathered."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     values = {
         i: {name: part(value, parameters[i]) if isinstance(value, Tensor) else value for name, value in of_one.items()}
@@ -88,7 +90,7 @@ def parts_of_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Op
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Around forward passes without a gradient, as many as this rank likes: it holds the whole model meanwhile."""
+    """Inside the block this rank holds the whole model: for forward passes without a gradient, any number of them."""
     for module in _parts(model):
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()

@@ -1,7 +1,7 @@
-"""What the work of an outer step needs of a dense model: operations, and bytes that have to be moved at least.
+"""What an outer step needs at least with a dense model: operations, and bytes that are moved.
 
-Counted from the lengths of prompts and completions, not from how it is done: without padding, each prompt once for its group.
-An operation is a multiplication or an addition in a matrix product.
+Counted from the lengths of prompts and completions, independent of the implementation: no padding, each prompt once for its
+group. An operation is a multiplication or an addition in a matrix product.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ CHOOSE = "Choose a dense model with full attention, such as Qwen2 or Llama"
 
 @dataclass(frozen=True)
 class Size:
-    """What of a model its operations and bytes follow from. `attention_width` is heads x head size, `kv_width` that of keys."""
+    """The sizes of a model that its operations and bytes follow from.
+
+    `attention_width`: query heads x head size; `kv_width`: key heads x head size.
+    """
 
     linear_weights: int  # of all linear layers, without the LM head
     head_weights: int
@@ -30,26 +33,26 @@ class Size:
 
 @dataclass(frozen=True)
 class Group:
-    """Lengths in tokens of a prompt and of the completions that share it."""
+    """Lengths, in tokens, of a prompt and of its completions."""
 
     prompt: int
     completions: tuple[int, ...]
 
 
 def linear_layers(model: PreTrainedModel) -> list[torch.nn.Linear]:
-    """All but the LM head."""
+    """All linear layers of the model but the LM head."""
     return [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
 
 
 def size_of(model: PreTrainedModel) -> Size:
-    """Counts the weights of every `nn.Linear`. Raises UserError for a model with other matrices or with attention windows."""
+    """Count the weights of every `nn.Linear`. Raises UserError for a model with other matrices or with attention windows."""
     config, head = model.config, model.get_output_embeddings()
     linears = linear_layers(model)
     embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
     known = {id(m.weight) for m in [*linears, *embeddings, head]}
     if others := [name for name, p in model.named_parameters() if p.ndim > 1 and id(p) not in known]:
         named = ", ".join(others[:3])
-        raise UserError("model", f"has weights of no linear layer, whose operations are not known: {named}", CHOOSE)
+        raise UserError("model", f"has weights outside linear layers, whose operations are not known: {named}", CHOOSE)
     if getattr(config, "sliding_window", None):
         raise UserError("model", "has attention windows (sliding_window), which are not counted", CHOOSE)
     heads = config.num_attention_heads
@@ -64,15 +67,15 @@ def size_of(model: PreTrainedModel) -> Size:
 
 
 def forward_flops(size: Size, group: Group) -> int:
-    """Operations of a forward pass over a group whose prompt of C tokens is read once; sampling needs as many as scoring.
+    """Operations of a forward pass over a group whose prompt of C tokens is read once. Sampling needs as many as scoring.
 
-        N = C + sum_g (T_g - 1)      tokens that are read: the last of a completion has nothing to predict
+        N = C + sum_g (T_g - 1)      tokens that are read: nothing follows the last one of a completion
         H = 1 + sum_g (T_g - 1)      positions with logits: the prompt's last one serves the whole group
-        K = C(C + 1)/2 + sum_g [(T_g - 1) C + (T_g - 1) T_g/2]      keys that are looked at: a token's own and those before
+        K = C(C + 1)/2 + sum_g [(T_g - 1) C + (T_g - 1) T_g/2]      keys that are read: a token's own and those before it
 
         2 x linear weights x N + 2 x head weights x H + 4 x attention width x layers x K
 
-    Backward needs twice as many. No completion, no operation.
+    A backward pass needs twice as many. A group without completions needs none.
     """
     if not group.completions:
         return 0
@@ -83,16 +86,16 @@ def forward_flops(size: Size, group: Group) -> int:
 
 
 def update_flops(size: Size, groups: Sequence[Group], epochs: int = 1, reference: bool = False) -> int:
-    """Forward, backward (twice a forward) and, where a KL stands in the loss, the reference's forward; `epochs` times over."""
+    """Operations of forward and backward pass (twice a forward), and with `reference` of its forward pass, in all `epochs`."""
     return epochs * (4 if reference else 3) * sum(forward_flops(size, g) for g in groups)
 
 
 def sampling_bytes(size: Size, call: Sequence[Group], bytes_per_number: int) -> int:
-    """Bytes that one sampling call moves at least, all completions decoded side by side.
+    """Bytes that one sampling call moves at least, with all completions decoded at the same time.
 
-    Weights are read once per decoding step, T steps for the longest completion. Keys and values of a token are written once
-    and, at each further token, read: those of the prompt once for the group (for as long as its longest completion goes on),
-    those of a completion by itself.
+    Weights are read once per decoding step; the longest completion of T tokens takes T steps. Keys and values of a token are
+    written once and read at each later token: those of a prompt once for the whole group, until its longest completion ends,
+    and those of a completion for itself.
     """
     steps = max((max(g.completions) for g in call if g.completions), default=0)
     moved = 0

@@ -1,141 +1,158 @@
-"""What the settings of a run come to: the sizes that its memory and its time follow from. No weights or data are loaded."""
+"""The sizes of a run that its memory and its time follow from, read from its settings. No weights or data are loaded."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel
+from omegaconf import DictConfig
 
-from dash_exp.models import loading
-from dash_exp.planning import memory
+from dash_exp.planning.adapters import target_layers
+from dash_exp.planning.architecture import architecture
 from dash_exp.planning.costs import Size, size_of
+from dash_exp.planning.empty_models import parameter_count, reads_packed
+from dash_exp.planning.load import Adapters, BackwardPass, DecodingBatch, Load
 from dash_exp.planning.machine import Device
 
 GIB = 2**30
 
-# The shapes of models that conf/model/ names, as their config.json has them: a plan needs no network.
-_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-_QWEN = {"model_type": "qwen2", "vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True}
-_LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "tie_word_embeddings": False}
-SHAPES: dict[str, dict[str, Any]] = {
-    name: family | dict(zip(_SIZES, sizes, strict=True))
-    for name, family, sizes in (
-        ("Qwen/Qwen2.5-0.5B", _QWEN, (896, 4864, 24, 14, 32768)),
-        ("Qwen/Qwen2.5-1.5B", _QWEN, (1536, 8960, 28, 12, 131072)),
-        ("Qwen/Qwen2.5-3B", _QWEN, (2048, 11008, 36, 16, 32768)),
-        ("meta-llama/Meta-Llama-3-8B", _LLAMA, (4096, 14336, 32, 32, 8192)),
-        ("meta-llama/Meta-Llama-3-70B", _LLAMA, (8192, 28672, 80, 64, 8192)),
-    )
-}
+
+@dataclass(frozen=True)
+class OuterStep:
+    """The work of an outer step. Prompts are those of one device."""
+
+    prompts: int
+    group: int  # completions of a prompt
+    calls: int  # of the sampler
+    prompts_per_call: int
+    epochs: int
+    optimizer_steps: int
+    micro_tokens: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """In tokens. Memory is planned for completions of `longest`, time for the mean `completion`."""
+
+    prompt: int
+    completion: int
+    longest: int
+
+    @property
+    def sequence(self) -> int:
+        """The longest prompt and completion together."""
+        return self.prompt + self.longest
+
+
+@dataclass(frozen=True)
+class SamplerSizes:
+    """What samples, and what it may take."""
+
+    kind: str  # hf, vllm or vllm_server; none where written traces are trained on
+    max_sequences: int  # completions decoded at the same time
+    memory_share: float  # of a GPU, for an engine
+    sleeps: bool  # an engine leaves the GPU during updates
+    servers: int
+    cpu_cache: float  # bytes, KV cache of an engine on a CPU
 
 
 @dataclass(frozen=True)
 class Job:
-    """The sizes of a run that memory and time follow from, per device where they are divided."""
+    """The sizes of a run; `load`, `step` and `lengths` are those of one device."""
 
-    load: memory.Load
+    load: Load
     size: Size
     parameters: int
     trained: int
     devices: int
     nodes: int
-    prompts: int  # of an outer step, on one device
-    group: int
-    calls: int  # of the sampler, in an outer step
-    per_call: int  # prompts of a call, on one device
-    prompt_tokens: int
-    tokens: int  # of a completion, for time
-    passes: int
-    optimizer_steps: int
-    micro_tokens: int
-    sampler: str  # hf, vllm or vllm_server
-    decoded: int  # completions at a time
-    share: float  # of a GPU, for an engine
-    sleeps: bool
-    servers: int
-    cpu_cache: float
-    response: int
-    ahead: int
+    step: OuterStep
+    lengths: Lengths
+    sampler: SamplerSizes
+    staleness: int  # outer steps that are sampled ahead
 
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the model's weights as they are kept."""
+        return self.parameters * self.load.dtype.itemsize
 
-def architecture(cfg: DictConfig) -> PreTrainedModel:
-    """The model on the meta device: from model.architecture, a table of known ones, a folder, or the hub."""
-    given = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else SHAPES.get(cfg.model.path)
-    return _made(cfg.model.path, json.dumps(given), cfg.model.trust_remote_code)
-
-
-@lru_cache
-def _made(path: str, given: str, trust_remote_code: bool) -> PreTrainedModel:
-    return loading.load_architecture(path, json.loads(given), trust_remote_code)
+    @property
+    def engine_weight_bytes(self) -> int:
+        """Bytes of the weights in an engine, which has them as they are computed with."""
+        return self.parameters * self.load.compute_dtype.itemsize
 
 
 def job_of(cfg: DictConfig, device: Device) -> Job:
-    """What the settings come to on one device."""
-    made = architecture(cfg)
+    """The sizes of the run that a composed configuration describes, on devices of this kind.
+
+    Raises UserError for a model whose operations are not known and for adapters that match no layer.
+    """
+    model = architecture(cfg)
     devices = cfg.trainer.devices * cfg.trainer.num_nodes
-    sampler = cfg.rollout.sampler
-    kind = {"HFSampler": "hf", "VLLMSampler": "vllm"}.get(sampler._target_.rpartition(".")[2], "vllm_server")
-    group, longest, shown = cfg.algo.group_size, cfg.rollout.max_response_tokens, prompt_tokens(cfg.data.train, cfg)
-    at_a_time = min(cfg.batch.sample_prompts or cfg.batch.prompts, cfg.batch.prompts)  # on all devices
-    per_call = -(-at_a_time // devices)
-    rank, targets = lora_of(cfg)
-    in_32_bits = rank > 0 or cfg.model.dtype == "float32"  # what is trained: adapters are, by themselves
-    masters = not in_32_bits and cfg.model.master_weights
-    packed = not cfg.model.trust_remote_code and memory.packs(made.config, cfg.model.attn_implementation)
-    load = memory.Load(
-        config=made.config,
+    step, lengths, sampler = outer_step(cfg, devices), lengths_of(cfg), sampler_sizes(cfg, device)
+    adapters = adapters_of(cfg)
+    in_32_bits = adapters is not None or cfg.model.dtype == "float32"  # what is trained
+    master_weights = not in_32_bits and cfg.model.master_weights
+    packed = not cfg.model.trust_remote_code and reads_packed(model.config, cfg.model.attn_implementation)
+    load = Load(
+        config=model.config,
         dtype=getattr(torch, cfg.model.dtype),
         compute_dtype=getattr(torch, cfg.model.compute_dtype),
         attention=cfg.model.attn_implementation,
-        checkpointing=cfg.model.gradient_checkpointing,
+        gradient_checkpointing=cfg.model.gradient_checkpointing,
         reference=bool(cfg.kl.coef > 0 or cfg.kl.schedule.get("final")),
-        lora_rank=rank,
-        lora_targets=targets,
-        moments=2 if "8bit" in cfg.optimizer._target_ else 8 if in_32_bits or masters else 4,
-        masters=masters,
+        adapters=adapters,
+        moment_bytes=2 if "8bit" in cfg.optimizer._target_ else 8 if in_32_bits or master_weights else 4,
+        master_weights=master_weights,
         packed=packed,
-        in_32_bits=device.kind == "cpu",
+        attention_in_32_bits=device.kind == "cpu",
         shards=devices if cfg.trainer.strategy == "fsdp" else 1,
-        prompt_tokens=shown,
-        update=backward_pass(cfg.batch.micro_tokens, packed, per_call * group, group, shown, longest),
-        decode=decoding(cfg, per_call, group, longest, shown) if kind == "hf" else (),
+        update=largest_pass(step, lengths, packed),
+        decode=decoding_batches(cfg, step, lengths) if kind_of_sampler(cfg) == "hf" else (),
     )
-    parameters = sum(p.numel() for p in made.parameters())
-    adapters = sum(rank * (layer.in_features + layer.out_features) for layer in memory.adapted(made, targets)) if rank else 0
+    parameters = trained = parameter_count(model)
+    if adapters:
+        layers = target_layers(model, adapters.targets)
+        trained = sum(adapters.rank * (layer.in_features + layer.out_features) for layer in layers)
     return Job(
         load=load,
-        size=size_of(made),
+        size=size_of(model),
         parameters=parameters,
-        trained=adapters or parameters,
+        trained=trained,
         devices=devices,
         nodes=cfg.trainer.num_nodes,
+        step=step,
+        lengths=lengths,
+        sampler=sampler,
+        staleness=cfg.rollout.staleness,
+    )
+
+
+def outer_step(cfg: DictConfig, devices: int) -> OuterStep:
+    """The share of one of `devices` in an outer step."""
+    at_a_time = min(cfg.batch.sample_prompts or cfg.batch.prompts, cfg.batch.prompts)  # on all devices
+    return OuterStep(
         prompts=-(-cfg.batch.prompts // devices),
-        group=group,
+        group=cfg.algo.group_size,
         calls=-(-cfg.batch.prompts // at_a_time),
-        per_call=per_call,
-        prompt_tokens=shown,
-        tokens=min(cfg.plan_tokens or longest, longest),
-        passes=cfg.batch.epochs,
+        prompts_per_call=-(-at_a_time // devices),
+        epochs=cfg.batch.epochs,
         optimizer_steps=cfg.batch.epochs * cfg.batch.minibatches,
         micro_tokens=cfg.batch.micro_tokens,
-        sampler="none" if cfg.algo.train_sampler else kind,
-        decoded=sampler.max_sequences,
-        share=sampler.get("memory_share", 0.0),
-        sleeps=sampler.get("sleep", False) and device.kind == "gpu",
-        servers=len(sampler.get("servers", ())),
-        cpu_cache=sampler.get("cpu_cache_gb", 0.0) * GIB,
-        response=longest,
-        ahead=cfg.rollout.staleness,
+    )
+
+
+def lengths_of(cfg: DictConfig) -> Lengths:
+    """Lengths in training; `plan_tokens` is the mean of completions, where it is given."""
+    longest = cfg.rollout.max_response_tokens
+    return Lengths(
+        prompt=prompt_tokens(cfg.data.train, cfg), completion=min(cfg.plan_tokens or longest, longest), longest=longest
     )
 
 
 def prompt_tokens(problems: Any, cfg: DictConfig) -> int:
-    """The longest prompt: data.max_prompt_tokens, what generated chains can come to, or 256."""
+    """Tokens of the longest prompt: `data.max_prompt_tokens`, the most that generated arithmetic can have, or 256."""
     if cfg.data.max_prompt_tokens:
         return cfg.data.max_prompt_tokens
     if problems and problems._target_.endswith(".arithmetic.generate"):
@@ -143,33 +160,55 @@ def prompt_tokens(problems: Any, cfg: DictConfig) -> int:
     return 256
 
 
-def backward_pass(
-    budget: int, packed: bool, completions: int, group: int, prompt: int, longest: int
-) -> tuple[int, int, int, int]:
-    """The most that a backward pass can be: completions, tokens of the longest and of all, prompts (see `batch.cut_packed`)."""
-    width = prompt + longest
-    if not packed:
-        rows = min(completions, max(1, budget // width))
-        return rows, longest, rows * longest, -(-rows // group)
-    rows = min(completions, max(1, 2 * budget // width))
-    prompts = -(-rows // group)
-    return rows, longest, min(rows * longest, max(longest, budget - prompts * prompt)), prompts
+def sampler_sizes(cfg: DictConfig, device: Device) -> SamplerSizes:
+    """What `rollout.sampler` sets; a setting that the sampler does not have is 0."""
+    sampler = cfg.rollout.sampler
+    return SamplerSizes(
+        kind="none" if cfg.algo.train_sampler else kind_of_sampler(cfg),
+        max_sequences=sampler.max_sequences,
+        memory_share=sampler.get("memory_share", 0.0),
+        sleeps=sampler.get("sleep", False) and device.kind == "gpu",
+        servers=len(sampler.get("servers", ())),
+        cpu_cache=sampler.get("cpu_cache_gb", 0.0) * GIB,
+    )
 
 
-def decoding(cfg: DictConfig, per_call: int, group: int, longest: int, shown: int) -> tuple[tuple[int, int, int, int], ...]:
-    """What is decoded at a time in training, and in the evaluation of each test set (see `memory.Load`)."""
+def kind_of_sampler(cfg: DictConfig) -> str:
+    """`hf`, `vllm` or `vllm_server`."""
+    name = cfg.rollout.sampler._target_.rpartition(".")[2]
+    return {"HFSampler": "hf", "VLLMSampler": "vllm"}.get(name, "vllm_server")
+
+
+def adapters_of(cfg: DictConfig) -> Adapters | None:
+    """The adapters of `model.lora`, None with `model.adapter=null`."""
+    if cfg.model.adapter is None:
+        return None
+    targets = cfg.model.lora.target_modules
+    return Adapters(cfg.model.lora.r, targets if isinstance(targets, str) else tuple(targets))
+
+
+def largest_pass(step: OuterStep, lengths: Lengths, packed: bool) -> BackwardPass:
+    """The largest backward pass that `step.micro_tokens` allows (see `batch.cut` and `batch.cut_packed`)."""
+    completions, longest = step.prompts_per_call * step.group, lengths.longest
+    budget = 2 * step.micro_tokens if packed else step.micro_tokens  # packed, rows of attention may take twice as many
+    rows = min(completions, max(1, budget // lengths.sequence))
+    prompts = -(-rows // step.group)
+    tokens = rows * longest
+    if packed:
+        tokens = min(tokens, max(longest, step.micro_tokens - prompts * lengths.prompt))
+    return BackwardPass(rows, longest, tokens, prompts, lengths.prompt)
+
+
+def decoding_batches(cfg: DictConfig, step: OuterStep, lengths: Lengths) -> tuple[DecodingBatch, ...]:
+    """What Transformers decodes at the same time in training, and in the evaluation of each test set."""
     most = cfg.rollout.sampler.max_sequences
-    found = [] if cfg.algo.train_sampler else [(min(per_call, most), min(per_call * group, most), longest, shown)]
+    found = []
+    if not cfg.algo.train_sampler:
+        prompts = min(step.prompts_per_call, most)
+        completions = min(step.prompts_per_call * step.group, most)
+        found.append(DecodingBatch(prompts, completions, lengths.longest, lengths.prompt))
     for test in cfg.data.tests.values():
         if test is not None:
             size = min(test.get("size") or cfg.eval.prompts, cfg.eval.limit or cfg.eval.prompts, cfg.eval.prompts, most)
-            found.append((size, size, longest, prompt_tokens(test, cfg)))
+            found.append(DecodingBatch(size, size, lengths.longest, prompt_tokens(test, cfg)))
     return tuple(dict.fromkeys(found))
-
-
-def lora_of(cfg: DictConfig) -> tuple[int, str | tuple[str, ...]]:
-    """Rank of the adapters, 0 without, and which layers have them (`memory.named`)."""
-    if cfg.model.adapter is None:
-        return 0, ()
-    targets = cfg.model.lora.target_modules
-    return cfg.model.lora.r, targets if isinstance(targets, str) else tuple(targets)

@@ -1,4 +1,4 @@
-"""What a device can do: measured here in some seconds, or known of a kind of GPU."""
+"""Memory and rates of a device: measured on this machine in some seconds, or known for a kind of GPU."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import torch
 from torch.utils import benchmark
 
 STREAM_BYTES = 2**28  # of each tensor: far more than a cache holds
-LONG_S, SHORT_S = 1.0, 0.3  # seconds that a measurement goes on for: of a benchmark, and before a run
+LONG_S, SHORT_S = 1.0, 0.3  # seconds that a measurement takes: in a benchmark, and before a run
 
 
 def seconds_of(work: Callable[[], object], run_s: float = LONG_S) -> tuple[float, float]:
-    """Median and least seconds of one call, of as many as fit into `run_s`, after a warm-up; waits for a GPU to end."""
+    """Median and minimum seconds of one call, over as many calls as fit into `run_s` seconds, after a warm-up.
+
+    Waits for a GPU to finish.
+    """
     work()
     timer = benchmark.Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     found = timer.blocked_autorange(min_run_time=run_s)
@@ -26,7 +29,10 @@ def seconds_of(work: Callable[[], object], run_s: float = LONG_S) -> tuple[float
 def matrix_rates(
     shapes: Mapping[str, tuple[int, int, int]], dtype: torch.dtype, device: torch.device, run_s: float = LONG_S
 ) -> dict[str, tuple[float, float]]:
-    """Operations per second, median and best, of (m, k) x (k, n), as a linear layer computes it, by the name of (m, k, n)."""
+    """Operations per second, median and best, of products (m, k) x (k, n) as a linear layer computes them.
+
+    `shapes`: (m, k, n) by name; the result has the same names.
+    """
     rates = {}
     for name, (m, k, n) in shapes.items():
         inputs, weights = torch.randn(m, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
@@ -37,7 +43,7 @@ def matrix_rates(
 
 
 def bandwidths(device: torch.device, run_s: float = LONG_S) -> dict[str, float]:
-    """Bytes per second, read and written, of STREAM's copy and triad (a = b + s c) on tensors of 256 MiB."""
+    """Bytes per second, read and written, of STREAM's copy and triad (a = b + s c) on float32 tensors of 256 MiB."""
     a, b, c = (torch.rand(STREAM_BYTES // 4, device=device) for _ in range(3))
     return {
         "copy": 2 * STREAM_BYTES / seconds_of(lambda: a.copy_(b), run_s)[0],
@@ -47,27 +53,21 @@ def bandwidths(device: torch.device, run_s: float = LONG_S) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Device:
-    """One device. `memory` in bytes; `rates`: operations per second of large matrix products, by dtype; `bandwidth`: bytes per
-    second, reads and writes added up. `links`: bytes per second to the others, each direction: in a machine, between machines.
-    `source` says where the numbers are from.
-    """
+    """One device, its rates, and where these numbers come from (`source`)."""
 
     name: str
     kind: str  # cpu or gpu
-    memory: float
-    rates: Mapping[str, float]
-    bandwidth: float
-    links: tuple[float, float]
+    memory: float  # bytes
+    rates: Mapping[str, float]  # operations per second of large matrix products, by dtype
+    bandwidth: float  # bytes per second, reads and writes added up
+    links: tuple[float, float]  # bytes per second to other devices, each direction: inside a machine, between machines
     source: str
 
 
-NVLINK_4, NVLINK_3, INFINIBAND = (
-    450e9,
-    300e9,
-    50e9,
-)  # bytes per second and direction: NVLink of H100/H200 and A100, NDR 400 Gbit/s
+# Bytes per second and direction: NVLink of H100 and H200, NVLink of A100, InfiniBand NDR (400 Gbit/s).
+NVLINK_4, NVLINK_3, INFINIBAND = 450e9, 300e9, 50e9
 
-# Memory: what torch reports of such a device. Rates: the vendor's data sheet (dense, SXM) times a share that is assumed.
+# Memory: as torch reports it for such a device. Rates: the vendor's data sheet (dense, SXM) times an assumed share.
 SHARE, SHARE_OF_BANDWIDTH = 0.8, 0.9
 SHEET = "data sheet, times 0.8 (products) and 0.9 (memory), which are assumed"
 KNOWN = {
@@ -102,7 +102,7 @@ KNOWN = {
 
 
 def this_machine(accelerator: str, dtype: str) -> Device:
-    """The device that a run would use here, its rates measured in about a second each."""
+    """The device that a run uses on this machine: `accelerator` cpu or gpu. Its rates are measured in about a second each."""
     if accelerator == "gpu":
         device = torch.device("cuda")
         properties = torch.cuda.get_device_properties(device)
@@ -120,7 +120,7 @@ def this_machine(accelerator: str, dtype: str) -> Device:
 
 
 def available_bytes() -> float:
-    """CPU memory that a process can still have: of the machine, or of its control group where that is less."""
+    """Bytes of CPU memory that a process can still allocate: of the machine, or of its control group where that is less."""
     lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
     free = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     limit = Path("/sys/fs/cgroup/memory.max")

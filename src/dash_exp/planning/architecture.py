@@ -1,0 +1,41 @@
+"""The shape of a run's model, on torch's meta device: no weights, and for known models no network."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel
+
+from dash_exp.models import loading
+
+# The shapes of the models that conf/model/ names, as in their config.json.
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+_QWEN = {"model_type": "qwen2", "vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True}
+_LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "tie_word_embeddings": False}
+SHAPES: dict[str, dict[str, Any]] = {
+    name: family | dict(zip(_SIZES, sizes, strict=True))
+    for name, family, sizes in (
+        ("Qwen/Qwen2.5-0.5B", _QWEN, (896, 4864, 24, 14, 32768)),
+        ("Qwen/Qwen2.5-1.5B", _QWEN, (1536, 8960, 28, 12, 131072)),
+        ("Qwen/Qwen2.5-3B", _QWEN, (2048, 11008, 36, 16, 32768)),
+        ("meta-llama/Meta-Llama-3-8B", _LLAMA, (4096, 14336, 32, 32, 8192)),
+        ("meta-llama/Meta-Llama-3-70B", _LLAMA, (8192, 28672, 80, 64, 8192)),
+    )
+}
+
+
+def architecture(cfg: DictConfig) -> PreTrainedModel:
+    """The model of a configuration: from `model.architecture`, from `SHAPES`, from a folder, or from the hub.
+
+    Raises UserError where the model cannot be read.
+    """
+    given = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else SHAPES.get(cfg.model.path)
+    return _built(cfg.model.path, json.dumps(given), cfg.model.trust_remote_code)
+
+
+@lru_cache
+def _built(path: str, given: str, trust_remote_code: bool) -> PreTrainedModel:
+    return loading.load_architecture(path, json.loads(given), trust_remote_code)

@@ -1,0 +1,70 @@
+"""Sampling as `HFSampler` does it, on a policy without contents: reading the prompts, then the last token of completions."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from dash_exp.models import packing
+from dash_exp.models.log_probs import autocast
+from dash_exp.planning.live_bytes import LiveBytes
+from dash_exp.planning.load import DecodingBatch, Load
+from dash_exp.sampling.cache import RoomyCache, RoomyLayer
+from dash_exp.sampling.hf import OwnContext, choose, look_back, read
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def sample(policy: PreTrainedModel, load: Load, live: LiveBytes, batch: DecodingBatch) -> None:
+    """Read the prompts, then the last token of the longest completions, none of which has ended. Ends in training mode."""
+    policy.eval()
+    with autocast(CPU, load.compute_dtype):
+        mask_PL = torch.ones(batch.prompts, batch.prompt_tokens, dtype=torch.long)
+        in_32_bits = load.attention_in_32_bits and policy.config._attn_implementation == packing.ATTENTION
+        cache = RoomyCache(policy.config, in_32_bits)
+        ids_PL = torch.zeros_like(mask_PL)
+        with live.creating("activations"):
+            logits = read(policy, ids_PL, mask_PL, cache).logits[:, -1]
+        _relabel_cache(cache, live)
+        with live.creating("KV cache"):
+            prompt_of = [row * batch.prompts // batch.completions for row in range(batch.completions)]
+            context = look_back(policy, cache, mask_PL, prompt_of, in_32_bits, padded=True)
+        del cache
+        tokens_B = torch.zeros(batch.completions, dtype=torch.long)
+        if batch.tokens > 1:  # the last token of a completion is not read
+            logits = context.next_logits(tokens_B)
+            _relabel_cache(context.cache, live)
+        if batch.tokens > 2:
+            end = context.cache.get_seq_length() + batch.tokens - 3
+            with live.creating("KV cache"):
+                _fill(context.cache, end)
+            if isinstance(context, OwnContext):
+                context.mask_BL = mask_PL.new_ones(batch.completions, end)
+            logits = context.next_logits(tokens_B)
+        choose(logits, 1.0, torch.zeros(len(logits)))
+    policy.train()
+
+
+def _relabel_cache(cache: RoomyCache, live: LiveBytes) -> None:
+    for layer in _full_attention_layers(cache):
+        for room in layer._room or ():
+            live.relabel(room, "KV cache")
+
+
+def _fill(cache: RoomyCache, end: int) -> None:
+    """Fill the cache up to `end` tokens, with the spare room that it gets when it grows a token at a time."""
+    for layer in _full_attention_layers(cache):
+        assert layer.keys is not None and layer._room is not None
+        buffers = layer._room
+        at = room = buffers[0].shape[-2]
+        while at < end:  # as `RoomyLayer.update` grows
+            room = at + 1 + max(64, (at + 1) // 2)
+            at = min(room, end)
+        if room > buffers[0].shape[-2]:
+            layer._room = buffers = tuple(x.new_empty(*x.shape[:-2], room, x.shape[-1]) for x in buffers)  # type: ignore
+        layer.keys, layer.values = (x[: len(layer.keys), :, :end] for x in buffers)
+
+
+def _full_attention_layers(cache: RoomyCache) -> list[RoomyLayer]:
+    return [layer for layer in cache.layers if isinstance(layer, RoomyLayer)]

@@ -1,0 +1,85 @@
+import ast
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from conftest import ROOT
+
+from dash_exp.core.errors import UserError
+from dash_exp.models import loading
+
+
+def test_folders_without_a_model(tmp_path, policy):
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        loading.load_policy(str(tmp_path))
+    policy.config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no weights"):
+        loading.load_policy(str(tmp_path))
+
+
+def test_a_folder_that_is_not_there():
+    with pytest.raises(UserError, match=r"^model\.path=\./nowhere: there is no such folder"):
+        loading.check_folder("./nowhere")
+
+
+def test_pickled_weights_are_not_loaded(tmp_path, policy):
+    policy.config.save_pretrained(tmp_path)
+    torch.save(policy.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"its weights only as a pickle \(pytorch_model\.bin\)"):
+        loading.load_policy(str(tmp_path))
+
+
+class Marker:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_pickle_is_never_read(folder, tmp_path, name):
+    marker = tmp_path / "unpickled"
+    (folder / name).write_bytes(pickle.dumps(Marker(marker)))
+    assert loading.load_policy(str(folder)) is not None  # beside safetensors it is left alone
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=f"its weights only as a pickle \\({name}\\), and reading a pickle runs the code in it"):
+        loading.load_policy(str(folder))
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="only as a pickle"):
+        loading.load_policy(str(folder))
+    (folder / "other.safetensors").touch()
+    with pytest.raises(UserError, match=f"model.safetensors.index.json names {name}, which is not a safetensors file"):
+        loading.load_policy(str(folder))
+    assert not marker.exists()
+    pickle.loads((folder / name).read_bytes())
+    assert marker.exists()  # it would have been seen
+
+
+def test_an_index_that_names_what_is_not_there(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(UserError, match=r"names model-00001-of-00002\.safetensors, which does not exist"):
+        loading.load_policy(str(folder))
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UserError, match=r"index\.json has no readable weight_map"):
+        loading.load_policy(str(folder))
+
+
+def test_no_source_reads_pickles():
+    """`torch.load` of weights alone, and nothing else that could unpickle."""
+    for file in [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), ROOT / "train.py"]:
+        tree = ast.parse(file.read_text())
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        parts = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imported |= {p.module for p in parts if {a.name for a in p.names} - {"Parallel", "delayed"}}  # of joblib: not its load
+        assert not imported & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, file
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name, given = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
+            assert name != "torch.load" or given.get("weights_only") == "True", f"{file}: {ast.unparse(call)}"
+            assert given.get("allow_pickle", "False") == "False", f"{file}: {ast.unparse(call)}"
+            assert name.rpartition(".")[2] not in ("read_pickle", "unsafe_load"), f"{file}: {ast.unparse(call)}"

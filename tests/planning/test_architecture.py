@@ -1,0 +1,18 @@
+import pytest
+
+from dash_exp.models import loading
+from dash_exp.planning.architecture import SHAPES
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
+        ("Qwen/Qwen2.5-3B", 3_085_938_688),
+        ("meta-llama/Meta-Llama-3-8B", 8_030_261_248),
+        ("meta-llama/Meta-Llama-3-70B", 70_553_706_496),
+    ],
+)
+def test_known_shapes_have_the_parameters_that_were_published(name, parameters):
+    assert sum(p.numel() for p in loading.load_architecture(name, SHAPES[name]).parameters()) == parameters

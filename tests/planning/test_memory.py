@@ -1,0 +1,74 @@
+"""Bytes by kind, on tensors without contents."""
+
+import pytest
+import torch
+from conftest import NANO
+from transformers import AutoConfig
+
+from dash_exp.models import loading
+from dash_exp.planning import memory
+from dash_exp.planning.load import Adapters, BackwardPass, DecodingBatch, Load
+
+
+def load(**changes):
+    settings = {
+        "config": AutoConfig.for_model(**NANO),
+        "dtype": torch.float32,
+        "compute_dtype": torch.float32,
+        "attention": "sdpa",
+        "gradient_checkpointing": False,
+        "reference": False,
+        "adapters": None,
+        "moment_bytes": 8,
+        "master_weights": False,
+        "packed": True,
+        "attention_in_32_bits": True,
+        "shards": 1,
+        "update": BackwardPass(completions=4, longest=20, tokens=80, prompts=1, prompt_tokens=5),
+        "decode": (),
+    }
+    return Load(**(settings | changes))
+
+
+def test_what_stays_is_counted():
+    weights = 4 * sum(p.numel() for p in loading.load_policy("", architecture=NANO).parameters())
+    parts = memory.peaks(load(reference=True))["update"]
+    buffers = 128  # of the positions
+    assert parts["weights"] == pytest.approx(weights, abs=buffers) == parts["reference"]
+    assert parts["optimizer"] == 2 * weights
+    halved = memory.peaks(load(shards=2))["update"]
+    assert (halved["weights"], halved["optimizer"]) == (pytest.approx(weights / 2, abs=buffers), weights)
+    assert load(reference=True).lasting_bytes(weights // 4, weights // 4) == 5 * weights
+
+
+def test_a_cache_has_the_room_that_the_sampler_makes():
+    """Room for 64 tokens more than at first: 5 of the prompt, 1 of a completion. A layer has keys and values, 1 head of 16."""
+    of_token = 2 * 2 * 16 * 4
+    decode = (DecodingBatch(prompts=1, completions=400, tokens=20, prompt_tokens=5),)
+    once = memory.peaks(load(decode=decode))["sample"]
+    assert once["KV cache"] == pytest.approx(of_token * ((5 + 64) + 400 * (1 + 64)), rel=0.01)
+    each = memory.peaks(load(decode=decode, attention_in_32_bits=False))["sample"]  # as on a GPU
+    assert each["KV cache"] == pytest.approx(of_token * 400 * (6 + 64), rel=0.01)
+
+
+def test_fewer_bytes_with_checkpointing_adapters_and_16_bits():
+    deep = AutoConfig.for_model(**(NANO | {"num_hidden_layers": 8}))
+    plain = memory.peaks(load(config=deep))["update"]
+    assert memory.peaks(load(config=deep, gradient_checkpointing=True))["update"]["activations"] < 0.5 * plain["activations"]
+    adapters = memory.peaks(load(config=deep, adapters=Adapters(2, ("q_proj",)), reference=True))["update"]
+    assert adapters["optimizer"] == 8 * 8 * 2 * (32 + 32)  # 8 bytes; of 8 layers, 2 x (inputs + outputs)
+    assert "reference" not in adapters
+    changes = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16, "moment_bytes": 4, "attention_in_32_bits": False}
+    half = memory.peaks(load(config=deep, **changes))
+    assert half["update"]["weights"] == pytest.approx(plain["weights"] / 2, rel=0.01)
+
+
+def total(parts):
+    return sum(parts.values())
+
+
+def test_deep_models_are_those_that_few_layers_let_expect():
+    config, decode = AutoConfig.for_model(**(NANO | {"num_hidden_layers": 12})), (DecodingBatch(2, 8, 20, 5),)
+    deep = load(config=config, reference=True, decode=decode)
+    exact, expected = memory.peaks(deep), memory.extrapolated_peaks(deep, 4)
+    assert {p: total(x) for p, x in expected.items()} == pytest.approx({p: total(x) for p, x in exact.items()}, rel=0.02)

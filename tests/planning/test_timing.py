@@ -1,0 +1,29 @@
+import pytest
+from conftest import NANO_MODEL, SMALL, composed
+from plans import HERE, few_layers
+
+from dash_exp.planning import timing
+from dash_exp.planning.job import job_of
+
+
+def test_ranks_on_a_cpu_share_one_machine():
+    """8 ranks: an eighth of the work each, on an eighth of the machine; and a process each."""
+    nano = [*SMALL, "model=tiny_random", *NANO_MODEL]
+    one, eight = few_layers(*nano, device=HERE), few_layers(*nano, "trainer=ddp", "trainer.devices=8", device=HERE)
+    assert eight.usable == one.usable / 8
+    assert eight.seconds["update"] >= one.seconds["update"]
+    assert eight.seconds["sample"] >= one.seconds["sample"]
+
+
+def test_what_goes_between_devices():
+    """2 devices, so half of what is moved leaves one; a backward pass gathers twice, and the sharded reference once."""
+    sizes = ["model=tiny_random", *NANO_MODEL, "batch.prompts=8", "rollout=vllm_server", "trainer=fsdp"]
+    without, with_ = (job_of(composed(*sizes, f"kl='{kl}'"), HERE) for kl in (0, 0.04))
+    once = without.parameters * 4
+    passes = timing.between_s(without, HERE) * HERE.links[0] / (0.5 * 3 * once)  # twice the weights, once the gradients
+    assert passes == pytest.approx(round(passes)) and passes >= 1
+    assert timing.between_s(with_, HERE) == pytest.approx(4 / 3 * timing.between_s(without, HERE))
+    half = [*sizes, "model.dtype=bfloat16", "kl='0'"]
+    gradients = job_of(composed(*half, "trainer=ddp"), HERE)  # master weights: 4 bytes
+    steps = gradients.step.optimizer_steps
+    assert timing.between_s(gradients, HERE) == pytest.approx(steps * 4 * gradients.parameters / HERE.links[0])
