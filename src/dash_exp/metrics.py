@@ -33,8 +33,8 @@ METRICS: dict[str, Metric] = {
     "accuracy/out_dist": Metric("fraction", "greedy accuracy on the out-of-distribution test set"),
     "advantage/abs_mean": Metric("advantage", "mean |A| over the sampled completions, before the filter"),
     "advantage/kept_abs_mean": Metric("advantage", "mean |A| over the kept completions, after the filter"),
-    "filter/kept_fraction": Metric("fraction", "completions that entered the gradient / completions sampled"),
-    "filter/refill_rounds": Metric("calls", "more sampling calls in place of groups without a signal"),
+    "filter/kept_fraction": Metric("fraction", "completions that entered the gradient, divided by completions sampled"),
+    "filter/refill_rounds": Metric("calls", "additional sampling calls, to replace groups without a signal"),
     "groups/signal_fraction": Metric("fraction", "groups whose rewards, before penalties, are not all equal"),
     "length/mean_tokens": Metric("tokens", "mean completion length"),
     "length/truncated_fraction": Metric("fraction", "completions cut off by the token limit"),
@@ -45,50 +45,61 @@ METRICS: dict[str, Metric] = {
     "policy/clip_fraction": Metric(
         "fraction", "trained tokens that a clip or a cap on the ratio acts on; blank where there is none"
     ),
-    "policy/lag": Metric("outer steps", "between the weights that sampled and those before this step's update"),
+    "policy/lag": Metric("outer steps", "age of the weights that sampled, against those before this step's update"),
     "mismatch/mean_nats": Metric(
-        "nats", "mean |log-prob by the sampler - by the trainer|, tokens of the first optimizer step; holds the lag's part too"
+        "nats",
+        "mean |log-probability of the sampler - of the trainer|, tokens of the first optimizer step; stale weights add to it",
     ),
     "mismatch/max_nats": Metric("nats", "the largest of these differences"),
-    "sampler/servers": Metric("servers", "that sampled in the last sampling call; blank without rollout=vllm_server"),
-    "sampler/resent_prompts": Metric("prompts", "given to another server because theirs was lost, since the run began"),
+    "sampler/servers": Metric("servers", "servers that sampled in the last sampling call; blank without rollout=vllm_server"),
+    "sampler/resent_prompts": Metric(
+        "prompts", "prompts given to another server because theirs was lost, since the start of the run"
+    ),
     "kl/ref_nats_per_token": Metric(
         "nats/token", "k3 estimate of KL(policy || reference); kept completions, or all with kl.place=reward; blank at KL 0"
     ),
     "kl/coef": Metric("1", "coefficient of the KL term in this step"),
     "loss/total": Metric(
         "loss",
-        "policy loss + coefficient x KL, over the denominator; mean over optimizer steps, but those left out as not finite",
+        "(policy loss + coefficient x KL) / denominator; mean over optimizer steps, without those skipped as not finite",
     ),
     "loss/denominator": Metric("completions or tokens", "what the summed loss is divided by; mean over optimizer steps"),
-    "grad/norm": Metric("L2 norm", "of the whole gradient, before clipping; mean over optimizer steps"),
-    "optimizer/steps": Metric("optimizer steps", "taken in this outer step"),
-    "optimizer/skipped_steps": Metric("optimizer steps", "left out in this outer step because a check of the watch fired"),
+    "grad/norm": Metric("L2 norm", "norm of the whole gradient, before clipping; mean over optimizer steps"),
+    "optimizer/steps": Metric("optimizer steps", "optimizer steps taken in this outer step"),
+    "optimizer/skipped_steps": Metric(
+        "optimizer steps", "optimizer steps skipped in this outer step because a check (watch) fired"
+    ),
     "optimizer/lr": Metric("1", "learning rate of this step"),
     "score/timeouts": Metric("completions", "gradings that were stopped at the time limit (their reward is 0)"),
     "score/errors": Metric("completions", "gradings that failed (their reward is 0)"),
-    "completions/sampled": Metric("completions", "in this outer step"),
-    "completions/kept": Metric("completions", "in this outer step"),
+    "completions/sampled": Metric("completions", "completions sampled in this outer step"),
+    "completions/kept": Metric("completions", "completions that the filter kept in this outer step"),
     "tokens/sampled": Metric("tokens", "completion tokens sampled in this outer step"),
-    "tokens/trained": Metric("tokens", "prompt and completion tokens trained on, a prompt with each of its completions"),
-    "batch/micro_tokens": Metric("tokens", "most tokens that a backward pass computes at the end of this outer step"),
-    "policy/version": Metric("optimizer steps", "behind the weights at the end of this outer step"),
+    "tokens/trained": Metric("tokens", "prompt and completion tokens trained on; a prompt counts with each of its completions"),
+    "batch/micro_tokens": Metric(
+        "tokens", "token budget of a backward pass at the end of this outer step; lower after memory ran out"
+    ),
+    "policy/version": Metric("optimizer steps", "optimizer steps that led to the weights at the end of this outer step"),
     "time/sample_s": Metric("s", "sampling"),
-    "time/score_s": Metric("s", "grading, advantages and filter; the reference with kl.place=reward"),
+    "time/score_s": Metric("s", "grading, advantages and filter; with kl.place=reward also the reference model"),
     "time/update_s": Metric("s", "forward, backward and optimizer"),
-    "time/sync_s": Metric("s", "handing the new weights to the sampler"),
+    "time/sync_s": Metric("s", "sending the new weights to the sampler"),
     "time/eval_s": Metric("s", "evaluation: greedy, and eval.n sampled completions"),
-    "time/sample_idle_s": Metric("s", "from one sampling call to the next, evaluation excluded"),
-    "time/update_idle_s": Metric("s", "from one update to the next, evaluation excluded"),
-    "time/elapsed_s": Metric("s", "since training began, evaluation and the writing of checkpoints excluded"),
+    "time/sample_idle_s": Metric("s", "time from one sampling call to the next, without evaluation"),
+    "time/update_idle_s": Metric("s", "time from one update to the next, without evaluation"),
+    "time/elapsed_s": Metric("s", "time since the start of training, without evaluation and the writing of checkpoints"),
     **{f"watch/{name}": Metric("0 or 1", f"1: {check.meaning}") for name, check in CHECKS.items()},
 }
 
 # Metrics whose names depend on the run: test sets, parts of a summed reward.
 FAMILIES: dict[str, Metric] = {
-    "eval/": Metric("see `evaluation.Evaluation.summary`", "what else was measured on the test set of that name"),
+    "eval/": Metric(
+        "fraction or tokens",
+        "eval/TEST/NAME, on the test set TEST: length/mean_tokens, length/truncated_fraction; with eval.n also avg@N, pass@K, maj@N "
+        "and sampled/length/...; NAME/low and NAME/high are the ends of the 95% interval",
+    ),
     "accuracy/": Metric("fraction", "greedy accuracy on the test set of that name; blank where not evaluated"),
-    "reward/": Metric("reward", "mean over the sampled completions of that part of a summed reward, before its weight"),
+    "reward/": Metric("reward", "mean of one part of a summed reward over the sampled completions, before its weight"),
 }
 
 Row = Mapping[str, float | int | None]

@@ -246,18 +246,20 @@ CHECKS: dict[str, Check] = {
         policy="skip_step",
     ),
     "reward_collapse": Check(
-        "mean reward has fallen far below the best before",
+        "mean reward has fallen far below its best earlier value",
         _reward_collapse,
         {"window": Limit(5, whole=True, least=2), "below": Limit(0.5, above=0, under=1)},
         can_skip=False,
     ),
     "entropy_collapse": Check(
-        "policy/nll_nats_per_token is below a floor", _entropy_collapse, {"below": Limit(0.005, above=0)}, can_skip=False
+        "policy/nll_nats_per_token is below its limit", _entropy_collapse, {"below": Limit(0.005, above=0)}, can_skip=False
     ),
-    "kl_blowup": Check("kl/ref_nats_per_token is above a limit", _kl_blowup, {"above": Limit(5.0, above=0)}),
+    "kl_blowup": Check("kl/ref_nats_per_token is above its limit", _kl_blowup, {"above": Limit(5.0, above=0)}),
     "no_signal": Check("no completion is kept, or all advantages are 0", _no_signal),
-    "clipped": Check("policy/clip_fraction of an optimizer step is near 1", _clipped, {"above": Limit(0.9, above=0, under=1)}),
-    "truncated": Check("length/truncated_fraction is near 1", _truncated, {"above": Limit(0.9, above=0, under=1)}),
-    "stale_weights": Check("completions are of another policy version than they should be", _stale_weights, policy="stop"),
-    "mismatch": Check("the sampler's log-probabilities are not the policy's", _mismatch),
+    "clipped": Check(
+        "policy/clip_fraction of an optimizer step is above its limit", _clipped, {"above": Limit(0.9, above=0, under=1)}
+    ),
+    "truncated": Check("length/truncated_fraction is above its limit", _truncated, {"above": Limit(0.9, above=0, under=1)}),
+    "stale_weights": Check("completions were sampled by another policy version than expected", _stale_weights, policy="stop"),
+    "mismatch": Check("log-probabilities of sampler and trainer differ by more than rollout.mismatch_limit", _mismatch),
 }
