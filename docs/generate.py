@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -22,11 +22,12 @@ from pathlib import Path
 
 import yaml
 
-from dash_exp.metrics import FAMILIES, METRICS
+from dash_exp.metrics import FAMILIES, METRICS, Metric
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "reference"
-NOTICE = "<!-- Written by docs/generate.py from {}. Do not edit this page. -->"
+# The search shows pages that explain before pages that list.
+NOTICE = "---\nsearch:\n  boost: 0.5\n---\n\n<!-- Written by docs/generate.py from {}. Do not edit this page. -->"
 
 # Every group of conf/: what it decides. In the order of the pages.
 GROUPS = {
@@ -52,11 +53,15 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Option:
-    """A key with its full name, its value as the file has it ("" for a section) and its comment in this file."""
+    """A key with its full name, its value as the file has it ("" for a section) and its comment in this file.
+
+    `is_target`: the value is that of `_target_`.
+    """
 
     key: str
     value: str
     comment: str
+    is_target: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,8 @@ def read(path: Path, group: str) -> File:
     description = "\n".join(line for line in comments if not line.startswith("@package"))
     tree = yaml.compose("\n".join(lines))
     options = tuple(_options(tree, "" if is_global else prefix(group), lines, top))
-    if not is_global and (target := _target(tree)):
-        options = (Option(prefix(group).removesuffix("."), target, ""), *options)
+    if not is_global and (called := _target(tree)):
+        options = (Option(prefix(group).removesuffix("."), called, "", is_target=True), *options)
     starts_from, chooses = _defaults(tree)
     return File(group, path.name.removesuffix(".yaml"), description, starts_from, chooses, options)
 
@@ -107,7 +112,7 @@ def _options(tree: yaml.MappingNode, before: str, lines: Sequence[str], top: int
             yield Option(name, _text(value, lines), comment)
             continue
         if comment or _target(value):
-            yield Option(name, _target(value), comment)
+            yield Option(name, _target(value), comment, is_target=True)
         yield from _options(value, f"{name}.", lines, top)
 
 
@@ -255,7 +260,7 @@ def main_page(conf: Conf) -> str:
         about = next((o for o in found if o.key == section), None)
         parts += [f"### {section or 'General'}"] + ([prose(about.comment)] if about and about.comment else [])
         if about and about.value:
-            parts.append(f"Calls `{about.value}`.")
+            parts.append(f"Calls {target(about.value)}.")
         parts.append(option_table(conf, conf.main, [o for o in found if o is not about]))
     return page(parts)
 
@@ -267,14 +272,14 @@ def group_page(conf: Conf, group: str) -> str:
     chosen = {c.partition("=")[0]: c.partition("=")[2] for c in conf.main.chooses}.get(group)
     parts += [f"Default: `{group}={chosen}`."] if chosen else []
     rows = [[f"[`{typed(file)}`](#{anchor(file)})", prose(first_sentence(file.description))] for file in files]
-    parts.append(table(["choice", ""], rows))
+    parts.append(table(["choice", "description"], rows))
     for file in files:
         parts += [f"## {typed(file)} {{ #{anchor(file)} }}", paragraphs(file.description)]
         links = ", ".join(f"[`{group}={name}`](#{anchor_of(group, name)})" for name in file.starts_from if "@" not in name)
         facts = [f"Starts from {links}."] if links else []
         facts += ["Also chooses " + ", ".join(f"`{choice}`" for choice in file.chooses) + "."] if file.chooses else []
-        target = next((o.value for o in file.options if o.key == prefix(group).removesuffix(".")), "")
-        facts += [f"Calls `{target}`."] if target else []
+        called = next((o.value for o in file.options if o.key == prefix(group).removesuffix(".")), "")
+        facts += [f"Calls {target(called)}."] if called else []
         parts += [" ".join(facts)] if facts else []
         rest = [o for o in file.options if o.key != prefix(group).removesuffix(".")]
         parts += [option_table(conf, file, rest)] if rest else []
@@ -316,14 +321,15 @@ def metrics_page() -> str:
             "# Metrics",
             "Every row of `metrics.csv` is one outer step; row 0 is the base model. The same names are logged to Weights & "
             "Biases. A cell is blank where a metric was not measured or does not apply.",
-            table(["metric", "unit", "meaning"], [[f"`{k}`", m.unit, prose(m.meaning)] for k, m in METRICS.items()]),
+            narrow(metric_table("metric", METRICS)),
             "## Metrics whose names depend on the run",
-            table(
-                ["name starts with", "unit", "meaning"],
-                [[f"`{k}`", prose(m.unit), prose(m.meaning)] for k, m in FAMILIES.items()],
-            ),
+            narrow(metric_table("name starts with", FAMILIES)),
         ]
     )
+
+
+def metric_table(first: str, metrics: Mapping[str, Metric]) -> str:
+    return table([first, "unit", "meaning"], [[f"`{k}`", m.unit, prose(m.meaning)] for k, m in metrics.items()])
 
 
 def swept(sweep: File) -> dict[str, str]:
@@ -360,8 +366,25 @@ def anchor_of(group: str, name: str) -> str:
 
 
 def option_table(conf: Conf, file: File, options: Sequence[Option]) -> str:
-    rows = [[f"`{o.key}`", f"`{o.value}`" if o.value else "", prose(conf.meaning(file, o))] for o in options]
-    return table(["option", "value", "meaning"], rows)
+    rows = [[f"`{o.key}`", shown(o), prose(conf.meaning(file, o))] for o in options]
+    return narrow(table(["option", "value", "meaning"], rows))
+
+
+def narrow(three_columns: str) -> str:
+    """A table that fits a phone (see site.css)."""
+    return f'<div class="options" markdown>\n\n{three_columns}\n\n</div>'
+
+
+def target(name: str) -> str:
+    """The name of a function or class, with a link to where the API page explains it."""
+    explained = re.findall(r"^::: (\S+)", (PAGES / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    is_there = any(name == entry or name.rpartition(".")[0] == entry for entry in explained)
+    return f"[`{name}`][{name}]" if is_there else f"`{name}`"
+
+
+def shown(option: Option) -> str:
+    """The value of an option as code. That of a section with a `_target_` is the name that it calls."""
+    return "" if not option.value else target(option.value) if option.is_target else f"`{option.value}`"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -84,6 +84,8 @@ class Schedule:
 
 @dataclass
 class Constant(Schedule):
+    """`coef` in every step."""
+
     def __call__(self, step: int) -> float:
         return self.coef
 
