@@ -11,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from dash_exp import cli, process, sweep
-from dash_exp.validate import validate
+from dash_exp.commands import cli, sweep
+from dash_exp.core import process
+from dash_exp.settings.validate import validate
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -31,7 +32,7 @@ def main(cfg: DictConfig) -> float | None:
 
 def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
     with process.importing():
-        from dash_exp.run import run  # torch and the rest are loaded when the configuration has been found good
+        from dash_exp.commands.run import run  # torch and the rest are loaded when the configuration has been found good
 
     return run(cfg, run_dir, in_sweep=in_sweep)
 

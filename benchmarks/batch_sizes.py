@@ -8,11 +8,12 @@ Prints tokens per second, the median of five interleaved rounds (after one that 
 import statistics
 import time
 
-from dash_exp import data, model, ops, packing
-from dash_exp.batch import micro_batches
-from dash_exp.sampler import Sampling
-from dash_exp.sampler.hf import HFSampler
-from dash_exp.types import Prompt, Sample
+from dash_exp.core.types import Prompt, Sample
+from dash_exp.data import arithmetic
+from dash_exp.models import loading, log_probs, packing
+from dash_exp.models.batch import micro_batches
+from dash_exp.sampling.base import Sampling
+from dash_exp.sampling.hf import HFSampler
 
 GROUP, ROUNDS = 8, 5
 PROMPTS = (1, 4, 16, 64)  # sampled at a time, GROUP completions each
@@ -20,8 +21,8 @@ MICRO_TOKENS = (64, 256, 1024, 2048, 8192, 25000)  # of a backward pass
 
 
 def main() -> None:
-    tokenizer, policy = model.load_tokenizer(str(model.ASSETS / "tiny")), model.load_policy(str(model.ASSETS / "tiny"))
-    problems = data.arithmetic("train", "symbols", 20000)[: max(PROMPTS)]
+    tokenizer, policy = loading.load_tokenizer(str(loading.ASSETS / "tiny")), loading.load_policy(str(loading.ASSETS / "tiny"))
+    problems = arithmetic.generate("train", "symbols", 20000)[: max(PROMPTS)]
     prompts = [Prompt(p, tuple(tokenizer(p.prompt).input_ids)) for p in problems]
     sampler = HFSampler(policy, tokenizer, max_sequences=GROUP * max(PROMPTS))
     calls = [range(0, len(prompts), n) for n in PROMPTS]
@@ -37,7 +38,7 @@ def main() -> None:
         for micro_tokens in MICRO_TOKENS:
             start = time.perf_counter()
             for _, batch in micro_batches(samples, micro_tokens, int(tokenizer.pad_token_id), packing.enabled(policy)):
-                ops.token_logprobs(policy, batch, 1.0).sum().backward()
+                log_probs.token_logprobs(policy, batch, 1.0).sum().backward()
             policy.zero_grad()
             rate = tokens / (time.perf_counter() - start)
             rates.setdefault(f"training on at most {micro_tokens} tokens at a time", []).append(rate)

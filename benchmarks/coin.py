@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 
-from dash_exp.reward import Scores
-from dash_exp.types import Problem
+from dash_exp.core.types import Problem
+from dash_exp.rewards.base import Scores
 
 
 class Coin:

@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 
-from dash_exp import data
-from dash_exp.reward import CodeReward, MathReward, Reward
-from dash_exp.types import Problem
+from dash_exp.core.types import Problem
+from dash_exp.data import gsm8k, math, mbpp
+from dash_exp.rewards.base import Reward
+from dash_exp.rewards.code import CodeReward
+from dash_exp.rewards.math import MathReward
 
 SETS: dict[str, Callable[[str], list[Problem]]] = {
-    "gsm8k": lambda path: data.gsm8k(path, "test"),
-    "math500": lambda path: data.math(path, "test"),
-    "mbpp": lambda path: [p for split in ("prompt", "test", "validation", "train") for p in data.mbpp(path, split)],
+    "gsm8k": lambda path: gsm8k.load(path, "test"),
+    "math500": lambda path: math.load(path, "test"),
+    "mbpp": lambda path: [p for split in ("prompt", "test", "validation", "train") for p in mbpp.load(path, split)],
 }
 GRADINGS = 10_000  # at least, for the rate
 

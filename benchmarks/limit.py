@@ -48,19 +48,21 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedModel
 
-from dash_exp import cli, files, ranks, run
-from dash_exp.build import Parts, build, close, make_trainer
-from dash_exp.costs import Group, Size, forward_flops, linear_layers, sampling_bytes, size_of, update_flops
-from dash_exp.errors import UserError
-from dash_exp.machine import bandwidths, matrix_rates
-from dash_exp.metrics import Clock
-from dash_exp.module import PolicyModule
-from dash_exp.plots import PHASE_COLOURS
-from dash_exp.ranks import Ranks
-from dash_exp.sampler.hf import HFSampler
-from dash_exp.sizes import sizes
-from dash_exp.types import Rollouts
-from dash_exp.validate import validate
+from dash_exp.commands import cli, run
+from dash_exp.commands.build import Parts, build, close, make_trainer
+from dash_exp.commands.sizes import sizes
+from dash_exp.core import files
+from dash_exp.core.errors import UserError
+from dash_exp.core.metrics import Clock
+from dash_exp.core.types import Rollouts
+from dash_exp.distributed import ranks
+from dash_exp.distributed.ranks import Ranks
+from dash_exp.planning.costs import Group, Size, forward_flops, linear_layers, sampling_bytes, size_of, update_flops
+from dash_exp.planning.machine import bandwidths, matrix_rates
+from dash_exp.results.plots import PHASE_COLOURS
+from dash_exp.sampling.hf import HFSampler
+from dash_exp.settings.validate import validate
+from dash_exp.training.module import PolicyModule
 
 DEFAULTS = {"kl": "kl.coef=0", "steps": "steps=4"}  # where no override names the setting
 NEEDED = ("sample", "update")  # the phases whose needs are counted

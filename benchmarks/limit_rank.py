@@ -2,7 +2,7 @@
 
 import limit
 
-from dash_exp import rank
+from dash_exp.commands import rank
 
 if __name__ == "__main__":
     rank.main(limit.outer_steps)

@@ -75,8 +75,8 @@ def count(overrides: list[str]) -> int:
     """Parameters of the policy, by its shape alone."""
     from omegaconf import OmegaConf
 
-    from dash_exp.cli import composed
-    from dash_exp.model import load_architecture
+    from dash_exp.commands.cli import composed
+    from dash_exp.models.loading import load_architecture
 
     cfg: Any = OmegaConf.to_object(composed(overrides).model)
     return sum(p.numel() for p in load_architecture(cfg["path"], cfg["architecture"]).parameters())
@@ -113,14 +113,14 @@ def trl(path: Path, overrides: list[str]) -> None:
     from trl import GRPOTrainer
     from trl_config import grpo_config
 
-    from dash_exp import model
-    from dash_exp.cli import composed
+    from dash_exp.commands.cli import composed
+    from dash_exp.models import loading
 
     peak = PeakMemory()
     cfg = composed(overrides)
     torch.manual_seed(cfg.seed)
     architecture: Any = OmegaConf.to_object(cfg.model.architecture)
-    policy = model.load_policy(cfg.model.path, architecture=architecture)
+    policy = loading.load_policy(cfg.model.path, architecture=architecture)
     problems = instantiate(cfg.data.train)[:STEPS]
 
     def no_reward(completions: list[str], **_: Any) -> list[float | None]:
@@ -137,7 +137,7 @@ def trl(path: Path, overrides: list[str]) -> None:
             reward_funcs=no_reward,
             args=grpo_config(cfg, Path(folder), COMPLETIONS, gradient_accumulation_steps=1),
             train_dataset=Dataset.from_list([{"prompt": p.prompt} for p in problems]),
-            processing_class=model.load_tokenizer(cfg.model.tokenizer),
+            processing_class=loading.load_tokenizer(cfg.model.tokenizer),
             optimizers=(instantiate(cfg.optimizer)(policy.parameters()), None),
         )
         with peak("update"):

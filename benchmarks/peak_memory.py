@@ -68,8 +68,8 @@ def resident(field: str) -> float:
 
 
 def main(path: Path, overrides: list[str]) -> None:
-    import dash_exp.run  # noqa: F401 (all that a run imports)
-    from dash_exp.metrics import Clock
+    import dash_exp.commands.run  # noqa: F401 (all that a run imports)
+    from dash_exp.core.metrics import Clock
 
     peak, clock = PeakMemory(), Clock.__call__
 

@@ -34,7 +34,7 @@ from typing import Any
 from memory import count
 from peak_memory import ROOT, PeakMemory
 
-from dash_exp.overrides import number_of_kl
+from dash_exp.settings.overrides import number_of_kl
 
 OURS = {
     f"{algo}{'' if rollout == 'hf' else '_vllm'}": [f"algo={algo}", f"rollout={rollout}"]
@@ -152,19 +152,20 @@ def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> N
     from trl import GRPOTrainer
     from trl_config import grpo_config
 
-    from dash_exp import cli, data
-    from dash_exp.model import load_tokenizer
-    from dash_exp.sampler import Sampling
-    from dash_exp.sampler.hf import HFSampler
-    from dash_exp.types import Prompt
+    from dash_exp.commands import cli
+    from dash_exp.core.types import Prompt
+    from dash_exp.data import order
+    from dash_exp.models.loading import load_tokenizer
+    from dash_exp.sampling.base import Sampling
+    from dash_exp.sampling.hf import HFSampler
 
     peak = PeakMemory()
     cfg = cli.composed(number_of_kl(["algo=no_gf", *settings]))
     tokenizer, grade = load_tokenizer(cfg.model.tokenizer), instantiate(cfg.reward)
     prompts, group_size = cfg.batch.prompts, cfg.algo.group_size
     tests = instantiate(cfg.data.tests.in_dist)
-    train = data.without(instantiate(cfg.data.train), tests)
-    problems = [train[i] for s in range(cfg.steps) for i in data.indices_of_step(s, prompts, len(train), cfg.seed)]
+    train = order.without(instantiate(cfg.data.train), tests)
+    problems = [train[i] for s in range(cfg.steps) for i in order.indices_of_step(s, prompts, len(train), cfg.seed)]
     test_prompts = [Prompt(problem, tuple(tokenizer(problem.prompt).input_ids)) for problem in tests[: cfg.eval.limit]]
     by_id = {problem.id: problem for problem in problems}
     kwargs = {"dtype": getattr(torch, cfg.model.dtype), "attn_implementation": "sdpa"}

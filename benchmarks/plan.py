@@ -26,8 +26,9 @@ from typing import Any
 
 from peak_memory import ROOT
 
-from dash_exp import cli, plan
-from dash_exp.machine import KNOWN, this_machine
+from dash_exp.commands import cli
+from dash_exp.planning import plan
+from dash_exp.planning.machine import KNOWN, this_machine
 
 DEFAULTS = {"steps": "steps=3", "logger": "logger=csv", "resume_every": "resume_every=null", "eval": "eval.limit=64"}
 UNSEEN = ("CUDA", "fragments", "libraries", "process")  # in what torch has allocated

@@ -314,8 +314,8 @@ def draw(chosen: Mapping[str, Factor], base: Point, rows: Sequence[Row], floor: 
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from dash_exp.plots import PHASE_COLOURS
     from dash_exp.report.figures import RC, save
+    from dash_exp.results.plots import PHASE_COLOURS
 
     looks = {"sample": PHASE_COLOURS["sample"], "update": PHASE_COLOURS["update"]}
     with rc_context(RC):

@@ -51,7 +51,7 @@ def wrap(owner, name, before=None, after=None):
 
 def imported():  # `run` has been entered
     mark("imported")
-    wrap(sys.modules["dash_exp.run"], "build", after=built)
+    wrap(sys.modules["dash_exp.commands.run"], "build", after=built)
 
 def built(parts):
     mark("built")

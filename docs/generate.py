@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from dash_exp.metrics import FAMILIES, METRICS, Metric
+from dash_exp.core.metrics import FAMILIES, METRICS, Metric
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "reference"

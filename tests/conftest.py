@@ -21,9 +21,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-import dash_exp.cli  # noqa: F401  registers the resolvers of the configuration
-from dash_exp import model
-from dash_exp.types import Problem, Prompt
+import dash_exp.commands.cli  # noqa: F401  registers the resolvers of the configuration
+from dash_exp.core.types import Problem, Prompt
+from dash_exp.models import loading
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -63,13 +63,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return model.load_tokenizer(str(model.ASSETS / "tiny"))
+    return loading.load_tokenizer(str(loading.ASSETS / "tiny"))
 
 
 @pytest.fixture
 def policy() -> PreTrainedModel:
     torch.manual_seed(0)
-    return model.load_policy("", architecture=NANO)
+    return loading.load_policy("", architecture=NANO)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,7 @@ def save_scorer(folder: Path, chat_template: str | None = None, **changes: objec
     torch.manual_seed(1)
     config = AutoConfig.for_model(**(NANO | {"num_labels": 1} | changes))
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    tokenizer = model.load_tokenizer(str(model.ASSETS / "tiny"))
+    tokenizer = loading.load_tokenizer(str(loading.ASSETS / "tiny"))
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     return folder

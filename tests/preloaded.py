@@ -9,11 +9,10 @@ os.environ["TORCH_COMPILE_DISABLE"] = "1"  # vLLM compiles a function of some li
 import matplotlib.pyplot  # noqa: E402, F401
 import pandas  # noqa: E402, F401
 
-import dash_exp.evaluate  # noqa: E402
-import dash_exp.rank  # noqa: E402
-import dash_exp.report  # noqa: E402
-import dash_exp.run  # noqa: E402, F401
-from dash_exp.sampler import engine  # noqa: E402
+import dash_exp.commands.evaluate  # noqa: E402
+import dash_exp.commands.rank  # noqa: E402
+import dash_exp.commands.run  # noqa: E402, F401
+from dash_exp.sampling import engine  # noqa: E402
 
 if importlib.util.find_spec("vllm"):
     os.environ.update({k: v for k, v in engine.ENVIRONMENT.items() if k not in os.environ})

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from dash_exp import cli
-from dash_exp.results import Cell, Results
+from dash_exp.commands import cli
+from dash_exp.results.cells import Cell, Results
 
 _composed: dict[tuple[str, ...], dict[str, Any]] = {}
 

@@ -17,8 +17,9 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, setup_globals
 
-from dash_exp import beside, process
-from dash_exp.errors import UserError
+from dash_exp.commands import beside
+from dash_exp.core import process
+from dash_exp.core.errors import UserError
 
 try:
     from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher

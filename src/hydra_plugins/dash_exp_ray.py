@@ -13,9 +13,10 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, setup_globals
 from omegaconf import DictConfig, open_dict, read_write
 
-from dash_exp import beside, process, sweep
-from dash_exp.errors import UserError
-from dash_exp.words import first_line
+from dash_exp.commands import beside, sweep
+from dash_exp.core import process
+from dash_exp.core.errors import UserError
+from dash_exp.core.words import first_line
 
 try:
     from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher

@@ -20,11 +20,13 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, run_job, setup_globals
 from omegaconf import DictConfig, open_dict, read_write
 
-from dash_exp import beside, process, sweep
-from dash_exp.errors import UserError
-from dash_exp.files import write_whole
-from dash_exp.results import SWEEP_FILE, cells_of, read_result
-from dash_exp.words import first_line
+from dash_exp.commands import beside, sweep
+from dash_exp.core import process
+from dash_exp.core.errors import UserError
+from dash_exp.core.files import write_whole
+from dash_exp.core.words import first_line
+from dash_exp.results.cells import cells_of
+from dash_exp.results.run_folder import SWEEP_FILE, read_result
 
 try:
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher

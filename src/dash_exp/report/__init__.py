@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dash_exp.report import sections
 from dash_exp.report.document import to_html, to_markdown
-from dash_exp.results import Results
+from dash_exp.results.cells import Results
 
 
 def write(results: Results, out: Path, baseline: str | None = None, target: float | None = None) -> Path:

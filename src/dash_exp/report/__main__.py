@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dash_exp import cli
-from dash_exp.errors import UserError
+from dash_exp.commands import cli
+from dash_exp.core.errors import UserError
 from dash_exp.report import write
-from dash_exp.results import load
+from dash_exp.results.cells import load
 
 OPTIONS = ("out", "baseline", "target")
 
@@ -47,7 +47,7 @@ def main() -> None:
     done = sum(cell.status == "done" for cell in results.cells)
     print(f"{len(results.arms)} arm(s), {done} of {len(results.cells)} cell(s) done: {page}")
     if command.wandb:
-        from dash_exp.wandb_report import publish  # wandb is loaded only where it is used
+        from dash_exp.results.wandb_report import publish  # wandb is loaded only where it is used
 
         print(publish(results, command.wandb, brief((command.out / "report.md").read_text(encoding="utf-8"))))
 

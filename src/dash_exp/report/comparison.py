@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dash_exp import stats
-from dash_exp.errors import UserError
-from dash_exp.metrics import PHASES
-from dash_exp.results import AXES, Cell, Results
-from dash_exp.stats import Estimate
-from dash_exp.watch import CHECKS
+from dash_exp.core.errors import UserError
+from dash_exp.core.metrics import PHASES
+from dash_exp.core.watch import CHECKS
+from dash_exp.results import stats
+from dash_exp.results.cells import AXES, Cell, Results
+from dash_exp.results.stats import Estimate
 
 BASE = "base"
 SHARE = 0.95  # of the baseline's gain: the accuracy to reach where no target is given

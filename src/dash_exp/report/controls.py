@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dash_exp import cli
-from dash_exp.budget import LIMITS
-from dash_exp.overrides import number_of_kl
+from dash_exp.commands import cli
+from dash_exp.core.words import first_line
 from dash_exp.report import comparison
-from dash_exp.results import Cell, Results
-from dash_exp.words import first_line
+from dash_exp.results.cells import Cell, Results
+from dash_exp.settings.overrides import number_of_kl
+from dash_exp.training.budget import LIMITS
 
 # These name a run or its noise; a sweep changes them on purpose.
 NAMES = ("seed", "name", "experiment", "study", "objective", "hydra", "logger", "completions_every", "table_rows")

@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from dash_exp.plots import PHASE_COLOURS
 from dash_exp.report.comparison import BASE, Curve, Difference
-from dash_exp.stats import Estimate
+from dash_exp.results.plots import PHASE_COLOURS
+from dash_exp.results.stats import Estimate
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 BASELINE, BASE_MODEL, OTHER = "#333333", "#999999", "#e5e5e5"

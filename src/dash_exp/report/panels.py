@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dash_exp.metrics import METRICS, PHASES
+from dash_exp.core.metrics import METRICS, PHASES
 from dash_exp.report import comparison, figures
 from dash_exp.report.comparison import BASE, Difference, Target
 from dash_exp.report.document import Block, Cell, Figure, Figures, Paragraph, Section, Table, Tabs
 from dash_exp.report.words import percent, seconds, span, test_label, unit
-from dash_exp.results import AXES, Results
+from dash_exp.results.cells import AXES, Results
 
 # Beside the accuracies: what is drawn against each axis, and its title.
 CURVES = {

@@ -15,7 +15,7 @@ import pandas as pd
 
 from dash_exp.report import comparison
 from dash_exp.report.comparison import BASE
-from dash_exp.results import Results
+from dash_exp.results.cells import Results
 
 FILE = Path(__file__).parent.parent / "assets" / "paper.csv"
 # A column of the table, what it is called, and the number of `result.json` that corresponds to it here.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dash_exp.report import comparison
-from dash_exp.results import Cell, Results
+from dash_exp.results.cells import Cell, Results
 
 PROBLEMS = 3
 PER_ARM = 2  # completions of a problem

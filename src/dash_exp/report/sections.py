@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from dash_exp.core.watch import CHECKS
 from dash_exp.report import comparison, controls, figures, panels, paper, samples
 from dash_exp.report.comparison import BASE, Difference
 from dash_exp.report.document import Block, Cell, Document, Items, Paragraph, Sample, Samples, Section, Table
@@ -24,9 +25,8 @@ from dash_exp.report.words import (
     unit,
     whole,
 )
-from dash_exp.results import AXES, STATUSES, Results
-from dash_exp.stats import Estimate
-from dash_exp.watch import CHECKS
+from dash_exp.results.cells import AXES, STATUSES, Results
+from dash_exp.results.stats import Estimate
 
 ALPHA = 0.05
 

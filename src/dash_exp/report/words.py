@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from dash_exp.stats import Estimate
-from dash_exp.summary import TEST_LABELS
-from dash_exp.words import duration
+from dash_exp.core.words import duration
+from dash_exp.results.stats import Estimate
+from dash_exp.results.summary import TEST_LABELS
 
 Show = Callable[[float], str]
 

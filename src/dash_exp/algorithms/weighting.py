@@ -1,0 +1,52 @@
+"""How a (B, T) loss becomes one number: weights per token, and the denominator of an optimizer step.
+
+A loss is reduced in two moves. A *weighting* turns the mask into one weight per token, and the weighted sum of a micro-batch
+is backpropagated. After the last micro-batch of an optimizer step the gradient is divided once by the step's *denominator*.
+So the cut into micro-batches or sampling calls never changes the gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+def sequence_mean(mask_BT: Tensor) -> Tensor:
+    """Each completion weighs 1, shared equally by its tokens (GRPO). `[1,1,0] -> [1/2,1/2,0]`. Shape (B, T)."""
+    return mask_BT / mask_BT.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def token_sum(mask_BT: Tensor) -> Tensor:
+    """Each token weighs 1, so long completions weigh more (DAPO, with the denominator `per_kept_token`). Shape (B, T)."""
+    return mask_BT.float()
+
+
+@dataclass
+class StepCounts:
+    """What one optimizer step has seen, in completions and in completion tokens."""
+
+    sampled: int = 0
+    kept: int = 0
+    sampled_tokens: int = 0
+    kept_tokens: int = 0
+
+
+def per_sampled(counts: StepCounts) -> int:
+    """Divide by the completions sampled: dropping completions without a gradient leaves the step as it was."""
+    return counts.sampled
+
+
+def per_kept(counts: StepCounts) -> int:
+    """Divide by the completions kept: the step keeps its size when many are dropped."""
+    return counts.kept
+
+
+def per_kept_token(counts: StepCounts) -> int:
+    """Divide by the tokens kept."""
+    return counts.kept_tokens
+
+
+def per_sampled_length(counts: StepCounts, max_tokens: int) -> int:
+    """Divide by completions sampled x the longest completion allowed: long completions are not weighed down (Dr. GRPO)."""
+    return counts.sampled * max_tokens

@@ -1,0 +1,176 @@
+"""Around Hydra's main: the user's command line in, one clear message out when something is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+import dash_exp.commands.sweep  # noqa: F401  the functions that the configuration calls
+from dash_exp.core import files
+from dash_exp.core.errors import UserError
+from dash_exp.core.process import INTERRUPTED, importing, leaving_on_sigterm
+from dash_exp.settings import credentials
+from dash_exp.settings.overrides import number_of_kl
+from dash_exp.settings.validate import validate
+
+# By the number of a file system's error: what is wrong, and what to do.
+FILE_SYSTEM = files.TROUBLES | {
+    errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter name=..., or swept values with shorter names"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+        ("a file stands where a folder should be, or the reverse", "Choose another name=..., or move it away"),
+    ),
+}
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Run Hydra's `main`. Errors that the user can mend end with a message and status 1, without a traceback.
+
+    So do refusals of the file system, wherever they come up: a full disk needs no traceback.
+
+    HYDRA_FULL_ERROR=1 asks for the traceback. An error of the program's own always shows it.
+    """
+    asked = os.environ.get("HYDRA_FULL_ERROR", "")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the exception and exits by itself
+    logging.raiseExceptions = False  # a full disk is told once, not by every line of the log as well
+    sys.argv[1:] = number_of_kl(sys.argv[1:])
+    try:
+        with leaving_on_sigterm():
+            credentials.refuse((argument.partition("=")[0], argument) for argument in sys.argv[1:])
+            main()
+    except KeyboardInterrupt:  # before training, or between the cells of a sweep
+        sys.exit(INTERRUPTED)
+    except (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        if asked == "1" or not _users(error):
+            raise
+        sys.exit(f"error: {explain(error)}")
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = asked
+
+
+def show_plan(config: DictConfig) -> None:
+    """Say what `plan=true` asks for, and leave: with status 0 where the run fits. For `sweep.Ledger`."""
+    HydraConfig.instance().set_config(config)
+    cfg = config.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    try:
+        validate(cfg)
+        with importing():
+            from dash_exp.planning import advice
+        advice.show(cfg, composed(["rollout=vllm_server"]).rollout.sampler)
+    except Exception as error:  # of which Hydra would make a warning
+        if _users(error):
+            sys.exit(f"error: {explain(error)}")
+        traceback.print_exc()
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _users(error: Exception) -> bool:
+    """Whether the user can mend it. Other errors of these types are the program's own."""
+    if isinstance(error, HydraException):  # some of which are also OSError
+        return True
+    if isinstance(error, OSError):
+        return error.errno in FILE_SYSTEM
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):  # some of which are both
+        return "Config group override" in str(error)
+    return True
+
+
+def explain(error: Exception) -> str:
+    """The message for people: the cause that the user can mend, in one piece."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        assert error.errno is not None
+        return str(UserError(str(error.filename or "a file"), *FILE_SYSTEM[error.errno]))
+    if isinstance(error, YAMLError):
+        return " ".join(f"a file of the configuration is no YAML: {error}".split())
+    if isinstance(error, InstantiationException):
+        return str(error).strip()
+    message = str(error).splitlines()[0]
+    if "Config group override" in message:
+        return (
+            "a group takes the name of a file in its folder of conf/, not a number or null. Only kl takes numbers: kl=0,0.04."
+        )
+    if "Ambiguous value" in message:
+        return f"{message} Several values make a sweep: add -m."
+    if found := re.match(r"Could not override '(.+?)'", message):
+        return f"{found[1]}: there is no such setting.{_did_you_mean(found[1])} `python train.py --cfg job` shows them all."
+    if "Could not find 'kl/" in message:
+        return f"{message}. kl takes a number of at least 0, such as kl=0 or kl=0.04."
+    return "\n".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
+
+
+def help_or_arguments(doc: str | None) -> list[str]:
+    """The arguments of a command; where there are none or help is asked for, prints its docstring and leaves."""
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(doc)
+        sys.exit(0 if arguments else 2)
+    return arguments
+
+
+def composed(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of train.py with these overrides, outside of Hydra's main or beside it (when a sweep ends)."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def settings(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration with these overrides as plain values, references resolved. Raises what Hydra and OmegaConf raise."""
+    container = OmegaConf.to_container(composed(overrides), resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def conf_folder() -> Path:
+    """The configuration: beside the program that was started, in the checkout around the current folder, or in that of this
+    package.
+    """
+    here = Path.cwd()
+    for folder in (Path(sys.argv[0]).resolve().parent, here, *here.parents, Path(__file__).parents[3]):
+        if (folder / "conf" / "config.yaml").is_file():
+            return folder / "conf"
+    raise UserError(str(here), "is not inside a checkout with conf/config.yaml", "Run the command in the repository")
+
+
+def _did_you_mean(key: str) -> str:
+    try:
+        known = list(_keys(OmegaConf.to_container(composed())))
+    except Exception:  # the configuration may be what is wrong, and the message is about this one setting
+        return ""
+    close = difflib.get_close_matches(key, known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _keys(tree: object, prefix: str = "") -> list[str]:
+    if not isinstance(tree, dict):
+        return []
+    return [key for k, v in tree.items() for key in (f"{prefix}{k}", *_keys(v, f"{prefix}{k}."))]

@@ -1,0 +1,282 @@
+"""One run: train with the parts that `build` makes, evaluate, and leave the record."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import subprocess
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import transformers
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dash_exp.commands.build import Parts, build, close, make_trainer
+from dash_exp.commands.sizes import derived_sizes, device_name, sizes
+from dash_exp.core import files, process
+from dash_exp.core.errors import UserError
+from dash_exp.core.metrics import PHASES, SIDES
+from dash_exp.distributed import ranks
+from dash_exp.distributed.ranks import ALONE, NOTICE_S, Ranks
+from dash_exp.results.plots import plot_curves
+from dash_exp.results.run_folder import same_numbers, write_result
+from dash_exp.results.summary import result_table
+from dash_exp.training.budget import LIMITS, Budget
+from dash_exp.training.module import PolicyModule
+from dash_exp.training.progress import Progress
+from dash_exp.training.record import RunRecord
+from dash_exp.training.snapshot import Snapshots
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
+    """Run one arm to its end and return its result, which is also in `result.json` of `run_dir`.
+
+    A run that SIGTERM ends leaves with SystemExit(`process.RESUME_ME`), one that Ctrl-C ends with `process.INTERRUPTED`. Raises
+    UserError for what the user can mend, a full disk among it.
+    """
+    start = time.perf_counter()
+    quiet()
+    if cfg.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
+    if cfg.trainer.accelerator == "gpu" and cfg.trainer.devices > (there := max(torch.cuda.device_count(), 1)):
+        raise UserError(f"trainer.devices={cfg.trainer.devices}", f"torch finds {there} GPU(s) on this machine", "Lower it")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with process.alone_in(run_dir), process.leaving_on_sigterm():
+            files.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            with ranks.started(
+                cfg.trainer.devices,
+                run_dir,
+                on_cpu=cfg.trainer.accelerator == "cpu",
+                told=lambda error: write_result(run_dir, {"status": "failed", "error": str(error), "git": git_revision()}),
+            ) as group:
+                return start_run(cfg, run_dir, in_sweep, start, group)
+    except OSError as error:
+        if told := disk_error(error, run_dir, "begins again"):
+            raise told from error
+        raise
+
+
+def disk_error(error: BaseException, run_dir: Path, way_on: str) -> UserError | None:
+    """What the user is told where a disk did not take what was written; None for other errors."""
+    found = files.trouble(error)
+    return found and UserError(found[0] or str(run_dir), found[1], f"{found[2]}; the same command then {way_on}")
+
+
+def rank_error(error: BaseException, group: Ranks, way_on: str) -> UserError | None:
+    """What the user is told where the end of another rank broke what this one did with it; None for other errors."""
+    lost = group.lost(within_s=NOTICE_S) if isinstance(error, RuntimeError) else None
+    return lost and UserError(lost.where, lost.wrong, f"The same command {way_on}")
+
+
+def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, group: Ranks) -> dict[str, Any]:
+    """Build the parts and train. `start` is when the run began, by `time.perf_counter`."""
+    L.seed_everything(cfg.seed, verbose=False)
+    try:
+        parts = build(cfg, group)
+    except BaseException as error:
+        leave = process.status_of_stop(error)
+        write_result(run_dir, {"status": "stopped" if leave else "failed", "error": str(error), "git": git_revision()})
+        if leave:
+            print("stopped in the set-up: the same command goes on, or begins again", flush=True)
+            raise SystemExit(leave) from error
+        try:
+            finish_tracker(start_tracker(cfg, run_dir, in_sweep), run_dir)  # so that W&B has every cell of a sweep
+        except Exception:
+            log.exception("the tracker was not told")
+        raise
+    try:
+        return train(cfg, parts, run_dir, in_sweep, start, group)
+    finally:
+        close(parts)
+
+
+def follow(cfg: DictConfig, run_dir: Path, group: Ranks) -> None:
+    """What a rank beside the first does (see `ranks`): the same steps, without a record."""
+    quiet()
+    L.seed_everything(cfg.seed, verbose=False)
+    parts = build(cfg, group)
+    L.seed_everything(cfg.seed + group.index, verbose=False)  # from here on noise of its own, such as dropout
+    try:
+        snapshots = Snapshots(run_dir, cfg.resume_every, settings_text(cfg), parts.data, dict, anew=not cfg.resume, ranks=group)
+        record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, rows=snapshots.rows, writes=False)
+        budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
+        trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots])
+        if snapshots.state is not None:
+            snapshots.put_back(trainer, parts.module, record)
+        else:
+            trainer.validate(parts.module, datamodule=parts.data, verbose=False)
+        trainer.fit(parts.module, datamodule=parts.data)
+    finally:
+        close(parts)
+
+
+def settings_text(cfg: DictConfig) -> str:
+    """The settings that a snapshot has to have for this run to go on from it."""
+    return json.dumps(same_numbers(OmegaConf.to_container(cfg, resolve=True)))  # type: ignore[arg-type]
+
+
+def limits(cfg: DictConfig, rows: Sequence[dict[str, float | int | None]]) -> dict[str, Any]:
+    """Those of the budget, and what was used of it before, by these rows of metrics."""
+    sampled = sum(int(row.get("tokens/sampled") or 0) for row in rows)
+    return {name: cfg.budget[name] for name in LIMITS} | {"already_sampled_tokens": sampled}
+
+
+def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: float, group: Ranks = ALONE) -> dict[str, Any]:
+    """Train, evaluate and write the record."""
+    columns = [f"accuracy/{test}" for test in parts.data.test_prompts]
+    measured = [name for name in parts.data.evaluator.names() if name != "accuracy"]
+    columns += [f"eval/{test}/{name}" for test in parts.data.test_prompts for name in measured]
+    columns += [f"reward/{name}" for name in getattr(parts.reward, "components", ())]
+    result: dict[str, Any] = {"status": "failed", "git": git_revision()}
+    base: dict[str, dict[str, bool]] = {}
+    snapshots = Snapshots(
+        run_dir,
+        cfg.resume_every,
+        settings_text(cfg),
+        parts.data,
+        lambda: {"result": result, "base": base, "total_s": time.perf_counter() - start},
+        anew=not cfg.resume,
+        ranks=group,
+    )
+    tracker = start_tracker(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
+    record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
+    budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
+    trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Progress(cfg.steps)], tracker)
+    print(sizes(cfg, parts, run_dir), flush=True)
+    device = device_name(trainer.strategy.root_device)
+    result["device"] = device if group.size == 1 else f"{group.size} x {device}"
+    result |= {f"sizes/{name}": size for name, size in derived_sizes(cfg, parts).items()}
+    try:
+        if snapshots.state is not None:
+            snapshots.put_back(trainer, parts.module, record)
+            more = snapshots.state["more"]
+            result |= {k: v for k, v in more["result"].items() if k.endswith("/base")}
+            base, start = more["base"], start - more["total_s"]
+            if str(result["git"]) not in str(more["result"]["git"]).split(" then "):
+                result["git"] = f"{more['result']['git']} then {result['git']}"  # which the report warns of
+            print(f"goes on after outer step {snapshots.step} (resume=false begins anew)", flush=True)
+        else:
+            trainer.validate(parts.module, datamodule=parts.data, verbose=False)
+            record.write_base(parts.module, trainer)
+            result |= {f"{name}/base": value for name, value in evaluated(parts.module).items()}
+            base = parts.module.right
+        trainer.fit(parts.module, datamodule=parts.data)
+        assert parts.module.accuracy_version == parts.module.policy_version, "the last step was not evaluated"
+        result |= {f"{name}/final": value for name, value in evaluated(parts.module).items()}
+        write_problems(run_dir, base, parts.module.right)
+        result |= {"status": "done", "stopped_by": budget.reached}
+        process.stay_to_the_end()
+    except BaseException as error:
+        if leave := process.status_of_stop(error):
+            result["status"] = "stopped"
+            print(f"stopped: the same command {snapshots.way_on()}", flush=True)
+            raise SystemExit(leave) from error
+        told = rank_error(error, group, snapshots.way_on()) or disk_error(error, run_dir, snapshots.way_on())
+        result["error"] = f"{type(told or error).__name__}: {told or error}"
+        if told:
+            raise told from error
+        raise
+    finally:
+        result |= totals(parts, record, time.perf_counter() - start)
+        try:
+            write_result(run_dir, result)
+            finish_tracker(tracker, run_dir)
+        except OSError as error:
+            if result["status"] == "done":
+                raise
+            log.warning("result.json was not written: %s", error)  # what ended the run is what is to be told
+    snapshots.remove()
+    plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
+    print(f"{result_table(result)}\nrun folder {run_dir}", flush=True)
+    return result
+
+
+def start_tracker(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> Any:
+    """The logger of this run for Lightning; None without one."""
+    return cfg.logger.wandb and instantiate(cfg.logger.wandb)(
+        run_dir=run_dir,
+        name=run_dir.name if in_sweep else f"{cfg.name}/{run_dir.name}",
+        group=cfg.name if in_sweep else None,
+        settings=OmegaConf.to_container(cfg, resolve=True),
+    )
+
+
+def finish_tracker(tracker: Any, run_dir: Path) -> None:
+    """Give the tracker, if there is one, the record of the run that ended, and end it."""
+    if tracker:
+        from dash_exp.results.wandb_logger import finish  # wandb is loaded only where it is used
+
+        finish(tracker, run_dir)
+
+
+def evaluated(module: PolicyModule) -> dict[str, float | None]:
+    """The last evaluation: `accuracy/TEST`, and `eval/TEST/...` with the ends of each 95% interval."""
+    return {**{f"accuracy/{name}": value for name, value in module.accuracy.items()}, **module.evaluation}
+
+
+def write_problems(run_dir: Path, base: dict[str, dict[str, bool]], final: dict[str, dict[str, bool]]) -> None:
+    """`problems.csv`: whether the greedy completion of each test problem was right, before training and after it."""
+    with files.whole(run_dir / "problems.csv", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["test", "problem", "base", "final"])
+        writer.writerows([t, p, int(base[t][p]), int(right)] for t, problems in final.items() for p, right in problems.items())
+
+
+def totals(parts: Parts, record: RunRecord, total_s: float) -> dict[str, Any]:
+    """Seconds by phase and the counts of the whole run."""
+    result: dict[str, Any] = {"time/total_s": round(total_s, 3)}
+    result["time/elapsed_s"] = record.rows[-1]["time/elapsed_s"] if record.rows else 0.0
+    result["steps"] = len(record.rows) - 1 if record.rows else 0
+    result["optimizer_steps"] = parts.module.policy_version
+    result |= {f"time/{phase}_s": round(parts.clock.seconds[phase], 3) for phase in PHASES}
+    result |= {f"time/{side}_idle_s": round(parts.clock.idle[side], 3) for side in SIDES}
+    counts = ["tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept", "score/timeouts", "score/errors"]
+    counts += ["optimizer/skipped_steps"]
+    for name in counts:
+        result[name] = sum(int(row.get(name) or 0) for row in record.rows)
+    watch = parts.module.watch
+    result |= {f"watch/{name}": count for name, count in watch.counts.items()} | {"watch/stopped_by": watch.stopped_by}
+    result |= {"eval/timeouts": parts.data.eval_timeouts, "eval/errors": parts.data.eval_errors}
+    return result
+
+
+def git_revision() -> str | None:
+    """Commit of the source, with "+changes" where the working tree differs from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def quiet() -> None:
+    """Leave out what Lightning and others say about choices that are made on purpose here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT looks for it, and it for kernels that it can do without
+    transformers.utils.logging.disable_progress_bar()
+    for message in (
+        "does not have many workers",
+        "`IterableDataset` has `__len__`",
+        "LeafSpec",
+        "in eval mode at the start",
+        "Detected call of `lr_scheduler.step",  # where the watch left the first optimizer step out
+        "The `srun` command is available",  # on a cluster, where a launcher has used it
+        "It is recommended to use `self.log",  # vLLM in this process makes a process group of one
+    ):
+        warnings.filterwarnings("ignore", f".*{message}")

@@ -1,0 +1,100 @@
+"""What a run says of itself when it starts: the sizes that follow from its settings, its choices in words, its device."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from dash_exp.commands.build import Parts, importance_cap
+from dash_exp.models import adapter, packing
+from dash_exp.training.budget import LIMITS
+
+
+def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
+    """The derived sizes, so that nobody has to guess what "batch size" means here."""
+    batch, data_ = cfg.batch, parts.data
+    size = derived_sizes(cfg, parts)
+    tests = ", ".join(f"{len(p):,} {name}" for name, p in data_.test_prompts.items())
+    return "\n".join(
+        [
+            f"{cfg.algo.name} on {cfg.data.name}, seed {cfg.seed} -> {run_dir}",
+            f"  policy                    {size['parameters']:,} parameters{adapter_words(parts)}, {cfg.model.compute_dtype}, "
+            f"{cfg.trainer.accelerator}" + (f" x {cfg.trainer.devices}" if cfg.trainer.devices > 1 else ""),
+            f"  problems                  {size['train_problems']:,} to train on; tests: {tests}",
+            f"  outer steps               {cfg.steps}{budget_words(cfg)}",
+            f"  completions per step      {size['completions_per_step']} = {batch.prompts} prompts x {data_.group_size}",
+            f"  completions per sampling  {size['completions_per_call']} ({data_.sampling_calls} sampling call(s) per step)",
+            f"  sampler                   {sampler_words(cfg)}",
+            f"  optimizer steps per step  {size['optimizer_steps_per_step']} = {batch.epochs} pass(es) x {batch.minibatches}",
+            f"  filter                    {described(cfg.filter)}; truncated completions: {cfg.rollout.truncated}",
+            f"  denominator of the loss   {cfg.algo.denominator._target_.rpartition('.')[2]}",
+            f"  tokens per backward pass  at most {batch.micro_tokens:,}, "
+            + ("no padding, a shared prompt once" if packing.enabled(parts.module.policy) else "padding counted"),
+            f"  KL                        {kl_words(cfg)}",
+        ]
+    )
+
+
+def derived_sizes(cfg: DictConfig, parts: Parts) -> dict[str, int]:
+    """Sizes that follow from several settings together, or from the data."""
+    data_ = parts.data
+    return {
+        "parameters": sum(p.numel() for p in parts.module.policy.parameters()),
+        "train_problems": len(data_.train_prompts),
+        "completions_per_step": data_.prompts * data_.group_size,
+        "completions_per_call": data_.sample_prompts * data_.group_size,
+        "optimizer_steps_per_step": cfg.batch.epochs * cfg.batch.minibatches,
+    }
+
+
+def adapter_words(parts: Parts) -> str:
+    """` (188,416 of them an adapter, which alone is trained)`."""
+    policy = parts.module.policy
+    trained = sum(tensor.numel() for tensor in adapter.trained(policy).values())
+    return f" ({trained:,} of them an adapter, which alone is trained)" if adapter.has_one(policy) else ""
+
+
+def budget_words(cfg: DictConfig) -> str:
+    """`, or fewer: until 120 seconds`."""
+    limits = [f"{cfg.budget[name]:,.6g} {name.replace('_', ' ')}" for name in LIMITS if cfg.budget[name] is not None]
+    return f", or fewer: until {' or '.join(limits)}" if limits else ""
+
+
+def device_name(device: torch.device) -> str:
+    """`NVIDIA H100 80GB HBM3`, or the processor with the number of threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        name = cpu.partition(":")[2].strip()
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} thread(s)"
+
+
+def described(part: DictConfig) -> str:
+    """`AdvantageAbove(threshold=0.1)`."""
+    settings = ", ".join(f"{k!s}={v}" for k, v in part.items() if k not in ("_target_", "_partial_"))
+    return f"{part._target_.rpartition('.')[2]}({settings})"
+
+
+def sampler_words(cfg: DictConfig) -> str:
+    """`VLLMSampler, its weights at most 1 outer step(s) old, ratio to them capped at 2`."""
+    rollout, cap = cfg.rollout, importance_cap(cfg)
+    words = rollout.sampler._target_.rpartition(".")[2]
+    if rollout.refresh_every is None:
+        words += ", its weights never refreshed"
+    elif oldest := rollout.staleness + rollout.refresh_every - 1:
+        words += f", its weights at most {oldest} outer step(s) old"
+    return words + ("" if cap is None else f", ratio to them capped at {cap:g}")
+
+
+def kl_words(cfg: DictConfig) -> str:
+    if cfg.kl.coef == 0 and not cfg.kl.schedule.get("final"):
+        return "0 (no reference model)"
+    schedule = cfg.kl.schedule._target_.rpartition(".")[2].lower()
+    schedule += f" to {cfg.kl.schedule.final}" if "final" in cfg.kl.schedule else ""
+    return f"{cfg.kl.coef} {schedule}, {cfg.kl.estimator} in the {cfg.kl.place} (with reference model)"

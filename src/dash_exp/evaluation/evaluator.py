@@ -1,0 +1,192 @@
+"""Evaluation: greedy accuracy, pass@k, avg@n and maj@n of a sampler on a test set, each with its 95% interval.
+
+Values and callables in, numbers out; the command is `evaluate.py`. An `Evaluator` grades some prompts at a time, what it
+returns can be joined, and `Evaluation.summary` names the metrics.
+
+The unit of every interval is the problem. Fractions of the problems (one greedy completion each) have Wilson intervals; what is
+a mean over problems of something else has a bootstrap interval, in which a problem is drawn together with its completions.
+There is none for a single problem.
+
+Axes: P problems, N sampled completions of each, K values of k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from dash_exp.core.types import Problem, Prompt
+from dash_exp.evaluation.measures import Interval, avg_at_n, bootstrap, check_counts, majority_vote, pass_at_k, wilson
+from dash_exp.rewards.base import Reward, correct
+from dash_exp.sampling.base import Sampler, Sampling
+
+SAMPLED = 2**32 - 1  # stands in the key of the noise where training has the outer step: evaluation has noise of its own
+
+
+@dataclass(frozen=True)
+class Graded:
+    """`per_problem` completions of each of P problems, flat and in the order of the problems."""
+
+    per_problem: int
+    texts: list[str]
+    rewards: list[float]
+    correct: list[bool]
+    tokens: list[int]
+    truncated: list[bool]
+    answers: list[str | None] | None  # None: the reward extracts no answers
+    timeouts: int = 0
+    errors: int = 0
+
+    def rows(self, name: str) -> NDArray[Any]:
+        """One of the lists by its name, shape (P, per_problem)."""
+        return np.array(getattr(self, name)).reshape(-1, self.per_problem)
+
+    def of_problem(self, index: int) -> slice:
+        return slice(index * self.per_problem, (index + 1) * self.per_problem)
+
+    def __add__(self, other: Graded) -> Graded:
+        lists = ("texts", "rewards", "correct", "tokens", "truncated")
+        answers = None if self.answers is None or other.answers is None else self.answers + other.answers
+        return Graded(
+            self.per_problem,
+            **{name: getattr(self, name) + getattr(other, name) for name in lists},
+            answers=answers,
+            timeouts=self.timeouts + other.timeouts,
+            errors=self.errors + other.errors,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A test set or a part of it, graded. Parts of one set are joined by `+`."""
+
+    problems: list[Problem]
+    greedy: Graded
+    sampled: Graded | None = None  # N of each problem
+    k: tuple[int, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(self.greedy.correct))
+
+    @property
+    def timeouts(self) -> int:
+        return self.greedy.timeouts + (self.sampled.timeouts if self.sampled else 0)
+
+    @property
+    def errors(self) -> int:
+        return self.greedy.errors + (self.sampled.errors if self.sampled else 0)
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        sampled = self.sampled + other.sampled if self.sampled and other.sampled else None
+        return Evaluation(self.problems + other.problems, self.greedy + other.greedy, sampled, self.k)
+
+    def votes(self) -> NDArray[np.float64] | None:
+        """maj@n of each problem; None where nothing was sampled or the reward extracts no answers."""
+        if self.sampled is None or self.sampled.answers is None:
+            return None
+        answers, right = self.sampled.answers, self.sampled.correct
+        each = [self.sampled.of_problem(p) for p in range(len(self.problems))]
+        return np.array([majority_vote(answers[rows], right[rows]) for rows in each])
+
+    def summary(self) -> dict[str, float | None]:
+        """Every metric by name, and `NAME/low` and `NAME/high`, the ends of its 95% interval.
+
+        `accuracy` (greedy), `length/mean_tokens`, `length/truncated_fraction` of the greedy completions; with n sampled ones
+        of each problem also `avg@n`, `pass@k` for each k, `maj@n` where the reward extracts answers, and
+        `sampled/length/...`.
+        """
+        means = {"length/mean_tokens": self.greedy.rows("tokens").mean(axis=1)}
+        if self.sampled is not None:
+            n, correct_PN = self.sampled.per_problem, self.sampled.rows("correct")
+            means[f"avg@{n}"] = avg_at_n(correct_PN)
+            means |= {f"pass@{k}": pass_at_k(n, correct_PN.sum(axis=1), k) for k in self.k}
+            majority_P = self.votes()
+            if majority_P is not None:
+                means[f"maj@{n}"] = majority_P
+            means["sampled/length/mean_tokens"] = self.sampled.rows("tokens").mean(axis=1)
+            means["sampled/length/truncated_fraction"] = self.sampled.rows("truncated").mean(axis=1)
+        fractions = {"accuracy": self.greedy.correct, "length/truncated_fraction": self.greedy.truncated}
+        found: dict[str, float | None] = {}
+        for name, flags in fractions.items():
+            found |= _named(name, float(np.mean(flags)), wilson(sum(flags), len(flags)))
+        for name, values_P in means.items():
+            found |= _named(name, float(values_P.mean()), bootstrap(values_P))
+        return found
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Samples and grades: a greedy completion of each prompt, and `n` more under `sampling` where n is not 0.
+
+    `greedy` must have temperature 0. The noise of the n completions is keyed by (seed, problem, index) and differs from
+    that of training; two policies evaluated with the same seed meet the same noise.
+    """
+
+    sampler: Sampler
+    reward: Reward
+    tokenizer: PreTrainedTokenizerBase
+    greedy: Sampling
+    n: int = 0
+    k: tuple[int, ...] = ()
+    sampling: Sampling | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self.n, self.k)
+        assert self.greedy.temperature == 0, "greedy sampling has temperature 0"
+        assert not self.n or self.sampling, "n completions need a sampling"
+
+    def names(self) -> list[str]:
+        """The metrics of `Evaluation.summary` for evaluations of this kind, intervals aside."""
+        found = ["accuracy", "length/mean_tokens", "length/truncated_fraction"]
+        if self.n:
+            found += [f"avg@{self.n}", *(f"pass@{k}" for k in self.k)]
+            found += [f"maj@{self.n}"] if self.n > 1 and hasattr(self.reward, "answers") else []
+            found += ["sampled/length/mean_tokens", "sampled/length/truncated_fraction"]
+        return found
+
+    def __call__(self, prompts: Sequence[Prompt]) -> Evaluation:
+        """Grade some prompts of a test set."""
+        sampled = self._grade(prompts, self.n, self.sampling, (self.seed, SAMPLED)) if self.n and self.sampling else None
+        return Evaluation([p.problem for p in prompts], self._grade(prompts, 1, self.greedy, ()), sampled, self.k)
+
+    def _grade(self, prompts: Sequence[Prompt], count: int, sampling: Sampling, key: tuple[int, ...]) -> Graded:
+        completions = self.sampler.sample(prompts, count, sampling, key)
+        texts = self.tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
+        scores = self.reward([p.problem for p in prompts for _ in range(count)], texts)
+        answers = getattr(self.reward, "answers", None) if count > 1 else None
+        return Graded(
+            per_problem=count,
+            texts=texts,
+            rewards=scores.rewards,
+            correct=correct(scores, self.reward),
+            tokens=[len(c.ids) for c in completions],
+            truncated=[c.truncated for c in completions],
+            answers=answers(texts) if answers else None,
+            timeouts=scores.timeouts,
+            errors=scores.errors,
+        )
+
+
+def evaluate(
+    prompts: Sequence[Prompt], evaluator: Evaluator, batch: int, on_batch: Callable[[int, Evaluation], None] | None = None
+) -> Evaluation:
+    """Grade a whole test set, `batch` prompts at a time; after each batch `on_batch(prompts done, all so far)` is called."""
+    done: Evaluation | None = None
+    for start in range(0, len(prompts), batch):
+        part = evaluator(prompts[start : start + batch])
+        done = part if done is None else done + part
+        if on_batch is not None:
+            on_batch(len(done.problems), done)
+    assert done is not None, "a test set has at least one problem"
+    return done
+
+
+def _named(name: str, value: float, interval: Interval) -> dict[str, float | None]:
+    return {name: value, f"{name}/low": interval[0], f"{name}/high": interval[1]}

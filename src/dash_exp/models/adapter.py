@@ -1,0 +1,213 @@
+"""LoRA adapters, with PEFT (the extra `lora`): W + alpha/r B A in place of W, where only A and B are trained.
+
+Hu et al., arXiv 2106.09685. The layers of an adapter stand inside the policy, which stays the Transformers model that it was;
+PEFT calls the weight W of such a layer `NAME.base_layer.weight`, where the model by itself has `NAME.weight`. A and B are in
+32 bits, whatever the policy is in. Without the adapter the same policy is the reference: no second copy of the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from dash_exp.core.errors import UserError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # the files of PEFT
+
+
+def need_peft(where: str) -> None:
+    """Raise UserError where PEFT is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise UserError(where, "needs PEFT, which is not installed", "Run pip install -e '.[lora]'")
+
+
+def add(
+    policy: PreTrainedModel,
+    base: str | None,
+    *,
+    r: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.0,
+    target_modules: str | list[str] = "all-linear",
+) -> PreTrainedModel:
+    """Give the policy an adapter, which changes nothing yet (B = 0), and freeze everything else. Returns the policy.
+
+    `base` is where its own weights are, for whoever loads the adapter later; None where they are kept nowhere. UserError for
+    modules that are not there or not linear, and for embeddings: tied ones are the output layer as well.
+    """
+    need_peft("model.adapter=lora")
+    import peft
+
+    settings = peft.LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, task_type="CAUSAL_LM"
+    )
+    where = f"model.lora.target_modules={target_modules}"
+    try:
+        policy.add_adapter(settings)
+    except ValueError as error:
+        said = str(error).splitlines()[0]
+        raise UserError(where, f"fits no adapter ({said})", "Write all-linear, or names as in [q_proj,v_proj]") from error
+    folder = Path(base or "").expanduser()
+    settings.base_model_name_or_path = str(folder.resolve()) if base and folder.is_dir() else base
+    layers = dict(_layers(policy))
+    linear = (torch.nn.Linear, Conv1D)
+    ends = (policy.get_input_embeddings(), policy.get_output_embeddings())
+    if wrong := [name for name, layer in layers.items() if layer in ends or not isinstance(layer.get_base_layer(), linear)]:
+        raise UserError(where, f"{wrong[0]} is no linear layer inside the model", "Write all-linear, or leave it out")
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return policy
+
+
+def has_one(policy: PreTrainedModel) -> bool:
+    return bool(getattr(policy, "peft_config", None))
+
+
+@contextlib.contextmanager
+def off(model: PreTrainedModel) -> Iterator[None]:
+    """The model as it was before training: without its adapter, and without dropout. A frozen copy stays what it is."""
+    if not has_one(model):
+        yield
+        return
+    was_training = model.training
+    model.disable_adapters()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+        model.train(was_training)
+
+
+def trained(policy: PreTrainedModel, keep_vars: bool = False) -> dict[str, Tensor]:
+    """What training changes of the state dict: all of it, or A and B alone. `keep_vars`: the parameters themselves."""
+    state = policy.state_dict(keep_vars=keep_vars)
+    return {name: tensor for name, tensor in state.items() if ".lora_" in name or not has_one(policy)}
+
+
+def put_back(policy: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Give the policy what `trained` gave. Raises RuntimeError where these are not such weights."""
+    if missing := trained(policy).keys() ^ weights.keys():
+        raise RuntimeError(f"these are not the weights that are trained here: {sorted(missing)[:3]}")
+    policy.load_state_dict(weights, strict=False)
+
+
+class Merged(Mapping[str, Tensor]):
+    """The state dict of the model without adapter layers that computes the same: W + alpha/r B A, made when it is asked for.
+
+    `weights` are A and B by the names of `trained`, those of now or older ones.
+    """
+
+    def __init__(self, policy: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+        self.weights = weights
+        self.layers = dict(_layers(policy))
+        self.base = base(policy)
+
+    def __getitem__(self, name: str) -> Tensor:
+        plain = self.base[name]
+        layer, _, kind = name.rpartition(".")
+        if kind != "weight" or layer not in self.layers:
+            return plain
+        a, b = (self.weights[f"{layer}.lora_{part}.default.weight"].detach().to(plain.device).float() for part in "AB")
+        delta = self.layers[layer].scaling["default"] * (b @ a)
+        return (plain.detach().float() + (delta.T if self.layers[layer].fan_in_fan_out else delta)).to(plain.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+
+def keep_base(policy: PreTrainedModel) -> None:
+    """Let `base` give the weights as they are now, whole, when the policy will have been sharded. They do not change."""
+    vars(policy)["kept_base"] = {name: tensor.cpu() for name, tensor in base(policy).items()}
+
+
+def base(policy: PreTrainedModel) -> dict[str, Tensor]:
+    """The state dict without the adapter, by the names that it has without one."""
+    if (kept := vars(policy).get("kept_base")) is not None:
+        return dict(kept)
+    return {n.replace(".base_layer.", "."): t for n, t in policy.state_dict().items() if ".lora_" not in n}
+
+
+def whole(policy: PreTrainedModel, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """All weights of a model without adapter layers, from what `trained` gave."""
+    return Merged(policy, weights) if has_one(policy) else weights
+
+
+# --- folders -----------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """PEFT's two files, from the `described` settings and the weights that `trained` gave."""
+    (folder / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+    named = {f"base_model.model.{n.replace('.default.', '.')}": t.detach().contiguous() for n, t in weights.items()}
+    safetensors.torch.save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def described(policy: PreTrainedModel) -> dict[str, Any] | None:
+    """What PEFT has to know of the adapter, as in its file; None without one."""
+    if not has_one(policy):
+        return None
+    config: Any = policy.peft_config["default"]
+    settings = config.to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether this is a folder with an adapter, such as a checkpoint of a run with one."""
+    return (Path(path).expanduser() / CONFIG).is_file()
+
+
+def base_of(path: str | Path, where: str) -> str:
+    """The model that the adapter in a folder is for. UserError for a folder that cannot be used."""
+    folder = Path(path).expanduser()
+    try:
+        settings = json.loads((folder / CONFIG).read_bytes())
+        kind, model = settings["peft_type"], settings["base_model_name_or_path"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(where, f"{CONFIG} has no peft_type and base_model_name_or_path", "Save the adapter anew") from error
+    if kind != "LORA":
+        raise UserError(where, f"is an adapter of kind {kind}", "Only LORA can be used here")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(where, f"the folder has no {WEIGHTS}", "Save the adapter with save_pretrained")
+    if not isinstance(model, str) or not model:
+        raise UserError(
+            where, f"{CONFIG} names no base model: it was trained on random weights, which were not kept", "Use another"
+        )
+    if is_folder(model):
+        raise UserError(where, f"its base {model} is an adapter as well", "Use one whose base is a whole model")
+    return model
+
+
+def merged_into(policy: PreTrainedModel, path: str, where: str) -> PreTrainedModel:
+    """The policy with the adapter of a folder in its weights, and no adapter layers any more."""
+    need_peft(where)
+    import peft
+
+    try:
+        merged: PreTrainedModel = peft.PeftModel.from_pretrained(policy, str(Path(path).expanduser())).merge_and_unload()
+    except Exception as error:  # torn files, or an adapter of another model: each has errors of its own
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise UserError(where, f"the adapter does not fit its base ({said})", "Give the folder of a run") from error
+    return merged.requires_grad_(True)
+
+
+def _layers(policy: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    if not has_one(policy):
+        return
+    from peft.tuners.lora import LoraLayer
+
+    yield from ((name, module) for name, module in policy.named_modules() if isinstance(module, LoraLayer))

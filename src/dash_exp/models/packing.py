@@ -1,0 +1,152 @@
+"""A micro-batch without padding, and with the prompt of a group computed once.
+
+The tokens stand in one row, first the prompts, then the completions:
+
+    prompts a and b, completions a1 a2 b1    [a a a | b b | a1 a1 | a2 a2 a2 | b1 b1]
+    positions                                [0 1 2 | 0 1 |  3  4 |  3  4  5 |  2  3]
+
+Most of a network treats tokens one by one and sees no difference. Attention lays queries and keys out in rows, one for each
+prompt and one for each completion behind its prompt: padding comes back there alone. The gradient of a prompt is the sum over
+its completions, as if each had a prompt of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from dash_exp.core.types import Packed
+
+ATTENTION = "packed_sdpa"  # the name by which Transformers finds `attention`
+IN_32_BITS = {"cpu"}  # where attention computes so under autocast: on CPUs it is slower in 16, its backward pass four times
+
+
+def possible(model: PreTrainedModel) -> bool:
+    """Whether the model's attention is `sdpa` through Transformers' interface, and in every layer over the whole context."""
+    config = model.config.get_text_config()
+    whole = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) is not None and not hasattr(config, "layer_types")
+    return bool(config._attn_implementation == "sdpa" and model._supports_attention_backend and whole and not windowed)
+
+
+def enabled(model: PreTrainedModel) -> bool:
+    """Whether the model reads packed micro-batches."""
+    return bool(model.config.get_text_config()._attn_implementation == ATTENTION)
+
+
+def pack(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Packed:
+    """Lay out completions with their prompts, each pair the ids of both. Equal prompts are one."""
+    numbers: dict[tuple[int, ...], int] = {}
+    prompt_B = np.array([numbers.setdefault(prompt, len(numbers)) for prompt, _ in pairs])
+    prompts_PC, prompt_mask_PC = _places([len(prompt) for prompt in numbers], 0)
+    lengths_P = prompt_mask_PC.sum(1)
+    completions_BT, mask_BT = _places([len(completion) for _, completion in pairs], int(lengths_P.sum()))
+    n_rows, width = mask_BT.shape
+    sees_prompt_BTC = np.broadcast_to(prompt_mask_PC[prompt_B, None], (n_rows, width, prompt_mask_PC.shape[1]))
+    sees_itself_BTT = np.broadcast_to(np.tri(width, dtype=bool), (n_rows, width, width))
+    last_of_prompt_B1 = (prompts_PC[:, 0] + lengths_P - 1)[prompt_B, None]
+    row_K, column_K = mask_BT.nonzero()
+    arrays = {
+        "ids_N": np.array([i for prompt in numbers for i in prompt] + [i for _, completion in pairs for i in completion]),
+        "positions_N": np.concatenate([prompt_mask_PC.nonzero()[1], lengths_P[prompt_B][row_K] + column_K]),
+        "prompts_PC": prompts_PC,
+        "completions_BT": completions_BT,
+        "prompt_B": prompt_B,
+        "mask_B1TS": np.concatenate([sees_prompt_BTC, sees_itself_BTT], axis=2)[:, None],
+        "back_N": np.concatenate([prompt_mask_PC.ravel().nonzero()[0], prompts_PC.size + mask_BT.ravel().nonzero()[0]]),
+        "before_K": np.concatenate([last_of_prompt_B1, completions_BT[:, :-1]], axis=1)[mask_BT],
+        "row_K": row_K,
+        "column_K": column_K,
+    }
+    return Packed(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _places(lengths: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places of sequences that follow each other from `start`, a row each and filled up with 0; and where they are real."""
+    lengths_B = np.array(lengths)
+    columns_L = np.arange(lengths_B.max())
+    mask_BL = columns_L < lengths_B[:, None]
+    first_B = start + lengths_B.cumsum() - lengths_B
+    return np.where(mask_BL, first_B[:, None] + columns_L, 0), mask_BL
+
+
+def of_one_query(mask_BL: Tensor, added: bool) -> Tensor:
+    """The mask of one query a row, shape (B, 1, 1, L): as attention adds it to its scores, which else every layer makes anew,
+    or as truth values.
+    """
+    if not added:
+        return mask_BL.bool()[:, None, None]
+    return torch.zeros(mask_BL.shape, device=mask_BL.device).masked_fill_(mask_BL == 0, -torch.inf)[:, None, None]
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed: Packed | None = None,
+    prompts: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface: (B, heads, L, head size) -> (B, L, heads, head size).
+
+    `packed`: a micro-batch as one row. `prompts`: `SharedPrompts` of the sampler. Without either it is Transformers' `sdpa`.
+    """
+    dtype = value.dtype
+    in_32_bits = query.device.type in IN_32_BITS
+    if in_32_bits:
+        query, key, value = query.float(), key.float(), value.float()
+    with torch.autocast(query.device.type, enabled=False) if in_32_bits else contextlib.nullcontext():
+        if packed is not None:
+            out = _packed_attention(query, key, value, packed, dropout, scaling)
+        elif prompts is not None:
+            out = prompts.attention(module.layer_idx, query, key, value, scaling)
+        else:
+            options = {"dropout": dropout, "scaling": scaling, **kwargs}
+            out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return (out.to(dtype) if in_32_bits else out), None
+
+
+def _packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, packed: Packed, dropout: float, scaling: float | None
+) -> Tensor:
+    rows_BS = torch.cat([packed.prompts_PC[packed.prompt_B], packed.completions_BT], dim=1)
+    repeats = query.shape[1] // key.shape[1]  # query heads that share a head of keys
+
+    def rows(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        k, v = (repeat_kv(_rows(states, keys), repeats) for states in (key, value))
+        out = scaled_dot_product_attention(_rows(query, queries), k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+        return out.transpose(1, 2).flatten(0, 1).flatten(1)
+
+    of_prompts = rows(packed.prompts_PC, packed.prompts_PC, None)
+    of_completions = rows(packed.completions_BT, rows_BS, packed.mask_B1TS)
+    out = _take(torch.cat([of_prompts, of_completions]), packed.back_N)
+    return out.view(1, len(out), query.shape[1], -1)
+
+
+def _rows(states: Tensor, places_BL: Tensor) -> Tensor:
+    """The tokens of each row: (1, heads, N, head size) -> (B, heads, L, head size)."""
+    heads, size = states.shape[1], states.shape[3]
+    taken = _take(states[0].transpose(0, 1).flatten(1), places_BL.flatten())
+    return taken.view(*places_BL.shape, heads, size).transpose(1, 2)
+
+
+def _take(states: Tensor, places: Tensor) -> Tensor:
+    """Rows of a matrix. `gather` because its backward pass adds up repeated rows faster than that of indexing on CPUs."""
+    return states.gather(0, places[:, None].expand(-1, states.shape[1]))
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,104 @@
+"""The statistics of a comparison: thin wrappers around scipy and statsmodels. Numbers in, numbers out, nothing about runs.
+
+Two kinds of interval, for two questions. Over *seeds* (Student's t): what would other seeds give, on these problems? Over
+*problems* (bootstrap): what would other problems give, with these very runs? All are two-sided and at 95%.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from dash_exp.core.intervals import CONFIDENCE, resampled_mean
+
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of n values and the ends of its interval, in the values' unit. The ends are None where n is 1."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def mean_interval(values: ArrayLike) -> Estimate | None:
+    """Mean with its t interval over n values, such as seeds. None without values.
+
+    n equal values give an interval without width: that is what the formula says of them, not that nothing is uncertain.
+    """
+    x = np.asarray(values, dtype=float)
+    if not len(x):
+        return None
+    mean = float(x.mean())
+    if len(x) == 1:
+        return Estimate(mean, None, None, 1)
+    if no_spread(x):
+        return Estimate(mean, mean, mean, len(x))
+    interval = stats.ttest_1samp(x, 0.0).confidence_interval(CONFIDENCE)
+    return Estimate(mean, float(interval.low), float(interval.high), len(x))
+
+
+def p_value(differences: ArrayLike) -> float | None:
+    """p of the paired t test that the mean difference is 0. None for fewer than two differences, or if all are equal."""
+    x = np.asarray(differences, dtype=float)
+    return None if len(x) < 2 or no_spread(x) else float(stats.ttest_1samp(x, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction (1979) over those that are not None; they keep their places."""
+    defined = [p for p in p_values if p is not None]
+    corrected = iter(multipletests(defined, method="holm")[1] if len(defined) > 1 else defined)
+    return [None if p is None else float(next(corrected)) for p in p_values]
+
+
+def problem_interval(differences_P: ArrayLike) -> Estimate | None:
+    """Mean over problems with its bootstrap interval. None without problems.
+
+    A value per problem, here its difference averaged over seeds, so that a problem is drawn together with all of its seeds.
+    """
+    x = np.asarray(differences_P, dtype=float)
+    if len(x) < 2 or no_spread(x):
+        return mean_interval(x)
+    return Estimate(float(x.mean()), *resampled_mean(x), len(x))
+
+
+def detectable(differences: ArrayLike, comparisons: int = 1) -> float | None:
+    """The smallest true mean difference that a paired t test with so many seeds finds in 80% of studies, in their unit.
+
+    With several comparisons the level is divided by their number (Bonferroni), at which Holm's procedure finds it too. The
+    spread of the differences is taken as known, though it is estimated from the same few. None for fewer than two
+    differences, or where they are all equal and show no spread.
+    """
+    x = np.asarray(differences, dtype=float)
+    if len(x) < 2 or no_spread(x):
+        return None
+    alpha = (1 - CONFIDENCE) / comparisons
+    in_sd = TTestPower().solve_power(nobs=len(x), alpha=alpha, power=POWER, alternative="two-sided")
+    return float(np.squeeze(in_sd)) * float(x.std(ddof=1))
+
+
+def ratio_interval(values: ArrayLike, baselines: ArrayLike) -> Estimate | None:
+    """Geometric mean of value / baseline, pair by pair, with its t interval on the log scale. None where one is not above 0."""
+    x, y = np.asarray(values, dtype=float), np.asarray(baselines, dtype=float)
+    if not len(x) or (x <= 0).any() or (y <= 0).any():
+        return None
+    found = mean_interval(np.log(x / y))
+    assert found is not None
+    low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
+    return Estimate(math.exp(found.value), low, high, found.n)
+
+
+def no_spread(values: ArrayLike) -> bool:
+    """Whether all values are equal, rounding aside."""
+    x = np.asarray(values, dtype=float)
+    return bool(np.allclose(x, x[0], rtol=1e-12, atol=1e-12))

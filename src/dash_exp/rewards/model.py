@@ -1,0 +1,99 @@
+"""A reward model: a Transformers sequence-classification model."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from dash_exp.core.errors import UserError
+from dash_exp.core.types import Problem
+from dash_exp.models import loading
+from dash_exp.models.batch import cut
+from dash_exp.rewards.base import Scores
+
+log = logging.getLogger(__name__)
+
+
+class ModelReward:
+    """The one logit of a sequence-classification model that reads prompt and completion, or its sigmoid (`squash`).
+
+    `path`: a Transformers folder or a hub name; weights are safetensors only and remote code is never run. With `chat` the two
+    are a user's and an assistant's turn in the tokenizer's chat template where it has one; otherwise they are joined as text.
+    A batch takes at most `max_tokens` tokens, padding counted. `device: auto` is the GPU where there is one.
+
+    No reward of a model means "correct". The component `accepted` is 1 where the reward is above `accept_above`, and
+    evaluation counts that.
+    A text that is longer than the model's context or no Unicode, and a logit that is not finite, are errors: counted, with a
+    reward of 0.
+    """
+
+    components = ("accepted",)
+    correct = "accepted"
+
+    def __init__(
+        self,
+        path: str,
+        chat: bool = True,
+        squash: bool = True,
+        accept_above: float = 0.5,
+        max_tokens: int = 16384,
+        device: str = "auto",
+        dtype: str = "float32",
+    ) -> None:
+        if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+            raise UserError(f"reward.device={device}", "is no device of this machine", "Use auto, cpu, or cuda with a GPU")
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise UserError(f"reward.dtype={dtype}", "is not known", "Use float32, bfloat16 or float16")
+        self.tokenizer = loading.load_tokenizer(path, setting="reward.path")
+        self.scorer = loading.load_scorer(path, dtype, self.tokenizer.pad_token_id)
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.nn.Module.to(self.scorer, automatic if device == "auto" else device)
+        self.chat = chat and self.tokenizer.chat_template is not None
+        self.squash = squash
+        self.accept_above = accept_above
+        self.max_tokens = max_tokens
+        self.context = getattr(self.scorer.config, "max_position_embeddings", None) or math.inf
+
+    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
+        ids = [self._ids(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)]
+        fits = [i for i, row in enumerate(ids) if 0 < len(row) <= self.context]
+        rewards = [0.0] * len(ids)
+        for rows in cut([(0, len(ids[i])) for i in fits], self.max_tokens):
+            batch = [fits[row] for row in rows]
+            for i, logit in zip(batch, self._logits([ids[i] for i in batch]), strict=True):
+                rewards[i] = logit
+        failed = set(range(len(ids))) - {i for i in fits if math.isfinite(rewards[i])}
+        if self.squash:
+            rewards = torch.tensor(rewards, dtype=torch.float64).sigmoid().tolist()
+        for i in failed:
+            rewards[i] = 0.0
+            log.warning("grading failed on %s: %d tokens, context %s", problems[i].id, len(ids[i]), self.context)
+        accepted = [float(reward > self.accept_above and i not in failed) for i, reward in enumerate(rewards)]
+        return Scores(rewards, errors=len(failed), components={"accepted": accepted})
+
+    def _ids(self, prompt: str, text: str) -> list[int]:
+        """The tokens, none where the text has half a surrogate pair: no tokenizer reads that."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return []
+        if not self.chat:
+            return self.tokenizer(prompt + text).input_ids
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+        return cast(list[int], self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
+
+    def _logits(self, ids: Sequence[Sequence[int]]) -> list[float]:
+        """The logits of one batch, padded on the right."""
+        width = max(map(len, ids))
+        ids_BL = torch.full((len(ids), width), self.tokenizer.pad_token_id)
+        mask_BL = torch.zeros_like(ids_BL)
+        for row, tokens in enumerate(ids):
+            ids_BL[row, : len(tokens)] = torch.tensor(tokens)
+            mask_BL[row, : len(tokens)] = 1
+        with torch.inference_mode():
+            device = self.scorer.device
+            return self.scorer(input_ids=ids_BL.to(device), attention_mask=mask_BL.to(device)).logits[:, 0].tolist()

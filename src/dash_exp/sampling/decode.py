@@ -1,0 +1,68 @@
+"""One more token of each row, through the layers of a model that is built as Llama is.
+
+The same operations as in Transformers' `forward`, which takes a quarter longer with few rows: it sees to the masks, outputs and
+arguments of all kinds of model at every token. `tests/test_packing.py` holds both against the log-probabilities of training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    Cache,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+from dash_exp.models import packing
+from dash_exp.sampling.cache import SharedPrompts
+
+KNOWN = {LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM}
+
+
+def known(policy: PreTrainedModel) -> bool:
+    """Whether `next_logits` can take it. Under `fsdp` a policy has a class of its own, and goes through its `forward`."""
+    return type(policy) in KNOWN and packing.enabled(policy)
+
+
+def next_logits(
+    policy: PreTrainedModel,
+    tokens_B: Tensor,
+    position_B1: Tensor,
+    cache: Cache,
+    mask_B11L: Tensor | None = None,
+    prompts: SharedPrompts | None = None,
+) -> Tensor:
+    """Logits (B, V) after one more token a row, whose keys and values go into the cache. Behind `prompts` nothing is masked."""
+    base: Any = policy.base_model
+    rows = len(tokens_B)
+    hidden_BD = base.embed_tokens(tokens_B)
+    cos_B1S, sin_B1S = base.rotary_emb(hidden_BD, position_B1)
+    for number, layer in enumerate(base.layers):
+        attention = layer.self_attn
+        normed_BD = layer.input_layernorm(hidden_BD)
+        query_BHS, key_BHS, value_BHS = (
+            project(normed_BD).view(rows, -1, attention.head_dim)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        if hasattr(attention, "q_norm"):
+            query_BHS, key_BHS = attention.q_norm(query_BHS), attention.k_norm(key_BHS)
+        query_BHS, key_BHS = _rotated(query_BHS, cos_B1S, sin_B1S), _rotated(key_BHS, cos_B1S, sin_B1S)
+        keys, values = cache.update(key_BHS[:, :, None], value_BHS[:, :, None], number)
+        out, _ = packing.attention(
+            attention, query_BHS[:, :, None], keys, values, mask_B11L, scaling=attention.scaling, prompts=prompts
+        )
+        hidden_BD = hidden_BD + attention.o_proj(out.reshape(rows, -1))
+        hidden_BD = hidden_BD + layer.mlp(layer.post_attention_layernorm(hidden_BD))
+    return policy.get_output_embeddings()(base.norm(hidden_BD))
+
+
+def _rotated(states_BHS: Tensor, cos_B1S: Tensor, sin_B1S: Tensor) -> Tensor:
+    """By the angles of the positions (RoFormer, Su et al. 2021), the halves of a head as the two axes."""
+    first, second = states_BHS.chunk(2, dim=-1)
+    return states_BHS * cos_B1S + torch.cat([-second, first], dim=-1) * sin_B1S

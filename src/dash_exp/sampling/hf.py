@@ -1,0 +1,260 @@
+"""Sampling with the training model itself, through Transformers: no second copy of the weights, nothing to refresh.
+
+Why not `model.generate`: the noise of each completion is keyed (so that the cutting into batches changes nothing), the
+log-probability of each token is kept without holding logits, prompts are read once per group, and rows that have ended
+leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dash_exp.core.types import Completion, Prompt
+from dash_exp.models import packing
+from dash_exp.models.loading import eos_ids
+from dash_exp.models.log_probs import autocast, positions
+from dash_exp.sampling import decode
+from dash_exp.sampling.base import Sampling, noise_seed
+from dash_exp.sampling.cache import RoomyCache, SharedPrompts
+
+# Rows that have ended leave the batch when they are this share of it.
+LEAVE_AT = 1 / 32
+
+
+class HFSampler:
+    """`max_sequences` bounds how many completions are decoded at a time, and with it the memory of the KV cache."""
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_sequences: int,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.policy = policy
+        self.eos_ids = eos_ids(policy, tokenizer)
+        self.pad_id = int(tokenizer.pad_token_id)
+        self.max_sequences = max_sequences
+        self.compute_dtype = compute_dtype
+        self.version: int | None = None
+
+    @property
+    def in_32_bits(self) -> bool:
+        """Whether attention computes so where the policy is now: it is moved to its device after this is made."""
+        return packing.enabled(self.policy) and self.policy.device.type in packing.IN_32_BITS
+
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """The weights are the policy's own, so they are there already."""
+        self.version = version
+
+    def rest(self) -> None:
+        """The KV cache is gone with the sampling call."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        rows = [(prompt, index) for prompt in prompts for index in range(group_size)]
+        # Rows of like length are decoded together; the order of the result is that of the prompts.
+        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0].ids), i // group_size))
+        completions: list[Completion | None] = [None] * len(rows)
+        was_training = self.policy.training
+        self.policy.eval()
+        try:
+            with torch.inference_mode(), autocast(self.policy.device, self.compute_dtype):
+                for start in range(0, len(order), self.max_sequences):
+                    chosen = order[start : start + self.max_sequences]
+                    for i, completion in zip(chosen, self._decode([rows[i] for i in chosen], sampling, key), strict=True):
+                        completions[i] = completion
+        finally:
+            self.policy.train(was_training)
+        return [c for c in completions if c is not None]
+
+    def _decode(self, rows: Sequence[tuple[Prompt, int]], sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        """One batch of completions, one token of every unfinished row at a time."""
+        device = self.policy.device
+        noise_BT = _noise(rows, sampling, key).to(device)
+        ids_BT = torch.zeros(len(rows), sampling.max_tokens, dtype=torch.long, device=device)
+        logprobs_BT = torch.zeros(len(rows), sampling.max_tokens, device=device)
+        lengths = torch.full((len(rows),), sampling.max_tokens, device=device)
+        logits_BV, context = self._read_prompts([prompt for prompt, _ in rows])
+        batch = torch.arange(len(rows), device=device)  # the rows that are still decoded
+        ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        eos = torch.tensor(sorted(self.eos_ids), device=device)
+        for t in range(sampling.max_tokens):
+            tokens_B, logprob_B = choose(logits_BV, sampling.temperature, noise_BT[batch, t], sampling.top_p)
+            ids_BT[batch, t], logprobs_BT[batch, t] = tokens_B, logprob_B
+            ends_B = torch.isin(tokens_B, eos) & ~ended_B
+            lengths[batch[ends_B]] = t + 1
+            ended_B = ended_B | ends_B
+            n_ended = int(ended_B.sum())
+            if t + 1 == sampling.max_tokens or n_ended == len(ended_B):
+                break
+            if n_ended >= LEAVE_AT * len(ended_B):
+                stay = context.leave(ended_B)
+                batch, tokens_B, ended_B = batch[stay], tokens_B[stay], ended_B[stay]
+            logits_BV = context.next_logits(tokens_B)
+        return [
+            Completion(
+                tuple(ids[:n]), tuple(logprobs[:n]) if sampling.top_p == 1 else None, truncated=ids[n - 1] not in self.eos_ids
+            )
+            for ids, logprobs, n in zip(*map(Tensor.tolist, (ids_BT, logprobs_BT, lengths)), strict=True)
+        ]
+
+    def _read_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Context]:
+        """Next-token logits of each row, and what it looks back at. A prompt of several rows is read once."""
+        unique = list(dict.fromkeys(prompts))
+        width = max(len(p.ids) for p in unique)
+        ids_PC = torch.full((len(unique), width), self.pad_id)
+        mask_PC = torch.zeros_like(ids_PC)
+        for row, prompt in enumerate(unique):
+            ids_PC[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask_PC[row, width - len(prompt.ids) :] = 1
+        ids_PC, mask_PC = ids_PC.to(self.policy.device), mask_PC.to(self.policy.device)
+        cache = RoomyCache(self.policy.config, self.in_32_bits)
+        output = read(self.policy, ids_PC, mask_PC, cache)
+        index = {prompt: i for i, prompt in enumerate(unique)}
+        prompt_of = [index[prompt] for prompt in prompts]
+        padded = any(len(prompt.ids) < width for prompt in unique)
+        context = look_back(self.policy, cache, mask_PC, prompt_of, self.in_32_bits, padded)
+        return output.logits[prompt_of, -1], context
+
+
+def read(policy: PreTrainedModel, ids_PL: Tensor, mask_PL: Tensor, cache: RoomyCache) -> Any:
+    """Fill the cache with prompts, padded on the left. The output has the logits of the next token alone."""
+    return policy(
+        input_ids=ids_PL,
+        attention_mask=mask_PL,
+        position_ids=positions(mask_PL),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+
+
+class Context:
+    """What the completions of a batch look back at: a KV cache, and what else the policy has to be told of it."""
+
+    policy: PreTrainedModel
+    cache: RoomyCache
+
+    def leave(self, ended_B: Tensor) -> Tensor:
+        """The completions that have ended leave. Returns which row is where."""
+        raise NotImplementedError
+
+    def next_logits(self, tokens_B: Tensor) -> Tensor:
+        """Shape (B, V), after one more token of each completion."""
+        raise NotImplementedError
+
+
+class OwnContext(Context):
+    """Each completion has the keys and values of its prompt to itself.
+
+    `cache` holds the prompts, `mask_PC` is 0 at their padding, and `prompt_of` says which of them each completion has.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        cache: RoomyCache,
+        mask_PC: Tensor,
+        prompt_of: Sequence[int],
+        in_32_bits: bool,
+        padded: bool,
+    ) -> None:
+        self.policy, self.cache, self.in_32_bits, self.padded = policy, cache, in_32_bits, padded
+        prompt_B = torch.tensor(prompt_of, device=mask_PC.device)
+        self.cache.batch_select_indices(prompt_B)
+        self.mask_BL = mask_PC[prompt_B]
+
+    def leave(self, ended_B: Tensor) -> Tensor:
+        order = self.cache.leave(ended_B)
+        self.mask_BL = self.mask_BL[order]
+        return order
+
+    def next_logits(self, tokens_B: Tensor) -> Tensor:
+        mask_BL = self.mask_BL = torch.cat([self.mask_BL, self.mask_BL.new_ones(len(self.mask_BL), 1)], dim=1)
+        position_B1 = positions(mask_BL)[:, -1:]
+        if decode.known(self.policy):
+            mask = packing.of_one_query(mask_BL, self.in_32_bits) if self.padded else None
+            return decode.next_logits(self.policy, tokens_B, position_B1, self.cache, mask)
+        output = self.policy(
+            input_ids=tokens_B[:, None],
+            attention_mask=packing.of_one_query(mask_BL, added=True) if self.in_32_bits else mask_BL,
+            position_ids=position_B1,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
+
+
+class SharedContext(Context):
+    """The same, where the keys and values of a prompt are there once for its group."""
+
+    def __init__(self, policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int]) -> None:
+        self.policy, self.cache = policy, RoomyCache(policy.config, in_32_bits=True)
+        self.prompts = SharedPrompts(cache, mask_PC, prompt_of)
+        self.position_B1 = mask_PC.sum(1)[prompt_of, None] - 1
+
+    def leave(self, ended_B: Tensor) -> Tensor:
+        order = self.cache.leave(ended_B)
+        self.prompts.stay(order)
+        self.position_B1 = self.position_B1[order]
+        return order
+
+    def next_logits(self, tokens_B: Tensor) -> Tensor:
+        self.position_B1 = self.position_B1 + 1
+        return decode.next_logits(self.policy, tokens_B, self.position_B1, self.cache, prompts=self.prompts)
+
+
+def look_back(
+    policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], in_32_bits: bool, padded: bool
+) -> Context:
+    """What completions behind these prompts look back at. `padded`: whether the prompts have unlike lengths.
+
+    Prompts of several completions are shared where `decode` takes the policy and attention computes in 32 bits: on CPUs.
+    """
+    if in_32_bits and decode.known(policy) and len(mask_PC) < len(prompt_of):
+        return SharedContext(policy, cache, mask_PC, prompt_of)
+    return OwnContext(policy, cache, mask_PC, prompt_of, in_32_bits, padded)
+
+
+def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The next token of each row and its log-probability (nats), by the inverse distribution function.
+
+    `noise_B` in [0, 1) picks the first token whose cumulative probability exceeds it. At temperature 0 the token is the
+    most likely one and the log-probability that of temperature 1. `top_p` below 1 leaves the nucleus alone to choose from
+    (see `Sampling`); the log-probability is that of the whole distribution all the same.
+    """
+    logprobs_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
+    if temperature == 0:
+        logprob_B, tokens_B = logprobs_BV.max(dim=-1)
+        return tokens_B, logprob_B
+    probs_BV = logprobs_BV.exp()
+    cumulative_BV = (probs_BV if top_p == 1 else nucleus(probs_BV, top_p)).cumsum(dim=-1)
+    total_B1 = cumulative_BV[:, -1:]  # 1 only up to rounding
+    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
+    tokens_B1 = torch.searchsorted(cumulative_BV, torch.minimum(noise_B[:, None] * total_B1, below_B1), right=True)
+    return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]
+
+
+def nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
+    """The probabilities of the most likely tokens until they add up to `top_p`, the others 0. Not divided by their sum."""
+    sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
+    before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV  # what the more likely ones add up to
+    return torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV.where(before_BV < top_p, 0))
+
+
+def _noise(rows: Sequence[tuple[Prompt, int]], sampling: Sampling, key: tuple[int, ...]) -> Tensor:
+    """Uniform numbers, shape (B, T), each row from its own key."""
+    if sampling.temperature == 0:
+        return torch.zeros(len(rows), sampling.max_tokens)
+    seeds = [noise_seed(key, prompt.problem.id, index) for prompt, index in rows]
+    noise = [np.random.default_rng(seed).random(sampling.max_tokens, dtype=np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack(noise))

@@ -1,0 +1,104 @@
+"""Which weights an outer step is sampled with, and handing them to the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dash_exp.models.adapter import trained
+from dash_exp.sampling.base import Sampler
+
+
+class Refresh:
+    """Outer step s (from 0) is sampled with the policy as it was after `due(s)` outer steps.
+
+    `staleness` 0 and `every` 1 are on-policy: due(s) = s. With `staleness` k the weights are k outer steps old; with `every` n
+    they change every n outer steps alone, with None never. Evaluation always sees the newest. Only where older weights are
+    needed are they copied, to CPU memory. With `weights`, which gives those of the policy at the moment of `publish` and not
+    later (see `sharded.whole`), every version that is needed is kept.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        sampler: Sampler,
+        staleness: int = 0,
+        every: int | None = 1,
+        weights: Callable[[], Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        self.policy = policy
+        self.weights = weights
+        self.sampler = sampler
+        self.staleness = staleness
+        self.every = every
+        self._copies: dict[int, Mapping[str, Tensor]] = {}
+        self._versions: list[int] = []  # the policy version after each outer step
+        self.publish(0)
+
+    @property
+    def on_policy(self) -> bool:
+        return self.staleness == 0 and self.every == 1
+
+    @property
+    def versions(self) -> list[int]:
+        """The policy version after each outer step so far, the base model's first."""
+        return list(self._versions)
+
+    @property
+    def copies(self) -> dict[int, Mapping[str, Tensor]]:
+        """The older weights that are still needed, by the outer steps behind them. None of them is changed later."""
+        return dict(self._copies)
+
+    def restore(self, versions: Sequence[int], copies: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Go on where `versions` and `copies` were such, with the policy that it is now."""
+        self._versions = list(versions)
+        self._copies = dict(copies)
+        if self.weights is not None:
+            self._copies[len(versions) - 1] = self.weights()
+
+    def due(self, step: int) -> int:
+        """How many outer steps the weights have seen that `step` is sampled with."""
+        if self.every is None:
+            return 0
+        return max(0, step - self.staleness) // self.every * self.every
+
+    def version(self, step: int) -> int:
+        """The policy version that `step` is sampled with."""
+        return self._versions[self.due(step)]
+
+    def publish(self, version: int) -> None:
+        """One more outer step is done, and the policy is now of `version`. To be called before the policy changes again."""
+        step = len(self._versions)
+        self._versions.append(version)
+        if self.weights is not None:
+            self._copies[step] = self.weights()
+        elif not self.on_policy and (step == 0 or (self.every is not None and step % self.every == 0)):
+            self._copies[step] = copied(trained(self.policy))
+        self._copies = {s: weights for s, weights in self._copies.items() if s >= self.due(step)}
+
+    def bring(self, step: int) -> None:
+        """Give the sampler the weights that `step` is to be sampled with, if it has others."""
+        if self.sampler.version != self.version(step):
+            due = self.due(step)
+            newest = due == len(self._versions) - 1 and due not in self._copies  # a copy stays when the policy changes
+            weights = trained(self.policy) if newest else self._copies[due]
+            self.sampler.load_weights(weights, self._versions[due])
+
+    def bring_newest(self) -> None:
+        """Give the sampler the weights of the policy as it is now, if it has others."""
+        if self.sampler.version != self._versions[-1]:
+            weights = trained(self.policy) if self.weights is None else self._copies[len(self._versions) - 1]
+            self.sampler.load_weights(weights, self._versions[-1])
+
+
+def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy in CPU memory; tensors that share their memory (tied embeddings) share that of the copy."""
+    copies: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for tensor in weights.values():
+            if tensor.data_ptr() not in copies:
+                copies[tensor.data_ptr()] = tensor.detach().to("cpu", copy=True)
+    return {name: copies[tensor.data_ptr()] for name, tensor in weights.items()}

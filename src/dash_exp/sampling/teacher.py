@@ -1,0 +1,301 @@
+"""Not a sampler of the policy: traces that a teacher model wrote, for SFT-M. Written once to a file and read from there.
+
+The file is JSON lines. Its first line, the header, says what the traces depend on; each further line is the trace of one
+problem. Problems that are missing are sampled when they are first asked for, and added: the file is good for every seed and
+number of steps. A run that finds all it needs never loads the teacher.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dash_exp.core.errors import UserError
+from dash_exp.core.types import Completion, Problem, Prompt
+from dash_exp.models import loading
+from dash_exp.rewards.base import Reward, correct
+from dash_exp.sampling.base import Sampler, Sampling
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model that writes the traces and how it is asked.
+
+    `path`: a Transformers folder or a hub name; `tokenizer` likewise. `template` makes the text that the teacher reads out of
+    a problem's prompt (in place of `{prompt}`); with `chat` that text is the user's turn in the tokenizer's chat template.
+    A problem is asked up to `tries` times, until a complete trace is correct by the reward: the first such trace is taken,
+    or else the last. At `temperature` 0 there is only one.
+    """
+
+    path: str
+    tokenizer: str
+    template: str = "{prompt}"
+    chat: bool = False
+    temperature: float = 1.0
+    max_tokens: int = 64
+    tries: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if "{prompt}" not in self.template:
+            raise UserError(f"teacher.template={self.template}", "has no place for the problem", "Put {prompt} into it")
+        for name, least in (("temperature", 0), ("max_tokens", 1), ("tries", 1), ("seed", 0)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"teacher.{name}={getattr(self, name)}", "is too small", f"Use at least {least}")
+        if self.temperature == 0 and self.tries > 1:
+            raise UserError(
+                f"teacher.tries={self.tries}",
+                "cannot give other traces at temperature 0",
+                "Use teacher.tries=1, or a teacher.temperature above 0",
+            )
+
+    def header(self, data: str) -> dict[str, Any]:
+        """What the traces depend on. A folder is known by its last name and its weights, so that it can be moved."""
+        folder = Path(self.path).expanduser()
+        asked = {k: v for k, v in asdict(self).items() if k not in ("path", "tokenizer")}
+        name = folder.resolve().name if folder.is_dir() else self.path
+        return {"teacher": name, "weights": loading.fingerprint(self.path, "teacher.path"), "data": data, **asked}
+
+    def read(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+        """The problem as the teacher sees it."""
+        text = self.template.replace("{prompt}", problem.prompt)
+        if not self.chat:
+            return Prompt(problem, tuple(tokenizer(text).input_ids))
+        if tokenizer.chat_template is None:
+            raise UserError(
+                "teacher.chat=true", f"the tokenizer {self.tokenizer} has no chat template", "Use teacher.chat=false"
+            )
+        turn = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+        return Prompt(problem, tuple(tokenizer(turn, add_special_tokens=False).input_ids))
+
+
+class TeacherSampler:
+    """Hands out the teacher's trace of each problem, in the policy's tokens and closed by its end-of-sequence token.
+
+    `sampler` makes the teacher's sampler from (policy=, tokenizer=, compute_dtype=); `dtype` is that of its weights and of its
+    matrix products. `accelerator` is Lightning's word, "cpu" or "gpu". `file` holds the traces and `data` names their data
+    set; problems are sampled and added `chunk` at a time, and what was added stays when a run is stopped.
+
+    Raises UserError where the file is of another teacher, of other settings, or of other problems.
+    """
+
+    version = None
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        reward: Reward,
+        teacher: Teacher,
+        file: str,
+        data: str,
+        sampler: Callable[..., Sampler],
+        dtype: str = "float32",
+        accelerator: str = "cpu",
+        chunk: int = 256,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.reward = reward
+        self.teacher = teacher
+        self.make_sampler = sampler
+        self.dtype = dtype
+        self.accelerator = accelerator
+        self.chunk = chunk
+        header = {**self.teacher.header(data), "reward": type(reward).__name__}
+        self.traces = TraceFile(Path(file).expanduser(), header)
+        self._loaded: tuple[Sampler, PreTrainedTokenizerBase] | None = None
+        self._said = float("-inf")
+
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """The teacher stays as it is."""
+
+    def rest(self) -> None:
+        """It stays where it is."""
+
+    def close(self) -> None:
+        """The file is closed after each writing."""
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        problems = [p.problem for p in prompts]
+        if self.traces.missing(problems):
+            with self.traces.locked():
+                for start in range(0, len(missing := self.traces.missing(problems)), self.chunk):
+                    self.traces.add(self._write(missing[start : start + self.chunk]))
+                    self._say()
+        rows = [self.traces.text(problem) for problem in problems]
+        return [self._completion(*row, sampling.max_tokens) for row in rows for _ in range(group_size)]
+
+    def _completion(self, text: str, complete: bool, max_tokens: int) -> Completion:
+        end = (self.tokenizer.eos_token_id,) if complete else ()
+        ids = (*self.tokenizer(text, add_special_tokens=False).input_ids, *end)
+        return Completion(
+            ids[:max_tokens] or (self.tokenizer.eos_token_id,), None, truncated=not complete or len(ids) > max_tokens
+        )
+
+    def _write(self, problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
+        """New traces, one row per problem."""
+        sampler, tokenizer = self._load()
+        ask = self.teacher
+        waiting = [ask.read(problem, tokenizer) for problem in problems]
+        rows: dict[str, dict[str, Any]] = {}
+        for attempt in range(ask.tries):
+            completions = sampler.sample(waiting, 1, Sampling(ask.max_tokens, ask.temperature), (ask.seed, attempt))
+            texts = tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
+            right = correct(self.reward([p.problem for p in waiting], texts), self.reward)
+            for prompt, completion, text, accepted in zip(waiting, completions, texts, right, strict=True):
+                rows[prompt.problem.id] = {
+                    "problem": prompt.problem.id,
+                    "prompt": prompt.problem.prompt,
+                    "trace": text,
+                    "complete": not completion.truncated,
+                    "accepted": not completion.truncated and accepted,
+                    "tries": attempt + 1,
+                }
+            waiting = [p for p in waiting if not rows[p.problem.id]["accepted"]]
+            if not waiting:
+                break
+        return iter(rows.values())
+
+    def _load(self) -> tuple[Sampler, PreTrainedTokenizerBase]:
+        """The teacher, when it is first needed."""
+        if self._loaded is None:
+            print(f"traces: asking {self.teacher.path} for those that {self.traces.path} does not hold", flush=True)
+            tokenizer = loading.load_tokenizer(self.teacher.tokenizer, "teacher.tokenizer")
+            weights = loading.load_policy(self.teacher.path, self.dtype).eval().requires_grad_(False)
+            gpu = "cuda" if torch.cuda.is_available() else "mps"
+            weights.to(torch.device("cpu" if self.accelerator == "cpu" else gpu))
+            dtype = getattr(torch, self.dtype)
+            self._loaded = (self.make_sampler(policy=weights, tokenizer=tokenizer, compute_dtype=dtype), tokenizer)
+        return self._loaded
+
+    def _say(self, every_s: float = 10.0) -> None:
+        if time.perf_counter() - self._said >= every_s:
+            self._said = time.perf_counter()
+            rows = self.traces.rows.values()
+            accepted = sum(row["accepted"] for row in rows)
+            print(f"traces: {len(rows):,} written, {accepted / len(rows):.1%} of them accepted", flush=True)
+
+
+WAIT_S = 10.0  # for another run, before saying so
+FIELDS = {"problem": str, "prompt": str, "trace": str, "complete": bool, "accepted": bool}  # of a line
+
+
+class TraceFile:
+    """The file of traces: a header, then one row per problem. Nothing is written before the first row is added.
+
+    A last line that was cut off, by a run that was killed while it wrote, is dropped when the next rows are added.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path = path
+        self.header = dict(header)
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._read_to = 0  # bytes
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Path(f"{path}.lock").touch()
+            self._read()
+        except OSError as error:
+            raise UserError(
+                f"teacher.file={path}", f"cannot be read and written ({error.strerror})", "Give a file in a folder of your own"
+            ) from error
+
+    def missing(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems without a trace, each once."""
+        return list({p.id: p for p in problems if p.id not in self.rows}.values())
+
+    def text(self, problem: Problem) -> tuple[str, bool]:
+        """The trace of a problem, and whether the teacher brought it to its end."""
+        row = self.rows[problem.id]
+        if row["prompt"] != problem.prompt:
+            raise UserError(
+                f"{self.path}, problem {problem.id}", "the problem was another one when its trace was sampled", self._way_out()
+            )
+        return row["trace"], row["complete"]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with the file, and with all that other runs have added to it."""
+        lock = FileLock(f"{self.path}.lock")
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=WAIT_S)
+            except Timeout:
+                print(f"traces: waiting for another run that writes {self.path}", flush=True)
+        try:
+            self._read()
+            yield
+        finally:
+            lock.release()
+
+    def add(self, rows: Iterator[dict[str, Any]]) -> None:
+        """Append rows; only under `locked`."""
+        new = list(rows)
+        if not self.path.exists():
+            draft = self.path.with_name(f"{self.path.name}.new")
+            draft.write_bytes(_line(self.header))
+            os.replace(draft, self.path)
+            self._read_to = len(_line(self.header))
+        with self.path.open("r+b") as file:
+            file.truncate(self._read_to)  # what was read ends with a whole line
+            file.seek(self._read_to)
+            file.write(b"".join(map(_line, new)))
+            file.flush()
+            os.fsync(file.fileno())
+            self._read_to = file.tell()
+        self.rows |= {row["problem"]: row for row in new}
+
+    def _read(self) -> None:
+        """Take in what stands beyond the place read to, up to the last whole line."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._read_to)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # cut off
+                row = self._parse(line)
+                if self._read_to == 0:
+                    self._compare(row)
+                else:
+                    self.rows[row["problem"]] = row
+                self._read_to += len(line)
+        if self._read_to == 0:
+            raise UserError(str(self.path), "is no file of traces: it has no header", self._way_out())
+
+    def _parse(self, line: bytes) -> dict[str, Any]:
+        needed = self.header if self._read_to == 0 else FIELDS
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not set(needed) <= set(row):
+                raise ValueError(f"a line needs the fields {', '.join(needed)}")
+            wrong = [k for k, kind in FIELDS.items() if self._read_to > 0 and not isinstance(row[k], kind)]
+            if wrong:
+                raise ValueError(f"its field {wrong[0]} is no {FIELDS[wrong[0]].__name__}")
+        except ValueError as error:
+            where = f"{self.path}, at byte {self._read_to}"
+            raise UserError(where, f"is no line of a file of traces ({error})", self._way_out()) from error
+        return row
+
+    def _compare(self, found: Mapping[str, Any]) -> None:
+        differ = [f"{k} {found.get(k)!r}, not {self.header[k]!r}" for k in self.header if found.get(k) != self.header[k]]
+        if differ:
+            raise UserError(str(self.path), f"its traces were sampled with {'; '.join(differ)}", self._way_out())
+
+    @staticmethod
+    def _way_out() -> str:
+        return "Delete the file to sample anew, or give another one (teacher.file=FILE)"
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()

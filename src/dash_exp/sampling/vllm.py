@@ -1,0 +1,78 @@
+"""Sampling with vLLM in the training process: the engine has weights of its own, which are refreshed from the policy's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dash_exp.core.types import Completion, Prompt
+from dash_exp.models import adapter
+from dash_exp.models.loading import eos_ids
+from dash_exp.sampling.base import Sampling
+from dash_exp.sampling.engine import Engine
+
+
+class VLLMSampler:
+    """`settings`: see `Engine`. The engine computes in `compute_dtype`, its weights included.
+
+    Of a policy with an adapter it gets the policy's own weights once and the adapter at each refresh, or with `merge` all
+    weights each time, with the adapter in them.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        compute_dtype: torch.dtype = torch.float32,
+        *,
+        merge: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.policy = policy
+        self.adapter = None if merge else adapter.described(policy)
+        rank = None if self.adapter is None else int(self.adapter["r"])
+        self.engine = Engine(policy.config, eos_ids(policy, tokenizer), compute_dtype, lora_rank=rank, **settings)
+        if self.adapter is not None:
+            self.engine.load(adapter.base(policy))
+        self.engine.warm_up()
+        self.version: int | None = None
+        self._busy = threading.Lock()
+        self._closed = False
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        assert self.version is not None, "the engine has no weights yet"
+        with self._engine_alone():
+            return self.engine.generate(prompts, group_size, sampling, key)
+
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        self.version = None  # what an interrupted load leaves is no version
+        with self._engine_alone():
+            if self.adapter is not None:
+                self.engine.load_adapter(self.adapter, weights)
+            else:
+                self.engine.load(adapter.whole(self.policy, weights))
+        self.version = version
+
+    def rest(self) -> None:
+        with self._engine_alone():
+            self.engine.rest()
+
+    def close(self) -> None:
+        """A sampling call of another thread cannot be broken off: it is waited for."""
+        with self._busy:
+            if not self._closed:
+                self._closed = True
+                self.engine.close()
+
+    @contextmanager
+    def _engine_alone(self) -> Iterator[None]:
+        with self._busy:
+            if self._closed:
+                raise RuntimeError("the engine was closed")
+            yield

@@ -1,0 +1,108 @@
+"""The command that starts a sampling server: what it refuses, and what it makes of its settings. Real servers are in
+test_vllm_server.py.
+"""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, composed
+from hydra.errors import HydraException
+
+from dash_exp.commands import serve
+from dash_exp.core.errors import UserError
+from dash_exp.models import loading
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "dash_exp.serve", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+
+
+@pytest.fixture
+def taken():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["port=abc"], "port=abc: is not a whole number from 1 to 65535. Write port=8001."),
+        (
+            ["port=8001", "model.path=/nowhere"],
+            "model.path=/nowhere: there is no such folder. Give a Transformers model folder or a hub name.",
+        ),
+        (["port=8001", "rollout.max_response_tokens=0"], "rollout.max_response_tokens=0: "),
+        (["port=8001", "rollout.sampler.memory=1"], "rollout.sampler.memory: there is no such setting. Did you mean "),
+    ],
+    ids=["port", "folder", "value", "setting"],
+)
+def test_a_mistake_ends_with_one_message(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith(f"error: {message}")
+
+
+def test_help_is_the_docstring():
+    done = run("--help")
+    assert (done.returncode, done.stdout.strip()) == (0, serve.__doc__.strip())
+
+
+def test_command_line():
+    assert serve.parse(["port=80", "model=tiny", "seed=1"]) == serve.Command(80, "127.0.0.1", ["model=tiny", "seed=1"])
+    assert serve.parse(["host=0.0.0.0", "port=80"]).host == "0.0.0.0"
+    for arguments in ([], ["port="], ["port=0"], ["port=70000"], ["port=1.5"], ["port=80", "model"], ["--port", "80"]):
+        with pytest.raises(UserError):
+            serve.parse(arguments)
+
+
+def test_configuration():
+    cfg = serve.configuration(serve.Command(80, "127.0.0.1", ["model=tiny_random", "rollout.sampler.max_sequences=8"]))
+    assert cfg.rollout.sampler._target_.endswith("VLLMServerSampler")
+    assert (cfg.model.name, cfg.rollout.sampler.max_sequences) == ("tiny_random", 8)
+    with pytest.raises(UserError, match="rollout: has no settings of an engine"):
+        serve.configuration(serve.Command(80, "127.0.0.1", ["rollout=hf"]))
+    with pytest.raises(HydraException, match="nope"):
+        serve.configuration(serve.Command(80, "127.0.0.1", ["model=nope"]))
+
+
+def test_port_that_is_taken(taken):
+    with pytest.raises(UserError, match=rf"host=127.0.0.1 port={taken}: cannot be listened on \(Address already in use\)"):
+        serve.listening(serve.Command(taken, "127.0.0.1", []))
+    with pytest.raises(UserError, match="cannot be listened on"):
+        serve.listening(serve.Command(80, "192.0.2.1", []))
+
+
+def test_nobody_is_let_in_before_there_is_an_engine(taken):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serve.listening(serve.Command(port, "127.0.0.1", [])), pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_settings_are_those_of_the_run():
+    """What the server starts with by itself is what train.py has with rollout=vllm_server."""
+    assert serve.configuration(serve.Command(80, "127.0.0.1", [])) == composed("rollout=vllm_server")
+
+
+def test_the_architecture_comes_without_weights(tmp_path, tokenizer):
+    policy = loading.load_architecture(str(loading.ASSETS / "tiny"))
+    whole = loading.load_policy(str(loading.ASSETS / "tiny"))
+    assert {t.device.type for t in policy.state_dict().values()} == {"meta"}
+    assert {n: t.shape for n, t in policy.state_dict().items()} == {n: t.shape for n, t in whole.state_dict().items()}
+    assert loading.eos_ids(policy, tokenizer) == loading.eos_ids(whole, tokenizer) == {1}
+    # a folder without weights is enough, and its generation config counts
+    policy.config.save_pretrained(tmp_path)
+    policy.generation_config.eos_token_id = [1, 7]
+    policy.generation_config.save_pretrained(tmp_path)
+    assert loading.eos_ids(loading.load_architecture(str(tmp_path)), tokenizer) == {1, 7}
+    assert loading.eos_ids(loading.load_architecture("", {"model_type": "qwen2", "eos_token_id": 9}), tokenizer) == {1, 9}
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        loading.load_architecture(str(tmp_path.parent))

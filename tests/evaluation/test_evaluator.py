@@ -1,0 +1,200 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from dash_exp.core.errors import UserError
+from dash_exp.core.types import Completion
+from dash_exp.evaluation.evaluator import Evaluator, evaluate
+from dash_exp.evaluation.measures import avg_at_n, bootstrap, majority_vote, pass_at_k, wilson
+from dash_exp.rewards.base import Scores
+from dash_exp.rewards.exact import ExactReward
+from dash_exp.sampling.base import Sampling
+from dash_exp.sampling.hf import HFSampler
+
+
+def test_pass_at_k_by_hand():
+    # n = 4, k = 2, C(4, 2) = 6: no right one 0; one: 1 - C(3,2)/6 = 1/2; two: 1 - C(2,2)/6 = 5/6; from three on 1
+    np.testing.assert_allclose(pass_at_k(4, [0, 1, 2, 3, 4], 2), [0, 1 / 2, 5 / 6, 1, 1])
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_pass_at_k_is_the_share_of_all_subsets_with_a_right_one(k):
+    for right in range(6):
+        flags = [True] * right + [False] * (5 - right)
+        subsets = [any(s) for s in itertools.combinations(flags, k)]
+        np.testing.assert_allclose(pass_at_k(5, right, k), np.mean(subsets))
+
+
+def test_pass_at_k_with_many_completions():
+    # one of 10,000 is right: 1 - C(9999, k)/C(10000, k) = k/n
+    np.testing.assert_allclose(pass_at_k(10_000, [1, 0], 5_000), [0.5, 0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_pass_at_k_needs_k_within_n(k):
+    with pytest.raises(UserError, match=rf"k={k}: .* n=4"):
+        pass_at_k(4, [1], k)
+
+
+def test_avg_at_n_is_pass_at_1():
+    correct_PN = np.array([[True, False, False, True], [False] * 4])
+    assert avg_at_n(correct_PN).tolist() == [0.5, 0]
+    np.testing.assert_allclose(pass_at_k(4, correct_PN.sum(1), 1), [0.5, 0])
+
+
+@pytest.mark.parametrize(
+    ("answers", "right", "value"),
+    [
+        (["7", "8", "7"], "7", 1),
+        (["7", "8", "8"], "7", 0),
+        (["7", "8", "7", "8"], "7", 1 / 2),  # two tied, one of them right
+        (["7", "8", "9"], "7", 1 / 3),
+        ([None, None, "7"], "7", 1),  # no answer, no vote
+        ([None, None], "7", 0),
+        (["8", "9"], "7", 0),
+    ],
+)
+def test_majority_vote(answers, right, value):
+    correct = [a == right for a in answers]
+    assert majority_vote(answers, correct) == pytest.approx(value)
+    assert majority_vote(answers[::-1], correct[::-1]) == pytest.approx(value)  # the order decides nothing
+
+
+def test_wilson_interval_by_hand():
+    # z = 1.959964, z^2 = 3.841459; 8 of 10: (8 + 1.920729)/13.841459 = 0.716740, half-width
+    # z/13.841459 * sqrt(10 * 0.8 * 0.2 + 0.960365) = 0.226574
+    assert wilson(8, 10) == pytest.approx((0.490162, 0.943318), abs=2e-6)
+    low, high = wilson(0, 10)
+    assert (low, high) == (0, pytest.approx(3.841459 / 13.841459))
+
+
+def test_bootstrap_interval_is_near_the_normal_one_and_repeats():
+    # 400 zeros and ones, half each: standard error 0.5/20 = 0.025, 95%: 0.5 -+ 0.049
+    values = [0.0, 1.0] * 200
+    low, high = bootstrap(values)
+    assert low == pytest.approx(0.451, abs=0.01)
+    assert high == pytest.approx(0.549, abs=0.01)
+    assert bootstrap(values) == (low, high)
+
+
+def test_bootstrap_at_its_limits():
+    assert bootstrap([0.25] * 5) == (0.25, 0.25)
+    assert bootstrap([1.0]) == (None, None)
+    assert bootstrap([1.0] * 5) == wilson(5, 5)  # five of five are no certainty
+    assert bootstrap([0.0] * 5) == wilson(0, 5)
+
+
+class Written:
+    """A sampler of set answers: `greedy[problem]`, and `sampled[problem]` in a row."""
+
+    version = 0
+
+    def __init__(self, tokenizer, greedy, sampled):
+        self.tokenizer, self.greedy, self.sampled = tokenizer, greedy, sampled
+
+    def sample(self, prompts, group_size, sampling, key):
+        texts = [
+            t
+            for p in prompts
+            for t in ([self.greedy[p.problem.id]] if sampling.temperature == 0 else self.sampled[p.problem.id][:group_size])
+        ]
+        ids = [(*self.tokenizer(t).input_ids, self.tokenizer.eos_token_id)[: sampling.max_tokens] for t in texts]
+        return [Completion(i, None, truncated=i[-1] != self.tokenizer.eos_token_id) for i in ids]
+
+
+def written(tokenizer, prompts, **changes):
+    names = [p.problem.id for p in prompts]  # the answer to each is 1
+    greedy = dict(zip(names, ["A:1", "A:2", "A:1", "A:1 and more"], strict=True))
+    sampled = dict(zip(names, [["A:1", "A:1", "A:2"], ["A:2", "A:3", "A:1"], ["A:2", "A:2", "A:1"], ["", "", ""]], strict=True))
+    settings = {
+        "sampler": Written(tokenizer, greedy, sampled),
+        "reward": ExactReward(r"A:(\S+)"),
+        "tokenizer": tokenizer,
+        "greedy": Sampling(5, 0.0),
+        "n": 3,
+        "k": (1, 2),
+        "sampling": Sampling(5),
+    }
+    return Evaluator(**(settings | changes))
+
+
+def test_summary_by_hand(tokenizer, prompts):
+    summary = evaluate(prompts, written(tokenizer, prompts), batch=4).summary()
+    assert summary["accuracy"] == 3 / 4
+    assert (summary["accuracy/low"], summary["accuracy/high"]) == wilson(3, 4)
+    assert summary["length/mean_tokens"] == (4 + 4 + 4 + 5) / 4  # characters and the end, at most 5
+    assert summary["length/truncated_fraction"] == 1 / 4
+    # right of 3: 2, 1, 1, 0
+    assert summary["avg@3"] == pytest.approx((2 + 1 + 1 + 0) / 3 / 4)
+    assert summary["pass@1"] == pytest.approx(summary["avg@3"])
+    # pass@2 = 1 - C(wrong, 2)/3: 1, 2/3, 2/3, 0
+    assert summary["pass@2"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 4)
+    # majorities: right, one of three, wrong, nobody votes
+    assert summary["maj@3"] == pytest.approx((1 + 1 / 3) / 4)
+    assert summary["sampled/length/mean_tokens"] == (4 * 9 + 3) / 12
+    assert summary["sampled/length/truncated_fraction"] == 0
+    assert all(summary[f"{m}/low"] <= summary[m] <= summary[f"{m}/high"] for m in summary if f"{m}/low" in summary)
+
+
+def test_cutting_into_batches_changes_nothing(policy, tokenizer, prompts):
+    evaluator = written(tokenizer, prompts, sampler=HFSampler(policy, tokenizer, 8), sampling=Sampling(5, 0.7, 0.95))
+    steps = []
+    apart = evaluate(prompts, evaluator, batch=3, on_batch=lambda done, so_far: steps.append((done, so_far.accuracy)))
+    assert apart == evaluate(prompts, evaluator, batch=4)
+    assert [done for done, _ in steps] == [3, 4]
+    assert steps[-1][1] == apart.accuracy
+    assert len(set(apart.sampled.texts)) > 4  # the completions of a problem differ
+
+
+def test_the_seed_keys_the_noise_and_leaves_greedy_alone(policy, tokenizer, prompts):
+    def texts(seed):
+        evaluator = written(tokenizer, prompts, sampler=HFSampler(policy, tokenizer, 8), seed=seed)
+        done = evaluator(prompts)
+        return done.greedy.texts, done.sampled.texts
+
+    assert texts(0) == texts(0)
+    assert texts(0)[0] == texts(1)[0]
+    assert texts(0)[1] != texts(1)[1]
+    training = HFSampler(policy, tokenizer, 8).sample(prompts, 3, Sampling(5), (0, 0))  # the same seed, its first step
+    assert texts(0)[1] != tokenizer.batch_decode([c.ids for c in training], skip_special_tokens=True)
+
+
+def test_greedy_alone_is_the_default(tokenizer, prompts):
+    evaluator = written(tokenizer, prompts, n=0, k=(), sampling=None)
+    summary = evaluate(prompts, evaluator, batch=2).summary()
+    assert {name.removesuffix("/low").removesuffix("/high") for name in summary} == {
+        "accuracy",
+        "length/mean_tokens",
+        "length/truncated_fraction",
+    }
+
+
+def test_no_majority_without_answers_and_failures_are_counted(tokenizer, prompts):
+    def reward(problems, texts):
+        return Scores([1.0] * len(texts), timeouts=1, errors=2)
+
+    done = evaluate(prompts, written(tokenizer, prompts, reward=reward), batch=2)
+    assert "maj@3" not in done.summary()
+    assert done.summary()["avg@3"] == 1
+    assert (done.timeouts, done.errors) == (4, 8)  # two batches, greedy and sampled
+
+
+def test_a_summed_reward_is_right_by_one_of_its_parts(tokenizer, prompts):
+    class Sum:
+        correct = "exact"
+
+        def __call__(self, problems, texts):
+            return Scores([1.1] * len(texts), components={"exact": [float("A:1" in t) for t in texts]})
+
+    done = evaluate(prompts, written(tokenizer, prompts, reward=Sum()), batch=4)
+    assert done.accuracy == 3 / 4
+    assert done.greedy.rewards == [1.1] * 4
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "says"), [(2, (3,), "k=3: is more than n=2"), (-1, (), "n=-1"), (4, (0,), "k=0"), (2.0, (), "n=2")]
+)
+def test_counts_that_cannot_be(tokenizer, prompts, n, k, says):
+    with pytest.raises(UserError, match=says):
+        written(tokenizer, prompts, n=n, k=k)

@@ -1,0 +1,36 @@
+import torch
+import torch.nn.functional as F
+
+from dash_exp.algorithms import weighting
+from dash_exp.core.types import Sample
+from dash_exp.models import log_probs
+from dash_exp.models.batch import collate
+
+
+def test_positions_count_from_the_first_real_token():
+    assert log_probs.positions(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+
+
+def test_token_logprobs_equal_those_of_each_row_alone(policy):
+    """Padding on both sides must not show: row by row, unpadded, with the softmax written out."""
+    samples = [Sample((5, 6, 7), (8, 9), 1.0), Sample((10,), (11, 12, 13, 1), 1.0)]
+    got = log_probs.token_logprobs(policy, collate(samples, pad_id=0), temperature=0.7)
+    for row, sample in enumerate(samples):
+        ids = torch.tensor([sample.prompt_ids + sample.completion_ids])
+        logprobs = F.log_softmax(policy(ids).logits[0] / 0.7, dim=-1)
+        n = len(sample.prompt_ids)
+        for t, token in enumerate(sample.completion_ids):
+            torch.testing.assert_close(got[row, t], logprobs[n + t - 1, token])
+        assert (got[row, len(sample.completion_ids) :] == 0).all()
+
+
+def test_weightings():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert weighting.sequence_mean(mask).tolist() == [[0.5, 0.5, 0], [1, 0, 0]]
+    assert weighting.token_sum(mask).tolist() == [[1, 1, 0], [1, 0, 0]]
+
+
+def test_denominators():
+    counts = weighting.StepCounts(sampled=8, kept=3, sampled_tokens=100, kept_tokens=40)
+    assert (weighting.per_sampled(counts), weighting.per_kept(counts), weighting.per_kept_token(counts)) == (8, 3, 40)
+    assert weighting.per_sampled_length(counts, max_tokens=20) == 160

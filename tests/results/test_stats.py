@@ -1,0 +1,119 @@
+"""Statistics: by hand, and by whether they keep what they promise when a study is repeated."""
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from synthetic import in_memory
+
+from dash_exp.report import comparison
+from dash_exp.results import stats
+
+REPEATS = 200
+
+
+def test_mean_interval_by_hand():
+    # sd of 1, 2, 3 is 1; t(0.975, 2 degrees of freedom) = 4.3027; half-width 4.3027 / sqrt(3) = 2.4841
+    e = stats.mean_interval([1, 2, 3])
+    assert (e.value, e.n) == (2.0, 3)
+    assert e.low == pytest.approx(2 - 2.4841, abs=1e-4)
+    assert e.high == pytest.approx(2 + 2.4841, abs=1e-4)
+
+
+def test_intervals_where_there_is_little_to_go_by():
+    assert stats.mean_interval([]) is None
+    assert stats.mean_interval([0.4]) == stats.Estimate(0.4, None, None, 1)
+    same = stats.mean_interval([0.1, 0.1, 0.1])
+    assert same.low == same.value == same.high  # no spread, no width
+    assert stats.problem_interval([]) is None
+    assert stats.problem_interval([1.0]) == stats.Estimate(1.0, None, None, 1)
+
+
+def test_p_value_by_hand():
+    # t = 2 / (1 / sqrt(3)) = 3.4641; with 2 degrees of freedom p = 1 - t / sqrt(t^2 + 2) = 1 - 3.4641 / 3.7417 = 0.0742
+    assert stats.p_value([1, 2, 3]) == pytest.approx(0.0742, abs=1e-4)
+    assert stats.p_value([1]) is None
+    assert stats.p_value([0.02, 0.02, 0.02]) is None
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.03, 0.04: times 3, 2, 1 is 0.03, 0.06, 0.04, and none below one before it: 0.03, 0.06, 0.06
+    assert stats.holm([0.04, None, 0.01, 0.03]) == [pytest.approx(0.06), None, pytest.approx(0.03), pytest.approx(0.06)]
+    assert stats.holm([None]) == [None]
+
+
+def test_ratio_by_hand():
+    # ratios 1/2 and 1/8: geometric mean 1/4; logs -ln 4 +- ln 2, sd ln 2 * sqrt 2, half-width 12.706 * ln 2
+    e = stats.ratio_interval([5, 5], [10, 40])
+    assert e.value == pytest.approx(0.25)
+    assert np.log(e.high / e.value) == pytest.approx(12.7062 * np.log(2), rel=1e-4)
+    assert stats.ratio_interval([0.0], [1.0]) is None
+    assert stats.ratio_interval([], []) is None
+
+
+def test_bootstrap_of_half_right_problems():
+    # 200 problems, half of them gained: standard error sqrt(0.25 / 200) = 0.0354, so about 0.5 +- 0.0693
+    e = stats.problem_interval([0, 1] * 100)
+    assert e.value == 0.5
+    assert e.low == pytest.approx(0.4307, abs=0.012)
+    assert e.high == pytest.approx(0.5693, abs=0.012)
+    assert e == stats.problem_interval([0, 1] * 100)
+
+
+def within(count: int, rate: float, repeats: int = REPEATS) -> bool:
+    """Whether a count is one that a true rate gives in 999 of 1000 tests."""
+    low, high = scipy_stats.binom.interval(0.999, repeats, rate)
+    return low <= count <= high
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.05])
+def test_the_interval_over_seeds_covers_the_effect_of_training(gain):
+    """The same 100 problems in every study; the training of each seed and arm shifts how many of them are right."""
+    rng = np.random.default_rng(1)
+    ease_P = rng.uniform(0.3, 0.6, 100)
+    covered = of_problems = 0
+    for _ in range(REPEATS):
+        shifts = {arm: rng.normal(effect, 0.08, (4, 1)) for arm, effect in (("grpo", 0.0), ("dash", gain))}
+        rights = {arm: (rng.random((4, 100)) < ease_P + shift_S1).astype(int) for arm, shift_S1 in shifts.items()}
+        d = comparison.difference(in_memory(rights), "dash", "grpo", "in_dist")
+        covered += d.over_seeds.low <= gain <= d.over_seeds.high
+        of_problems += d.over_problems.low <= gain <= d.over_problems.high
+    assert within(covered, 0.95), covered
+    assert not within(of_problems, 0.95), "it does not know of other seeds, which is why there are two intervals"
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+def test_the_interval_over_problems_covers_the_difference_on_all_problems(gain):
+    """Two runs of each arm as they are; each study asks other problems, of which some are easy for all runs."""
+    rng = np.random.default_rng(2)
+    covered = too_narrow = 0
+    for _ in range(REPEATS):
+        ease_P = rng.uniform(0, 1 - gain, 100)
+        rights = {"grpo": rng.random((2, 100)) < ease_P, "dash": rng.random((2, 100)) < ease_P + gain}
+        d = comparison.difference(
+            in_memory({arm: right.astype(int) for arm, right in rights.items()}), "dash", "grpo", "in_dist"
+        )
+        e = d.over_problems
+        covered += e.low <= gain <= e.high
+        too_narrow += abs(e.value - gain) <= 0.25 * (e.high - e.low)
+    assert within(covered, 0.95), covered
+    assert not within(too_narrow, 0.95), "an interval half as wide has to fail this test"
+
+
+def test_the_smallest_effect_is_found_in_four_studies_of_five():
+    rng = np.random.default_rng(3)
+    seeds, sd = 5, 0.03
+    known = np.array([-1, -1, 0, 1, 1]) * sd  # its sample sd is sd: (4 sd^2) / (5 - 1) = sd^2
+    effect = stats.detectable(known)
+    # noncentral t: 5 pairs need 1.68 standard deviations
+    assert effect / sd == pytest.approx(1.68, abs=0.01)
+    found = sum(stats.p_value(rng.normal(effect, sd, seeds)) < 0.05 for _ in range(REPEATS))
+    assert within(found, 0.8), found
+    missed = sum(stats.p_value(rng.normal(effect / 2, sd, seeds)) < 0.05 for _ in range(REPEATS))
+    assert not within(missed, 0.8), "half the effect is not found as often"
+
+
+def test_the_smallest_effect_without_spread_or_seeds():
+    assert stats.detectable([0.1]) is None
+    assert stats.detectable([0.1, 0.1]) is None
+    assert stats.detectable([0.0, 0.1, 0.2], comparisons=4) > stats.detectable([0.0, 0.1, 0.2])
+    assert stats.detectable([0.0, 0.1]) > 0.1

@@ -1,0 +1,219 @@
+"""Hostile completions through every reward: none earns a 1 or ends the program, and the others are graded as ever."""
+
+import hostile
+import pytest
+import torch
+from conftest import composed, save_scorer
+from hydra.utils import instantiate
+
+from dash_exp.core.types import Problem
+from dash_exp.rewards.base import Scores
+from dash_exp.rewards.code import CodeReward
+from dash_exp.rewards.exact import ExactReward
+from dash_exp.rewards.format import FormatReward
+from dash_exp.rewards.math import MathReward
+from dash_exp.rewards.model import ModelReward
+from dash_exp.rewards.sums import SumReward
+from dash_exp.rewards.workers import size
+
+MB = 1_000_000
+SEVEN = Problem("p", "?", "7")
+DOUBLE = Problem("d", "Double.", "", tests=("assert double(2) == 4", "assert double('a') == 'aa'"))
+
+
+def between(texts, right, wrong):
+    """Each text, with a right and a wrong ordinary completion after it."""
+    return [t for text in texts for t in (text, right, wrong)]
+
+
+def graded(reward, problem, texts, right, wrong):
+    """The scores of `texts` alone, checked for what is graded after each."""
+    asked = between(texts, right, wrong)
+    scores = reward([problem] * len(asked), asked)
+    assert scores.rewards[1::3] == [1] * len(texts)
+    assert scores.rewards[2::3] == [0] * len(texts)
+    return Scores(scores.rewards[0::3], scores.timeouts, scores.errors)
+
+
+def earned(scores, texts):
+    return {text[:100] for text, reward in zip(texts, scores.rewards, strict=True) if reward}
+
+
+def test_there_are_many():
+    assert len(hostile.TEXTS) + len(hostile.LARGE) >= 80
+    assert len(hostile.PROGRAMS) >= 30
+
+
+def test_exact():
+    texts = hostile.texts(MB)
+    reward = instantiate(composed("reward=exact").reward)
+    scores = graded(reward, SEVEN, texts, "A: 7", "A: 8")
+    assert earned(scores, texts) == set()
+    assert (scores.timeouts, scores.errors) == (0, 0)
+    assert len(reward.answers(texts)) == len(texts)
+
+
+def test_exact_with_an_exponential_pattern():
+    texts = hostile.texts(MB)
+    reward = ExactReward(r"((?:a|a)*[bQ])", timeout_s=0.2)
+    scores = graded(reward, Problem("q", "?", "Q"), texts, "Q", "b")
+    assert earned(scores, texts) == set()
+    assert (scores.timeouts, scores.errors) == (2, 0)  # "for a pattern", "one word after a fence"
+    assert reward.answers([hostile.TEXTS["for a pattern"](), "Q"]) == [None, "Q"]
+
+
+def test_format():
+    texts = hostile.texts(MB)
+    right, wrong = "<think>1</think><answer>7</answer>", "<think>1</think>"
+    scores = graded(instantiate(composed("reward=format").reward), SEVEN, texts, right, wrong)
+    assert earned(scores, texts) == set()
+    assert scores.errors == 0
+    scores = graded(FormatReward("(a|a)*b|7", timeout_s=0.2), SEVEN, texts, "7", "8")
+    assert scores.timeouts == 1
+    assert earned(scores, texts) == set()
+
+
+ENDLESS = ("power tower", "large power", "factorial", "binomial", "long product")
+
+
+def test_math():
+    texts = [*hostile.texts(MB // 40), hostile.LARGE["one word in a box"](MB)]
+    reward = MathReward(timeout_s=1.0, workers=2)
+    scores = graded(reward, SEVEN, texts, r"\boxed{7}", r"\boxed{9}")
+    reward.close()
+    assert earned(scores, texts) == set()
+    assert len(ENDLESS) <= scores.timeouts < len(texts) / 2
+    assert scores.errors < 10
+
+
+def test_math_and_format():
+    """The pattern of the tags takes time to the square of the length of a text full of them."""
+    texts = [*hostile.texts(MB), "<answer>7" * 1000, "<answer>7</answer>\ud800<answer>8</answer>"]
+    reward = instantiate(composed("reward=math_format", "reward.parts.math.timeout_s=0.5").reward)
+    scores = graded(Correct(reward), SEVEN, texts, "<think>1</think><answer>7</answer>", "<answer>8</answer>")
+    reward.close()
+    assert earned(scores, texts) == set()
+    assert scores.timeouts >= 1
+    assert scores.errors == 0
+
+
+class Correct:
+    """The part of a sum that decides, as reward."""
+
+    def __init__(self, reward):
+        self.reward = reward
+
+    def __call__(self, problems, texts):
+        scores = self.reward(problems, texts)
+        assert scores.rewards == pytest.approx([a + 0.1 * b for a, b in zip(*scores.components.values(), strict=True)])
+        return Scores(scores.components[self.reward.correct], scores.timeouts, scores.errors)
+
+
+ENDLESS_PROGRAMS = ("sleeps", "sleeps in the function", "ignores signals", "computation in C", "endless output")
+
+
+def test_code():
+    texts = [*hostile.texts(MB), *(build() for build in hostile.PROGRAMS.values())]
+    reward = CodeReward(timeout_s=1.5, workers=3)
+    asked = [*texts, *["def double(x): return x + x", "def double(x): return 3"] * 3]
+    scores = reward([DOUBLE] * len(asked), asked)
+    assert scores.rewards[-6:] == [1, 0] * 3
+    assert earned(Scores(scores.rewards[:-6]), texts) == set()
+    assert len(ENDLESS_PROGRAMS) <= scores.timeouts < 12
+    assert scores.errors == 0
+
+
+def test_model(tmp_path):
+    texts = [*hostile.texts(MB // 20), hostile.LARGE["one letter"](MB)]
+    reward = ModelReward(str(save_scorer(tmp_path)), device="cpu", accept_above=-1.0)
+    alone = reward([SEVEN], ["7"]).rewards
+    asked = between(texts, "7", "7")
+    scores = reward([SEVEN] * len(asked), asked)
+    assert scores.rewards[1::3] == pytest.approx(alone * len(texts), abs=1e-4)
+    broken = [t for t in texts if len(reward.tokenizer("?" + t.encode(errors="replace").decode()).input_ids) > 2048]
+    surrogates = [t for t in texts if t.encode(errors="ignore").decode() != t]
+    assert len(surrogates) == 2
+    assert scores.errors == len(broken) + len(surrogates)
+    assert [r == 0 for r in scores.rewards[::3]] == [t in broken or t in surrogates for t in texts]
+
+
+# --- worker processes --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_worker():
+    reward = MathReward(timeout_s=2.0, workers=1, memory_mb=256)
+    yield reward
+    reward.close()
+
+
+@pytest.fixture
+def breakable(one_worker, monkeypatch):
+    """A math reward whose worker breaks where the completion says so."""
+    monkeypatch.setattr("dash_exp.rewards.base.math_equal", hostile.grade)
+    monkeypatch.setattr("dash_exp.rewards.base.math_answer", hostile.answer)
+    return one_worker
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["dies", "fills memory", "asks for 8 GiB", "cannot be read back", "cannot be said", "recursion"],
+)
+def test_what_breaks_a_worker_is_an_error_of_one_completion(breakable, text):
+    scores = graded(breakable, SEVEN, [text, "9"], "7", "8")
+    assert (scores.rewards, scores.timeouts, scores.errors) == ([0, 0], 0, 1)
+    assert breakable.answers([text, "9"]) == [None, "9"]
+
+
+def test_a_worker_that_ends_without_a_word_is_a_time_out(breakable):
+    scores = graded(breakable, SEVEN, ["exits"], "7", "8")
+    assert (scores.rewards, scores.timeouts, scores.errors) == ([0], 1, 0)
+
+
+def test_a_completion_is_not_to_blame_for_a_worker_that_the_system_killed(breakable, tmp_path):
+    scores = graded(breakable, SEVEN, [f"dies once {tmp_path}/mark", "9"], "7", "8")
+    assert (scores.rewards, scores.timeouts, scores.errors) == ([1, 0], 0, 0)
+
+
+def test_memory_that_a_grading_keeps_is_given_back(breakable):
+    def in_use():
+        (found,) = breakable.workers.map(size, [()], ["size"]).values
+        return found[1]
+
+    at_first = in_use()
+    assert breakable([SEVEN] * 5, ["fills memory"] * 5).errors == 5
+    assert in_use() < at_first + 256 * 2**20
+
+
+def test_workers_that_died_while_idle_are_replaced(breakable):
+    assert breakable([SEVEN], ["7"]).rewards == [1]
+    pool = breakable.workers._pool
+    (worker,) = pool._pool_manager.worker_manager.workers.values()
+    worker.kill()
+    worker.join()
+    scores = graded(breakable, SEVEN, ["9"] * 3, "7", "8")
+    assert (scores.rewards, scores.timeouts, scores.errors) == ([0] * 3, 0, 0)
+
+
+# --- rewards that are no numbers ---------------------------------------------------------------------------------------
+
+
+def test_a_reward_that_is_not_finite_is_an_error():
+    nan, inf = float("nan"), float("inf")
+    scores = Scores([1.0, nan, -inf, 0.5], errors=1, components={"a": [nan, nan, 1.0, 1.0], "b": [1.0] * 4})
+    assert scores.rewards == [1, 0, 0, 0.5]
+    assert scores.components == {"a": [0, 0, 1, 1], "b": [1] * 4}
+    assert scores.errors == 1 + 3
+    assert torch.tensor(scores.rewards).isfinite().all()
+
+
+def test_a_part_that_is_not_finite_leaves_the_others_of_a_sum():
+    def unknown(problems, texts):
+        return Scores([float("nan")] * len(texts))
+
+    reward = SumReward({"exact": ExactReward(None), "unknown": unknown}, {"exact": 1.0, "unknown": 1.0}, "exact")
+    scores = reward([SEVEN] * 2, ["7", "8"])
+    assert (scores.rewards, scores.errors) == ([1, 0], 2)
+    huge = SumReward({"exact": ExactReward(None)}, {"exact": 1e308}, "exact")
+    scores = SumReward({"huge": huge}, {"huge": 10.0}, "huge")([SEVEN], ["7"])
+    assert (scores.rewards, scores.errors) == ([0], 1)

@@ -1,0 +1,131 @@
+import torch
+
+from dash_exp.core.types import Sample
+from dash_exp.models.batch import collate
+from dash_exp.models.log_probs import token_logprobs
+from dash_exp.sampling.base import Sampling
+from dash_exp.sampling.hf import HFSampler, choose
+from dash_exp.sampling.traces import TraceSampler
+
+KEY = (0, 3)
+
+
+def sampler(policy, tokenizer, max_sequences=64):
+    return HFSampler(policy, tokenizer, max_sequences=max_sequences)
+
+
+def test_choose_inverts_the_distribution_function():
+    # cumulative probabilities 0.5, 0.75, 1: noise below 0.5 -> 0, below 0.75 -> 1, else 2
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().expand(4, 3)
+    tokens, logprobs = choose(logits, 1.0, torch.tensor([0.0, 0.49, 0.6, 0.999]))
+    assert tokens.tolist() == [0, 0, 1, 2]
+    torch.testing.assert_close(logprobs.exp(), torch.tensor([0.5, 0.5, 0.25, 0.25]))
+
+
+def test_choose_at_another_temperature():
+    # at temperature 1/2 probabilities are squared: 1/4, 1/16, 1/16 -> 2/3, 1/6, 1/6
+    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    tokens, logprobs = choose(logits, 0.5, torch.tensor([0.7]))
+    assert tokens.tolist() == [1]
+    torch.testing.assert_close(logprobs.exp(), torch.tensor([1 / 6]))
+
+
+def test_choose_never_takes_what_has_no_probability():
+    logits = torch.tensor([[float("-inf"), 0.0, float("-inf")]]).expand(3, 3)
+    assert choose(logits, 1.0, torch.tensor([0.0, 0.5, 0.99999994]))[0].tolist() == [1, 1, 1]
+
+
+def test_choose_from_the_nucleus():
+    # probabilities 0.2, 0.5, 0.3; top-p 0.6 needs 0.5 and 0.3, together 0.8: noise below 0.625 -> 1, else 2
+    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(4, 3)
+    tokens, logprobs = choose(logits, 1.0, torch.tensor([0.0, 0.6, 0.65, 0.99999994]), top_p=0.6)
+    assert tokens.tolist() == [1, 1, 2, 2]
+    torch.testing.assert_close(logprobs.exp(), torch.tensor([0.5, 0.5, 0.3, 0.3]))  # of the whole distribution
+
+
+def test_the_nucleus_is_that_of_the_temperature():
+    # at temperature 1/2 0.2, 0.5, 0.3 become 4/38, 25/38, 9/38: top-p 0.6 leaves 25/38 alone
+    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(2, 3)
+    assert choose(logits, 0.5, torch.tensor([0.0, 0.999]), top_p=0.6)[0].tolist() == [1, 1]
+
+
+def test_a_small_nucleus_is_greedy_and_a_whole_one_changes_nothing(policy, tokenizer, prompts):
+    def ids(temperature, top_p):
+        return [c.ids for c in sampler(policy, tokenizer).sample(prompts, 2, Sampling(10, temperature, top_p), KEY)]
+
+    assert ids(1.0, 1e-6) == ids(0.0, 1.0)
+    assert ids(0.0, 0.5) == ids(0.0, 1.0)
+    assert ids(1.0, 1 - 1e-9) == ids(1.0, 1.0)
+    assert ids(1.0, 0.5) != ids(1.0, 1.0)
+
+
+def test_sampled_frequencies_are_the_probabilities(policy, tokenizer, prompts):
+    """First tokens of 4,000 completions of one prompt: each frequency within 5 standard errors of its probability."""
+    n = 4000
+    completions = sampler(policy, tokenizer, 500).sample(prompts[:1], n, Sampling(max_tokens=1), KEY)
+    counts = torch.bincount(torch.tensor([c.ids[0] for c in completions]), minlength=258) / n
+    p = torch.softmax(policy(torch.tensor([prompts[0].ids])).logits[0, -1], -1)
+    assert ((counts - p).abs() <= 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
+
+
+def test_logprobs_are_those_of_training(policy, tokenizer, prompts):
+    completions = sampler(policy, tokenizer).sample(prompts, 3, Sampling(20, temperature=0.8), KEY)
+    samples = [Sample(prompts[i // 3].ids, c.ids, 0.0) for i, c in enumerate(completions)]
+    expected = token_logprobs(policy, collate(samples, 0), temperature=0.8)
+    for row, completion in enumerate(completions):
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected[row, : len(completion.ids)].detach())
+
+
+def test_cutting_into_batches_changes_nothing(policy, tokenizer, prompts):
+    """One at a time, five at a time, all together, and prompts in separate calls: the same completions in the same order."""
+    sampling = Sampling(15)
+    together = [c.ids for c in sampler(policy, tokenizer).sample(prompts, 4, sampling, KEY)]
+    for size in (1, 5):
+        assert [c.ids for c in sampler(policy, tokenizer, size).sample(prompts, 4, sampling, KEY)] == together
+    alone = [c.ids for p in prompts for c in sampler(policy, tokenizer).sample([p], 4, sampling, KEY)]
+    assert alone == together
+
+
+def test_no_more_than_max_sequences_at_a_time(policy, tokenizer, prompts):
+    rows = []
+    policy.model.layers[0].mlp.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    sampler(policy, tokenizer, 3).sample(prompts, 4, Sampling(5), KEY)
+    assert max(rows) == 3
+
+
+def test_noise_is_keyed(policy, tokenizer, prompts):
+    def ids(key):
+        return [c.ids for c in sampler(policy, tokenizer).sample(prompts, 2, Sampling(10), key)]
+
+    assert ids((0, 3)) == ids((0, 3))
+    assert ids((0, 3)) != ids((0, 4))
+    assert ids((0, 3)) != ids((1, 3))
+    assert len(set(ids((0, 3)))) == 8  # the members of a group differ too
+
+
+def test_completions_end_with_eos_or_are_truncated(policy, tokenizer, prompts):
+    completions = sampler(policy, tokenizer).sample(prompts, 50, Sampling(20), KEY)
+    for completion in completions:
+        assert tokenizer.eos_token_id not in completion.ids[:-1]
+        assert completion.truncated == (completion.ids[-1] != tokenizer.eos_token_id)
+        assert len(completion.ids) == 20 or not completion.truncated
+        assert len(completion.logprobs) == len(completion.ids)
+    assert 0 < sum(c.truncated for c in completions) < len(completions)  # both kinds were seen
+
+
+def test_greedy_agrees_with_transformers_generate(policy, tokenizer, prompts):
+    for prompt, completion in zip(prompts, sampler(policy, tokenizer).sample(prompts, 1, Sampling(12, 0.0), ()), strict=True):
+        expected = policy.eval().generate(torch.tensor([prompt.ids]), max_new_tokens=12, do_sample=False)
+        assert list(completion.ids) == expected[0, len(prompt.ids) :].tolist()
+
+
+def test_training_mode_is_restored(policy, tokenizer, prompts):
+    policy.train()
+    sampler(policy, tokenizer).sample(prompts, 1, Sampling(3), KEY)
+    assert policy.training
+
+
+def test_traces_are_the_solutions(tokenizer, prompts):
+    completions = TraceSampler(tokenizer).sample(prompts[:2], 2, Sampling(64), KEY)
+    assert [tokenizer.decode(c.ids) for c in completions] == ["A:1<eos>"] * 4
+    assert TraceSampler(tokenizer).sample(prompts[:1], 1, Sampling(2), KEY)[0].truncated
