@@ -95,8 +95,8 @@ METRICS: dict[str, Metric] = {
 FAMILIES: dict[str, Metric] = {
     "eval/": Metric(
         "fraction or tokens",
-        "eval/TEST/NAME, on the test set TEST: length/mean_tokens, length/truncated_fraction; with eval.n also avg@N, pass@K, maj@N "
-        "and sampled/length/...; NAME/low and NAME/high are the ends of the 95% interval",
+        "eval/TEST/NAME, on the test set TEST: length/mean_tokens, length/truncated_fraction; with eval.n also avg@N, pass@K, "
+        "maj@N and sampled/length/...; NAME/low and NAME/high are the ends of the 95% interval",
     ),
     "accuracy/": Metric("fraction", "greedy accuracy on the test set of that name; blank where not evaluated"),
     "reward/": Metric("reward", "mean of one part of a summed reward over the sampled completions, before its weight"),
