@@ -149,7 +149,7 @@ def check_module(module: str, arguments: list[str]) -> None:
         serve.configuration(serve.parse(arguments))
     else:
         assert module == "dash_exp.evaluate", f"there is no {module}"
-        evaluate.configuration(evaluate.parse(arguments))
+        evaluate.configured(evaluate.parse(arguments))
 
 
 def check_script(script: str, *arguments: str) -> None:
