@@ -18,7 +18,7 @@ CURVES = {
     "filter/kept_fraction": "completions kept, %",
     "kl/ref_nats_per_token": "KL to the base model, nats per token",
     "grad/norm": "gradient norm",
-    "time/update_s": "seconds of the update, per outer step",
+    "time/update_s": "update time per outer step, s",
 }
 
 
