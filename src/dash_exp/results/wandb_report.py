@@ -36,7 +36,7 @@ def publish(results: Results, place: str, markdown: str) -> str:
         nothing = ["None of these runs needs an upload: they were recorded online, or without W&B (logger=csv)."]
         return "\n".join([*lines, *(upload_lines(upload_commands(results, entity, project)) or nothing)])
 
-    from dash_exp.results.wandb_runs import runs, as_user_error  # they need a server
+    from dash_exp.results.wandb_runs import as_user_error, runs  # they need a server
 
     ids = [i for i in (wandb_id(cell.folder) for cell in results.cells) if i]
     uploaded = runs(f"--wandb {place}", entity, project, ids=ids) if ids else []
