@@ -408,7 +408,7 @@ def test_requests_that_cannot_be_met(servers, served_policy, many):
         [["index", "version", "completions"], ["done"]],
     )
     assert answer(version=2) == (409, "has weights of version 1, not of version 2")
-    assert answer(load="another") == (409, "has weights of version 1, loaded by someone else, not of version 1")
+    assert answer(load="another") == (409, "has weights of version 1, loaded by another client, not of version 1")
     assert answer(prompts=None)[0] == answer(group_size="x")[0] == answer(group_size=0)[0] == answer(max_tokens=0)[0] == 400
     assert answer(group_size=2, temperature=0) == (400, "n must be 1 when using greedy sampling, got 2.")
     too_long = {"prompts": [{"index": 0, "ids": [5, 6], "seed": 1}, {"index": 1, "ids": [5] * 2046, "seed": 1}]}
@@ -809,7 +809,7 @@ def test_nccl_that_fails_ends_the_run(stand_ins, monkeypatch, how):
 
     monkeypatch.setattr(nccl, "chosen", lambda *arguments: True)
     monkeypatch.setattr(nccl.Sender, "_send", send)
-    why = "duplicate GPU" if how == "raises" else "no end after 1 s"
+    why = "duplicate GPU" if how == "raises" else "not finished after 1 s"
     with pytest.raises(UserError, match=rf"over NCCL \({why}\).*rollout.sampler.transfer=http"):
         stand_ins(StandIn())  # it gives the server its first weights
 
