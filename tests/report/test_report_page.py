@@ -82,9 +82,9 @@ def test_everything_shows(browser, page_file, device):
     assert page.locator("h1, h2, p, li, pre, td, dd").evaluate_all(hidden) == []
     shown = page.locator("h2").all_inner_texts()
     assert shown == [
-        "Summary", "What each arm reached", "Differences from grpo", "Time to a target accuracy", "Where the time went",
-        "Training curves", "pass@k before and after training", "Beside the paper", "What differed between the arms",
-        "Sample completions", "Cells that are not done",
+        "Summary", "Accuracy and cost of each arm", "Differences from grpo", "Time to a target accuracy", "Time by phase",
+        "Training curves", "pass@k before and after training", "Comparison with the paper",
+        "Settings that differ between the arms", "Sample completions", "Cells that are not done",
     ]  # fmt: skip
     page.close()
 

@@ -62,18 +62,6 @@ def test_failed_cells_are_in_the_table_and_not_among_the_finished(tmp_path):
     assert Results(cells).of_arm("grpo", status=None) == [cells[1]]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "by_key"),
-    [
-        (["algo=dash", "+scale=paper"], {"algo": "dash", "scale": "paper"}),
-        (["kl='0.04'", "reward.pattern=a=b"], {"kl": "0.04", "reward.pattern": "a=b"}),
-        (["~data.tests.out_dist"], {"data.tests.out_dist": ""}),
-    ],
-)
-def test_overrides_by_key(overrides, by_key):
-    assert overrides_by_key(overrides) == by_key
-
-
 def run_folder(folder, overrides=(), **files):
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
@@ -117,7 +105,7 @@ def test_what_is_no_sweep_is_said(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
         cells.load([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no runs"):
+    with pytest.raises(UserError, match="contains no runs"):
         cells.load([tmp_path / "empty"])
     (tmp_path / "empty" / "sweep.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):

@@ -1,11 +1,20 @@
+"""Logging to W&B with the real SDK: offline, and against a stand-in server on loopback."""
+
+import json
+
 import pytest
 import wandb
+import yaml
 from conftest import SMALL, composed
+from wandb_helpers import FEW, PLACE, assert_arrived, assert_same, attempt, upload
 
 from dash_exp.commands import run
 from dash_exp.core.metrics import read_metrics
-from dash_exp.results import wandb_logger
+from dash_exp.results import cells, run_folder, wandb_logger
 from dash_exp.training.module import PolicyModule
+from dash_exp.training.record import RunRecord
+
+pytestmark = pytest.mark.usefixtures("one_thread", "bounded")
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +96,76 @@ def test_a_run_that_goes_on_from_a_snapshot_gives_the_tracker_every_row_once(mon
     assert result["completions/sampled"] == 5 * 32
     assert "accuracy/in_dist/base" in result
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+
+
+def test_the_same_cell_run_again_is_the_same_run(server, online, monkeypatch, tmp_path):
+    """Online: a run that fails after its first step, and then runs to its end, has its rows once and the record of its end."""
+    cell = tmp_path / "small" / "algo=dash,k=[1]"  # brackets mean something in patterns
+    (cell / ".hydra").mkdir(parents=True)
+    (cell / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["algo=dash", "kl.coef=0", "seed=3"]))
+    write = RunRecord.on_train_epoch_end
+
+    def fail(self, trainer, module):
+        write(self, trainer, module)
+        raise RuntimeError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(RunRecord, "on_train_epoch_end", fail)
+        with pytest.raises(RuntimeError, match="the disk is full"):
+            run.run(composed(*FEW), cell, in_sweep=True)
+    (arrived,) = server.runs.values()
+    assert (arrived.state, [row["step"] for row in arrived.history]) == ("failed", [0, 1])
+    assert json.loads(arrived.files["record/result.json"])["error"] == "RuntimeError: the disk is full"
+    assert_same(cells.load([cell.parent]), cells.load([f"wandb:{PLACE}/small"]))
+
+    run.run(composed(*FEW), cell, in_sweep=True)
+    assert list(server.runs) == [arrived.id] == [run_folder.wandb_id(cell)]
+    assert [(row["_step"], row["step"]) for row in arrived.history] == [(0, 0), (1, 1), (2, 2)]
+    assert (arrived.state, arrived.attributes["displayName"]) == ("finished", cell.name)
+    assert arrived.config["overrides"] == {"algo": "dash", "kl_coef": "0", "seed": "3"}
+    assert (arrived.summary["status"], arrived.summary["steps"]) == ("done", 2)
+    assert any("completions" in row for row in arrived.history)
+    assert_same(cells.load([cell.parent]), cells.load([f"wandb:{PLACE}/small"]))
+
+
+def test_an_offline_attempt_that_was_not_uploaded_leaves_nothing_to_upload(server, online, monkeypatch, cell, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    attempt(cell, [0, 1], status="stopped")
+    first = run_folder.wandb_id(cell)
+    attempt(cell, [0, 1, 2])
+    assert run_folder.wandb_id(cell) == first
+    assert len(list(cell.glob("wandb/offline-run-*"))) == 1
+    upload(cell, server, tmp_path)
+    assert_arrived(server, cell, "small")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_rows_that_were_uploaded_are_not_uploaded_again(server, online, monkeypatch, cell, tmp_path, whole):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    attempt(cell, [0, 1], status="stopped")
+    upload(cell, server, tmp_path)
+    if not whole:  # what the upload of a run that was killed leaves, whose last record is torn
+        (marker,) = cell.glob("wandb/offline-run-*/*.synced")
+        marker.unlink()
+    attempt(cell, [0, 1, 2, 3])
+    upload(cell, server, tmp_path)
+    assert_arrived(server, cell, "small")
+    (found,) = cells.load([f"wandb:{PLACE}/small"]).cells
+    assert (found.status, list(found.metrics["step"])) == ("done", [0, 1, 2, 3])
+
+
+def test_a_run_folder_keeps_its_id_when_it_moves_and_shares_it_with_no_other(cell, tmp_path):
+    first, _ = wandb_logger.identity(cell)
+    moved = cell.rename(tmp_path / "moved")
+    assert wandb_logger.identity(moved) == (first, -1)
+    cell.mkdir()
+    assert wandb_logger.identity(cell)[0] != first
+
+
+def test_a_cell_that_cannot_be_built_is_recorded_too(server, online, tmp_path):
+    cell = tmp_path / "small" / "broken"
+    with pytest.raises(Exception, match="nothing to train on"):
+        run.run(composed(*FEW, "data.train=null"), cell, in_sweep=True)
+    (arrived,) = server.runs.values()
+    assert (arrived.state, arrived.summary["status"], arrived.history) == ("failed", "failed", [])
+    assert_same(cells.load([cell.parent]), cells.load([f"wandb:{PLACE}/small"]))

@@ -127,12 +127,12 @@ def test_a_torn_last_line_is_mended(make, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda b: b.replace(b'"trace": "try 0 A:2"', b'"trace": '), r"at byte \d+: is no line of a file of traces"),
-        (lambda b: b.replace(b'"try 0 A:2"', b"5"), "its field trace is no str"),
+        (lambda b: b.replace(b'"trace": "try 0 A:2"', b'"trace": '), r"at byte \d+: is not a line of a file of traces"),
+        (lambda b: b.replace(b'"try 0 A:2"', b"5"), "its field trace is not of type str"),
         (lambda b: b.replace(b'"trace"', b'"track"'), "a line needs the fields problem, prompt, trace"),
         (lambda b: b"", "has no header"),
         (lambda b: b"half a hea", "has no header"),
-        (lambda b: b'{"question": "1+1?"}\n', "is no line of a file of traces"),
+        (lambda b: b'{"question": "1+1?"}\n', "is not a line of a file of traces"),
     ],
 )
 def test_a_file_that_is_broken_otherwise_is_refused(make, tokenizer, tmp_path, change, message):
@@ -160,7 +160,7 @@ def test_two_runs_take_turns_with_the_file(make, tokenizer, tmp_path, capsys, mo
     other.acquire()
     threading.Timer(1.0, other.release).start()
     sampler.sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))
-    assert "waiting for another run that writes" in capsys.readouterr().out
+    assert "waiting for another run that is writing" in capsys.readouterr().out
     assert len(lines(tmp_path)) == 2
 
 
@@ -177,7 +177,7 @@ def test_a_file_of_other_settings_is_refused_by_what_differs(make, tokenizer, fo
 
 def test_a_problem_that_has_changed_is_refused(make, tokenizer):
     make(Scripted(tokenizer)).sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))
-    with pytest.raises(UserError, match="problem id0: the problem was another one"):
+    with pytest.raises(UserError, match="problem id0: the problem had another text"):
         make(Scripted(tokenizer)).sample([Prompt(Problem("id0", "2*2=", "4"), (5,))], 1, SAMPLING, (0, 0))
 
 
@@ -197,7 +197,7 @@ def test_what_the_teacher_reads(make, tokenizer, folder):
     [
         ({"template": "no place"}, r"teacher\.template=no place"),
         ({"tries": 0}, r"teacher\.tries=0: is too small"),
-        ({"temperature": 0, "tries": 2}, r"teacher\.tries=2: cannot give other traces at temperature 0"),
+        ({"temperature": 0, "tries": 2}, r"teacher\.tries=2: gives the same trace every time at temperature 0"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):

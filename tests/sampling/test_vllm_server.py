@@ -188,8 +188,8 @@ def test_a_server_that_is_killed_and_started_again(sampler, servers, served_poli
     check_same(completions, expected)
     assert two.active_servers == 2
     assert second.health()["version"] == 2
-    assert f"sampling server {second.url} takes part again, with weights of version 2" in caplog.text
-    assert f"sampling server {first.url} is lost (no sign of life for 4 s)" in caplog.text
+    assert f"sampling server {second.url} is back, with weights of version 2" in caplog.text
+    assert f"sampling server {first.url} is lost (no answer for 4 s)" in caplog.text
     first.signal(signal.SIGCONT)
     until(lambda: two.live_servers == 2)
     check_same(two.sample(many[:8], 4, LONG, KEY), expected[:32])
@@ -219,8 +219,8 @@ def test_a_server_that_hangs(sampler, servers, served_policy, many, expected, ca
     check_same(completions, of_one)
     assert in_it
     assert two.resent_prompts >= 1
-    assert f"{servers[1].url} is lost (no sign of life for 3 s); 1 of its prompts go to the others" in caplog.text
-    assert f"{servers[1].url} takes part again, with weights of version 2" in caplog.text
+    assert f"{servers[1].url} is lost (no answer for 3 s); 1 of its prompts go to the others" in caplog.text
+    assert f"{servers[1].url} is back, with weights of version 2" in caplog.text
 
 
 def test_what_a_server_answers_late_does_not_count(sampler, servers, served_policy, many, expected):
@@ -254,7 +254,7 @@ def test_a_run_goes_on_while_a_server_is_killed_and_started_again(servers, tmp_p
         servers[1].kill()
         until(lambda: "is lost" in output.read_text())
         servers[1].start()
-        until(lambda: "takes part again" in output.read_text() or run.poll() is not None)
+        until(lambda: "is back" in output.read_text() or run.poll() is not None)
         assert run.wait(timeout=PATIENCE_S) == 0, output.read_text()
     rows = read_metrics(tmp_path / "run" / "metrics.csv")[1:]
     assert [row["completions/sampled"] for row in rows] == [32] * steps
@@ -348,7 +348,7 @@ def test_requests_that_cannot_be_met(servers, served_policy, many):
         [["index", "version", "completions"], ["done"]],
     )
     assert answer(version=2) == (409, "has weights of version 1, not of version 2")
-    assert answer(load="another") == (409, "has weights of version 1, loaded by someone else, not of version 1")
+    assert answer(load="another") == (409, "has weights of version 1, loaded by another client, not of version 1")
     assert answer(prompts=None)[0] == answer(group_size="x")[0] == answer(group_size=0)[0] == answer(max_tokens=0)[0] == 400
     assert answer(group_size=2, temperature=0) == (400, "n must be 1 when using greedy sampling, got 2.")
     too_long = {"prompts": [{"index": 0, "ids": [5, 6], "seed": 1}, {"index": 1, "ids": [5] * 2046, "seed": 1}]}
@@ -601,7 +601,7 @@ def test_servers_that_are_not_there(stand_ins, policy, tokenizer, prompts, caplo
         sampler = VLLMServerSampler(policy, tokenizer, servers=[url], max_sequences=4, timeout_s=1, give_up_s=1.5)
         sampler.load_weights(policy.state_dict(), 1)
         start = time.monotonic()
-        with pytest.raises(UserError, match=rf"for 1.5 s there was no server to sample \({url}: .*refused\)"):
+        with pytest.raises(UserError, match=rf"no server was available for 1.5 s \({url}: .*refused\)"):
             sampler.sample(prompts, 2, Sampling(3), KEY)
         assert 1.4 < time.monotonic() - start < 20
         sampler.close()
@@ -645,7 +645,7 @@ def test_servers_that_do_not_fit(stand_ins, prompts):
 
 def test_another_program_at_the_address(stand_ins, monkeypatch):
     monkeypatch.setattr(Handler, "do_GET", lambda self: self.reply(200, b"<html>"))
-    with pytest.raises(UserError, match="is no sampling server of this program"):
+    with pytest.raises(UserError, match="is not a sampling server of dash_exp"):
         stand_ins(StandIn())
 
 
@@ -665,10 +665,10 @@ def test_a_server_that_comes_back_as_another_is_left_out(stand_ins, prompts):
 def test_a_stranger_that_appears_late_is_left_out(policy, tokenizer):
     """At the start it ends the run. Later the others go on, also where a refresh is under way and there is no version."""
     sampler = VLLMServerSampler(policy, tokenizer, servers=["http://127.0.0.1:1"], max_sequences=4)
-    with pytest.raises(UserError, match="is no sampling server of this program"):
+    with pytest.raises(UserError, match="is not a sampling server of dash_exp"):
         sampler._check_fit(sampler.servers[0], {})
     sampler._begun = True
-    with pytest.raises(vllm_server.LostError, match="is no sampling server of this program"):
+    with pytest.raises(vllm_server.LostError, match="is not a sampling server of dash_exp"):
         sampler._check_fit(sampler.servers[0], {})
 
 
@@ -678,7 +678,7 @@ def test_addresses(policy, tokenizer):
 
     assert urls("http://A:1/", "http://a:2") == ["http://a:1", "http://a:2"]
     for servers, wrong in [
-        (["http://a:1", "http://A:1/"], "http://A:1/: is there twice"),
+        (["http://a:1", "http://A:1/"], "http://A:1/: is listed twice"),
         (["a:1"], "a:1: is not the address of a server"),
         (["http://a:x"], "is not the address"),
         (["http://a:1/v1"], "is not the address"),
@@ -749,7 +749,7 @@ def test_nccl_that_fails_ends_the_run(stand_ins, monkeypatch, how):
 
     monkeypatch.setattr(nccl, "chosen", lambda *arguments: True)
     monkeypatch.setattr(nccl.Sender, "_send", send)
-    why = "duplicate GPU" if how == "raises" else "no end after 1 s"
+    why = "duplicate GPU" if how == "raises" else "not finished after 1 s"
     with pytest.raises(UserError, match=rf"over NCCL \({why}\).*rollout.sampler.transfer=http"):
         stand_ins(StandIn())  # it gives the server its first weights
 

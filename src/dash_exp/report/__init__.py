@@ -1,7 +1,9 @@
-"""From results to a conclusion: one page of HTML, Markdown, figures and a table. The command is `__main__.py`.
+"""The report that compares the arms of a sweep: an HTML page, Markdown, figures and a table of the cells. The command is
+`__main__.py`. May import every other room.
 
-`comparison` has the numbers; `controls` what differed between the arms, `paper` the paper's numbers, `samples` completions;
-`figures` and `panels` draw, `sections` and `words` say it, and `document` knows the two forms.
+`comparison` computes the numbers, `differing` finds the settings that differ between arms, `warnings` says what to know first,
+`paper` has the numbers of the paper, `samples` reads completions, `figures` draws. `sections` has one file for each section of
+the report, `words` formats numbers, and `document` writes HTML and Markdown.
 """
 
 from __future__ import annotations
@@ -15,16 +17,17 @@ from dash_exp.results.cells import Results
 
 
 def write(results: Results, out: Path, baseline: str | None = None, target: float | None = None) -> Path:
-    """Write the report into the folder `out`, over an earlier one, and return the page. Raises UserError for a wrong baseline.
+    """Write the report into the folder `out`, replacing an earlier one. Returns the path of the HTML page.
 
-    Whatever the cells lack is said in the report.
+    `baseline` and `target`: see `python -m dash_exp.report --help`. Files that cells lack are named in the report.
+    Raises UserError if `baseline` is not the name of an arm.
     """
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for earlier in [*figures.glob("*.svg"), *figures.glob("*.png")]:
         earlier.unlink()
-    made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
-    document = sections.document(results, figures, baseline, target, made)
+    date = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    document = sections.document(results, figures, baseline, target, date)
     results.table().to_csv(out / "cells.csv", index=False, errors="replace")
     (out / "report.md").write_text(to_markdown(document), encoding="utf-8")
     page = out / "report.html"

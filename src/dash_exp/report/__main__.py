@@ -1,17 +1,19 @@
-"""Compare the arms of a sweep: one page of HTML, Markdown, figures and a table of the cells.
+"""Compare the arms of a sweep. Writes an HTML page, the same as Markdown, the figures and a table of the cells.
 
     python -m dash_exp.report DIR... [out=FOLDER] [baseline=ARM] [target=0.9] [--wandb ENTITY/PROJECT]
 
-DIR           a sweep (multirun/NAME) or run folders, together one comparison; or wandb:ENTITY/PROJECT/GROUP
-out=FOLDER    default: report/ in the sweep; report/ in the current folder for several DIRs or those in W&B
-baseline=ARM  the arm that the others are compared with, as the report names it, or base for the model before training;
-              default: the sweep's study.baseline, or else the first arm
-target=0.9    accuracy in distribution, for the time that each arm takes to reach it; default: the sweep's study.target, or
-              else 95% of the way from the base model to the baseline
---wandb ENTITY/PROJECT    also make a W&B report of it
+DIR           a sweep (multirun/NAME), run folders, or runs in W&B (wandb:ENTITY/PROJECT/GROUP).
+              Several DIRs are compared together
+out=FOLDER    where to write. Default: report/ in the sweep folder; for several DIRs or for runs in W&B, report/ in the
+              current folder
+baseline=ARM  the arm that the others are compared with, named as in the report; base is the model before training.
+              Default: study.baseline of the sweep, else the first arm
+target=0.9    accuracy in distribution; the report shows how long each arm takes to reach it.
+              Default: study.target of the sweep, else 95% of the way from the base model to the baseline
+--wandb ENTITY/PROJECT    also create a report in W&B
 
-Writes report.html (one file, nothing else needed to read it), report.md, figures/ and cells.csv. Cells that failed or have not
-run yet are listed, and left out of the numbers.
+Writes report.html (self-contained), report.md, figures/ and cells.csv. Cells that failed or have not run yet are listed but
+not included in the numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ OPTIONS = ("out", "baseline", "target")
 
 @dataclass(frozen=True)
 class Command:
-    """The command line."""
+    """The parsed command line."""
 
     paths: list[str]
     out: Path
@@ -53,14 +55,14 @@ def main() -> None:
 
 
 def brief(markdown: str) -> str:
-    """The summary, the arms and their differences out of a report in Markdown, without the figures, which W&B does not have."""
+    """Summary, arms and differences of a Markdown report, without the figures, which W&B does not have."""
     sections = "\n### ".join(["", *markdown.split("\n## ")[1:4]])
     lines = [line for line in sections.split("\n") if "](figures/" not in line]
     return "\n".join(lines).strip() + "\n"
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """The command line taken apart and checked. Folders of cells have = in their names, so what is a folder is no option."""
+    """Parse and check the command line. Names of cell folders contain =, so an existing folder is never an option."""
     rest, paths, own = list(arguments), [], {}
     wandb = None
     while rest:
@@ -69,11 +71,13 @@ def parse(arguments: Sequence[str]) -> Command:
         if name == "--wandb":
             wandb = value if equals else (rest.pop(0) if rest else "")
             if wandb.count("/") != 1 or not all(wandb.split("/")):
-                raise UserError(f"--wandb {wandb}".strip(), "is not of the form ENTITY/PROJECT", "Name both; see --help")
+                raise UserError(
+                    f"--wandb {wandb}".strip(), "is not of the form ENTITY/PROJECT", "As in --wandb my-team/dash_exp"
+                )
         elif equals and name in OPTIONS and not Path(argument).is_dir():
             own[name] = value
         elif argument.startswith("-"):
-            raise UserError(argument, "is not known", f"Use {', '.join(f'{o}=' for o in OPTIONS)} or --wandb; see --help")
+            raise UserError(argument, "is not an option", f"Use {', '.join(f'{o}=' for o in OPTIONS)} or --wandb; see --help")
         else:
             paths.append(argument)
     if not paths:
@@ -81,14 +85,14 @@ def parse(arguments: Sequence[str]) -> Command:
     for path in paths:
         name = path.partition("=")[0]
         if "=" in path and not path.startswith("wandb:") and not Path(path).expanduser().is_dir() and "/" not in name:
-            raise UserError(path, "is no folder and no option", f"Options are {', '.join(f'{o}=' for o in OPTIONS)}")
+            raise UserError(path, "is neither a folder nor an option", f"Options are {', '.join(f'{o}=' for o in OPTIONS)}")
     alone = len(paths) == 1 and not paths[0].startswith("wandb:")
     out = Path(own["out"]) if own.get("out") else Path(paths[0] if alone else "") / "report"
     return Command(paths, out.expanduser(), own.get("baseline"), fraction(own.get("target")), wandb)
 
 
 def fraction(text: str | None) -> float | None:
-    """A target accuracy. Raises UserError for what is not a number above 0 and at most 1."""
+    """A target accuracy. Raises UserError for anything but a number above 0 and at most 1."""
     if text is None:
         return None
     try:
@@ -96,7 +100,7 @@ def fraction(text: str | None) -> float | None:
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        raise UserError(f"target={text}", "is no accuracy", "Write a fraction above 0 and at most 1, as in target=0.9")
+        raise UserError(f"target={text}", "is not an accuracy", "Write a fraction above 0 and at most 1, as in target=0.9")
     return value
 
 

@@ -1,6 +1,6 @@
-"""What a report is made of, and its two forms: one page of HTML that needs nothing else, and Markdown.
+"""The parts of a report, and its two forms: one self-contained HTML page, and Markdown.
 
-Texts are plain here. Each form escapes them in its own way, for they may hold what a model wrote.
+Texts are plain here. Each form escapes them in its own way, because they may contain text that a model wrote.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 @dataclass(frozen=True)
 class Cell:
-    """A value of a table, with what is said more quietly beside it (an interval) and the look of an arm."""
+    """A value of a table, with a detail in smaller type (such as an interval) and the colour and line of an arm."""
 
     text: str
     detail: str = ""
@@ -37,7 +37,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Items:
-    """A list; `warn` sets it apart under that title. An item may have the colour of an arm and a term that it is about."""
+    """A list. With `warn` it is a highlighted box with that title. The text of an item is bold if the item has a detail."""
 
     items: Sequence[Cell]
     warn: str = ""
@@ -46,7 +46,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns from `words` on are numbers and aligned right."""
+    """The first `words` columns are text; the others are numbers, aligned to the right."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """`name` is the file's without its ending, in figures/."""
+    """`name` is the file name in figures/ without its ending; `alt` describes the figure in words."""
 
     name: str
     alt: str
@@ -71,7 +71,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Tabs:
-    """Figures of which one group is shown at a time: (label, figures, what is not drawn)."""
+    """Groups of figures of which one is shown at a time: (label, figures, note)."""
 
     name: str
     tabs: Sequence[tuple[str, Sequence[Figure], str]]
@@ -80,7 +80,7 @@ class Tabs:
 
 @dataclass(frozen=True)
 class Sample:
-    """Completions of an arm: what came of each, and its text."""
+    """Completions of an arm: for each its reward and advantage as text, and the completion."""
 
     arm: Cell
     completions: Sequence[tuple[str, str]]
@@ -88,7 +88,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """Completions of one problem."""
+    """Completions of one problem by several arms."""
 
     problem: str
     answer: str
@@ -111,18 +111,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """`facts`: (label, value) in large letters. `legend`: arms with colour and line style, shown once."""
+    """`facts`: (label, value) at the top of the page. `created`: when and from what. `legend`: arms with colour and line."""
 
     title: str
     lead: str
-    made: str
+    created: str
     facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
     legend: Sequence[tuple[str, str, str]] = field(default_factory=list)
 
 
 def to_html(document: Document, figures: Path) -> str:
-    """The page, with the SVG files of `figures` in it."""
+    """The page, with the SVG files of the folder `figures` embedded."""
     environment = Environment(
         loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -136,18 +136,18 @@ def _embedded(svg: Path) -> str:
 
 
 def visible(text: Any) -> str:
-    """Text as a page and a file can hold it: control characters and halves of surrogate pairs become U+FFFD."""
+    """Text without control characters and lone surrogates, which become U+FFFD."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "�", str(text))
 
 
 def breakable(text: str) -> Markup:
-    """Names such as `algo.train_sampler`, escaped, that a narrow column breaks after a dot or an underscore."""
+    """Escaped names such as `algo.train_sampler`, with line breaks allowed after a dot or an underscore."""
     return Markup("<wbr>").join(re.split(r"(?<=[._,=])", visible(text)))
 
 
 def to_markdown(document: Document) -> str:
-    """The same for places that show Markdown; figures are linked as figures/NAME.svg."""
-    parts = [f"# {_inline(document.title)}", _inline(document.lead), _inline(document.made)]
+    """The report as Markdown; figures are linked as figures/NAME.svg."""
+    parts = [f"# {_inline(document.title)}", _inline(document.lead), _inline(document.created)]
     parts.append(" · ".join(f"{_inline(label)}: {_inline(value)}" for label, value in document.facts))
     parts.append("![The arms and their colours](figures/legend.svg)")
     for section in document.sections:
@@ -189,11 +189,11 @@ def _cell(cell: Cell) -> str:
 
 
 def _inline(text: str) -> str:
-    """Text in a line of Markdown: on one line, with nothing that Markdown or HTML would act on."""
+    """Text on one line, with all characters escaped that have a meaning in Markdown or HTML."""
     escaped = html.escape(" ".join(visible(text).split()), quote=False)
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", escaped)
 
 
 def _indented(text: str) -> str:
-    """A code block that no text can end."""
+    """An indented code block, which no text inside can end."""
     return "\n".join(f"    {line}" for line in visible(text).split("\n"))

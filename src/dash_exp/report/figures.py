@@ -1,7 +1,7 @@
-"""The figures of a comparison, each as SVG and PNG. Small, one panel a file, so that a page can lay them out for its width.
+"""The figures of a comparison, each as SVG and PNG. One small panel per file, so that a page can arrange them for its width.
 
 An arm has the same colour and line in every figure. The baseline is dark grey, the base model light grey; the other colours
-are those of Okabe and Ito (the last one of Tol), which colour-blind readers can tell apart.
+are those of Okabe and Ito (the last one is of Tol), which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ MARKERS: dict[Dash, str] = {"-": "o", "--": "s", ":": "^"}
 
 
 def counts(value: float, position: float | None = None) -> str:
-    """Ticks: `0.5 -> "0.5"`, `20000 -> "20k"`."""
+    """Tick labels: `0.5 -> "0.5"`, `20000 -> "20k"`."""
     return ticker.EngFormatter(sep="")(value) if abs(value) >= 10_000 else f"{value:g}"
 
 
 def styles(arms: Sequence[str], baseline: str | None) -> dict[str, Style]:
-    """What each arm looks like. With more arms than colours the line style changes."""
+    """Colour and line style of each arm. With more arms than colours the line style changes."""
     found: dict[str, Style] = {BASE: (BASE_MODEL, "-")}
     others = [arm for arm in arms if arm != baseline]
     for i, arm in enumerate(others):
@@ -63,30 +63,31 @@ def styles(arms: Sequence[str], baseline: str | None) -> dict[str, Style]:
 
 
 def canvas(height_in: float) -> tuple[Canvas, Axes]:
-    """An empty panel of the common width, with the common look."""
+    """An empty panel with the width and style that all figures share."""
     with rc_context(RC):
         figure = Canvas(figsize=(WIDTH_IN, height_in), layout="constrained")  # not pyplot: a notebook keeps its backend
         return figure, figure.subplots()
 
 
 def named(axes: Axes, title: str, xlabel: str) -> None:
+    """Set title and x label."""
     axes.set_title(title, loc="left", fontsize=10, color="#1f2328")
     axes.set_xlabel(xlabel, color="#555555")
     axes.set_axisbelow(True)
 
 
 def save(figure: Canvas, path: Path) -> None:
-    """`path` with .svg and .png."""
+    """Write the files `path`.svg and `path`.png."""
     with rc_context(RC):
         svg = path.with_name(f"{path.name}.svg")
         figure.savefig(svg, metadata={"Date": None}, transparent=True)
-        svg.write_text(re.sub(r"(\.\d\d)\d+", r"\1", svg.read_text()))  # hundredths of a point are enough
-        figure.set_layout_engine("none")  # as the first file has it: laying out is most of the time
+        svg.write_text(re.sub(r"(\.\d\d)\d+", r"\1", svg.read_text()))  # a precision of 0.01 point is enough
+        figure.set_layout_engine("none")  # keep the layout of the first file: computing it takes most of the time
         figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
 
 
 def legend(looks: Mapping[str, Style], path: Path) -> None:
-    """The arms with their colours, for readers of the single files."""
+    """The arms with their colours, as a figure of its own."""
     lines = [Line2D([], [], color=colour, linestyle=dash, linewidth=2) for colour, dash in looks.values()]
     with rc_context(RC):
         figure = Canvas(figsize=(WIDTH_IN, 0.24 * len(looks) + 0.1))
@@ -95,7 +96,7 @@ def legend(looks: Mapping[str, Style], path: Path) -> None:
 
 
 def curves(found: Sequence[Curve], looks: Mapping[str, Style], title: str, xlabel: str, percent: bool, path: Path) -> None:
-    """A thick line for the mean of each arm, thin ones for its seeds."""
+    """A thick line for the mean of each arm, thin lines for its seeds."""
     figure, axes = canvas(2.6)
     scale = 100 if percent else 1
     for line in found:
@@ -123,7 +124,7 @@ def differences(found: Sequence[Difference], looks: Mapping[str, Style], title: 
     named(axes, title, xlabel)
     axes.set(ylim=(-0.6, len(found) - 0.4))
     low, high = axes.get_xlim()
-    axes.set_xlim(min(low, -1.0), max(high, 1.0))  # a hundredth of a point is not to look like a difference
+    axes.set_xlim(min(low, -1.0), max(high, 1.0))  # a tiny difference must not look large
     axes.set_yticks(range(len(found)), [d.arm for d in reversed(found)])
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
@@ -136,7 +137,7 @@ def differences(found: Sequence[Difference], looks: Mapping[str, Style], title: 
 
 
 def _interval(axes: Axes, e: Estimate | None, y: float, look: Style, width: float, face: str) -> None:
-    """A point in percent with its interval; an interval without ends is the point alone."""
+    """A point in percent with its interval; without ends of the interval only the point."""
     if e is None:
         return
     colour, dash = look
@@ -148,7 +149,7 @@ def _interval(axes: Axes, e: Estimate | None, y: float, look: Style, width: floa
 def tradeoff(
     points: Mapping[str, tuple[float, Estimate]], base: float | None, looks: Mapping[str, Style], title: str, path: Path
 ) -> None:
-    """Final accuracy against seconds of training, a point per arm with its interval over seeds (cut at 0 and 100%)."""
+    """Final accuracy against seconds of training: a point per arm with its interval over seeds (cut at 0 and 100%)."""
     figure, axes = canvas(2.9)
     if base is not None:
         axes.axhline(100 * base, color=BASE_MODEL, linewidth=1, linestyle=":")
@@ -184,7 +185,7 @@ def time_by_phase(seconds: Mapping[str, Mapping[str, float]], title: str, path: 
 
 
 def pass_at_k(found: Mapping[str, Mapping[int, Estimate]], looks: Mapping[str, Style], title: str, path: Path) -> None:
-    """pass@k against k, a line per arm and one for the base model, with intervals over seeds."""
+    """pass@k against k: a line per arm and one for the base model, with intervals over seeds."""
     figure, axes = canvas(2.6)
     for arm, by_k in found.items():
         colour, dash = looks[arm]

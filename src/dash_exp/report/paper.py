@@ -1,7 +1,7 @@
-"""What the paper reports, beside what came out here: changes against the baseline in percent, never absolute times.
+"""What the paper reports and what was measured here: changes against the baseline in percent, never absolute times.
 
-`assets/paper.csv` holds tables 1 to 6 of arXiv 2505.17218. The `study.paper` section of a sweep names the table and which
-of its methods each arm is: `{table: 3, data: math, models: ..., steps: ..., methods: {"grpo": GRPO, "dash": DASH}}`.
+`assets/paper.csv` holds tables 1 to 6 of arXiv 2505.17218. The `study.paper` section of a sweep names a table and gives the
+method of each arm: `{table: 3, data: math, models: ..., steps: ..., methods: {"grpo": GRPO, "dash": DASH}}`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dash_exp.report.comparison import BASE
 from dash_exp.results.cells import Results
 
 FILE = Path(__file__).parent.parent / "assets" / "paper.csv"
-# A column of the table, what it is called, and the number of `result.json` that corresponds to it here.
+# A column of the table, its name in the report, and the corresponding number of `result.json`.
 COLUMNS = {
     "time_h": ("training time", "time/elapsed_s"),
     "math_pct": ("MATH; here in distribution", "accuracy/in_dist"),
@@ -30,7 +30,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Change:
-    """The change of one quantity from the baseline to an arm, as a fraction of the baseline's. None: no such number."""
+    """The relative change of one quantity from the baseline to an arm: in the paper by model, and here. None: no number."""
 
     arm: str
     method: str
@@ -45,7 +45,7 @@ def read() -> pd.DataFrame:
 
 
 def method_of(results: Results, arm: str, methods: Mapping[Any, str]) -> str | None:
-    """The method that an arm stands for: by the arm's name, its first word, or the value of a swept key. None: for no one."""
+    """The paper's method for an arm: by the name of the arm, its first word, or the value of a swept key. None: no method."""
     named = {str(key): str(method) for key, method in methods.items()}
     if arm == BASE:
         return named.get(BASE)
@@ -55,7 +55,7 @@ def method_of(results: Results, arm: str, methods: Mapping[Any, str]) -> str | N
 
 
 def changes(results: Results, baseline: str | None) -> list[Change]:
-    """Every arm that the paper has too, against the baseline, quantity by quantity. [] where there is nothing to compare."""
+    """The changes of every arm that the paper also has, for each quantity. [] if there is nothing to compare."""
     study = results.study.get("paper") or {}
     methods = study.get("methods") or {}
     reference = method_of(results, baseline, methods) if baseline is not None else None
@@ -89,7 +89,7 @@ def _reported(table: pd.DataFrame, method: str, reference: str, size: float, col
 
 
 def _measured(results: Results, arm: str, baseline: str, key: str) -> float | None:
-    """The change here: of the mean over seeds; of time the geometric mean of the pairs' ratios."""
+    """The change measured here: of the mean over seeds; for times, the geometric mean of the ratios paired by seed."""
     if key.startswith("time/"):
         ratio = None if BASE in (arm, baseline) else comparison.time_ratio(results, arm, baseline, key)
         return None if ratio is None else ratio.value - 1

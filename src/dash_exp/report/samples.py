@@ -1,4 +1,4 @@
-"""Completions of the same problems in each arm, read from the run folders, to look at side by side."""
+"""Completions of the same problems in each arm, read from the run folders, to compare side by side."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Record = Mapping[str, Any]
 
 
 def steps(cell: Cell) -> dict[int, Path]:
-    """The files of completions that a cell kept, by outer step."""
+    """The files of completions that a cell recorded, by outer step."""
     files = sorted((cell.folder / "completions").glob("step_*.jsonl"))
     return {int(file.stem.removeprefix("step_")): file for file in files if file.stem.removeprefix("step_").isdecimal()}
 
 
 def read(file: Path) -> dict[str, list[Record]]:
-    """Completions by problem, in the order of the file. A torn last line is left out."""
+    """Completions by problem, in the order of the file. An incomplete last line is skipped."""
     found: dict[str, list[Record]] = {}
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
@@ -37,10 +37,10 @@ def read(file: Path) -> dict[str, list[Record]]:
 
 
 def choose(results: Results) -> tuple[int | None, int | None, dict[str, dict[str, list[Record]]]]:
-    """(seed, outer step, problem -> arm -> completions): a few problems of the last step that the arms kept in common.
+    """(seed, outer step, problem -> arm -> completions): a few problems of the last step that all arms recorded.
 
-    Of the first seed that most arms have. Problems come first whose completions differ in reward; of each arm two completions
-    are taken, with different rewards where there are any. (None, None, {}) where the arms have nothing in common.
+    The seed is the first one that most arms have. Problems whose completions differ in reward come first. Each arm has two
+    completions, with different rewards if possible. (None, None, {}) if the arms have nothing in common.
     """
     cells = {arm: comparison.by_seed(results, arm) for arm in results.arms}
     seeds = dict.fromkeys(seed for of_arm in cells.values() for seed in of_arm)
@@ -63,13 +63,13 @@ def _varied(records: list[Record]) -> bool:
 
 
 def _two(records: list[Record]) -> list[Record]:
-    """The first completion, and the first with another reward or else the second."""
+    """The first completion, and the first one with another reward, else the second one."""
     other = [record for record in records[1:] if record.get("reward") != records[0].get("reward")]
     return [records[0], *(other or records[1:])][:PER_ARM]
 
 
 def shortened(text: str) -> str:
-    """At most `CHARACTERS` of a completion; the middle is what is left out."""
+    """At most `CHARACTERS` of a completion. The middle is left out."""
     if len(text) <= CHARACTERS:
         return text
     half = CHARACTERS // 2

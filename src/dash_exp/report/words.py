@@ -1,4 +1,4 @@
-"""How a report writes numbers."""
+"""Numbers as a report writes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def points(fraction: float) -> str:
 
 
 def relative(change: float | None) -> str:
-    """A change in percent of what it is a change of: `-0.8303 -> "−83.0%"`."""
+    """A relative change in percent: `-0.8303 -> "−83.0%"`; a dash for None."""
     return "–" if change is None else f"{points(change)}%"
 
 
@@ -46,10 +46,12 @@ def tokens(value: float) -> str:
 
 
 def whole(value: float) -> str:
+    """`1234.0 -> "1,234"`"""
     return f"{value:,.0f}"
 
 
 def probability(p: float | None) -> str:
+    """`0.0312 -> "0.031"`, `0.0001 -> "< 0.001"`; a dash for None."""
     if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -61,11 +63,11 @@ def test_label(test: str) -> str:
 
 
 def unit(e: Estimate) -> Estimate:
-    """An interval of a fraction, cut at 0 and 1."""
+    """The interval of a fraction, cut at 0 and 1."""
     cut = [None if end is None else min(1.0, max(0.0, end)) for end in (e.low, e.high)]
     return replace(e, low=cut[0], high=cut[1])
 
 
 def span(e: Estimate | None, show: Show) -> str:
-    """`"−0.9 to +0.5"`; a dash where there is no interval."""
+    """`"−0.9 to +0.5"`; a dash if there is no interval."""
     return "–" if e is None or e.low is None or e.high is None else f"{show(e.low)} to {show(e.high)}"

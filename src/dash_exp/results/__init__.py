@@ -1,10 +1,16 @@
-"""The record of finished runs: the files of run folders, cells and arms, statistics, summaries, curves, and W&B. May import
-`core`, `settings`.
+"""Records of runs: the files of run folders, cells and arms, statistics, summaries, curves, and W&B. May import `core`,
+`settings`.
+
+For notebooks and scripts:
 
     from dash_exp import results
-    results.load(["multirun/NAME"]).table()
+
+    sweep = results.load(["multirun/NAME"])  # Results
+    sweep.table()                            # a DataFrame: one row per cell, every number of its result.json
+    sweep.arms                               # the names of the arms
+    sweep.of_arm("dash")[0].metrics          # a DataFrame: one row per outer step of one run
 """
 
-from dash_exp.results.cells import Cell, Results, load
+from dash_exp.results.cells import AXES, Cell, Results, load
 
-__all__ = ["Cell", "Results", "load"]
+__all__ = ["AXES", "Cell", "Results", "load"]

@@ -1,6 +1,6 @@
-"""Run folders -> cells -> tables. What is drawn and concluded from them is in `report/`.
+"""Run folders -> cells -> tables. Figures and conclusions are in `report/`.
 
-A *cell* is one run of a sweep. Cells that differ in their seed alone form an *arm*.
+A *cell* is one run of a sweep. Cells that differ only in their seed form an *arm*.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import whole_lines
 from dash_exp.results.run_folder import SCHEME, is_run, overrides_by_key, read_result, read_sweep, read_yaml, wandb_id
 
-if TYPE_CHECKING:  # loaded when a table is asked for: a command line with a mistake in it should not wait for it
+if TYPE_CHECKING:  # imported only when a table is needed, so that a mistake on the command line is reported at once
     import pandas as pd
 
 GIVE = f"a sweep, as in multirun/NAME, run folders, or {SCHEME}ENTITY/PROJECT/GROUP"
 STATUSES = ("done", "failed", "stopped", "unfinished", "waiting")  # unfinished: killed, or still running
 
-# The quantities that a curve can be drawn against, and what they are called. Evaluation is in none of them.
+# The quantities that a curve can be drawn against, and their labels. None of them includes evaluation.
 AXES = {
     "steps": "outer steps",
     "seconds": "seconds of training",
@@ -34,7 +34,12 @@ AXES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run, as its folder has it. `overrides` are those of the command line, by key; `config` is resolved."""
+    """One run, read from its folder.
+
+    `folder`: the run folder. `overrides`: the overrides of the command line, by key. `status`: done, failed, stopped,
+    unfinished (killed, or still running) or waiting (not started yet). `config`: the resolved configuration.
+    `result`: the content of `result.json`.
+    """
 
     folder: Path
     overrides: Mapping[str, str]
@@ -44,57 +49,67 @@ class Cell:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """A row per outer step (row 0: the base model) with the columns of `metrics.csv` and of `AXES`; empty without rows."""
+        """`metrics.csv`: one row per outer step (row 0: the base model), with the columns of `AXES` added.
+
+        The meaning of each column is in `dash_exp.core.metrics`. Empty if the file is missing or unreadable.
+        """
         return with_axes(_csv(self.folder / "metrics.csv"))
 
     @cached_property
     def problems(self) -> pd.DataFrame:
-        """Columns test, problem, base and final: whether the greedy completion was right (0 or 1). Empty before the end."""
+        """`problems.csv`: columns test, problem, base and final.
+
+        base and final are 1 if the greedy completion was correct before and after training, else 0. Empty until the run ends.
+        """
         return _csv(self.folder / "problems.csv")
 
     @property
     def name(self) -> str:
+        """The name of the run folder."""
         return self.folder.name
 
     @property
     def seed(self) -> int | None:
+        """The seed of the run; None if it is not recorded."""
         return self.config.get("seed", _whole(self.overrides.get("seed")))
 
     @property
     def error(self) -> str | None:
+        """The error message of a failed run; None if there is none."""
         return self.result.get("error")
 
 
 @dataclass(frozen=True)
 class Results:
-    """The cells of one comparison. `swept` are the override keys in which they differ, the seed aside."""
+    """The cells of one comparison. Create it with `load`."""
 
     cells: Sequence[Cell]
 
     @cached_property
     def swept(self) -> list[str]:
+        """The override keys in which the cells differ, without the seed."""
         keys = dict.fromkeys(key for cell in self.cells for key in cell.overrides)
         return [k for k in keys if k != "seed" and len({c.overrides.get(k) for c in self.cells}) > 1]
 
     @cached_property
     def arms(self) -> list[str]:
-        """Their names, in the order in which the cells name them."""
+        """The names of the arms, in the order of the cells."""
         return list(dict.fromkeys(self.arm(cell) for cell in self.cells))
 
     def arm(self, cell: Cell) -> str:
-        """`dash, kl.coef=0`: what tells this cell from others, the seed aside."""
+        """The name of the arm of a cell: its values of the swept keys, as in `dash, kl.coef=0`."""
         values = {key: cell.overrides.get(key, "default") for key in self.swept}
         words = [value if key == "algo" else f"{key}={value}" for key, value in values.items()]
         return ", ".join(words) or str(cell.config.get("algo", {}).get("name", cell.name))
 
     def of_arm(self, arm: str, status: str | None = "done") -> list[Cell]:
-        """The cells of an arm, by seed; those of one status, or all."""
+        """The cells of an arm, ordered by seed: those with this status, or all of them if `status` is None."""
         found = [c for c in self.cells if self.arm(c) == arm and status in (None, c.status)]
         return sorted(found, key=lambda c: (c.seed is None, c.seed))
 
     @cached_property
     def study(self) -> dict[str, Any]:
-        """The `study` section of the configuration: question, baseline, target, paper."""
+        """The `study` section of the configuration (question, baseline, target, paper); {} if there is none."""
         for cell in self.cells:
             if cell.config.get("study"):
                 return dict(cell.config["study"])
@@ -102,7 +117,7 @@ class Results:
 
     @cached_property
     def baseline(self) -> str | None:
-        """The arm that the others are compared with: `study.baseline`, or else the first one. None without cells."""
+        """The arm that the others are compared with: `study.baseline`, else the first arm. None without cells."""
         wanted = dict(o.partition("=")[::2] for o in self.study.get("baseline") or [])
         for cell in self.cells:
             if wanted and all(cell.overrides.get(k) == v for k, v in wanted.items()):
@@ -111,15 +126,17 @@ class Results:
 
     @cached_property
     def tests(self) -> list[str]:
-        """The test sets that any cell was evaluated on, in_dist and out_dist first."""
+        """The names of the test sets that any cell was evaluated on; in_dist and out_dist come first."""
         found = (re.fullmatch(r"accuracy/([^/]+)/(?:base|final)", key) for cell in self.cells for key in cell.result)
         names = dict.fromkeys(match[1] for match in found if match)
         first = [name for name in ("in_dist", "out_dist") if name in names]
         return first + [name for name in names if name not in first]
 
     def baseline_of(self, arm: str, baseline: str) -> str:
-        """The arm that `arm` is compared with: `baseline`; but where more is swept than the keys of `study.baseline`, the
-        one that is the same as `arm` in the rest, as the DASH runs of the same model. Empty where there is none.
+        """The arm that `arm` is compared with.
+
+        This is `baseline`, unless more keys are swept than `study.baseline` names. Then it is the baseline arm that equals
+        `arm` in the other keys: for example, the DASH runs of the same model. An empty string if there is no such arm.
         """
         named = dict(o.partition("=")[::2] for o in self.study.get("baseline") or [])
         named = {key: value for key, value in named.items() if key in self.swept}
@@ -130,7 +147,10 @@ class Results:
         return next((self.arm(c) for c in self.cells if all(c.overrides.get(k) == v for k, v in wanted.items())), "")
 
     def table(self) -> pd.DataFrame:
-        """`cells.csv`: a row per cell with arm, swept keys, seed, status and error, and every number of `result.json`."""
+        """One row per cell: cell, arm, the swept keys, seed, status, error, and every number of `result.json`.
+
+        The report writes this table as `cells.csv`.
+        """
         import pandas as pd
 
         rows = []
@@ -144,9 +164,9 @@ class Results:
 
 
 def load(paths: Sequence[str | Path]) -> Results:
-    """The cells of sweep folders, run folders and runs in W&B (`wandb:ENTITY/PROJECT/GROUP`, or `wandb:ENTITY/PROJECT`).
+    """Load sweep folders, run folders, and runs in W&B (`wandb:ENTITY/PROJECT/GROUP` or `wandb:ENTITY/PROJECT`).
 
-    A run that is met twice comes once. Raises UserError for a path that holds no runs.
+    All cells together are one comparison. A run that is found twice counts once. Raises UserError for a path without runs.
     """
     cells: dict[str | Path, Cell] = {}
     for path in paths:
@@ -156,23 +176,23 @@ def load(paths: Sequence[str | Path]) -> Results:
                 raise UserError(str(path), "there is no such folder", f"Give {GIVE}")
             found = cells_of(folder)
             if not found:
-                raise UserError(str(path), "holds no runs", f"Give {GIVE}")
+                raise UserError(str(path), "contains no runs", f"Give {GIVE}")
             cells |= {wandb_id(cell.folder) or cell.folder.resolve(): cell for cell in found}
     return Results(list(cells.values()))
 
 
 def from_wandb(path: str) -> list[Path]:
-    """Folders with the records of runs in W&B, downloaded."""
+    """Download the records of runs in W&B. Returns the folders."""
     from dash_exp.results.wandb_runs import download  # wandb is loaded only where it is used
 
     return download(path)
 
 
 def cells_of(folder: Path) -> list[Cell]:
-    """The cells of a sweep folder, or the one of a run folder.
+    """The cells of a sweep folder, or the single cell of a run folder.
 
-    They are those of the sweep's list, which its last start wrote, in its order and with those that have not begun; of a
-    folder without a list, all run folders in it.
+    If the folder has a list of cells (`sweep.json`, written by the last start of the sweep), these are the cells in the list,
+    in this order, including those that have not started. Otherwise they are all run folders inside.
     """
     if is_run(folder):
         return [load_cell(folder)]
@@ -182,7 +202,7 @@ def cells_of(folder: Path) -> list[Cell]:
 
 
 def unlisted(folder: Path) -> list[Path]:
-    """The run folders inside a sweep's folder that are not in its list: those of an earlier sweep of the same name."""
+    """The run folders inside a sweep folder that are not in its list: runs of an earlier sweep with the same name."""
     listed = {cell["folder"] for cell in read_sweep(folder).get("cells", [])}
     return [p for p in sorted(folder.iterdir()) if p.is_dir() and is_run(p) and p.name not in listed]
 
@@ -200,7 +220,7 @@ def load_cell(folder: Path) -> Cell:
 
 
 def with_axes(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `metrics.csv` with the columns of `AXES` added, those of them that were logged."""
+    """The rows of `metrics.csv` with the columns of `AXES` added, as far as they were logged."""
     sources = {"steps": "step", "seconds": "time/elapsed_s", "optimizer_steps": "policy/version"}
     found = {axis: metrics[source] for axis, source in sources.items() if source in metrics}
     if "tokens/sampled" in metrics:
@@ -209,12 +229,12 @@ def with_axes(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _csv(file: Path) -> pd.DataFrame:
-    """Its rows, the whole ones; none where it is not there or cannot be read, as after a crash of the machine."""
+    """The complete rows of a CSV file. No rows if it is missing or unreadable, for example after a crash of the machine."""
     import pandas as pd
 
     try:
         return pd.read_csv(io.StringIO(whole_lines(file.read_text(encoding="utf-8"))))
-    except (FileNotFoundError, ValueError):  # that of pandas for an empty or torn file, and of a wrong encoding
+    except (FileNotFoundError, ValueError):  # pandas: an empty or damaged file, or a wrong encoding
         return pd.DataFrame()
 
 

@@ -1,4 +1,4 @@
-"""Pictures with matplotlib: of one run, of one evaluation. Those of a comparison: `report/figures.py`."""
+"""Figures of one run and of one evaluation. The figures of a comparison are in `report/figures.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PHASE_COLOURS = dict(zip(PHASES, ["#4c72b0", "#8172b3", "#dd8452", "#937860", "#
 
 
 def plot_pass_at_k(tests: Mapping[str, Mapping[str, Any]], k: Sequence[int], path: Path) -> None:
-    """pass@k against k, a line per test set, with its 95% intervals."""
+    """pass@k against k: a line per test set, with 95% intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -37,7 +37,7 @@ def plot_pass_at_k(tests: Mapping[str, Mapping[str, Any]], k: Sequence[int], pat
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float], path: Path) -> None:
-    """Reward and accuracy against seconds of training, and seconds by phase (those of training and those of evaluation)."""
+    """Left: reward and accuracy against seconds of training. Right: seconds by phase, including evaluation."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -14,18 +14,20 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
 from dash_exp.settings import renamed
 
-ATTEMPTS_FILE = "attempts"  # of a run folder: how often a process ended in it without a word (`commands.sweep.run_cell`)
-SNAPSHOTS = Path("checkpoints") / "resume"  # of a run folder
+ATTEMPTS_FILE = (
+    "attempts"  # in a run folder: how often a process died there without an error message (`commands.sweep.run_cell`)
+)
+SNAPSHOTS = Path("checkpoints") / "resume"  # in a run folder
 SNAPSHOT_NAME = re.compile(r"step_\d{5,}-[0-9a-f]{16}\.pt")
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
-SCHEME = "wandb:"  # before the place of runs in W&B
-ID_FILE = "wandb_id"  # of a run folder: the id of its run in W&B, and the last row that W&B may have (`logger.identity`)
-# What of a run folder is enough to read the run back: small files. W&B keeps them with the run.
+SCHEME = "wandb:"  # marks runs in W&B
+ID_FILE = "wandb_id"  # in a run folder: the id of the run in W&B, and the last row that W&B may have
+# The small files of a run folder that are enough to read the run again. They are uploaded to W&B with the run.
 RECORD_FILES = ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", "result.json", "problems.csv")
 
 
 def wandb_id(folder: Path) -> str | None:
-    """The id in W&B of the run in this folder; None where it was never recorded there."""
+    """The W&B id of the run in this folder; None if it was never recorded in W&B."""
     file = folder / ID_FILE
     words = file.read_text().split() if file.is_file() else []
     return words[0] if words else None
@@ -39,17 +41,17 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise UserError(
-            str(folder / SWEEP_FILE), f"is not valid JSON ({error})", "Remove it: the next sweep writes it"
+            str(folder / SWEEP_FILE), f"is not valid JSON ({error})", "Delete it: the next start of the sweep writes it again"
         ) from error
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run began there."""
+    """Whether a run has started in this folder."""
     return (folder / "config.yaml").is_file() or (folder / ".hydra" / "overrides.yaml").is_file()
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """`result.json` of a run folder; {} where there is none or it is torn."""
+    """`result.json` of a run folder; {} if it is missing or incomplete."""
     try:
         result = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):
@@ -58,13 +60,15 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
-    """`result.json`, whole or not at all."""
+    """Write `result.json`, either completely or not at all."""
     write_whole(run_dir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that may change when a run goes on: how it is watched, what is kept to go on from, what its
-    plan was asked, and the number of devices, which changes numbers by rounding errors alone.
+    """The settings without those that may change when a run resumes.
+
+    These are the watch, when to resume and to write snapshots, the settings of `plan=true`, and the number of devices, which
+    changes the numbers only by rounding.
     """
     other = ("watch", "resume", "resume_every", "plan_device", "plan_tokens")
     found = {k: v for k, v in settings.items() if k not in other}
@@ -83,7 +87,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def snapshots(folder: Path) -> list[Path]:
-    """What a run that was stopped can go on from, newest first: `step_00012-<digest>.pt`, the outer step and a SHA-256."""
+    """Snapshots that a stopped run can resume from, newest first: `step_00012-<digest>.pt`, the outer step and a SHA-256."""
     names = [file for file in (folder / SNAPSHOTS).glob("step_*.pt") if SNAPSHOT_NAME.fullmatch(file.name)]
     return sorted(names, key=lambda file: int(file.name.split("-")[0].removeprefix("step_")), reverse=True)
 

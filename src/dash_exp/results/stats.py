@@ -1,7 +1,8 @@
 """The statistics of a comparison: thin wrappers around scipy and statsmodels. Numbers in, numbers out, nothing about runs.
 
-Two kinds of interval, for two questions. Over *seeds* (Student's t): what would other seeds give, on these problems? Over
-*problems* (bootstrap): what would other problems give, with these very runs? All are two-sided and at 95%.
+Two kinds of interval answer two questions. Over *seeds* (Student's t): how uncertain is the mean because of the choice of
+seeds, on these problems? Over *problems* (bootstrap): how uncertain is it because of the choice of test problems, for these
+runs? All intervals are two-sided 95% intervals.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of n values and the ends of its interval, in the values' unit. The ends are None where n is 1."""
+    """A mean of n values and the ends of its interval, in the unit of the values. The ends are None if n is 1."""
 
     value: float
     low: float | None
@@ -34,7 +35,7 @@ class Estimate:
 def mean_interval(values: ArrayLike) -> Estimate | None:
     """Mean with its t interval over n values, such as seeds. None without values.
 
-    n equal values give an interval without width: that is what the formula says of them, not that nothing is uncertain.
+    n equal values give an interval of zero width. That is what the formula gives; it does not mean that nothing is uncertain.
     """
     x = np.asarray(values, dtype=float)
     if not len(x):
@@ -55,7 +56,7 @@ def p_value(differences: ArrayLike) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction (1979) over those that are not None; they keep their places."""
+    """Holm's correction (1979) of the p values that are not None. The order stays."""
     defined = [p for p in p_values if p is not None]
     corrected = iter(multipletests(defined, method="holm")[1] if len(defined) > 1 else defined)
     return [None if p is None else float(next(corrected)) for p in p_values]
@@ -64,7 +65,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def problem_interval(differences_P: ArrayLike) -> Estimate | None:
     """Mean over problems with its bootstrap interval. None without problems.
 
-    A value per problem, here its difference averaged over seeds, so that a problem is drawn together with all of its seeds.
+    One value per problem, here its difference averaged over seeds, so that a problem is resampled together with all its seeds.
     """
     x = np.asarray(differences_P, dtype=float)
     if len(x) < 2 or no_spread(x):
@@ -73,11 +74,11 @@ def problem_interval(differences_P: ArrayLike) -> Estimate | None:
 
 
 def detectable(differences: ArrayLike, comparisons: int = 1) -> float | None:
-    """The smallest true mean difference that a paired t test with so many seeds finds in 80% of studies, in their unit.
+    """The smallest true mean difference that a paired t test with this number of seeds finds in 80% of studies.
 
-    With several comparisons the level is divided by their number (Bonferroni), at which Holm's procedure finds it too. The
-    spread of the differences is taken as known, though it is estimated from the same few. None for fewer than two
-    differences, or where they are all equal and show no spread.
+    With several comparisons the significance level is divided by their number (Bonferroni); an effect found at this level is
+    also found by Holm's procedure. The standard deviation of the differences is treated as known, although it is estimated from
+    the same few values. None for fewer than two differences, or if all are equal.
     """
     x = np.asarray(differences, dtype=float)
     if len(x) < 2 or no_spread(x):
@@ -88,7 +89,7 @@ def detectable(differences: ArrayLike, comparisons: int = 1) -> float | None:
 
 
 def ratio_interval(values: ArrayLike, baselines: ArrayLike) -> Estimate | None:
-    """Geometric mean of value / baseline, pair by pair, with its t interval on the log scale. None where one is not above 0."""
+    """Geometric mean of value / baseline over pairs, with its t interval on a log scale. None if a value is not above 0."""
     x, y = np.asarray(values, dtype=float), np.asarray(baselines, dtype=float)
     if not len(x) or (x <= 0).any() or (y <= 0).any():
         return None
@@ -99,6 +100,6 @@ def ratio_interval(values: ArrayLike, baselines: ArrayLike) -> Estimate | None:
 
 
 def no_spread(values: ArrayLike) -> bool:
-    """Whether all values are equal, rounding aside."""
+    """Whether all values are equal up to rounding."""
     x = np.asarray(values, dtype=float)
     return bool(np.allclose(x, x[0], rtol=1e-12, atol=1e-12))

@@ -1,4 +1,4 @@
-"""What one run or one evaluation says at its end, as a file and as a table for people. Comparisons: `report/`."""
+"""The results of one run or one evaluation as a printed table. Comparisons are in `report/`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEST_LABELS = {"in_dist": "in distribution", "out_dist": "out of distribution"}
 
 
 def result_table(result: Mapping[str, Any]) -> str:
-    """The end of a run for people: accuracy, seconds by phase, counts."""
+    """The table at the end of a run: accuracy, length, seconds by phase, counts."""
 
     def percent(name: str) -> str:
         value = result.get(name)
@@ -36,26 +36,26 @@ def result_table(result: Mapping[str, Any]) -> str:
         seconds = result[f"time/{phase}_s"]
         accounted += seconds
         lines.append(f"  {phase:22}{seconds:7.1f}s{100 * seconds / max(total, 1e-9):7.0f}%")
-    other = "other (set-up, files)" if accounted <= total else "of these at once"
+    other = "other (set-up, files)" if accounted <= total else "of which in parallel"
     lines.append(f"  {other:22}{abs(total - accounted):7.1f}s{100 * abs(1 - accounted / max(total, 1e-9)):7.0f}%")
     lines.append(f"completions {result['completions/sampled']:,} sampled, {result['completions/kept']:,} kept")
     if result["completions/sampled"] and not result["completions/kept"]:
-        lines.append("no completion entered the gradient: nothing was learned")
+        lines.append("no completion was trained on: the policy did not learn anything")
     if fired := fired_words(result):
         lines.append(f"watch: {fired}")
     failed = {name: result.get(name, 0) for name in ("score/timeouts", "score/errors", "eval/timeouts", "eval/errors")}
     if any(failed.values()):
-        lines.append("gradings that did not come to an end: " + ", ".join(f"{n} {name}" for name, n in failed.items() if n))
+        lines.append("gradings that timed out or failed: " + ", ".join(f"{n} {name}" for name, n in failed.items() if n))
     lines.append(f"tokens {result['tokens/sampled']:,} sampled, {result['tokens/trained']:,} trained on")
     return "\n".join(lines)
 
 
 def fired_words(result: Mapping[str, Any]) -> str:
-    """`nonfinite in 1 outer step, kl_blowup in 3; 2 optimizer steps left out`; empty where no check of the watch fired."""
+    """`nonfinite in 1 outer step, kl_blowup in 3; 2 optimizer steps skipped`; empty if no check of the watch fired."""
     counts = {name: n for name in CHECKS if (n := result.get(f"watch/{name}"))}
     said = [f"{name} in {n}{'' if i else ' outer step' + 's' * (n > 1)}" for i, (name, n) in enumerate(counts.items())]
     skipped = result.get("optimizer/skipped_steps") or 0
-    left_out = [f"{skipped} optimizer step{'s' * (skipped > 1)} left out"] if skipped else []
+    left_out = [f"{skipped} optimizer step{'s' * (skipped > 1)} skipped"] if skipped else []
     return "; ".join([*([", ".join(said)] if said else []), *left_out])
 
 

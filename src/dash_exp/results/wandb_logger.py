@@ -1,6 +1,6 @@
-"""Weights & Biases while a run goes on: online where the machine is logged in, offline where it is not, and never a question.
+"""Logging to Weights & Biases during a run: online if this machine is logged in, else offline. It never asks for a login.
 
-What was recorded is read back by `wandb_runs.py` and shown in a report by `wandb_report.py`.
+`wandb_runs.py` reads recorded runs; `wandb_report.py` creates a report from them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ from dash_exp.results.run_folder import ID_FILE, RECORD_FILES, SWEEP_FILE, overr
 
 log = logging.getLogger(__name__)
 
-OLD_NAMES = {"api.forge.coreweave.com": ("api.wandb.ai",)}  # under which a login at the public server may still stand
+OLD_NAMES = {
+    "api.forge.coreweave.com": ("api.wandb.ai",)
+}  # older host names of the public server that a login may be stored under
 
 
 class StepLogger(WandbLogger):
-    """Lightning's logger, but W&B's own step is the outer step, and a run that begins again sends no row a second time.
+    """Lightning's logger, with the outer step as W&B's step. A run that starts again does not send a row twice.
 
-    W&B only ever appends to a run, so of one that was interrupted it keeps the rows that it got, the last of them `sent`. They
-    are the same numbers but for the seconds; `metrics.csv` in the run's `record/` has all rows of the last attempt.
+    W&B can only append to a run. If a run was interrupted, W&B keeps the rows it received; `sent` is the last of them. The new
+    rows have the same numbers except for times. `record/metrics.csv` of the W&B run has all rows of the last attempt.
     """
 
     def __init__(self, experiment: Any, sent: int) -> None:
         super().__init__(experiment=experiment)
-        self.sent = sent if experiment.offline else experiment.step - 1  # online, W&B says where the run stands
-        self.first = self.sent + 1 if experiment.offline else 0  # `wandb sync` counts from the last row that W&B has
-        self.row_open = False  # W&B sends a row when the next one begins
+        self.sent = sent if experiment.offline else experiment.step - 1  # online, W&B knows the last row
+        self.first = self.sent + 1 if experiment.offline else 0  # `wandb sync` counts from the last row in W&B
+        self.row_open = False  # W&B sends a row when the next row starts
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if step is None or step > self.sent:
@@ -48,7 +50,7 @@ class StepLogger(WandbLogger):
             self.row_open = True
 
     def close_row(self) -> None:
-        """Send the last row, if there is one: what is put into the summary afterwards replaces its numbers."""
+        """Send the last row, if there is one, so that the summary written afterwards replaces its numbers."""
         if self.row_open:
             self.experiment.log({}, commit=True)
 
@@ -56,12 +58,11 @@ class StepLogger(WandbLogger):
 def wandb_logger(
     run_dir: Path, name: str, group: str | None, settings: dict[str, Any], project: str, entity: str | None = None
 ) -> StepLogger:
-    """A W&B run in `run_dir`/wandb. WANDB_MODE decides where it is set; otherwise a login means online.
+    """Start a W&B run in `run_dir`/wandb. WANDB_MODE decides the mode if it is set; otherwise it is online with a login.
 
-    Arms of a sweep share `group`. The run has the same id whenever its folder is run again. What an earlier attempt left in
-    `run_dir`/wandb is removed, as its other leftovers are: this attempt begins from the start, and only it is to be uploaded.
-    It must be called while `metrics.csv` is still that of the earlier attempt. Command-line overrides are columns of their own
-    (`override_columns`).
+    The cells of a sweep share `group`. The id of the W&B run stays the same when its folder is run again. `run_dir`/wandb of an
+    earlier attempt is deleted, so only this attempt is uploaded. Call this while `metrics.csv` is still the file of the earlier
+    attempt. Command-line overrides become columns (`override_columns`).
     """
     run_id, sent = identity(run_dir)
     shutil.rmtree(run_dir / "wandb", ignore_errors=True)
@@ -82,19 +83,19 @@ def wandb_logger(
 
     try:
         experiment = start(os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline"))
-    except wandb.errors.CommError as error:  # training does not depend on it
-        log.warning("W&B is not reached (%s): recorded offline, `wandb sync` uploads it later", first_line(str(error)))
+    except wandb.errors.CommError as error:  # training does not need W&B
+        log.warning("cannot reach W&B (%s): the run is recorded offline; `wandb sync` uploads it later", first_line(str(error)))
         experiment = start("offline")
-    save_record(experiment, run_dir, RECORD_FILES[:2])  # what it is; `finish` adds what came of it
+    save_record(experiment, run_dir, RECORD_FILES[:2])  # config and overrides now; `finish` adds the results
     return StepLogger(experiment, sent)
 
 
 def identity(run_dir: Path) -> tuple[str, int]:
-    """The W&B id of the run in this folder, and the last outer step whose row W&B may have already; -1 = none.
+    """The W&B id of the run in this folder, and the last outer step whose row W&B may already have (-1: none).
 
-    Both are kept in a file of the folder: so the id moves with it, and folders of the same name in different places are
-    different runs. An attempt may have sent its rows if it was online, or offline and uploaded since, be it in part (which
-    leaves `.syncstate` without `.synced`).
+    Both are stored in a file of the folder, so the id moves with the folder, and folders with the same name in different places
+    are different runs. An attempt may have sent rows if it was online, or if it was offline and was uploaded since, even
+    partially (this leaves `.syncstate` without `.synced`).
     """
     file = run_dir / ID_FILE
     known = file.read_text().split() if file.is_file() else []
@@ -110,7 +111,7 @@ def identity(run_dir: Path) -> tuple[str, int]:
 def override_columns(run_dir: Path) -> dict[str, str]:
     """`{"algo": "dash", "kl_coef": "0"}`: the overrides of the command line, for the columns `overrides.algo` and so on.
 
-    W&B reads a dot in the name of a column as a level, so a key's dots become underscores.
+    W&B treats a dot in a column name as nesting, so the dots of a key become underscores.
     """
     file = run_dir / ".hydra" / "overrides.yaml"
     overrides = yaml.safe_load(file.read_text()) if file.is_file() else None
@@ -118,36 +119,36 @@ def override_columns(run_dir: Path) -> dict[str, str]:
 
 
 def column(key: str) -> str:
-    """The name in W&B of an override's key: `kl.coef` -> `kl_coef`."""
+    """The column name of an override key in W&B: `kl.coef` -> `kl_coef`."""
     return key.replace(".", "_")
 
 
 def finish(tracker: StepLogger, run_dir: Path) -> None:
-    """End the W&B run of a run that ended, well or not, with the numbers of `result.json` and the small files."""
+    """Finish the W&B run, with the numbers of `result.json` and the small files, whether the run succeeded or failed."""
     run = tracker.experiment
     result = read_result(run_dir)
-    tracker.close_row()  # else it would come after the summary, and replace its numbers of the same name
+    tracker.close_row()  # otherwise it would be sent after the summary and replace numbers of the same name
     run.summary.update({k: v for k, v in result.items() if isinstance(v, (int, float))} | {"status": result.get("status")})
     save_record(run, run_dir, RECORD_FILES)
     run.finish(exit_code=0 if result.get("status") == "done" else 1)
 
 
 def save_record(run: Any, run_dir: Path, names: Iterable[str]) -> None:
-    """Keep those of these files that exist, and the list of the sweep, with the W&B run.
+    """Upload these files of the run folder, if they exist, and the list of the sweep with the W&B run.
 
-    They are copied, because an offline run is uploaded later, perhaps from another place. They go into `record/`, because W&B
-    keeps a `config.yaml` of its own beside it.
+    They are copied first, because an offline run may be uploaded later from another place. They go into `record/`, because W&B
+    has its own `config.yaml`.
     """
     for name, source in {**{n: run_dir / n for n in names}, SWEEP_FILE: run_dir.parent / SWEEP_FILE}.items():
         if source.is_file():
             copy = Path(run.dir) / "record" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, copy)
-            run.save(copy, base_path=run.dir, policy="now", glob=False)  # the name of a cell may have brackets
+            run.save(copy, base_path=run.dir, policy="now", glob=False)  # cell names may contain brackets
 
 
 def logged_in() -> bool:
-    """Whether an API key stands in the environment or in the netrc file that `wandb login` writes."""
+    """Whether there is an API key in the environment or in the netrc file that `wandb login` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).netloc

@@ -1,6 +1,6 @@
-"""A comparison as a report in Weights & Biases: panels over the uploaded runs, beside the table of arms.
+"""A comparison as a report in Weights & Biases: the table of arms, and panels over the uploaded runs.
 
-What the comparison says is worked out elsewhere and comes in as Markdown.
+The text of the comparison is computed elsewhere and passed in as Markdown.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from dash_exp.results.cells import Cell, Results
 from dash_exp.results.run_folder import wandb_id
 from dash_exp.results.wandb_logger import column, logged_in
 
-WIDTH, HEIGHT = 8, 6  # of a panel; a report is 24 wide
+WIDTH, HEIGHT = 8, 6  # of a panel; a report has a width of 24
 CURVES = ("reward/mean", "advantage/abs_mean", "filter/kept_fraction", "length/mean_tokens")
 
 
 def publish(results: Results, place: str, markdown: str) -> str:
-    """Save the comparison as a report at `place`, "ENTITY/PROJECT"; what to tell the user.
+    """Save the comparison as a report in `place` ("ENTITY/PROJECT"). Returns the message for the user.
 
-    With a login the report shows those of the runs that have been uploaded, and the others are named with the commands that
-    upload them. Without a login, or with WANDB_MODE=offline, no server is asked: only the commands are told. Raises UserError
-    for a malformed place, and where the server does not answer or refuses.
+    With a login, the report shows the runs that have been uploaded. The message names the others, with the commands that upload
+    them. Without a login, or with WANDB_MODE=offline, no server is contacted and the message has only the commands. Raises
+    UserError if `place` is malformed, or if the server does not answer or refuses.
     """
     entity, _, project = place.partition("/")
     if not entity or not project or "/" in project:
-        raise UserError(f"--wandb {place}", "is not ENTITY/PROJECT", "Give both, as in --wandb my-team/dash_exp")
+        raise UserError(f"--wandb {place}", "is not of the form ENTITY/PROJECT", "Give both, as in --wandb my-team/dash_exp")
     if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun") or not logged_in():
         lines = ["W&B: this machine is offline or not logged in (`wandb login`), so no report was saved."]
-        nothing = ["None of these runs waits for an upload: they were recorded online, or without W&B (logger=csv)."]
-        return "\n".join([*lines, *(told_uploads(upload_commands(results, entity, project)) or nothing)])
+        nothing = ["None of these runs needs an upload: they were recorded online, or without W&B (logger=csv)."]
+        return "\n".join([*lines, *(upload_lines(upload_commands(results, entity, project)) or nothing)])
 
-    from dash_exp.results.wandb_runs import runs, told  # they need a server
+    from dash_exp.results.wandb_runs import as_user_error, runs  # they need a server
 
     ids = [i for i in (wandb_id(cell.folder) for cell in results.cells) if i]
     uploaded = runs(f"--wandb {place}", entity, project, ids=ids) if ids else []
@@ -44,19 +44,19 @@ def publish(results: Results, place: str, markdown: str) -> str:
     missing = [cell for cell in results.cells if wandb_id(cell.folder) not in there]
     if not uploaded:
         lines = [f"W&B: none of the {len(results.cells)} run(s) is in {place}, so no report was saved."]
-        return "\n".join([*lines, *not_there(missing, entity, project)])
-    with told(f"--wandb {place}"):
+        return "\n".join([*lines, *missing_lines(missing, entity, project)])
+    with as_user_error(f"--wandb {place}"):
         url = save_report(results, entity, project, markdown, uploaded)
     lines = [f"W&B: saved the report {url}"]
     if missing:
-        lines.append(f"It shows {len(uploaded)} of {len(results.cells)} run(s); the others appear when they are uploaded.")
-        lines += not_there(missing, entity, project)
+        lines.append(f"It shows {len(uploaded)} of {len(results.cells)} run(s). The others appear once they are uploaded.")
+        lines += missing_lines(missing, entity, project)
     return "\n".join(lines)
 
 
 def save_report(results: Results, entity: str, project: str, markdown: str, uploaded: Sequence[Any]) -> str:
-    """Save the report about these uploaded runs (of `wandb.Api`) and return its address."""
-    import wandb_workspaces.reports.v2 as wr  # asks for a login when its objects are made
+    """Save a report of these uploaded runs (of `wandb.Api`). Returns its address."""
+    import wandb_workspaces.reports.v2 as wr  # asks for a login as soon as an object is created
 
     question = results.study.get("question")
     runset = wr.Runset(
@@ -81,14 +81,14 @@ def save_report(results: Results, entity: str, project: str, markdown: str, uplo
 
 
 def title(uploaded: Sequence[Any]) -> str:
-    """The groups of the runs, or the names of runs without a group: at most 128 characters."""
+    """The groups of the runs, or the names of runs without a group, in at most 128 characters."""
     names = list(dict.fromkeys(run.group or run.name for run in uploaded))
     text = f"Comparison: {', '.join(names)}"
     return text if len(text) <= 128 else text[:127] + "…"
 
 
 def filters(uploaded: Sequence[Any]) -> list[Any]:
-    """The condition that chooses these runs: their groups, which lets a sweep grow, or their ids where one has no group."""
+    """The filter that selects these runs: by group, so that a sweep can grow, or by id if one of them has no group."""
     from wandb_workspaces import expr
 
     groups = list(dict.fromkeys(run.group for run in uploaded))
@@ -98,10 +98,10 @@ def filters(uploaded: Sequence[Any]) -> list[Any]:
 
 
 def panels(tests: Sequence[str]) -> list[Any]:
-    """Curves over outer steps; reward and accuracy over seconds of training too; bars of final accuracy and of seconds.
+    """Curves over outer steps, reward and accuracy also over seconds of training, and bars of final accuracy and of seconds.
 
-    Their names are those that `record.RunRecord` logs and those of `result.json`. Where runs are grouped into arms, W&B draws
-    the mean of an arm and the range of its seeds.
+    The metric names are those that `record.RunRecord` logs and those of `result.json`. W&B draws the mean of each arm and the
+    range of its seeds.
     """
     import wandb_workspaces.reports.v2 as wr
 
@@ -119,27 +119,27 @@ def panels(tests: Sequence[str]) -> list[Any]:
     return shown
 
 
-def not_there(missing: Sequence[Cell], entity: str, project: str) -> list[str]:
-    """Lines that say how these runs get to the server, or that they cannot from here."""
-    lines = told_uploads(upload_commands(Results(missing), entity, project))
+def missing_lines(missing: Sequence[Cell], entity: str, project: str) -> list[str]:
+    """Lines that say how to upload these runs, or that there is nothing to upload."""
+    lines = upload_lines(upload_commands(Results(missing), entity, project))
     if names := [cell.name for cell in missing if not waiting_runs(cell.folder)]:
-        lines.append(f"Not there, with nothing in their folders that waits for an upload: {'; '.join(names)}")
+        lines.append(f"Not in W&B, and their folders have nothing to upload: {'; '.join(names)}")
     return lines
 
 
-def told_uploads(commands: Sequence[str]) -> list[str]:
-    """The commands as lines for people."""
+def upload_lines(commands: Sequence[str]) -> list[str]:
+    """The commands as lines of the message."""
     return (
-        ["Upload what was recorded offline, then ask for the report again:", *(f"    {c}" for c in commands)]
+        ["Upload the runs that were recorded offline, then repeat this command:", *(f"    {c}" for c in commands)]
         if commands
         else []
     )
 
 
 def upload_commands(results: Results, entity: str, project: str) -> list[str]:
-    """The `wandb sync` commands that upload the runs recorded offline and not uploaded yet, one for each folder of runs.
+    """The `wandb sync` commands that upload the offline runs not uploaded yet, one command for each folder of runs.
 
-    `wandb sync` itself leaves out what it has uploaded before.
+    `wandb sync` skips what it has already uploaded.
     """
     places: dict[Path, list[Path]] = {}
     for cell in results.cells:
@@ -149,12 +149,12 @@ def upload_commands(results: Results, entity: str, project: str) -> list[str]:
 
 
 def of_place(place: Path, runs: Sequence[Path]) -> str:
-    """The arguments that name these offline runs: a pattern where they are all that lie in a sweep folder, or else each."""
+    """The arguments that name these offline runs: a pattern if they are all offline runs of a sweep folder, else each run."""
     if len(runs) > 1 and sorted(runs) == sorted(place.glob("*/wandb/offline-run-*")):
         return f"{shlex.quote(str(place))}/*/wandb/offline-run-*"
     return " ".join(shlex.quote(str(run)) for run in runs)
 
 
 def waiting_runs(folder: Path) -> list[Path]:
-    """The folders inside this run folder that hold what was recorded offline and not uploaded yet."""
+    """The offline runs inside this run folder that have not been uploaded yet."""
     return [run for run in sorted(folder.glob("wandb/offline-run-*")) if not any(run.glob("*.synced"))]

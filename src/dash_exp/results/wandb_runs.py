@@ -1,4 +1,4 @@
-"""Runs recorded in Weights & Biases -> folders laid out like those of a sweep, for `results.load`."""
+"""Download runs from Weights & Biases into folders with the layout of a sweep, for `results.load`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from dash_exp.core.errors import UserError
 from dash_exp.results.run_folder import ID_FILE, RECORD_FILES, SCHEME, SWEEP_FILE
 from dash_exp.results.wandb_logger import logged_in
 
-TIMEOUT_S = 30  # for one answer of the server
+TIMEOUT_S = 30  # for one request to the server
 
 
 def download(path: str) -> list[Path]:
-    """The records of the runs at `wandb:ENTITY/PROJECT[/GROUP]`, as folders that `results.cells_of` reads.
+    """Download the records of the runs at `wandb:ENTITY/PROJECT[/GROUP]`, as folders that `cells.cells_of` reads.
 
-    A group is a sweep folder with a folder per run; a run without a group stands alone. They lie in a temporary folder until
-    the process ends. Runs without a record (of other programs) are named and left out. Raises UserError where the login, the
-    server, the project or its runs are not there, and for two runs of the same cell.
+    A group becomes a sweep folder with one folder per run; a run without a group becomes a run folder. They are in a temporary
+    folder, which is deleted when the process ends. Runs without a record (of other programs) are listed and skipped. Raises
+    UserError if the login, server, project or runs are missing, and for two runs of the same cell.
     """
     entity, project, group = parse(path)
     found = runs(path, entity, project, group)
     if not found:
-        raise UserError(path, "holds no runs", "Look up the name of the group in W&B; offline runs need `wandb sync` first")
+        raise UserError(
+            path, "contains no runs", "Check the name of the group in W&B; upload offline runs with `wandb sync` first"
+        )
     root = temporary_folder()
     of_folder: dict[Path, Any] = {}
     without: list[str] = []
@@ -40,7 +42,7 @@ def download(path: str) -> list[Path]:
         if folder in of_folder:
             raise UserError(
                 path,
-                f"holds two runs of the cell {folder.name}: {of_folder[folder].id} and {run.id}",
+                f"contains two runs of the cell {folder.name}: {of_folder[folder].id} and {run.id}",
                 "Delete one of them in W&B, or move it to another group",
             )
         if not download_record(path, run, folder):
@@ -48,14 +50,14 @@ def download(path: str) -> list[Path]:
             continue
         of_folder[folder] = run
     if without:
-        print(f"{path}: left out, because they have no record of this program: {', '.join(without)}", file=sys.stderr)
+        print(f"{path}: skipped, because they are not runs of dash_exp: {', '.join(without)}", file=sys.stderr)
     if not of_folder:
-        raise UserError(path, "holds no runs of this program", "Give runs that were recorded with logger=wandb or logger=both")
+        raise UserError(path, "contains no runs of dash_exp", "Give runs that were recorded with logger=wandb or logger=both")
     return list(dict.fromkeys(folder.parent if run.group else folder for folder, run in of_folder.items()))
 
 
 def parse(path: str) -> tuple[str, str, str | None]:
-    """`wandb:team/project/sweep` -> ("team", "project", "sweep"); the last is None where there is no group."""
+    """`wandb:team/project/sweep` -> ("team", "project", "sweep"); the last is None without a group."""
     words = path.removeprefix(SCHEME).split("/", 2)
     if len(words) < 2 or not all(words):
         raise UserError(path, "does not name runs in W&B", f"Write {SCHEME}ENTITY/PROJECT/GROUP, or {SCHEME}ENTITY/PROJECT")
@@ -65,27 +67,27 @@ def parse(path: str) -> tuple[str, str, str | None]:
 def runs(where: str, entity: str, project: str, group: str | None = None, ids: Sequence[str] | None = None) -> list[Any]:
     """The runs of a project, oldest first: all of them, those of one group, or those with these ids.
 
-    `where` is what the user wrote, for the UserError where the login, the server or the project is not there.
+    `where` is what the user wrote. It is used in the UserError if the login, server or project is missing.
     """
     filters: dict[str, Any] = {} if group is None else {"group": group}
     if ids is not None:
-        filters["name"] = {"$in": list(ids)}  # the server's word for the id
+        filters["name"] = {"$in": list(ids)}  # the server's name for the id
     if not logged_in():
         raise UserError(where, "this machine is not logged in to W&B", "Run `wandb login`, or set WANDB_API_KEY")
-    with told(where):
+    with as_user_error(where):
         api = wandb.Api(timeout=TIMEOUT_S)
         try:
             found = list(api.runs(f"{entity}/{project}", filters=filters, order="+created_at", lazy=False))
-        except ValueError as error:  # what the SDK raises where the server knows no such project
+        except ValueError as error:  # the SDK raises this if the server has no such project
             raise UserError(where, f"W&B has no project {entity}/{project} for this login", "Check its name") from error
     return list({run.id: run for run in found}.values())
 
 
 def download_record(where: str, run: Any, folder: Path) -> bool:
-    """Put the record of a run (`logger.finish`) into `folder`, which then looks like its run folder. False without one."""
+    """Download the record of a run into `folder`, which then looks like its run folder. Returns False without a record."""
     names = [f"record/{name}" for name in (*RECORD_FILES, SWEEP_FILE)]
     new = folder.with_name(f"{run.id}.new")
-    with told(where):
+    with as_user_error(where):
         files = {file.name: file for file in run.files(names=names) if file.name in names}
         if "record/config.yaml" not in files:
             return False
@@ -96,32 +98,34 @@ def download_record(where: str, run: Any, folder: Path) -> bool:
     new.rmdir()
     (folder / ID_FILE).write_text(f"{run.id}\n-1\n")
     if run.group and (folder / SWEEP_FILE).is_file():
-        (folder / SWEEP_FILE).replace(folder.parent / SWEEP_FILE)  # the list of the youngest run stays
+        (folder / SWEEP_FILE).replace(folder.parent / SWEEP_FILE)  # the list of the newest run is kept
     return True
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
-    """Whatever the SDK raises about the server, as a UserError."""
+def as_user_error(where: str) -> Iterator[None]:
+    """Turn every error of the SDK about the server into a UserError."""
     try:
         yield
     except UserError:
         raise
     except AuthenticationError as error:
-        raise UserError(where, str(error).rstrip("."), "Check network, WANDB_BASE_URL and key (`wandb login`)") from error
-    except Exception as error:  # its errors have no class in common
-        wrong = f"W&B did not answer as it should ({type(error).__name__}: {str(error).rstrip('.')})"
+        raise UserError(
+            where, str(error).rstrip("."), "Check the network, WANDB_BASE_URL and the key (`wandb login`)"
+        ) from error
+    except Exception as error:  # its errors have no common base class
+        wrong = f"W&B gave no valid answer ({type(error).__name__}: {str(error).rstrip('.')})"
         raise UserError(where, wrong, "Check the network, and try again") from error
 
 
 def temporary_folder() -> Path:
-    """A folder that is removed when the process ends."""
+    """A folder that is deleted when the process ends."""
     folder = tempfile.TemporaryDirectory(prefix="dash_exp-wandb-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
 
 
 def folder_name(name: Any) -> str:
-    """What W&B holds as the name of a run or group, fit for a folder."""
+    """The name of a W&B run or group as a valid folder name."""
     text = str(name).replace("/", "_")
     return "_" if text in ("", ".", "..") else text

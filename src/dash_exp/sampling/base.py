@@ -1,6 +1,4 @@
-"""Samplers: what turns prompts into completions. `hf` uses Transformers, `vllm` an engine in this process, `vllm_server`
-engines on this machine or others; `traces` and `teacher` hand out solutions already written.
-"""
+"""The interface of all samplers, how to sample, and the seeds of the noise."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from dash_exp.core.types import Completion, Prompt
 class Sampling:
     """How to sample. `temperature` 0 is greedy. `max_tokens` counts completion tokens.
 
-    `top_p` below 1 draws from the fewest most likely tokens whose probabilities at that temperature add up to `top_p` (nucleus
-    sampling, arXiv 1904.09751). It is for evaluation: such completions carry no log-probabilities.
+    `top_p` below 1 samples from the smallest set of most likely tokens whose probabilities at that temperature add up to
+    `top_p` (nucleus sampling, arXiv 1904.09751). It is for evaluation only: such completions have no log-probabilities.
     """
 
     max_tokens: int
@@ -29,30 +27,31 @@ class Sampling:
 
 
 class Sampler(Protocol):
-    """Hands out completions of the policy whose weights it was last given."""
+    """Samples completions from the policy, with the weights that it was last given."""
 
     @property
     def version(self) -> int | None:
-        """Policy version of its weights; None before it was given any, and where no policy samples."""
+        """Policy version of its weights; None before the first weights, and for samplers that do not use the policy."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
-        """`group_size` completions of each prompt, P x G in group-major order, whatever the cutting into batches.
+        """`group_size` completions of each prompt: P x G in group-major order. Batching does not change the result.
 
-        `key` seeds the noise together with the problem and the index in the group; it must differ from step to step.
+        `key` seeds the noise, together with the problem and the index in the group. It must differ between steps.
         """
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Take over the policy's weights and call them `version`: its `state_dict`, of a policy with an adapter what is
-        trained of it (`adapter.trained`).
+        """Use these weights of the policy from now on, as version `version`.
+
+        They are its `state_dict`, or for a policy with an adapter only the trained weights (`adapter.trained`).
         """
 
     def rest(self) -> None:
-        """The policy is about to train: give back device memory until there is something to sample."""
+        """Release device memory until the next sampling call, because the policy is about to train."""
 
     def close(self) -> None:
-        """Nothing will be sampled any more."""
+        """End the sampler. Nothing is sampled after this."""
 
 
 def noise_seed(key: tuple[int, ...], problem_id: str, index: int) -> np.random.SeedSequence:
-    """Seed of one completion's noise: (seed, outer step), problem, index in its group."""
+    """Seed of the noise of one completion: (seed, outer step), problem, index in its group."""
     return np.random.SeedSequence([*key, zlib.crc32(problem_id.encode()), index])

@@ -1,7 +1,7 @@
-"""A KV cache with room: tokens are written in place, and rows that end leave it without copying those that stay.
+"""A KV cache with spare room: tokens are written in place, and finished rows are removed without copying the others.
 
-Transformers' DynamicCache copies everything for each new token and for each selection of rows. Where attention is our own
-(`packing`), what a cache holds of prompts can stay there once for all completions behind them: `SharedPrompts`.
+Transformers' DynamicCache copies everything for each new token and for each selection of rows. With our own attention
+(`packing`) the keys and values of a prompt can be stored once for all its completions: `SharedPrompts`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dash_exp.models import packing
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values, (B, heads, L, head size), are views of buffers with more rows and positions."""
+    """Keys and values, (B, heads, L, head size), are views of larger buffers."""
 
     _room: tuple[Tensor, Tensor] | None = None
 
@@ -44,12 +44,12 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Those rows in that order, a row perhaps several times."""
+        """Select these rows in this order; a row can be selected several times."""
         super().batch_select_indices(indices)
-        self._room = None  # the selection is a copy of its own
+        self._room = None  # the selection is a copy
 
     def leave(self, order: Tensor, moved: Tensor) -> None:
-        """Fewer rows, `order` of those so far; `moved` are the new ones that are not where they were, all from behind."""
+        """Keep only the rows `order`. `moved` are the new places whose row comes from further back; all others stay."""
         if self._room is None:
             return self.batch_select_indices(order)
         rows, length = len(order), self.get_seq_length()
@@ -60,9 +60,9 @@ class RoomyLayer(DynamicLayer):
 
 
 class RoomyCache(DynamicCache):
-    """Its full-attention layers have room; layers of other kinds stay as they are.
+    """A cache whose full-attention layers have spare room; other kinds of layers are unchanged.
 
-    `in_32_bits`: of keys and values, where attention computes so (`packing.IN_32_BITS`) and would convert them at every token.
+    `in_32_bits`: store keys and values in 32 bits, for devices where attention computes in 32 bits (`packing.IN_32_BITS`).
     """
 
     def __init__(self, config: PreTrainedConfig, in_32_bits: bool = False) -> None:
@@ -70,7 +70,7 @@ class RoomyCache(DynamicCache):
         self.layers = [RoomyLayer(in_32_bits) if type(layer) is DynamicLayer else layer for layer in self.layers]
 
     def leave(self, ended_B: Tensor) -> Tensor:
-        """Take the rows out that have ended. Returns which row is where: the last ones have moved into the gaps."""
+        """Remove the rows that have ended and move the last rows into the gaps. Returns the old index of each new row."""
         rows = int((~ended_B).sum())
         order = torch.arange(rows, device=ended_B.device)
         moved = ended_B[:rows].nonzero().flatten()
@@ -84,11 +84,11 @@ class RoomyCache(DynamicCache):
 
 
 class SharedPrompts:
-    """Keys and values of P prompts, as a cache has read them. The completions of a group look at theirs all at once.
+    """Keys and values of P prompts, stored once. All completions of a group attend to those of their prompt.
 
-    The cache of the completions begins behind the prompts. Scores are computed for both apart, and the softmax over both (as in
-    Hydragen, Juravsky et al. 2024). `mask_PC` is 0 at padding; `prompt_of` says which prompt each completion has. All layers of
-    the cache are `RoomyLayer`s, and attention gets what they hold.
+    The cache of the completions starts after the prompts. Scores are computed separately for both, and the softmax is over
+    both together (as in Hydragen, Juravsky et al. 2024). `mask_PC` is 0 at padding; `prompt_of` is the prompt of each
+    completion. All layers of the cache must be `RoomyLayer`s.
     """
 
     def __init__(self, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int]) -> None:
@@ -99,7 +99,7 @@ class SharedPrompts:
         self._lay_out(prompt_of)
 
     def _lay_out(self, prompt_of: Sequence[int]) -> None:
-        """Find out where the query of each completion for each head of keys stands among (P, heads, G): `places_BH`."""
+        """Compute `places_BH`: the index of each completion and key head in a flattened (P, heads, G)."""
         sizes: Counter[int] = Counter()
         places = []  # in its group
         for prompt in prompt_of:
@@ -111,7 +111,7 @@ class SharedPrompts:
         self.places_BH = (first_B[:, None] + torch.arange(self.heads) * self.largest).to(self.added.device)
 
     def stay(self, order: Tensor) -> None:
-        """Only these completions are left, in this order. Once half of the places are empty, prompts go that have none left."""
+        """Keep only these completions, in this order. Once half of the places are empty, unused prompts are removed."""
         prompt_of = [self.prompt_of[row] for row in order.tolist()]
         if 2 * len(prompt_of) * self.heads > len(self.added) * self.largest:
             self.prompt_of, self.places_BH = prompt_of, self.places_BH[order]
@@ -124,7 +124,7 @@ class SharedPrompts:
         self._lay_out([numbers[prompt] for prompt in prompt_of])
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Of one query a completion, (B, query heads, 1, size), over its prompt and its own keys, (B, heads, T, size).
+        """Attention of one query per completion, (B, query heads, 1, size), to its prompt and own keys, (B, heads, T, size).
 
         Returns (B, 1, query heads, size).
         """
@@ -138,18 +138,18 @@ class SharedPrompts:
         return out.view(len(query), 1, query.shape[1], -1)
 
     def _by_group(self, rows: Tensor) -> Tensor:
-        """(R, Q, n) -> (P x heads, G x Q, n), 0 where a completion has left."""
+        """(R, Q, n) -> (P x heads, G x Q, n), with 0 for completions that have ended."""
         groups = rows.new_zeros(len(self.added) * self.largest, *rows.shape[1:])
         return groups.index_copy_(0, self.places_BH.flatten(), rows).view(len(self.added), -1, rows.shape[-1])
 
     def _from_groups(self, groups: Tensor) -> Tensor:
-        """And back."""
+        """The inverse of `_by_group`."""
         rows = groups.view(len(self.added) * self.largest, -1, groups.shape[-1])
         return rows.index_select(0, self.places_BH.flatten())
 
 
 def _with_room(states: Tensor, needed: int) -> Tensor:
-    """A copy of `states` with room for `needed` positions and half as many more."""
+    """A copy of `states` with room for `needed` positions and at least half as many more."""
     room = states.new_empty(*states.shape[:-2], needed + max(64, needed // 2), states.shape[-1])
     room[..., : states.shape[-2], :] = states
     return room

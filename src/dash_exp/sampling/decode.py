@@ -1,7 +1,8 @@
-"""One more token of each row, through the layers of a model that is built as Llama is.
+"""One decoding step for models with the structure of Llama.
 
-The same operations as in Transformers' `forward`, which takes a quarter longer with few rows: it sees to the masks, outputs and
-arguments of all kinds of model at every token. `tests/test_packing.py` holds both against the log-probabilities of training.
+It does the same operations as Transformers' `forward`, which takes a quarter longer with few rows, because it handles masks,
+outputs and arguments of all kinds of models at every token. `tests/models/test_packing.py` compares both with the
+log-probabilities of training.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ KNOWN = {LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalL
 
 
 def known(policy: PreTrainedModel) -> bool:
-    """Whether `next_logits` can take it. Under `fsdp` a policy has a class of its own, and goes through its `forward`."""
+    """Whether `next_logits` supports this policy. Under `fsdp` the class differs, so the policy uses its `forward`."""
     return type(policy) in KNOWN and packing.enabled(policy)
 
 
@@ -38,7 +39,7 @@ def next_logits(
     mask_B11L: Tensor | None = None,
     prompts: SharedPrompts | None = None,
 ) -> Tensor:
-    """Logits (B, V) after one more token a row, whose keys and values go into the cache. Behind `prompts` nothing is masked."""
+    """Logits (B, V) after one more token per row; its keys and values are added to the cache. No mask with `prompts`."""
     base: Any = policy.base_model
     rows = len(tokens_B)
     hidden_BD = base.embed_tokens(tokens_B)
@@ -63,6 +64,6 @@ def next_logits(
 
 
 def _rotated(states_BHS: Tensor, cos_B1S: Tensor, sin_B1S: Tensor) -> Tensor:
-    """By the angles of the positions (RoFormer, Su et al. 2021), the halves of a head as the two axes."""
+    """Rotary position embedding (RoFormer, Su et al. 2021), with the two halves of a head as the two axes."""
     first, second = states_BHS.chunk(2, dim=-1)
     return states_BHS * cos_B1S + torch.cat([-second, first], dim=-1) * sin_B1S

@@ -1,4 +1,4 @@
-"""vLLM's engine with the architecture of a policy. The one place that imports vLLM, and only when an engine is made."""
+"""A vLLM engine with the architecture of the policy. vLLM is imported here, and only when an engine is created."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from dash_exp.core.types import Completion, Prompt
 from dash_exp.models import adapter
 from dash_exp.sampling.base import Sampling, noise_seed
 
-# Log-probabilities after the temperature, in this process (so that weights are handed over without a copy), few words.
+# In this process (so that weights are passed without a copy), with little output.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the policy trains on the same cores
 }
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of which vLLM 0.32 takes one
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM 0.32 accepts
 
 
 class Engine:
-    """An engine without weights, until `load` gives it some.
+    """An engine, with random weights until `load` is called.
 
-    `max_sequences` are decoded at a time; prompt and completion together have at most `max_model_len` tokens (None: the
-    model's context). Weights and KV cache take `memory_share` of a GPU's memory; on a CPU the KV cache takes `cpu_cache_gb`.
-    `eager` does without CUDA graphs. With `sleep` the engine can give its GPU memory back; with `receive` it can take weights
-    over NCCL (GPU only). With `lora_rank` it can take adapters of that rank on top of its weights.
+    `max_sequences`: most completions decoded at a time. `max_model_len`: most tokens of prompt and completion together (None:
+    the context length of the model). `memory_share`: share of GPU memory for weights and KV cache. `cpu_cache_gb`: size of the
+    KV cache on a CPU. `eager`: do not use CUDA graphs. `sleep`: the engine can release its GPU memory. `receive`: it can
+    receive weights over NCCL (GPU only). `lora_rank`: it can load adapters of this rank.
     """
 
     def __init__(
@@ -65,17 +65,17 @@ class Engine:
         self.expected = weight_shapes(config)
         self.can_sleep = sleep and torch.cuda.is_available()
         self.asleep = False
-        self.requests = 0  # so far
-        self.inside: dict[str, str] = {}  # vLLM's own ids of unfinished groups, by ours
+        self.requests = 0  # number of requests so far
+        self.inside: dict[str, str] = {}  # vLLM's ids of unfinished groups, by our ids
         settings: dict[str, Any] = {"gpu_memory_utilization": memory_share, "enforce_eager": eager}
-        self.adapter: Any = None  # vLLM's request for the one that samples
-        self.adapters = 0  # so far
+        self.adapter: Any = None  # vLLM's request for the current adapter
+        self.adapters = 0  # number of adapters so far
         if lora_rank is not None:
             settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(n for n in LORA_RANKS if n >= lora_rank)}
         if receive:
             settings["weight_transfer_config"] = {"backend": "nccl"}
         if not torch.cuda.is_available():
-            # A seeded request fails on the CPU when its prompt is read in pieces (vLLM 0.32: "does not use offset").
+            # On a CPU a seeded request fails if its prompt is processed in chunks (vLLM 0.32: "does not use offset").
             del settings["gpu_memory_utilization"]
             settings |= {
                 "kv_cache_memory_bytes": int(cpu_cache_gb * 2**30),
@@ -94,21 +94,21 @@ class Engine:
                     dtype=str(dtype).removeprefix("torch."),
                     max_model_len=self.max_model_len,
                     max_num_seqs=max_sequences,
-                    logprobs_mode="processed_logprobs",  # at the temperature of sampling
+                    logprobs_mode="processed_logprobs",  # log-probabilities at the sampling temperature
                     enable_sleep_mode=self.can_sleep,
                     **settings,
                 )
-            except Exception as error:  # vLLM's own kinds come from several bases
+            except Exception as error:  # vLLM's errors have no common base class
                 raise UserError(
                     "rollout",
-                    f"vLLM could not make an engine ({' '.join(str(error).split())[:400]})",
-                    "Look at rollout.sampler: max_model_len, max_sequences and the memory",
+                    f"vLLM could not create an engine ({' '.join(str(error).split())[:400]})",
+                    "Check rollout.sampler: max_model_len, max_sequences and the memory settings",
                 ) from error
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over weights by the names of the policy's `state_dict`, which must be all of them; forget cached prompts.
+        """Load weights by the names of the policy's `state_dict`, and clear cached prompts. No weight may be missing.
 
-        An engine that lacks a tensor answers garbage without a word, a tied `lm_head.weight` included.
+        An engine without one of its tensors, even a tied `lm_head.weight`, samples garbage and reports no error.
         """
         check_complete(weights, self.expected)
         self._wake_weights()
@@ -119,7 +119,7 @@ class Engine:
         self.forget()
 
     def load_adapter(self, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Sample with this adapter on top of the weights, in place of the one before. See `adapter.write`."""
+        """Use this adapter in addition to the weights, instead of an earlier one. See `adapter.write`."""
         self._wake_weights()
         self.drop_adapter()
         self.adapters += 1
@@ -132,7 +132,7 @@ class Engine:
         self.forget()
 
     def drop_adapter(self) -> None:
-        """Sample with the weights alone."""
+        """Sample without an adapter."""
         if self.adapter is not None:
             self.llm.llm_engine.remove_lora(self.adapter.lora_int_id)
             self.adapter = None
@@ -147,18 +147,18 @@ class Engine:
             self.asleep = False
 
     def forget(self) -> None:
-        """Forget cached prompts: they are of other weights now."""
+        """Clear cached prompts, which belong to earlier weights."""
         if not self.llm.reset_prefix_cache():
-            raise RuntimeError("the engine still holds prompts of the weights before; were all requests aborted?")
+            raise RuntimeError("the engine still has cached prompts of the earlier weights: not all requests were aborted")
 
     def rest(self) -> None:
-        """Give the GPU memory back; the weights wait in CPU memory."""
+        """Release GPU memory. The weights are kept in CPU memory."""
         if self.can_sleep and not self.asleep:
             self.llm.sleep(level=1)
             self.asleep = True
 
     def close(self) -> None:
-        """End the engine, and the process group of one that vLLM makes in this process."""
+        """Shut down the engine, and the process group that vLLM created in this process."""
         self.llm.llm_engine.engine_core.shutdown()
         self.vllm.distributed.cleanup_dist_env_and_memory()
 
@@ -175,7 +175,7 @@ class Engine:
         return [completion for output in outputs for completion in self.completions(output)]
 
     def add(self, ids: Sequence[int], group_size: int, sampling: Sampling, seed: int) -> str:
-        """Put a group in line; `step` works on it. Returns its id. Raises ValueError for what the engine cannot take."""
+        """Queue a group; `step` decodes it. Returns its id. Raises ValueError if the engine cannot process it."""
         if not 0 < len(ids) <= self.max_model_len - sampling.max_tokens:
             raise ValueError(
                 f"a prompt of {len(ids)} tokens and a completion of up to {sampling.max_tokens} do not fit "
@@ -192,26 +192,26 @@ class Engine:
         return group
 
     def step(self) -> Iterator[tuple[str, list[Completion]]]:
-        """One token more for everything in line; yields the groups that are finished with it, by their ids."""
+        """Decode one token of everything in the queue. Yields (id, completions) of the groups that are finished."""
         for output in self.llm.llm_engine.step():
             if output.finished:
                 self.inside.pop(output.request_id, None)
                 yield output.request_id, self.completions(output)
 
     def abort(self, ids: Sequence[str]) -> None:
-        """Drop unfinished groups; finished ones are passed over."""
+        """Drop unfinished groups. Finished ones are ignored."""
         inside = [self.inside.pop(i) for i in ids if i in self.inside]
-        # by its own ids: by ours vLLM 0.32 drops the members of a group, and keeps the group
+        # with vLLM's ids: with ours vLLM 0.32 drops the members of a group but keeps the group
         self.llm.llm_engine.abort_request(inside, internal=True)
 
     def abort_all(self) -> None:
-        """Drop everything unfinished, before new weights."""
+        """Drop everything unfinished, before new weights are loaded."""
         self.abort(list(self.inside))
-        for _ in range(4):  # a batch that is under way ends, and gives its cache back; without one a step does nothing
+        for _ in range(4):  # a running batch ends and frees its cache; without a batch, a step does nothing
             self.llm.llm_engine.step()
 
     def warm_up(self) -> None:
-        """The first completion of a process takes many seconds more than those after it."""
+        """Sample once: the first completion of a process takes many seconds longer than later ones."""
         with isolate_rng():
             self.add([0], 2, Sampling(2), seed=0)
             while self.inside:
@@ -225,7 +225,7 @@ class Engine:
             temperature=sampling.temperature,
             top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
             max_tokens=sampling.max_tokens,
-            logprobs=0 if sampling.top_p == 1 else None,  # that of the sampled token alone
+            logprobs=0 if sampling.top_p == 1 else None,  # only that of the sampled token
             stop_token_ids=sorted(self.eos_ids),
             seed=seed if sampling.temperature > 0 else None,
             detokenize=False,
@@ -234,7 +234,7 @@ class Engine:
         )
 
     def completions(self, output: Any) -> list[Completion]:
-        """The group of one finished request, in the order of its members."""
+        """The completions of one finished request, in the order of the group."""
         members = sorted(output.outputs, key=lambda member: member.index)
         return [
             Completion(
@@ -247,18 +247,18 @@ class Engine:
 
 
 def group_seed(key: tuple[int, ...], prompt: Prompt) -> int:
-    """Seed of a group's noise, by (seed, outer step) and problem; a whole number below 2^62."""
+    """Seed of the noise of a group, from (seed, outer step) and problem; an integer below 2^62."""
     return int(noise_seed(key, prompt.problem.id, 0).generate_state(1, "uint64")[0] >> 2)
 
 
 def weight_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of such a policy, tied ones under both of their names."""
+    """Name and shape of every weight of a policy with this configuration, tied weights under both names."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-# What a model computes with beside its weights, as Transformers' configurations call it.
+# Settings that change what a model computes with the same weights, by their names in Transformers' configurations.
 COMPUTES_WITH = (
     *("model_type", "hidden_act", "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "layer_norm_eps"),
     *("rope_parameters", "rope_theta", "rope_scaling", "sliding_window", "layer_types", "tie_word_embeddings"),
@@ -266,28 +266,29 @@ COMPUTES_WITH = (
 
 
 def fingerprint(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Which architecture this is: a SHA-256 of its weights' names and shapes and of what else it computes with."""
+    """Identifies the architecture: a SHA-256 of the names and shapes of the weights and of `COMPUTES_WITH`."""
     parts = [sorted((name, list(shape)) for name, shape in shapes.items()), [getattr(config, k, None) for k in COMPUTES_WITH]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def described(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The architecture for people: its kind, and its size with tied weights counted under each of their names."""
+    """The architecture as text: type and size. Tied weights are counted under each of their names."""
     return f"{config.model_type}, {sum(map(math.prod, shapes.values())):,} parameters in {len(shapes)} tensors"
 
 
 def check_complete(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError where a weight is missing, or is of another shape than the engine's."""
+    """Raise ValueError if a weight is missing or has another shape than in the engine."""
     missing = sorted(set(expected) - set(weights))
     wrong = sorted(name for name in set(expected) & set(weights) if tuple(weights[name].shape) != expected[name])
     if missing or wrong:
         raise ValueError(
-            f"the weights for the sampler are not those of its model: {len(missing)} missing {missing[:5]}, "
+            f"the weights for the sampler do not fit its model: {len(missing)} missing {missing[:5]}, "
             f"{len(wrong)} of another shape {wrong[:5]}"
         )
 
 
 def import_vllm() -> Any:
+    """Import vLLM with our environment settings. Raises UserError if it is not installed."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("vllm").setLevel(logging.ERROR)

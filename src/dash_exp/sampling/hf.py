@@ -1,8 +1,8 @@
-"""Sampling with the training model itself, through Transformers: no second copy of the weights, nothing to refresh.
+"""Sampling with the training model itself, through Transformers: there is no second copy of the weights to update.
 
-Why not `model.generate`: the noise of each completion is keyed (so that the cutting into batches changes nothing), the
-log-probability of each token is kept without holding logits, prompts are read once per group, and rows that have ended
-leave the batch.
+`model.generate` is not used because: the noise of each completion has its own key (so batching does not change results), the
+log-probability of each token is kept without keeping logits, a prompt is processed once per group, and finished rows leave the
+batch.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dash_exp.sampling import decode
 from dash_exp.sampling.base import Sampling, noise_seed
 from dash_exp.sampling.cache import RoomyCache, SharedPrompts
 
-# Rows that have ended leave the batch when they are this share of it.
+# Finished rows are removed from the batch when they are this share of it.
 LEAVE_AT = 1 / 32
 
 
 class HFSampler:
-    """`max_sequences` bounds how many completions are decoded at a time, and with it the memory of the KV cache."""
+    """A sampler that uses the policy directly. `max_sequences`: most completions decoded at a time; it bounds the KV cache."""
 
     def __init__(
         self,
@@ -46,22 +46,22 @@ class HFSampler:
 
     @property
     def in_32_bits(self) -> bool:
-        """Whether attention computes so where the policy is now: it is moved to its device after this is made."""
+        """Whether attention computes in 32 bits on the device of the policy, which can change after this is created."""
         return packing.enabled(self.policy) and self.policy.device.type in packing.IN_32_BITS
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """The weights are the policy's own, so they are there already."""
+        """Only notes the version: the policy itself samples."""
         self.version = version
 
     def rest(self) -> None:
-        """The KV cache is gone with the sampling call."""
+        """Nothing to release: the KV cache is freed after each sampling call."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to close."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         rows = [(prompt, index) for prompt in prompts for index in range(group_size)]
-        # Rows of like length are decoded together; the order of the result is that of the prompts.
+        # Rows of similar prompt length are decoded together. The result has the order of the prompts.
         order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0].ids), i // group_size))
         completions: list[Completion | None] = [None] * len(rows)
         was_training = self.policy.training
@@ -77,14 +77,14 @@ class HFSampler:
         return [c for c in completions if c is not None]
 
     def _decode(self, rows: Sequence[tuple[Prompt, int]], sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
-        """One batch of completions, one token of every unfinished row at a time."""
+        """Decode one batch of completions, one token of every unfinished row at a time."""
         device = self.policy.device
         noise_BT = _noise(rows, sampling, key).to(device)
         ids_BT = torch.zeros(len(rows), sampling.max_tokens, dtype=torch.long, device=device)
         logprobs_BT = torch.zeros(len(rows), sampling.max_tokens, device=device)
         lengths = torch.full((len(rows),), sampling.max_tokens, device=device)
         logits_BV, context = self._read_prompts([prompt for prompt, _ in rows])
-        batch = torch.arange(len(rows), device=device)  # the rows that are still decoded
+        batch = torch.arange(len(rows), device=device)  # the rows that are still being decoded
         ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
         eos = torch.tensor(sorted(self.eos_ids), device=device)
         for t in range(sampling.max_tokens):
@@ -108,7 +108,7 @@ class HFSampler:
         ]
 
     def _read_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Context]:
-        """Next-token logits of each row, and what it looks back at. A prompt of several rows is read once."""
+        """Next-token logits of each row, and the context it attends to. A prompt with several rows is processed once."""
         unique = list(dict.fromkeys(prompts))
         width = max(len(p.ids) for p in unique)
         ids_PC = torch.full((len(unique), width), self.pad_id)
@@ -127,7 +127,7 @@ class HFSampler:
 
 
 def read(policy: PreTrainedModel, ids_PL: Tensor, mask_PL: Tensor, cache: RoomyCache) -> Any:
-    """Fill the cache with prompts, padded on the left. The output has the logits of the next token alone."""
+    """Fill the cache with prompts, padded on the left. The output has only the logits of the next token."""
     return policy(
         input_ids=ids_PL,
         attention_mask=mask_PL,
@@ -139,24 +139,24 @@ def read(policy: PreTrainedModel, ids_PL: Tensor, mask_PL: Tensor, cache: RoomyC
 
 
 class Context:
-    """What the completions of a batch look back at: a KV cache, and what else the policy has to be told of it."""
+    """What the completions of a batch attend to: a KV cache, with masks and positions."""
 
     policy: PreTrainedModel
     cache: RoomyCache
 
     def leave(self, ended_B: Tensor) -> Tensor:
-        """The completions that have ended leave. Returns which row is where."""
+        """Remove the completions that have ended. Returns the old index of each new row."""
         raise NotImplementedError
 
     def next_logits(self, tokens_B: Tensor) -> Tensor:
-        """Shape (B, V), after one more token of each completion."""
+        """Logits, shape (B, V), after one more token of each completion."""
         raise NotImplementedError
 
 
 class OwnContext(Context):
-    """Each completion has the keys and values of its prompt to itself.
+    """Each completion has its own copy of the keys and values of its prompt.
 
-    `cache` holds the prompts, `mask_PC` is 0 at their padding, and `prompt_of` says which of them each completion has.
+    `cache` has the prompts, `mask_PC` is 0 at padding, and `prompt_of` is the prompt of each completion.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class OwnContext(Context):
 
 
 class SharedContext(Context):
-    """The same, where the keys and values of a prompt are there once for its group."""
+    """The keys and values of a prompt are stored once for its group."""
 
     def __init__(self, policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int]) -> None:
         self.policy, self.cache = policy, RoomyCache(policy.config, in_32_bits=True)
@@ -216,9 +216,9 @@ class SharedContext(Context):
 def look_back(
     policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], in_32_bits: bool, padded: bool
 ) -> Context:
-    """What completions behind these prompts look back at. `padded`: whether the prompts have unlike lengths.
+    """The context of completions of these prompts. `padded`: whether the prompts have different lengths.
 
-    Prompts of several completions are shared where `decode` takes the policy and attention computes in 32 bits: on CPUs.
+    Prompts are shared by their completions if `decode` supports the policy and attention computes in 32 bits (on CPUs).
     """
     if in_32_bits and decode.known(policy) and len(mask_PC) < len(prompt_of):
         return SharedContext(policy, cache, mask_PC, prompt_of)
@@ -228,9 +228,9 @@ def look_back(
 def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
     """The next token of each row and its log-probability (nats), by the inverse distribution function.
 
-    `noise_B` in [0, 1) picks the first token whose cumulative probability exceeds it. At temperature 0 the token is the
-    most likely one and the log-probability that of temperature 1. `top_p` below 1 leaves the nucleus alone to choose from
-    (see `Sampling`); the log-probability is that of the whole distribution all the same.
+    `noise_B` in [0, 1) selects the first token whose cumulative probability exceeds it. At temperature 0 the token is the
+    most likely one, and its log-probability is at temperature 1. With `top_p` below 1 only tokens of the nucleus can be chosen
+    (see `Sampling`); the log-probability is still that of the whole distribution.
     """
     logprobs_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
     if temperature == 0:
@@ -238,21 +238,21 @@ def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor, top_p: float 
         return tokens_B, logprob_B
     probs_BV = logprobs_BV.exp()
     cumulative_BV = (probs_BV if top_p == 1 else nucleus(probs_BV, top_p)).cumsum(dim=-1)
-    total_B1 = cumulative_BV[:, -1:]  # 1 only up to rounding
+    total_B1 = cumulative_BV[:, -1:]  # 1 up to rounding
     below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
     tokens_B1 = torch.searchsorted(cumulative_BV, torch.minimum(noise_B[:, None] * total_B1, below_B1), right=True)
     return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]
 
 
 def nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
-    """The probabilities of the most likely tokens until they add up to `top_p`, the others 0. Not divided by their sum."""
+    """The probabilities of the most likely tokens until they add up to `top_p`, and 0 for the others. Not renormalised."""
     sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
-    before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV  # what the more likely ones add up to
+    before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV  # sum of the more likely tokens
     return torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV.where(before_BV < top_p, 0))
 
 
 def _noise(rows: Sequence[tuple[Prompt, int]], sampling: Sampling, key: tuple[int, ...]) -> Tensor:
-    """Uniform numbers, shape (B, T), each row from its own key."""
+    """Uniform random numbers, shape (B, T), each row with its own key."""
     if sampling.temperature == 0:
         return torch.zeros(len(rows), sampling.max_tokens)
     seeds = [noise_seed(key, prompt.problem.id, index) for prompt, index in rows]

@@ -1,6 +1,6 @@
-"""Weights from GPU to GPU, with vLLM's own weight transfer over NCCL: the trainer's side, for one server.
+"""Sending weights from GPU to GPU with vLLM's weight transfer over NCCL: the trainer's side, for one server.
 
-The server's side is `/transfer/STEP` (see `dash_exp.sampling.server`). Imports vLLM only when there is something to send.
+The server's side is `/transfer/STEP` (see `dash_exp.sampling.server`). vLLM is imported only when there is something to send.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dash_exp.sampling.engine import import_vllm
 
 
 def chosen(transfer: str, policy_device: str, server_device: str) -> bool:
-    """Whether weights go over NCCL: it takes a GPU on either side, and `transfer` (auto, http or nccl) that allows it."""
+    """Whether weights are sent over NCCL: both sides have a GPU, and `transfer` (auto, http or nccl) allows it."""
     return transfer != "http" and policy_device == server_device == "cuda"
 
 
 def weight_source() -> Any:
-    """A vLLM `WeightSource` of whatever `tensors` it is given, under all of their names.
+    """A vLLM `WeightSource` that sends its `tensors`, under all of their names.
 
-    vLLM's own for modules goes through `named_parameters`, which leaves a tied `lm_head.weight` out.
+    vLLM's own source for modules uses `named_parameters`, which omits a tied `lm_head.weight`.
     """
     import_vllm()
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
@@ -45,8 +45,8 @@ def weight_source() -> Any:
 class Sender:
     """Sends weights to one server: this process is rank 0 of a group of two, the server rank 1.
 
-    It is also the client that vLLM's engine drives, a `VLLMWeightSyncClient`. NCCL waits for ever for a peer that is gone, so
-    what takes more than `timeout_s` is left to itself, and raises TimeoutError.
+    It is also the client that vLLM's engine calls, a `VLLMWeightSyncClient`. NCCL waits forever for a peer that is gone, so a
+    transfer of more than `timeout_s` is abandoned and raises TimeoutError.
     """
 
     def __init__(self, http: httpx.Client, device: torch.device, timeout_s: float) -> None:
@@ -58,7 +58,7 @@ class Sender:
         self.engine: Any = None
 
     def send(self, tensors: Mapping[str, Tensor], version: int) -> dict[str, Any]:
-        """The server's health after it has taken the weights. They must not change before this ends."""
+        """Send weights, which must not change before this returns. Returns the /health of the server afterwards."""
         self.version = version
         self._in_time(lambda: self._send(tensors))
         return self.answer
@@ -93,7 +93,7 @@ class Sender:
         thread.start()
         thread.join(self.timeout_s)
         if thread.is_alive():
-            raise TimeoutError(f"no end after {self.timeout_s:g} s")
+            raise TimeoutError(f"not finished after {self.timeout_s:g} s")
         if failure:
             raise failure[0]
 
@@ -119,7 +119,7 @@ class Sender:
 
 
 def meeting_point(server: httpx.URL) -> tuple[str, int]:
-    """This machine's address as the server sees it, and a free port there."""
+    """The address of this machine as the server sees it, and a free port."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards:  # no packet is sent
         towards.connect((server.host, server.port or 80))
         host = str(towards.getsockname()[0])

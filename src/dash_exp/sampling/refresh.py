@@ -1,4 +1,4 @@
-"""Which weights an outer step is sampled with, and handing them to the sampler."""
+"""Which weights each outer step is sampled with, and when the sampler gets them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dash_exp.sampling.base import Sampler
 
 
 class Refresh:
-    """Outer step s (from 0) is sampled with the policy as it was after `due(s)` outer steps.
+    """Outer step s (from 0) is sampled with the policy after `due(s)` outer steps.
 
-    `staleness` 0 and `every` 1 are on-policy: due(s) = s. With `staleness` k the weights are k outer steps old; with `every` n
-    they change every n outer steps alone, with None never. Evaluation always sees the newest. Only where older weights are
-    needed are they copied, to CPU memory. With `weights`, which gives those of the policy at the moment of `publish` and not
-    later (see `sharded.whole`), every version that is needed is kept.
+    `staleness` 0 and `every` 1 is on-policy: due(s) = s. With `staleness` k the weights are k outer steps old. With `every` n
+    they change only every n outer steps; with `every` None they never change. Evaluation always uses the newest weights. Stale
+    weights are copied to CPU memory, but only if they are needed. `weights`, if given, returns the weights of the policy at
+    the time of `publish` (see `sharded.whole`), and every version that is needed is kept.
     """
 
     def __init__(
@@ -49,18 +49,18 @@ class Refresh:
 
     @property
     def copies(self) -> dict[int, Mapping[str, Tensor]]:
-        """The older weights that are still needed, by the outer steps behind them. None of them is changed later."""
+        """The stale weights that are still needed, by the number of outer steps they had. They do not change later."""
         return dict(self._copies)
 
     def restore(self, versions: Sequence[int], copies: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Go on where `versions` and `copies` were such, with the policy that it is now."""
+        """Resume with these `versions` and `copies`, and the policy as it is now."""
         self._versions = list(versions)
         self._copies = dict(copies)
         if self.weights is not None:
             self._copies[len(versions) - 1] = self.weights()
 
     def due(self, step: int) -> int:
-        """How many outer steps the weights have seen that `step` is sampled with."""
+        """The number of outer steps behind the weights that `step` is sampled with."""
         if self.every is None:
             return 0
         return max(0, step - self.staleness) // self.every * self.every
@@ -70,7 +70,7 @@ class Refresh:
         return self._versions[self.due(step)]
 
     def publish(self, version: int) -> None:
-        """One more outer step is done, and the policy is now of `version`. To be called before the policy changes again."""
+        """Call this after every outer step, before the policy changes again. `version` is the policy version now."""
         step = len(self._versions)
         self._versions.append(version)
         if self.weights is not None:
@@ -80,22 +80,22 @@ class Refresh:
         self._copies = {s: weights for s, weights in self._copies.items() if s >= self.due(step)}
 
     def bring(self, step: int) -> None:
-        """Give the sampler the weights that `step` is to be sampled with, if it has others."""
+        """Give the sampler the weights for `step`, if it has other weights."""
         if self.sampler.version != self.version(step):
             due = self.due(step)
-            newest = due == len(self._versions) - 1 and due not in self._copies  # a copy stays when the policy changes
+            newest = due == len(self._versions) - 1 and due not in self._copies  # a copy does not change with the policy
             weights = trained(self.policy) if newest else self._copies[due]
             self.sampler.load_weights(weights, self._versions[due])
 
     def bring_newest(self) -> None:
-        """Give the sampler the weights of the policy as it is now, if it has others."""
+        """Give the sampler the newest weights, if it has other weights."""
         if self.sampler.version != self._versions[-1]:
             weights = trained(self.policy) if self.weights is None else self._copies[len(self._versions) - 1]
             self.sampler.load_weights(weights, self._versions[-1])
 
 
 def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy in CPU memory; tensors that share their memory (tied embeddings) share that of the copy."""
+    """A copy in CPU memory. Tensors that share memory (tied embeddings) also share it in the copy."""
     copies: dict[int, Tensor] = {}
     with torch.no_grad():
         for tensor in weights.values():

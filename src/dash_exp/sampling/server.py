@@ -1,16 +1,16 @@
-"""An engine behind HTTP: what `python -m dash_exp.serve` starts and `rollout=vllm_server` talks to.
+"""An engine with an HTTP interface: `python -m dash_exp.serve` starts it and `rollout=vllm_server` uses it.
 
-    GET  /health                       who this is, and which weights it has
-    PUT  /weights?version=N            body: the whole state dict as safetensors. Drops all that is unfinished
-    PUT  /adapter?version=N&base=LOAD  body: an adapter as safetensors, for the weights that were loaded as LOAD
-    POST /transfer/STEP?version=N      body: JSON. The same over vLLM's own weight transfer, step by step (GPU)
-    POST /sample                       body: JSON, see `Job`. Answers a line of JSON for each group as it is finished
+    GET  /health                       which model this is, and which weights it has
+    PUT  /weights?version=N            body: the whole state dict as safetensors. Drops all unfinished work
+    PUT  /adapter?version=N&base=LOAD  body: an adapter as safetensors, for the weights loaded as LOAD
+    POST /transfer/STEP?version=N      body: JSON. Weights with vLLM's weight transfer, step by step (GPU)
+    POST /sample                       body: JSON, see `Job`. Answers with one line of JSON for each finished group
 
-Lines of /sample: {"index", "version", "completions": [{"ids", "logprobs"}]} for a group; {"alive": steps} about once a second,
-only while the engine makes steps; at the end {"done": groups}, or {"error": why} where the weights were replaced meanwhile.
+Lines of /sample: {"index", "version", "completions": [{"ids", "logprobs"}]} for a group; {"alive": steps} about once a second
+while the engine makes progress; at the end {"done": groups}, or {"error": why} if the weights were replaced during the request.
 
-One thread, that of `EngineServer.run`, touches the engine; requests reach it through a queue, so that several are decoded
-together. There is no authentication: whoever reaches the port can sample, and replace the weights.
+Only one thread, that of `EngineServer.run`, uses the engine. Requests reach it through a queue, so that several are decoded
+together. There is no authentication: anyone who can reach the port can sample and replace the weights.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TRANSFER = ("init_weight_transfer_engine", "start_weight_update", "update_weight
 
 
 class RefusedError(Exception):
-    """A request that cannot be met: the status of the answer, and why."""
+    """A request that is refused: the HTTP status and the reason."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -52,9 +52,9 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """One sampling request: a group for each (index, token ids, seed), by weights `version`.
+    """One sampling request: a group for each (index, token ids, seed), with weights of version `version`.
 
-    `load` is the name that the server gave to those weights when it took them; None: any of that version.
+    `load`: the name that the server gave to these weights when it loaded them; None for any weights of that version.
     """
 
     version: int
@@ -65,6 +65,7 @@ class Job:
 
     @classmethod
     def parse(cls, body: Any) -> Job:
+        """The job in the body of a request. Raises RefusedError if it is malformed."""
         try:
             return cls(
                 version=int(body["version"]),
@@ -78,20 +79,20 @@ class Job:
 
 
 class EngineServer:
-    """The engine, what it works on, and the thread that owns it."""
+    """The engine, its unfinished groups, and the thread that uses it."""
 
     def __init__(self, engine: Engine, device: str, about: Mapping[str, Any]) -> None:
         self.engine = engine
         self.about = {**about, "device": device, "boot": secrets.token_hex(8)}
         self.version: int | None = None
-        self.load: str | None = None  # names what was loaded: two runs may both have a version 3
-        self.base: str | None = None  # the `load` of the weights themselves, below an adapter
+        self.load: str | None = None  # a name for the loaded weights: two runs may both have a version 3
+        self.base: str | None = None  # the `load` of the base weights, under an adapter
         self.steps = 0
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
-        self._waiting: dict[str, tuple[int, Callable[[dict], None]]] = {}  # group id -> index, where its line goes
+        self._waiting: dict[str, tuple[int, Callable[[dict], None]]] = {}  # group id -> index, function that sends its line
 
     def run(self) -> NoReturn:
-        """Step while there is something to decode, and do what was submitted in between. Ends only with an exception."""
+        """Decode while there are unfinished groups, and do submitted work between two steps. Ends only with an exception."""
         while True:
             while not self._waiting or not self._work.empty():
                 work, future = self._work.get()
@@ -109,20 +110,21 @@ class EngineServer:
             self.steps += 1
 
     def submit(self, work: Callable[[], Any]) -> Future:
-        """Have the engine's thread do `work` between two steps."""
+        """Let the thread of the engine do `work` between two steps."""
         future: Future = Future()
         self._work.put((work, future))
         return future
 
-    # --- for the engine's thread alone -------------------------------------------------------------------------------
+    # --- only for the thread of the engine -------------------------------------------------------------------------------
 
     def health(self) -> dict[str, Any]:
+        """The answer to /health."""
         return {**self.about, "version": self.version, "load": self.load, "base": self.base, "unfinished": len(self._waiting)}
 
     def add(self, job: Job, put: Callable[[dict], None]) -> list[str]:
-        """Put a job in line; `put` gets its lines. Returns the ids of its groups."""
+        """Queue a job; `put` receives its lines. Returns the ids of its groups."""
         if job.version != self.version or job.load not in (None, self.load):
-            of = "" if job.version != self.version else ", loaded by someone else"
+            of = "" if job.version != self.version else ", loaded by another client"
             raise RefusedError(409, f"has weights of version {self.version}{of}, not of version {job.version}")
         added: list[str] = []
         try:
@@ -135,11 +137,13 @@ class EngineServer:
         return added
 
     def abort(self, groups: list[str]) -> None:
+        """Drop these groups."""
         self.engine.abort(groups)
         for group in groups:
             self._waiting.pop(group, None)
 
     def take_weights(self, file: Path, version: int) -> dict[str, Any]:
+        """Load a whole state dict. Returns `health`."""
         self._drop("the weights were replaced")
         try:
             self.engine.load(safetensors.torch.load_file(file))
@@ -148,8 +152,9 @@ class EngineServer:
         return self._took(version)
 
     def take_adapter(self, file: Path, version: int, base: str | None) -> dict[str, Any]:
+        """Load an adapter for the weights that were loaded as `base`. Returns `health`."""
         if self.base is None or base != self.base:
-            raise RefusedError(409, "has other weights than those that the adapter is for")
+            raise RefusedError(409, "does not have the weights that this adapter belongs to")
         self._drop("the weights were replaced")
         try:
             with safetensors.safe_open(file, "pt") as contents:
@@ -161,7 +166,7 @@ class EngineServer:
         return self.health()
 
     def transfer(self, step: str, argument: Any, version: int) -> dict[str, Any]:
-        """A step of vLLM's weight transfer. The weights are those of `version` after the last."""
+        """One step of vLLM's weight transfer. After the last step the weights have this `version`."""
         if step == "start_weight_update":
             self._drop("the weights were replaced")
         if step == "update_weights":
@@ -191,7 +196,7 @@ class EngineServer:
 
 
 def application(server: EngineServer) -> Starlette:
-    """The HTTP side."""
+    """The HTTP interface of the server, as a Starlette application."""
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
     from starlette.routing import Route
@@ -203,7 +208,7 @@ def application(server: EngineServer) -> Starlette:
         return int(text)
 
     async def health(request: Request) -> Response:
-        # through the engine's thread: an engine that hangs is not healthy
+        # through the thread of the engine, so that an engine that hangs does not answer
         return JSONResponse(await asyncio.wrap_future(server.submit(server.health)))
 
     async def weights(request: Request) -> Response:
@@ -225,7 +230,7 @@ def application(server: EngineServer) -> Starlette:
     async def transfer(request: Request) -> Response:
         step, number = request.path_params["step"], version(request)
         if step not in TRANSFER:
-            raise RefusedError(404, f"{step} is no step of a weight transfer")
+            raise RefusedError(404, f"{step} is not a step of the weight transfer")
         argument = json.loads(await request.body() or b"null")
         return JSONResponse(await asyncio.wrap_future(server.submit(lambda: server.transfer(step, argument, number))))
 
@@ -260,7 +265,7 @@ def application(server: EngineServer) -> Starlette:
                 left -= 1
             yield json.dumps({"done": len(groups)}) + "\n"
         finally:
-            if left:  # nobody reads any more
+            if left:  # the client has disconnected
                 server.submit(lambda: server.abort(groups))
 
     def refused(request: Request, error: Exception) -> Response:

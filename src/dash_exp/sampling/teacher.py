@@ -1,8 +1,8 @@
-"""Not a sampler of the policy: traces that a teacher model wrote, for SFT-M. Written once to a file and read from there.
+"""Traces sampled from a teacher model, for SFT-M. They are written to a file once and then read from it.
 
-The file is JSON lines. Its first line, the header, says what the traces depend on; each further line is the trace of one
-problem. Problems that are missing are sampled when they are first asked for, and added: the file is good for every seed and
-number of steps. A run that finds all it needs never loads the teacher.
+The file has JSON lines. Its first line, the header, says what the traces depend on; each other line is the trace of one
+problem. A missing trace is sampled when it is needed and added to the file, so the file can be used with every seed and number
+of steps. A run that finds all its traces does not load the teacher.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from dash_exp.sampling.base import Sampler, Sampling
 
 @dataclass(frozen=True)
 class Teacher:
-    """The model that writes the traces and how it is asked.
+    """The teacher model and how it is sampled.
 
-    `path`: a Transformers folder or a hub name; `tokenizer` likewise. `template` makes the text that the teacher reads out of
-    a problem's prompt (in place of `{prompt}`); with `chat` that text is the user's turn in the tokenizer's chat template.
-    A problem is asked up to `tries` times, until a complete trace is correct by the reward: the first such trace is taken,
-    or else the last. At `temperature` 0 there is only one.
+    `path`: a Transformers folder or a hub name; `tokenizer` likewise. `template`: the text that the teacher gets, with the
+    prompt of the problem in place of `{prompt}`. `chat`: this text is the user's turn in the chat template of the tokenizer.
+    `tries`: a problem is sampled up to this many times, until a complete trace is correct by the reward. The first correct
+    trace is used, else the last one. At `temperature` 0 there can be only one try.
     """
 
     path: str
@@ -49,26 +49,28 @@ class Teacher:
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:
-            raise UserError(f"teacher.template={self.template}", "has no place for the problem", "Put {prompt} into it")
+            raise UserError(
+                f"teacher.template={self.template}", "does not contain {prompt}", "Put {prompt} where the problem belongs"
+            )
         for name, least in (("temperature", 0), ("max_tokens", 1), ("tries", 1), ("seed", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(f"teacher.{name}={getattr(self, name)}", "is too small", f"Use at least {least}")
         if self.temperature == 0 and self.tries > 1:
             raise UserError(
                 f"teacher.tries={self.tries}",
-                "cannot give other traces at temperature 0",
+                "gives the same trace every time at temperature 0",
                 "Use teacher.tries=1, or a teacher.temperature above 0",
             )
 
     def header(self, data: str) -> dict[str, Any]:
-        """What the traces depend on. A folder is known by its last name and its weights, so that it can be moved."""
+        """What the traces depend on. A folder is identified by its name and its weights, so that it can be moved."""
         folder = Path(self.path).expanduser()
         asked = {k: v for k, v in asdict(self).items() if k not in ("path", "tokenizer")}
         name = folder.resolve().name if folder.is_dir() else self.path
         return {"teacher": name, "weights": loading.fingerprint(self.path, "teacher.path"), "data": data, **asked}
 
     def read(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-        """The problem as the teacher sees it."""
+        """The prompt that the teacher gets for this problem."""
         text = self.template.replace("{prompt}", problem.prompt)
         if not self.chat:
             return Prompt(problem, tuple(tokenizer(text).input_ids))
@@ -81,13 +83,13 @@ class Teacher:
 
 
 class TeacherSampler:
-    """Hands out the teacher's trace of each problem, in the policy's tokens and closed by its end-of-sequence token.
+    """Returns the teacher's trace of each problem, in tokens of the policy and with its end-of-sequence token.
 
-    `sampler` makes the teacher's sampler from (policy=, tokenizer=, compute_dtype=); `dtype` is that of its weights and of its
-    matrix products. `accelerator` is Lightning's word, "cpu" or "gpu". `file` holds the traces and `data` names their data
-    set; problems are sampled and added `chunk` at a time, and what was added stays when a run is stopped.
+    `sampler` creates the sampler of the teacher from (policy=, tokenizer=, compute_dtype=). `dtype`: of its weights and matrix
+    products. `accelerator`: "cpu" or "gpu", as in Lightning. `file`: the file of traces. `data`: the name of the data set.
+    `chunk`: how many problems are sampled and added to the file at a time; they are kept if the run is stopped.
 
-    Raises UserError where the file is of another teacher, of other settings, or of other problems.
+    Raises UserError if the file belongs to another teacher, other settings, or other problems.
     """
 
     version = None
@@ -117,13 +119,13 @@ class TeacherSampler:
         self._said = float("-inf")
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """The teacher stays as it is."""
+        """Nothing to do: the teacher does not change."""
 
     def rest(self) -> None:
-        """It stays where it is."""
+        """Nothing to do: the teacher keeps its memory."""
 
     def close(self) -> None:
-        """The file is closed after each writing."""
+        """Nothing to close."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         problems = [p.problem for p in prompts]
@@ -143,7 +145,7 @@ class TeacherSampler:
         )
 
     def _write(self, problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
-        """New traces, one row per problem."""
+        """Sample new traces: one row per problem."""
         sampler, tokenizer = self._load()
         ask = self.teacher
         waiting = [ask.read(problem, tokenizer) for problem in problems]
@@ -167,9 +169,9 @@ class TeacherSampler:
         return iter(rows.values())
 
     def _load(self) -> tuple[Sampler, PreTrainedTokenizerBase]:
-        """The teacher, when it is first needed."""
+        """Load the teacher when it is first needed."""
         if self._loaded is None:
-            print(f"traces: asking {self.teacher.path} for those that {self.traces.path} does not hold", flush=True)
+            print(f"traces: sampling with {self.teacher.path} what is missing in {self.traces.path}", flush=True)
             tokenizer = loading.load_tokenizer(self.teacher.tokenizer, "teacher.tokenizer")
             weights = loading.load_policy(self.teacher.path, self.dtype).eval().requires_grad_(False)
             gpu = "cuda" if torch.cuda.is_available() else "mps"
@@ -186,14 +188,14 @@ class TeacherSampler:
             print(f"traces: {len(rows):,} written, {accepted / len(rows):.1%} of them accepted", flush=True)
 
 
-WAIT_S = 10.0  # for another run, before saying so
+WAIT_S = 10.0  # for another run, before a message is printed
 FIELDS = {"problem": str, "prompt": str, "trace": str, "complete": bool, "accepted": bool}  # of a line
 
 
 class TraceFile:
-    """The file of traces: a header, then one row per problem. Nothing is written before the first row is added.
+    """The file of traces: a header, then one row per problem. It is created when the first row is added.
 
-    A last line that was cut off, by a run that was killed while it wrote, is dropped when the next rows are added.
+    An incomplete last line, left by a run that was killed while writing, is dropped when the next rows are added.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -207,7 +209,9 @@ class TraceFile:
             self._read()
         except OSError as error:
             raise UserError(
-                f"teacher.file={path}", f"cannot be read and written ({error.strerror})", "Give a file in a folder of your own"
+                f"teacher.file={path}",
+                f"cannot be read and written ({error.strerror})",
+                "Give a file in a folder that you can write to",
             ) from error
 
     def missing(self, problems: Sequence[Problem]) -> list[Problem]:
@@ -215,23 +219,23 @@ class TraceFile:
         return list({p.id: p for p in problems if p.id not in self.rows}.values())
 
     def text(self, problem: Problem) -> tuple[str, bool]:
-        """The trace of a problem, and whether the teacher brought it to its end."""
+        """The trace of a problem, and whether it is complete."""
         row = self.rows[problem.id]
         if row["prompt"] != problem.prompt:
             raise UserError(
-                f"{self.path}, problem {problem.id}", "the problem was another one when its trace was sampled", self._way_out()
+                f"{self.path}, problem {problem.id}", "the problem had another text when its trace was sampled", self._way_out()
             )
         return row["trace"], row["complete"]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone with the file, and with all that other runs have added to it."""
+        """Hold the lock of the file, after reading what other runs have added to it."""
         lock = FileLock(f"{self.path}.lock")
         while not lock.is_locked:
             try:
                 lock.acquire(timeout=WAIT_S)
             except Timeout:
-                print(f"traces: waiting for another run that writes {self.path}", flush=True)
+                print(f"traces: waiting for another run that is writing {self.path}", flush=True)
         try:
             self._read()
             yield
@@ -247,7 +251,7 @@ class TraceFile:
             os.replace(draft, self.path)
             self._read_to = len(_line(self.header))
         with self.path.open("r+b") as file:
-            file.truncate(self._read_to)  # what was read ends with a whole line
+            file.truncate(self._read_to)  # what was read ends with a complete line
             file.seek(self._read_to)
             file.write(b"".join(map(_line, new)))
             file.flush()
@@ -256,14 +260,14 @@ class TraceFile:
         self.rows |= {row["problem"]: row for row in new}
 
     def _read(self) -> None:
-        """Take in what stands beyond the place read to, up to the last whole line."""
+        """Read what was added since the last reading, up to the last complete line."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             file.seek(self._read_to)
             for line in file:
                 if not line.endswith(b"\n"):
-                    break  # cut off
+                    break  # incomplete
                 row = self._parse(line)
                 if self._read_to == 0:
                     self._compare(row)
@@ -271,7 +275,7 @@ class TraceFile:
                     self.rows[row["problem"]] = row
                 self._read_to += len(line)
         if self._read_to == 0:
-            raise UserError(str(self.path), "is no file of traces: it has no header", self._way_out())
+            raise UserError(str(self.path), "is not a file of traces: it has no header", self._way_out())
 
     def _parse(self, line: bytes) -> dict[str, Any]:
         needed = self.header if self._read_to == 0 else FIELDS
@@ -281,10 +285,10 @@ class TraceFile:
                 raise ValueError(f"a line needs the fields {', '.join(needed)}")
             wrong = [k for k, kind in FIELDS.items() if self._read_to > 0 and not isinstance(row[k], kind)]
             if wrong:
-                raise ValueError(f"its field {wrong[0]} is no {FIELDS[wrong[0]].__name__}")
+                raise ValueError(f"its field {wrong[0]} is not of type {FIELDS[wrong[0]].__name__}")
         except ValueError as error:
             where = f"{self.path}, at byte {self._read_to}"
-            raise UserError(where, f"is no line of a file of traces ({error})", self._way_out()) from error
+            raise UserError(where, f"is not a line of a file of traces ({error})", self._way_out()) from error
         return row
 
     def _compare(self, found: Mapping[str, Any]) -> None:
@@ -294,7 +298,7 @@ class TraceFile:
 
     @staticmethod
     def _way_out() -> str:
-        return "Delete the file to sample anew, or give another one (teacher.file=FILE)"
+        return "Delete the file to sample again, or use another one (teacher.file=FILE)"
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

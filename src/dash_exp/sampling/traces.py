@@ -1,4 +1,4 @@
-"""Not a sampler of the policy: it hands out the solutions that the data set carries, so that SFT takes the same path."""
+"""SFT on the solutions in the data set: a sampler that returns these solutions instead of sampling from the policy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dash_exp.sampling.base import Sampling
 
 
 class TraceSampler:
-    """The solution of each problem, tokenised and closed by the end-of-sequence token, as a group of `group_size`.
+    """Returns the solution of each problem, tokenised and with the end-of-sequence token, `group_size` times.
 
-    `reward` is what every sampler of written traces is given; this one hands out solutions whether they are right or not.
+    `reward` is ignored: solutions are returned whether they are correct or not. Other samplers of traces use it.
     """
 
     version = None
@@ -25,13 +25,13 @@ class TraceSampler:
         self.tokenizer = tokenizer
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Written traces have no weights."""
+        """Nothing to do: traces do not depend on weights."""
 
     def rest(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to close."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         return [self._trace(prompt, sampling.max_tokens) for prompt in prompts for _ in range(group_size)]
@@ -39,6 +39,8 @@ class TraceSampler:
     def _trace(self, prompt: Prompt, max_tokens: int) -> Completion:
         solution = prompt.problem.solution
         if not solution:
-            raise UserError(f"problem {prompt.problem.id}", "has no solution to learn from", "SFT needs data with solutions")
+            raise UserError(
+                f"problem {prompt.problem.id}", "has no solution to train on", "SFT needs a data set with solutions"
+            )
         ids = (*self.tokenizer(solution, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id)
         return Completion(ids[:max_tokens], None, truncated=len(ids) > max_tokens)

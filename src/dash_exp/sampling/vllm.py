@@ -1,4 +1,4 @@
-"""Sampling with vLLM in the training process: the engine has weights of its own, which are refreshed from the policy's."""
+"""Sampling with vLLM in the training process. The engine has its own copy of the weights, which is updated from the policy."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dash_exp.sampling.engine import Engine
 
 
 class VLLMSampler:
-    """`settings`: see `Engine`. The engine computes in `compute_dtype`, its weights included.
+    """A sampler with an engine in this process. `settings`: see `Engine`. Weights and computation are in `compute_dtype`.
 
-    Of a policy with an adapter it gets the policy's own weights once and the adapter at each refresh, or with `merge` all
-    weights each time, with the adapter in them.
+    If the policy has an adapter, the engine gets the base weights once and the adapter at each update. With `merge` it gets all
+    weights at each update, with the adapter merged into them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class VLLMSampler:
             return self.engine.generate(prompts, group_size, sampling, key)
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        self.version = None  # what an interrupted load leaves is no version
+        self.version = None  # an interrupted load leaves no valid version
         with self._engine_alone():
             if self.adapter is not None:
                 self.engine.load_adapter(self.adapter, weights)
@@ -64,7 +64,7 @@ class VLLMSampler:
             self.engine.rest()
 
     def close(self) -> None:
-        """A sampling call of another thread cannot be broken off: it is waited for."""
+        """Close the engine. Waits for a sampling call in another thread, which cannot be interrupted."""
         with self._busy:
             if not self._closed:
                 self._closed = True

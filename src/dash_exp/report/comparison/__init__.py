@@ -1,0 +1,47 @@
+"""The numbers of a comparison: means over seeds, paired differences, time to a target accuracy, curves. No text, no drawing.
+
+A seed pairs the cells of two arms: both had the same problems and the same noise. Fractions stay fractions. The base model
+(row 0 of every run) is available as an arm named `base` where a function says so.
+"""
+
+from dash_exp.report.comparison.arms import (
+    BASE,
+    SKIPPED,
+    by_seed,
+    choose_baseline,
+    of_base,
+    over_seeds,
+    pass_at_k,
+    phases,
+    several_models,
+    watched,
+)
+from dash_exp.report.comparison.curves import Curve, curve, learns_from_traces, mean_line
+from dash_exp.report.comparison.differences import Difference, difference, differences, solved, time_ratio
+from dash_exp.report.comparison.targets import Reach, Target, choose_target, reach
+
+__all__ = [
+    "BASE",
+    "SKIPPED",
+    "Curve",
+    "Difference",
+    "Reach",
+    "Target",
+    "by_seed",
+    "choose_baseline",
+    "choose_target",
+    "curve",
+    "difference",
+    "differences",
+    "learns_from_traces",
+    "mean_line",
+    "of_base",
+    "over_seeds",
+    "pass_at_k",
+    "phases",
+    "reach",
+    "several_models",
+    "solved",
+    "time_ratio",
+    "watched",
+]

@@ -1,0 +1,34 @@
+"""Completions of the same problems in each arm."""
+
+from __future__ import annotations
+
+from dash_exp.report import comparison, samples
+from dash_exp.report.document import Block, Paragraph, Sample, Samples, Section
+from dash_exp.report.sections.context import Context
+
+
+def section(c: Context) -> Section:
+    """A few problems of one outer step, with completions of every arm."""
+    seed, step, chosen = samples.choose(c.results)
+    title = "Sample completions"
+    if not chosen:
+        return Section("samples", "Samples", title, [Paragraph("The arms have no recorded completions of the same problem.")])
+    blocks: list[Block] = [Paragraph(f"From outer step {step}, the last step that all arms recorded, with seed {seed}.")]
+    for of_arm in chosen.values():
+        first = next(iter(of_arm.values()))[0]
+        each = []
+        for arm, records in of_arm.items():
+            whose = "written trace; " if comparison.learns_from_traces(c.results, arm) else ""
+            texts = [(whose + sample_facts(r), samples.shortened(str(r.get("completion", "")))) for r in records]
+            each.append(Sample(c.named(arm), texts))
+        blocks.append(Samples(str(first.get("prompt", "")), str(first.get("answer", "")), each))
+    return Section("samples", "Samples", title, blocks)
+
+
+def sample_facts(record: samples.Record) -> str:
+    """`reward 1.00, advantage +0.50, kept`"""
+    reward, advantage = record.get("reward"), record.get("advantage")
+    said = [f"reward {reward:.2f}" if isinstance(reward, int | float) else "no reward"]
+    said += [f"advantage {advantage:+.2f}".replace("-", "−")] if isinstance(advantage, int | float) else []
+    said += ["kept" if record["kept"] else "dropped"] if "kept" in record else []
+    return ", ".join([*said, *(["truncated"] if record.get("truncated") else [])])

@@ -1,0 +1,122 @@
+"""The numbers of a comparison, worked by hand on synthetic sweeps."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+from reports import document_of, rows, warnings_of
+from synthetic import write_cell
+
+from dash_exp import report
+from dash_exp.core.errors import UserError
+from dash_exp.report import comparison
+from dash_exp.report.comparison import BASE
+from dash_exp.results.cells import Results, load
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
+
+def test_differences_by_hand(sweep):
+    d = comparison.differences(load([sweep]), "grpo", "in_dist")[0]
+    # 0, 1/4, 1/4: mean 1/6, sd 0.1443, half-width 4.3027 x 0.1443 / sqrt(3) = 0.3586; t = 2, p = 1 - 2 / sqrt(6) = 0.1835
+    assert d.over_seeds.value == pytest.approx(1 / 6)
+    assert d.over_seeds.high - d.over_seeds.value == pytest.approx(0.3586, abs=1e-4)
+    assert d.p == d.p_holm == pytest.approx(0.1835, abs=1e-4)
+    # problem by problem 0, 0, 0, 2/3: the same mean; the fourth is drawn 0 to 3 times in 95% of the draws
+    assert d.over_problems.value == pytest.approx(1 / 6)
+    assert (d.over_problems.low, d.over_problems.high) == pytest.approx((0.0, 0.5))
+    # noncentral t: 3 pairs need 3.26 standard deviations for a power of 80%
+    assert d.detectable / 0.1443 == pytest.approx(3.26, abs=0.01)
+
+
+def test_time_to_a_target(tmp_path):
+    """The first evaluation at or above it; a seed that never gets there is infinitely late."""
+    for seed, curve in enumerate([(0.2, 0.5, 0.6, 0.9), (0.2, 0.6, 0.5, 0.9), (0.2, 0.3, 0.3, 0.3)]):
+        write_cell(tmp_path / f"dash{seed}", ["algo=dash", f"seed={seed}"], curve=curve, seconds=30)
+        never = (0.2, 0.3, 0.3, 0.59 + 0.01 * (seed == 0))
+        write_cell(tmp_path / f"grpo{seed}", ["algo=grpo", f"seed={seed}"], curve=never, seconds=30)
+    results = load([tmp_path])
+    dash, grpo = (comparison.reach(results, arm, 0.6) for arm in ("dash", "grpo"))
+    assert (dash.n, dash.reached) == (3, 2)
+    # steps 2, 1, never: median 2, after 20 of 30 seconds and 200 tokens
+    assert dash.median == {"steps": 2, "seconds": 20, "sampled_tokens": 200, "optimizer_steps": 2}
+    assert grpo.reached == 1 and math.isinf(grpo.median["seconds"])
+    shown = rows(document_of(tmp_path, target=0.6), "target")
+    assert shown["dash"] == ["2 of 3 seeds", "2", "20.0 s", "200", "2"]
+    assert shown["grpo"] == ["1 of 3 seeds", *["median not reached"] * 4]
+    assert comparison.reach(results, "dash", 0.95).reached == 0
+
+
+def test_the_target_that_is_derived(sweep):
+    target = comparison.choose_target(load([sweep]), "grpo", None)
+    assert target.value == pytest.approx(0.25 + 0.95 * 0.5)  # from 0.25 to 0.75
+    assert target.why == "95% of the way from the base model to the final accuracy of grpo"
+    assert "given" in comparison.choose_target(load([sweep]), "grpo", 0.9).why
+    assert comparison.choose_target(Results([]), None, None) is None
+
+
+def test_mean_curves_cover_what_all_seeds_cover():
+    x, y = comparison.mean_line([(np.array([0.0, 2.0]), np.array([0.0, 2.0])), (np.array([1.0, 3.0]), np.array([3.0, 5.0]))])
+    assert x.tolist() == [1.0, 2.0]
+    assert y.tolist() == [2.0, 3.0]  # (1 + 3) / 2, (2 + 4) / 2
+    assert comparison.mean_line([(np.array([0.0]), np.array([1.0])), (np.array([2.0]), np.array([1.0]))]) is None
+
+
+def test_phases_and_the_rest(sweep):
+    # total 110 = 50 sampling + 25 updating + 10 evaluation + 25 for which no phase accounts
+    assert comparison.phases(load([sweep]), "grpo") == {
+        "sample": 50, "score": 0, "update": 25, "sync": 0, "eval": 10, "other": 25,
+    }  # fmt: skip
+
+
+def test_seeds_that_only_one_arm_has(sweep):
+    shutil.rmtree(sweep / "algo=grpo,seed=0")
+    assert "different seeds done (0, 1, 2 in dash; 1, 2 in grpo)" in warnings_of(sweep)
+    d = comparison.differences(load([sweep]), "grpo", "in_dist")[0]
+    # by seed, not by place: 1 - 3/4 with seeds 1 and 2
+    assert (d.over_seeds.n, d.over_seeds.value, d.over_problems.value) == (2, 0.25, 0.25)
+
+
+def test_the_baseline_by_name(tmp_path):
+    for algo in ("grpo", "dash"):
+        for coef in ("0", "0.04"):
+            write_cell(tmp_path / f"{algo}{coef}", [f"algo={algo}", f"kl.coef={coef}", "seed=0"])
+    results = load([tmp_path])
+    assert comparison.choose_baseline(results, None) == "dash, kl.coef=0"
+    assert comparison.choose_baseline(results, "grpo, kl.coef=0.04") == "grpo, kl.coef=0.04"
+    assert comparison.choose_baseline(results, BASE) == BASE
+    with pytest.raises(UserError, match="matches several arms"):
+        comparison.choose_baseline(results, "grpo")
+    with pytest.raises(UserError, match="baseline=sft: is not the name of an arm"):
+        comparison.choose_baseline(results, "sft")
+
+
+def test_arms_of_several_models_are_each_compared_with_the_baseline_of_their_own(tmp_path):
+    """One model ends higher; PPO adds nothing to either. Against the other model's DASH it would seem to add a half."""
+    study = {"study": {"baseline": ["algo=dash"]}}
+    for model, right in {"tiny": [1, 1, 0, 0], "tiny_random": [1, 1, 1, 1]}.items():
+        for algo in ("dash", "ppo_mini"):
+            for seed in (0, 1):
+                overrides = [f"model={model}", f"algo={algo}", f"seed={seed}"]
+                write_cell(tmp_path / ",".join(overrides), overrides, in_dist=right, settings=study)
+    results = load([tmp_path])
+    found = comparison.differences(results, results.baseline, "in_dist")
+    assert {d.arm: d.over_seeds.value for d in found} == {"model=tiny, ppo_mini": 0.0, "model=tiny_random, ppo_mini": 0.0}
+    text = report.write(results, tmp_path / "report").with_name("report.md").read_text()
+    assert "points from algo=dash with the same other settings" in text
+    assert "points compared with model=tiny\\_random, dash" in text
+
+
+def test_an_arm_that_learns_from_written_traces_has_no_completions_of_its_own(tmp_path):
+    for algo in ("dash", "sft_h"):
+        write_cell(tmp_path / algo, [f"algo={algo}"])
+    results = load([tmp_path])
+    assert [comparison.learns_from_traces(results, arm) for arm in ("dash", "sft_h")] == [False, True]
+    assert comparison.curve(results, "dash", "reward/mean", "steps") is not None
+    assert comparison.curve(results, "sft_h", "reward/mean", "steps") is None
+    assert comparison.curve(results, "sft_h", "accuracy/in_dist", "steps") is not None
+    assert comparison.curve(results, "sft_h", "accuracy/in_dist", "sampled_tokens") is None
+    text = report.write(results, tmp_path / "report").with_name("report.md").read_text()
+    assert "learned from written traces" in text
+    assert "written trace; reward" in text
