@@ -10,7 +10,7 @@ from dash_exp.rewards.math import MathReward
 
 @pytest.fixture(scope="module")
 def math_reward():
-    reward = MathReward(timeout_s=2.0, workers=2)
+    reward = MathReward(timeout_s=20, workers=2)
     yield reward
     reward.close()
 
@@ -37,7 +37,7 @@ def test_math_equivalence(math_reward):
 
 def test_a_time_out_is_counted_apart_and_the_others_are_graded(monkeypatch):
     monkeypatch.setattr("dash_exp.rewards.math.math_equal", hostile.grade)
-    reward = MathReward(timeout_s=0.5, workers=1)
+    reward = MathReward(timeout_s=2, workers=1)
     start = time.perf_counter()
     scores = reward([problem("7")] * 4, ["7", "slow", "8", "7"])
     reward.close()
@@ -87,7 +87,7 @@ def test_math_answers_are_spelled_alike_where_they_are_equal(math_reward):
 
 def test_an_answer_that_takes_too_long_to_read_has_no_vote(monkeypatch):
     monkeypatch.setattr("dash_exp.rewards.math.math_answer", hostile.answer)
-    reward = MathReward(timeout_s=0.5, workers=1)
+    reward = MathReward(timeout_s=2, workers=1)
     assert reward.answers(["7", "slow", "8"]) == ["7", None, "8"]
     reward.close()
 

@@ -18,7 +18,7 @@ from dash_exp.rewards.workers import Workers
 
 @pytest.fixture(scope="module")
 def one_worker():
-    reward = MathReward(timeout_s=2.0, workers=1, memory_mb=256)
+    reward = MathReward(timeout_s=20, workers=1, memory_mb=256)
     yield reward
     reward.close()
 
