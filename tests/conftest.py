@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import forked
+import needs
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -58,6 +59,12 @@ LONGEST = ["clusters", "vllm_server", "faults", "sweep", "snapshot", "vllm", "ra
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    """For tests and fixtures that need bubblewrap: without it they are skipped."""
+    needs.require("bubblewrap")
 
 
 @pytest.fixture(scope="session")

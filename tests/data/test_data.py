@@ -252,8 +252,7 @@ for i, (inp, exp) in enumerate(zip(inputs, results)):
 }
 
 
-@pytest.mark.needs("bubblewrap")
-def test_mbpp_plus_is_split_as_mbpp_is_and_graded_by_its_script(tmp_path):
+def test_mbpp_plus_is_split_as_mbpp_is_and_graded_by_its_script(bubblewrap, tmp_path):
     rows = [PLUS | {"task_id": n} for n in (2, 11, 510, "Mbpp/511", 809)]
     (tmp_path / "mbpp_plus.jsonl").write_text("\n".join(map(json.dumps, rows)))
     train, test = (mbpp_plus.load(str(tmp_path), split) for split in ("train", "test"))
@@ -290,8 +289,7 @@ def test_bad_mbpp_rows_are_named(tmp_path, change, message):
         mbpp.load(write(tmp_path / "d", [row(0, 1) | change]), "train")
 
 
-@pytest.mark.needs("bubblewrap")
-def test_reference_programs_get_1_from_problem_to_rollout(policy, tokenizer, tmp_path):
+def test_reference_programs_get_1_from_problem_to_rollout(bubblewrap, policy, tokenizer, tmp_path):
     """A sampler that hands out the reference programs; and each of them gets 0 on the tests of the next task."""
     (tmp_path / "mbpp.jsonl").write_text("\n".join(json.dumps(row(i, 601 + i)) for i in range(len(TASKS))))
     problems = mbpp.load(str(tmp_path), "train")
@@ -321,8 +319,7 @@ def test_reference_programs_get_1_from_problem_to_rollout(policy, tokenizer, tmp
     assert CodeReward()(problems, shifted).rewards == [0] * len(TASKS)
 
 
-@pytest.mark.needs("bubblewrap")
-def test_mbpp_with_the_code_reward_runs_as_typed(train, tmp_path):
+def test_mbpp_with_the_code_reward_runs_as_typed(bubblewrap, train, tmp_path):
     (tmp_path / "mbpp.jsonl").write_text(
         "\n".join(json.dumps(row(i, n)) for i, n in enumerate((*range(11, 15), *range(601, 609))))
     )

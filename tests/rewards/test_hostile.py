@@ -112,8 +112,7 @@ class Correct:
 ENDLESS_PROGRAMS = ("sleeps", "sleeps in the function", "ignores signals", "computation in C", "endless output")
 
 
-@pytest.mark.needs("bubblewrap")
-def test_code():
+def test_code(bubblewrap):
     texts = [*hostile.texts(MB), *(build() for build in hostile.PROGRAMS.values())]
     reward = CodeReward(timeout_s=1.5, workers=3)
     asked = [*texts, *["def double(x): return x + x", "def double(x): return 3"] * 3]

@@ -115,8 +115,7 @@ def test_the_program_in_a_completion(text, program):
     assert program_of(text) == program
 
 
-@pytest.mark.needs("bubblewrap")
-def test_code_is_graded_in_order_and_failures_are_counted_apart():
+def test_code_is_graded_in_order_and_failures_are_counted_apart(bubblewrap):
     reward = CodeReward(timeout_s=1, workers=3)
     texts = [
         "def double(x):\n    return x + x",

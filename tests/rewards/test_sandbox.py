@@ -12,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import needs
 import pytest
 
 from dash_exp.core.errors import UserError
@@ -26,14 +25,12 @@ TESTS = ("assert f(2) == 271828",)
 
 
 @pytest.fixture(scope="module")
-def box():
-    needs.require("bubblewrap")
+def box(bubblewrap):
     return Sandbox(timeout_s=20, memory_mb=256, processes=4)
 
 
 @pytest.fixture(scope="module")
-def impatient():
-    needs.require("bubblewrap")
+def impatient(bubblewrap):
     return Sandbox(timeout_s=1, memory_mb=256, processes=4)
 
 
@@ -309,8 +306,7 @@ def test_what_is_closed_stays_open_for_right_programs(box):
     assert box.grade("def f(x): yield from range(x)", (generator,)).status == "passed"
 
 
-@pytest.mark.needs("bubblewrap")
-def test_libraries_under_tmp_are_found_all_the_same(monkeypatch, tmp_path):
+def test_libraries_under_tmp_are_found_all_the_same(bubblewrap, monkeypatch, tmp_path):
     """As in an environment that somebody made there. The program's own /tmp lies over the machine's."""
     tmp_path.chmod(0o755)
     (tmp_path / "numpy.py").write_text("def allclose(a, b): return a == b\ndef shape(a): return ()\n")
@@ -725,13 +721,12 @@ def test_no_descriptor_stays_open(box):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.needs("bubblewrap")
-def test_programs_end_with_us():
+def test_programs_end_with_us(bubblewrap):
     """A run that is killed leaves no program behind, not even one that no longer asks to die with its parent."""
     program = f"import ctypes, os\nctypes.CDLL(None).prctl(1, 0)\nos.execv('/bin/sleep', ['sleep', '{LONG}'])"
     script = "\n".join(
         [
-            "from dash_exp import sandbox",
+            "from dash_exp.rewards import sandbox",
             f"sandbox.ENVIRONMENT['DASH_EXP_TEST'] = {OURS!r}",
             f"sandbox.Sandbox(timeout_s=100).grade({program!r}, ('f()',))",
         ]
