@@ -11,7 +11,7 @@ def duration(seconds: float) -> str:
 
 
 def first_line(text: str | None) -> str:
-    """The first line that is not blank, or "" where there is none."""
+    """The first line that is not blank; empty where there is none."""
     return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
 
 
