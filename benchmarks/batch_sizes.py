@@ -1,11 +1,12 @@
-"""How fast the tiny model samples and trains with batches of different sizes: the paper's bottleneck, measured.
+"""Measures how fast the tiny model samples and trains with batches of different sizes.
 
     python benchmarks/batch_sizes.py
 
-Prints tokens per second, the median of five interleaved rounds (after one that is left out), on the threads that torch takes.
+Prints tokens per second: the median of five interleaved rounds, after one warm-up round. It uses the threads that torch uses.
 """
 
 import statistics
+import sys
 import time
 
 from dash_exp.core.types import Prompt, Sample
@@ -16,11 +17,14 @@ from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler
 
 GROUP, ROUNDS = 8, 5
-PROMPTS = (1, 4, 16, 64)  # sampled at a time, GROUP completions each
-MICRO_TOKENS = (64, 256, 1024, 2048, 8192, 25000)  # of a backward pass
+PROMPTS = (1, 4, 16, 64)  # prompts per sampling call, GROUP completions each
+MICRO_TOKENS = (64, 256, 1024, 2048, 8192, 25000)  # tokens of a backward pass
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     tokenizer, policy = loading.load_tokenizer(str(loading.ASSETS / "tiny")), loading.load_policy(str(loading.ASSETS / "tiny"))
     problems = arithmetic.generate("train", "symbols", 20000)[: max(PROMPTS)]
     prompts = [Prompt(p, tuple(tokenizer(p.prompt).input_ids)) for p in problems]

@@ -1,4 +1,4 @@
-"""A reward for policies with random weights, which are never right: for timing alone."""
+"""A random reward, for timing policies with random weights, which never solve a problem."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dash_exp.rewards.base import Scores
 
 
 class Coin:
-    """1 by chance. Problems are as likely hard as easy: each has a chance of its own, evenly spread from 0 to 1."""
+    """Reward 1 at random. Each problem has its own probability, uniformly distributed from 0 to 1."""
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         pairs = zip(problems, texts, strict=True)
@@ -16,5 +16,5 @@ class Coin:
 
 
 def _number(*texts: str) -> float:
-    """From 0 to 1, the same for the same texts."""
+    """A number from 0 to 1 that depends only on the texts."""
     return int.from_bytes(hashlib.sha256("\0".join(texts).encode()).digest()[:7]) / 2**56

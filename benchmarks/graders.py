@@ -1,9 +1,9 @@
-"""Grades published solutions by their own answers and runs published programs by their own tests.
+"""Checks the graders: grades published solutions against their answers, and runs published programs on their tests.
 
     python benchmarks/graders.py gsm8k=DIR math500=DIR mbpp=DIR
 
-Prints how many do not pass and each that does not, and completions per second. For math the solutions of other problems are
-graded as well: those that pass should be the ones whose answers happen to be equal.
+Prints how many pass, each one that does not pass, and completions per second. For math, the solutions of other problems are
+also graded: only those whose answers happen to be equal should pass.
 """
 
 import sys
@@ -21,7 +21,7 @@ SETS: dict[str, Callable[[str], list[Problem]]] = {
     "math500": lambda path: math.load(path, "test"),
     "mbpp": lambda path: [p for split in ("prompt", "test", "validation", "train") for p in mbpp.load(path, split)],
 }
-GRADINGS = 10_000  # at least, for the rate
+GRADINGS = 10_000  # at least, to measure the rate
 
 
 def grade(name: str, what: str, reward: Reward, problems: list[Problem], texts: list[str]) -> list[bool]:
@@ -38,7 +38,7 @@ def grade(name: str, what: str, reward: Reward, problems: list[Problem], texts: 
 
 
 def main() -> None:
-    folders = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    folders = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     if not folders or set(folders) - set(SETS):
         sys.exit(__doc__)
     for name, folder in folders.items():
@@ -48,7 +48,7 @@ def main() -> None:
             right = grade(name, "reference programs", CodeReward(), problems, own)
         else:
             reward = MathReward()
-            reward(problems[:4], own[:4])  # the workers start
+            reward(problems[:4], own[:4])  # start the workers
             right = grade(name, "own solutions", reward, problems, own)
             next_ones = own[1:] + own[:1]
             others = grade(name, "the next problem's solution", reward, problems, next_ones)
@@ -60,7 +60,7 @@ def main() -> None:
                 if passed and p.answer != q.answer
             ]
             for problem, other in wrong:
-                print(f"  {problem.id}: {problem.answer!r} was found equal to {other.answer!r}")
+                print(f"  {problem.id}: {problem.answer!r} was graded as equal to {other.answer!r}")
             reward.close()
         for problem, passed in zip(problems, right, strict=True):
             if not passed:

@@ -1,26 +1,27 @@
-"""How far each phase of an outer step is from what the machine could do at best, and where the rest goes.
+"""Measures how close each phase of an outer step is to the limit of the machine, and where the other time goes.
 
     python benchmarks/limit.py                        # the embedded default, kl=0, 4 outer steps; into outputs/limit/
     python benchmarks/limit.py algo=grpo kl=0.04 steps=8 --out outputs/limit-grpo
     python benchmarks/limit.py trainer=ddp trainer.devices=2    # two processes that share the work and the threads
 
-The overrides are those of `train.py`. The outer steps run as in training, without evaluation. The first is a warm-up, the
-others are timed. Two more follow that are not timed: in one the operations are counted that are really executed
-(`FlopCounterMode`), the other is profiled (`torch.profiler`, of several ranks the first). Then the machine is measured, with
-the threads of the run.
+The overrides are those of `train.py`. The outer steps run as in training, but without evaluation. The first step is a
+warm-up, the others are timed. Two more steps follow that are not timed: in one the executed operations are counted
+(`FlopCounterMode`), the other is profiled (`torch.profiler`; with several ranks only the first). Then the speed of the
+machine is measured, with the threads of the run.
 
-What the work *needs* is counted from the lengths of prompts and completions (`forward_flops`, `sampling_bytes`,
-`optimizer_bytes`), not from how it was done: without padding, each prompt once for its group. The least time is
+The operations and bytes that are *needed* are computed from the lengths of prompts and completions (`forward_flops`,
+`sampling_bytes`, `optimizer_bytes`), independently of the implementation: without padding, and each prompt once for its
+group. The minimum time is
 
-    limit = max(needed operations / matrix rate, bytes moved at least / memory bandwidth)
+    limit = max(needed operations / matrix rate, minimum bytes moved / memory bandwidth)
 
-The matrix rate is the highest median over a large square product and the shapes of the model's own linear layers. It is
-measured before and after each step, while all ranks wait, since the speed of a machine moves while a benchmark runs: a step is
-held against the mean of the two. An operation is a multiplication or an addition in a matrix product; elementwise work is not
-counted. Bytes count as moved from memory although small weights may lie in a cache. Executed attention counts masked places
-as well.
+The matrix rate is the highest median over a large square product and the shapes of the model's linear layers. It is measured
+before and after each step, while all ranks wait, because the speed of a machine varies during a benchmark; each step is
+compared with the mean of the two. An operation is a multiplication or an addition in a matrix product; elementwise operations
+are not counted. Bytes count as moved from memory, although small weights may be in a cache. Executed attention includes
+masked positions.
 
-Only the sampler of Transformers computes where its operations can be counted; for others they are left out.
+Operations of sampling are counted only for the Transformers sampler; other samplers run where they cannot be counted.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ from dash_exp.sampling.hf import HFSampler
 from dash_exp.settings.validate import validate
 from dash_exp.training.module import PolicyModule
 
-DEFAULTS = {"kl": "kl.coef=0", "steps": "steps=4"}  # where no override names the setting
+DEFAULTS = {"kl": "kl.coef=0", "steps": "steps=4"}  # used if no override has the setting
 NEEDED = ("sample", "update")  # the phases whose needs are counted
-BUSY = 1.2  # best rate over median rate of a product, from which on the machine was not alone
-BETWEEN_S = 0.15  # seconds that each product is measured for between steps
+BUSY = 1.2  # a ratio of best to median rate above this means that the machine had other work
+BETWEEN_S = 0.15  # measuring time of each product between steps
 SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the large product
 
-# Attention on the CPU, which torch's counter does not know; it takes shapes. Backward computes the scores once more.
+# Attention on the CPU, which torch's counter does not know. Arguments are shapes. The backward pass recomputes the scores.
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
@@ -78,8 +79,8 @@ CPU_ATTENTION = {
     ),
 }
 
-# Names of operations (CPU) and of kernels (GPU); the first that matches decides. What only makes views, allocates or calls
-# another operation counts as overhead.
+# Names of operations (CPU) and of kernels (GPU); the first match counts. Operations that only create views, allocate or call
+# another operation count as overhead.
 OVERHEAD = "Python and framework overhead"
 ELEMENTWISE = "elementwise, norms, sums"
 OPERATION_GROUPS = {
@@ -129,7 +130,7 @@ def groups_of(rollouts: Rollouts, kept: bool = False) -> list[Group]:
 
 
 def linear_shapes(model: PreTrainedModel, tokens: int) -> dict[str, tuple[int, int, int]]:
-    """(tokens, inputs, outputs) of each kind of linear layer, the LM head aside: with a large vocabulary it takes minutes."""
+    """(tokens, inputs, outputs) of each kind of linear layer, without the LM head, which can take minutes."""
     kinds = {(m.in_features, m.out_features) for m in linear_layers(model)}
     return {f"{tokens} x {k} x {n}": (tokens, k, n) for k, n in sorted(kinds)}
 
@@ -153,7 +154,7 @@ class Machine:
 
     @property
     def busy(self) -> float:
-        """How many times as fast as its median a product ran at its best: about 1 on a machine without other work."""
+        """The largest ratio of best to median rate of a product: about 1 on a machine without other work."""
         return max(best / median for found in self.rates.values() for median, best in found.values())
 
     def words(self) -> str:
@@ -170,14 +171,14 @@ class Machine:
         ]
         if self.busy > BUSY:
             lines.append(
-                f"The machine was busy with other work: a product at its best ran {self.busy:.1f} times as fast as at its "
-                "median. Limits and shares below are not to be relied on."
+                f"The machine was busy with other work: the best rate of a product was {self.busy:.1f} times its median rate. "
+                "The limits and shares below are not reliable."
             )
         return "\n".join(lines)
 
 
 def rates(model: PreTrainedModel, tokens: int, dtype: str, device: torch.device) -> Machine:
-    """Products of a large square and of the model's linear layers at so many tokens, and memory."""
+    """Measure a large square product, the model's linear layers with this number of tokens, and memory bandwidth."""
     side = SQUARE.get(device.type, max(SQUARE.values()))
     shapes = {f"{side} x {side} x {side}": (side, side, side)} | linear_shapes(model, tokens)
     dtypes = dict.fromkeys(["float32", "bfloat16", dtype])
@@ -202,7 +203,7 @@ class ProbedClock(Clock):
 
 @dataclass(frozen=True)
 class Step:
-    """Of one outer step: seconds, needed operations and bytes moved at least, by phase. `rate`: the matrix rate meanwhile."""
+    """One outer step: seconds, needed operations and minimum bytes moved, by phase. `rate`: the matrix rate at that time."""
 
     seconds: dict[str, float]
     flops: dict[str, float]
@@ -210,14 +211,14 @@ class Step:
     rate: float
 
     def least_seconds(self, phase: str, bandwidth: float) -> float:
-        """What the machine would need for this phase at best."""
+        """The minimum time of this phase on this machine."""
         return max(self.flops[phase] / self.rate, self.bytes[phase] / bandwidth)
 
 
 class Probe(L.Callback):
-    """Keeps what each outer step took and needed. `steps` are plain ones; then one is counted and one is profiled.
+    """Records what each outer step took and needed. After `steps` plain steps, one step is counted and one is profiled.
 
-    `rate_now` measures the matrix rate, for which the other ranks wait.
+    `rate_now` measures the matrix rate while the other ranks wait.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class Probe(L.Callback):
     ) -> None:
         self.clock, self.size, self.bytes_per_number = clock, size, bytes_per_number
         self.rate_now, self.group = rate_now, group
-        self.rate = 0.0  # when it was measured last
+        self.rate = 0.0  # at the last measurement
         self.kinds = ["warm-up", *["timed"] * (steps - 1), "operations counted", "profiled"]
         self.steps: list[Step] = []
         self.executed: dict[str, float] = defaultdict(float)  # operations, by phase
@@ -245,7 +246,7 @@ class Probe(L.Callback):
         before, self.rate = self.rate, self._rate()
         self.device = pl_module.device
         row, calls = pl_module.finish_row(), pl_module.rollouts_of_step
-        sampled = [groups_of(r) for r in calls if r.policy_version is not None]  # others were not sampled by the policy
+        sampled = [groups_of(r) for r in calls if r.policy_version is not None]  # None: not sampled by the policy
         kept = [g for r in calls for g in groups_of(r, kept=True)]
         reference = pl_module.reference is not None and bool(row["kl/coef"])
         self.steps.append(
@@ -275,8 +276,8 @@ class Probe(L.Callback):
         if kind == "profiled" and not self.group.first:
             kind = ""
         if kind == "profiled":
-            print("one more, profiled: reading the profile takes longer than the step", flush=True)
-        self.clock.probe = probes.get(kind, contextlib.nullcontext)  # from here on: a sampling call may come before the hooks
+            print("profiling one more step: reading the profile takes longer than the step itself", flush=True)
+        self.clock.probe = probes.get(kind, contextlib.nullcontext)  # set here, because sampling can start before the next hook
 
     @contextlib.contextmanager
     def _count(self, phase: str) -> Iterator[None]:
@@ -305,14 +306,14 @@ def group_of_operation(name: str) -> str:
     return next(group for group, pattern in OPERATION_GROUPS.items() if re.search(pattern, name.lower()))
 
 
-# --- tables and picture --------------------------------------------------------------------------------------------------
+# --- tables and figure --------------------------------------------------------------------------------------------------
 
 
 def phase_table(probe: Probe, bandwidth: float, counted: Sequence[str]) -> pd.DataFrame:
-    """A row per phase: medians over the timed steps. `counted`: the phases whose executed operations were seen.
+    """A row per phase: medians over the timed steps. `counted`: the phases whose executed operations were counted.
 
-    Executed operations are those of the counted step, and `executed / needed` compares within it; the achieved rate takes the
-    needs of the timed steps times this.
+    Executed operations are those of the counted step, and so is `executed / needed`. The achieved rate is computed from the
+    needed operations of the timed steps times this ratio.
     """
     timed, counted_step = probe.steps[1:-2], probe.steps[-2]
     rows = []
@@ -340,7 +341,7 @@ def phase_table(probe: Probe, bandwidth: float, counted: Sequence[str]) -> pd.Da
 
 
 def profile_table(probe: Probe) -> pd.DataFrame:
-    """Seconds of the profiled step by phase and group of operations; what no operation took is overhead."""
+    """Seconds of the profiled step by phase and group of operations. Time outside of operations is overhead."""
     rows = []
     for phase, found in probe.profile.items():
         wall = probe.steps[-1].seconds[phase]
@@ -352,7 +353,7 @@ def profile_table(probe: Probe) -> pd.DataFrame:
 
 
 def printed(table: pd.DataFrame) -> str:
-    """The table for people: shares in percent, what is not known as `-`."""
+    """The table as text: shares in percent, `-` for unknown values."""
     formats: dict[str, Callable[[Any], str]] = {
         name: (lambda x: "-" if pd.isna(x) else f"{x:.1%}") if name.startswith("share") else lambda x: f"{x:,.3f}"
         for name in table.columns
@@ -362,8 +363,8 @@ def printed(table: pd.DataFrame) -> str:
 
 
 def plot(phases: pd.DataFrame, profiled: pd.DataFrame, least: Mapping[str, float], path: Path) -> None:
-    """Left: the outer step as measured and at the limit. Right: where the profiled step, which would need the seconds in
-    `least`, spent its time.
+    """Left: the measured outer step and its limit. Right: the profiled step by group of operations, and its minimum time in
+    `least`.
     """
     import matplotlib
 
@@ -373,14 +374,14 @@ def plot(phases: pd.DataFrame, profiled: pd.DataFrame, least: Mapping[str, float
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     measured = dict(zip(phases["phase"], phases["seconds"], strict=True))
     limits = dict(zip(phases["phase"], phases["limit_s"].fillna(0.0), strict=True))
-    stack(left, {"measured": measured, "least time": limits}, PHASE_COLOURS)
-    left.set(ylabel="seconds per outer step", title="measured, and the machine's limit")
+    stack(left, {"measured": measured, "minimum time": limits}, PHASE_COLOURS)
+    left.set(ylabel="seconds per outer step", title="measured time and limit of the machine")
     by_phase = profiled.groupby("phase", sort=False)
     bars = {phase: dict(zip(rows["group"], rows["seconds"], strict=True)) for phase, rows in by_phase}
     stack(right, bars, GROUP_COLOURS)
     for i, phase in enumerate(bars):
-        right.hlines(least[phase], i - 0.35, i + 0.35, color="black", linestyle="--", label=None if i else "least time")
-    right.set(ylabel="seconds in the profiled step", title="where it goes (with the profiler's own time)")
+        right.hlines(least[phase], i - 0.35, i + 0.35, color="black", linestyle="--", label=None if i else "minimum time")
+    right.set(ylabel="seconds in the profiled step", title="profile (includes the profiler's own time)")
     for axes in (left, right):
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -404,39 +405,39 @@ def stack(axes: Any, bars: Mapping[str, Mapping[str, float]], colours: Mapping[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="as for train.py")
-    parser.add_argument("--out", type=Path, default=Path("outputs/limit"), help="folder of what is written")
+    parser.add_argument("--out", type=Path, default=Path("outputs/limit"), help="folder for the results (default: %(default)s)")
     arguments = parser.parse_intermixed_args()
     named = {re.split(r"[.=]", override)[0] for override in arguments.overrides}
     overrides = [*(default for name, default in DEFAULTS.items() if name not in named), *arguments.overrides]
     cfg = cli.composed(overrides)
     validate(cfg)
     if cfg.steps < 2:
-        raise UserError(f"steps={cfg.steps}", "leaves no step to time after the warm-up", "Give at least steps=2")
+        raise UserError(f"steps={cfg.steps}", "leaves no step to time after the warm-up", "Use at least steps=2")
     if cfg.trainer.devices > 1 and cfg.trainer.accelerator != "cpu":
-        raise UserError(
-            "trainer.devices", "is more than one GPU, and here the work is held against the rate of one", "Set it to 1"
-        )
+        raise UserError("trainer.devices", "is more than one GPU, but the limit is computed for one GPU", "Set it to 1")
     if cfg.rollout.staleness:
-        raise UserError("rollout.staleness", "lets sampling and update overlap, and here each is timed alone", "Set it to 0")
+        raise UserError(
+            "rollout.staleness", "lets sampling and update overlap, but this benchmark times them separately", "Set it to 0"
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     steps = int(cfg.steps)
-    cfg.steps = steps + 2  # before the parts are built: schedules count them
+    cfg.steps = steps + 2  # before the parts are built, because schedules depend on it
     files.write_whole(arguments.out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))  # for the other ranks
     on_cpu = cfg.trainer.accelerator == "cpu"
     with ranks.started(cfg.trainer.devices, arguments.out, on_cpu, told=lambda error: None, module="limit_rank") as group:
         probe, parts, words = outer_steps(cfg, arguments.out, group)
     print(f"measuring the machine ({probe.device}, {torch.get_num_threads()} thread(s))", flush=True)
     machine = rates(parts.module.policy, cfg.batch.micro_tokens, cfg.model.compute_dtype, probe.device)
-    sampler = getattr(parts.data.train_sampler, "sampler", parts.data.train_sampler)  # of several ranks
+    sampler = getattr(parts.data.train_sampler, "sampler", parts.data.train_sampler)  # with several ranks it is wrapped
     counted = NEEDED if isinstance(sampler, HFSampler) else ("update",)
     phases, profiled = phase_table(probe, machine.bandwidth, counted), profile_table(probe)
     last, timed = probe.steps[-1], dict(zip(phases["phase"], phases["seconds"], strict=True))
     slower = ", ".join(f"{phase} took {last.seconds[phase]:.3f} s (timed: {timed[phase]:.3f} s)" for phase in NEEDED)
     print(
         f"\n{words}\n\n{machine.words()}\n\n"
-        f"outer step, median of {steps - 1}; executed: of one further step\n{printed(phases)}\n\n"
-        f"profile of one further step, where {slower}\n{printed(profiled)}\n"
+        f"outer step, median of {steps - 1} steps; executed operations: of one more step\n{printed(phases)}\n\n"
+        f"profile of one more step, in which {slower}\n{printed(profiled)}\n"
     )
     phases.to_csv(arguments.out / "phases.csv", index=False)
     profiled.to_csv(arguments.out / "profile.csv", index=False)
@@ -453,13 +454,13 @@ def main() -> None:
     (arguments.out / "limit.json").write_text(json.dumps(figures, indent=1) + "\n")
     least = {phase: last.least_seconds(phase, machine.bandwidth) for phase in NEEDED}
     plot(phases, profiled, least, arguments.out / "limit.png")
-    print(f"written to {arguments.out}: phases.csv, profile.csv, limit.json, limit.png")
+    print(f"wrote phases.csv, profile.csv, limit.json and limit.png to {arguments.out}")
 
 
 def outer_steps(cfg: Any, out: Path, group: Ranks) -> tuple[Probe, Parts, str]:
-    """Run `cfg.steps` outer steps, two of them further ones, as `run.train` does it, without record and evaluation."""
+    """Run `cfg.steps` outer steps (including the last two) like `run.train`, but without record and evaluation."""
     run.quiet()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the profiler
     L.seed_everything(cfg.seed, verbose=False)
     parts = build(cfg, group)
     try:
@@ -479,7 +480,7 @@ def outer_steps(cfg: Any, out: Path, group: Ranks) -> tuple[Probe, Parts, str]:
 
 
 def matrix_rate(shapes: Mapping[str, tuple[int, int, int]], dtype: torch.dtype, cfg: Any, ranks: int) -> float:
-    """Operations/s of the fastest of these products and of a large square one, now, with the threads of all ranks."""
+    """Current rate (operations/s) of the fastest of these products and a large square one, with the threads of all ranks."""
     device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
     side, threads = SQUARE[device.type], torch.get_num_threads()
     torch.set_num_threads(threads * ranks)

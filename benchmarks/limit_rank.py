@@ -1,4 +1,4 @@
-"""A rank beside the first of `limit.py`, which starts it: the same outer steps."""
+"""The other ranks of `limit.py`, which starts them: they run the same outer steps."""
 
 import limit
 

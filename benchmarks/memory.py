@@ -1,13 +1,13 @@
-"""Peak memory of an optimizer step of a policy with the shape of Qwen2.5-0.5B, on the CPU: ours and TRL's GRPOTrainer.
+"""Peak memory of an optimizer step of a model with the shape of Qwen2.5-0.5B, on the CPU: dash_exp and TRL's GRPOTrainer.
 
     pip install trl==1.16.0
-    python benchmarks/memory.py                    # 12 to 20 GiB of memory, some minutes a process
+    python benchmarks/memory.py                    # needs 12 to 20 GiB of memory and some minutes per process
     python benchmarks/memory.py --layers 2 --tokens 32 --arms ours
 
 Both take two optimizer steps on 8 completions of 128 tokens of one prompt, with the same random float32 weights, AdamW, no KL
-and no gradient checkpointing, each in a process of its own. Random weights earn no reward; both train on all completions all
-the same. Needed are the bytes of weights, gradients and the two moments of AdamW; activations, logits and whatever else is held
-come on top. Peaks are of resident memory, less what is resident after the imports. Linux only.
+and no gradient checkpointing, each in its own process. Random weights get no reward, but both train on all completions. The
+needed bytes are those of weights, gradients and the two moments of AdamW; activations, logits and other tensors come in
+addition. Peaks are of resident memory, minus the memory that is resident after the imports. Linux only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from peak_memory import ROOT, PeakMemory
 
-COMPLETIONS, STEPS = 8, 2  # the second step has moments from the first
+COMPLETIONS, STEPS = 8, 2  # in the second step the moments exist
 OVERRIDES = [
     "model=qwen2.5-0.5b-random",
     "model.compute_dtype=float32",
@@ -34,9 +34,9 @@ OVERRIDES = [
     f"steps={STEPS}",
     "batch.prompts=1",
     f"batch.group_size={COMPLETIONS}",
-    "batch.micro_tokens=1000000",  # all completions in one backward pass, as TRL has them
+    "batch.micro_tokens=1000000",  # all completions in one backward pass, as in TRL
     "eval.limit=1",
-    "~data.tests.out_dist",  # evaluation is not what is measured
+    "~data.tests.out_dist",  # evaluation is not measured
     "eval.every=1000000",
     "resume_every=null",
     "logger=csv",
@@ -45,14 +45,14 @@ OVERRIDES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", default="ours,trl", help="default: %(default)s")
-    parser.add_argument("--layers", type=int, default=24, help="of the policy (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=128, help="of a completion (default: %(default)s)")
-    parser.add_argument("--in-this-process", type=Path, help=argparse.SUPPRESS)  # where TRL's process writes its peaks
+    parser.add_argument("--arms", default="ours,trl", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=24, help="layers of the policy (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of a completion (default: %(default)s)")
+    parser.add_argument("--in-this-process", type=Path, help=argparse.SUPPRESS)  # file for the peaks of TRL's process
     args = parser.parse_args()
     arms = args.arms.split(",")
     if set(arms) - {"ours", "trl"}:
-        parser.error("--arms: there are ours and trl")
+        parser.error("--arms: the choices are ours and trl")
     overrides = [
         *OVERRIDES,
         f"model.architecture.num_hidden_layers={args.layers}",
@@ -65,14 +65,14 @@ def main() -> None:
     needed = 4 * 4 * parameters / 2**20
     available = available_mib()
     if available < 2 * needed:
-        sys.exit(f"some {2 * needed / 1024:.0f} GiB of memory are needed, {available / 1024:.0f} are available")
+        sys.exit(f"about {2 * needed / 1024:.0f} GiB of memory are needed, but only {available / 1024:.0f} GiB are available")
     print(f"{parameters:,} parameters, {COMPLETIONS} completions of {args.tokens} tokens, {STEPS} optimizer steps", flush=True)
     found = {arm: peaks_of(arm, overrides, args.layers, args.tokens) for arm in arms}
     print(table(found, needed))
 
 
 def count(overrides: list[str]) -> int:
-    """Parameters of the policy, by its shape alone."""
+    """Number of parameters of the policy, from its architecture."""
     from omegaconf import OmegaConf
 
     from dash_exp.commands.cli import composed
@@ -88,7 +88,7 @@ def available_mib() -> float:
 
 
 def peaks_of(arm: str, overrides: list[str], layers: int, tokens: int) -> dict[str, Any]:
-    """Peaks of one process (see peak_memory.py)."""
+    """Run one arm in its own process and return its peaks (see peak_memory.py)."""
     with tempfile.TemporaryDirectory() as folder:
         peaks = Path(folder) / "memory.json"
         if arm == "ours":
@@ -98,14 +98,14 @@ def peaks_of(arm: str, overrides: list[str], layers: int, tokens: int) -> dict[s
         command = [sys.executable, str(ROOT / "benchmarks" / arguments[0]), *arguments[1:]]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
-            sys.exit(f"{done.stdout}\n{arm} ended with status {done.returncode}")
+            sys.exit(f"{done.stdout}\n{arm} failed with exit status {done.returncode}")
         found: dict[str, Any] = json.loads(peaks.read_text())
-    print(f"{arm}: {max(found['rss'].values()):,.0f} MiB at most", flush=True)
+    print(f"{arm}: peak {max(found['rss'].values()):,.0f} MiB", flush=True)
     return found
 
 
 def trl(path: Path, overrides: list[str]) -> None:
-    """The same work with TRL, from the same configuration."""
+    """The same optimizer steps with TRL, from the same configuration."""
     import torch
     from datasets import Dataset
     from hydra.utils import instantiate
@@ -146,7 +146,7 @@ def trl(path: Path, overrides: list[str]) -> None:
 
 
 def table(found: dict[str, dict[str, Any]], needed: float) -> str:
-    """MiB, and in brackets as a multiple of `needed`."""
+    """The table: MiB, and in brackets the multiple of `needed`."""
 
     def row(name: str, values: list[float], ratio: bool = True) -> str:
         cells = [f"{v:,.0f}" + (f" ({v / needed:.2f})" if ratio else "") for v in values]

@@ -1,10 +1,10 @@
-"""`train.py` in this process, and how much memory it took in each phase of an outer step. For scaling.py and memory.py.
+"""Runs `train.py` in this process and records the peak memory of each phase of an outer step. Used by the other benchmarks.
 
     python benchmarks/peak_memory.py FILE OVERRIDE...
 
-FILE becomes a JSON object with MiB: `imports` (resident when all is imported), `built` (resident when the first phase begins:
-model and problems are there), `rss` (the most that was resident, by phase) and on a GPU `gpu` (the most that torch had
-allocated there, by phase). Linux only.
+FILE will contain a JSON object with values in MiB: `imports` (resident after the imports), `built` (resident when the first
+phase starts: model and problems are loaded), `rss` (peak resident memory by phase) and on a GPU `gpu` (peak memory allocated
+by torch, by phase). Linux only.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PHASES = ("sample", "score", "update", "sync")  # of an outer step; evaluation is left out
+PHASES = ("sample", "score", "update", "sync")  # of an outer step, without evaluation
 
 
 class PeakMemory:
-    """MiB of memory at most, by phase: `with peak("sample"): ...`. What is in no phase counts as `other`."""
+    """Peak memory in MiB by phase: `with peak("sample"): ...`. Everything outside of a phase counts as `other`."""
 
     def __init__(self) -> None:
         import torch
@@ -43,7 +43,7 @@ class PeakMemory:
             self.switch(before)
 
     def switch(self, phase: str) -> None:
-        """What was taken since the last switch counts for the phase that ends."""
+        """End the current phase, which gets the peak since the last switch, and start another one."""
         self.built = self.built or resident("VmRSS")
         now = {"rss": resident("VmHWM")} | ({"gpu": self.cuda.max_memory_allocated() / 2**20} if self.cuda else {})
         for kind, mib in now.items():
@@ -56,19 +56,19 @@ class PeakMemory:
         path.write_text(json.dumps({"imports": self.imports, "built": self.built, **self.peaks}))
 
     def _reset(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         if self.cuda:
             self.cuda.reset_peak_memory_stats()
 
 
 def resident(field: str) -> float:
-    """MiB by /proc: VmRSS is what is resident now, VmHWM the most since the last reset."""
+    """MiB from /proc: VmRSS is resident now, VmHWM is the peak since the last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def main(path: Path, overrides: list[str]) -> None:
-    import dash_exp.commands.run  # noqa: F401 (all that a run imports)
+    import dash_exp.commands.run  # noqa: F401 (everything that a run imports)
     from dash_exp.core.metrics import Clock
 
     peak, clock = PeakMemory(), Clock.__call__
@@ -87,4 +87,6 @@ def main(path: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(__doc__)
     main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,21 +1,22 @@
-r"""Seconds to an accuracy, against TRL: same base model, problems in the same order, completions, optimizer and test.
+r"""Time to an accuracy, compared with TRL: same base model, order of problems, number of completions, optimizer and test.
 
-    python benchmarks/peers.py                              # needs the extra `peers`: pip install -e '.[peers]'
-    python benchmarks/peers.py --arms dash,trl --seeds 1    # some of it
+    python benchmarks/peers.py                              # needs pip install -e '.[peers]'
+    python benchmarks/peers.py --arms dash,trl --seeds 1    # a part of it
     python benchmarks/peers.py --ranks 2 --coupled-batch 8 --steps 40 batch.prompts=32 schedule.name=linear  # the paper's sizes
     python benchmarks/peers.py --ranks 2 --coupled-batch 8 --steps 80 --target 0.9 batch.prompts=32 schedule.name=linear \
         'data.train.operands=[3,3]' data.train.size=4000 '+data.tests.in_dist.operands=[3,3]'    # to 90%: chains of 3 numbers
-    python benchmarks/peers.py --only-time model=... trainer=gpu    # settings of train.py, for all arms; rewards by chance
+    python benchmarks/peers.py --only-time model=... trainer=gpu    # settings of train.py for all arms; random rewards
 
-TRL's GRPOTrainer runs twice: `trl_coupled` samples `--coupled-batch` completions just before each backward pass (the paper's
-baseline), and `trl` samples once for each optimizer step, as TRL does today. Where its defaults would slow it down here
-(gradient checkpointing, micro-batches of 8) it gets better settings. Every run is a process of its own, one at a time, the arms
-of a seed one after the other. Finished runs are kept in `--out`, and not run again.
+TRL's GRPOTrainer is run in two ways: `trl_coupled` samples `--coupled-batch` completions just before each backward pass (the
+paper's baseline), and `trl` samples once for each optimizer step, as TRL does today. If TRL's defaults would make it slow
+here (gradient checkpointing, micro-batches of 8), it gets better settings. Every run has its own process. Only one process
+runs at a time; the arms of one seed run one after the other. Finished runs are kept in `--out` and not repeated.
 
-Accuracy is that of two completions of each test problem at temperature 1, every second step, by the same code for all and left
-out of the time. Greedy accuracy says little here: it is near 90% after two steps and falls from there.
+Accuracy is measured on two completions of each test problem at temperature 1, every second step, with the same code for all
+arms, and does not count as time. Greedy accuracy says little here: it is near 90% after two steps and then falls.
 
-Writes `runs.csv`, `ratios.csv` (a run against that of TRL with the same seed: median, lowest, highest) and `curves.png`.
+Writes `runs.csv`, `ratios.csv` (each run divided by the run of TRL with the same seed: median, lowest, highest) and
+`curves.png`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ OURS = {
     for algo in ("dash", "no_gf", "grpo")
 }
 TRL = ["trl", "trl_coupled"]
-PHASES = ["sample", "score", "update"]  # those that TRL has too
+PHASES = ["sample", "score", "update"]  # the phases that TRL also has
 COLUMNS = ["step", "time/elapsed_s", *(f"time/{phase}_s" for phase in PHASES), "tokens/sampled", "tokens/trained"]
 SAMPLED, GREEDY = "eval/in_dist/avg@2", "accuracy/in_dist"
 COLUMNS += [SAMPLED, GREEDY]
@@ -62,7 +63,7 @@ EVALUATION = ["eval.every=2", "eval.n=2", "eval.temperature=1", "eval.top_p=1"]
 def main() -> None:
     options, settings = parsed()
     out = options.out.resolve()
-    if options.arms == ["trl-run"]:  # in a process of its own
+    if options.arms == ["trl-run"]:  # in its own process
         run_trl(options, out, settings)
         return
     settings = [*SETTINGS, *(ONLY_TIME if options.only_time else EVALUATION), f"steps={options.steps}", *settings]
@@ -72,7 +73,7 @@ def main() -> None:
         command = command_of(arm, seed, folder, options, settings)
         if not done(folder, command):
             seconds = one_run(arm, command, folder)
-            print(f"[{i}/{len(todo)}] {arm}, seed {seed}: {seconds:.0f} s in all", flush=True)
+            print(f"[{i}/{len(todo)}] {arm}, seed {seed}: {seconds:.0f} s in total", flush=True)
     report(out, options, count(number_of_kl(settings)))
 
 
@@ -85,21 +86,25 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--target", type=float, default=0.7, help="accuracy on the test problems, sampled at temperature 1")
     parser.add_argument("--trl-batch", type=int, default=64, help="completions per micro-batch of the arm trl")
     parser.add_argument("--coupled-batch", type=int, default=16, help="completions per micro-batch of trl_coupled")
-    parser.add_argument("--ranks", type=int, default=1, help="processes of each run, which share its completions")
-    parser.add_argument("--only-time", action="store_true", help="no accuracy, and no first step: for random weights")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of each run; they share its completions")
+    parser.add_argument(
+        "--only-time", action="store_true", help="measure no accuracy and leave out the first step: for random weights"
+    )
     parser.add_argument("--coupled", action="store_true", help=argparse.SUPPRESS)
     options, settings = parser.parse_known_args()
     if unknown := set(options.arms) - {*OURS, *TRL, "trl-run"}:
-        parser.error(f"--arms: there is no {', '.join(sorted(unknown))}; there are {', '.join([*OURS, *TRL])}")
+        parser.error(f"--arms: unknown: {', '.join(sorted(unknown))}; the choices are {', '.join([*OURS, *TRL])}")
     if wrong := [name for name in ("trl_batch", "coupled_batch") if getattr(options, name) % options.ranks]:
-        parser.error(f"--{wrong[0].replace('_', '-')}={getattr(options, wrong[0])} cannot be shared by {options.ranks} ranks")
+        parser.error(
+            f"--{wrong[0].replace('_', '-')}={getattr(options, wrong[0])} cannot be divided among {options.ranks} ranks"
+        )
     if wrong := [s for s in settings if "=" not in s and s[0] != "~"]:
-        parser.error(f"{wrong[0]}: settings of train.py are written KEY=VALUE")
+        parser.error(f"{wrong[0]}: write settings of train.py as KEY=VALUE")
     return options, settings
 
 
 def command_of(arm: str, seed: int, folder: Path, options: argparse.Namespace, settings: list[str]) -> list[str]:
-    """What is run, after the name of the interpreter."""
+    """The command line of a run, without the interpreter."""
     if arm in OURS:
         return [
             "benchmarks/peak_memory.py",
@@ -118,16 +123,16 @@ def command_of(arm: str, seed: int, folder: Path, options: argparse.Namespace, s
 
 
 def done(folder: Path, command: list[str]) -> bool:
-    """Whether it was run to its end. One of other settings ends the benchmark: the two do not go into one table."""
+    """Whether the run is finished. If it has other settings, the benchmark stops: both cannot be in one table."""
     if not (folder / "peak.json").exists():
         return False
     if json.loads((folder / "peak.json").read_text())["command"] != command:
-        sys.exit(f"error: {folder} holds a run of other settings. Choose another --out, or remove it")
+        sys.exit(f"error: {folder} contains a run with other settings. Use another --out, or delete it")
     return True
 
 
 def one_run(arm: str, command: list[str], folder: Path) -> float:
-    """Run it and note its peak memory. Returns its seconds; a run that fails ends the benchmark with what it said."""
+    """Run it and record its peak memory. Returns its seconds. If it fails, the benchmark stops and prints its output."""
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with (folder / "log.txt").open("w") as log:
@@ -144,7 +149,7 @@ def one_run(arm: str, command: list[str], folder: Path) -> float:
 
 
 def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> None:
-    """GRPOTrainer on what the settings of train.py say. Writes `metrics.csv` with the columns of ours."""
+    """GRPOTrainer with the settings of train.py. Writes `metrics.csv` with the same columns."""
     import torch
     from datasets import Dataset
     from hydra.utils import instantiate
@@ -191,7 +196,7 @@ def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> N
         return list(grade([by_id[i] for i in problem_id], completions).rewards)
 
     class Trainer(GRPOTrainer):
-        """Takes the seconds of its phases."""
+        """Measures the seconds of each phase."""
 
         def _generate(self, *args: Any, **kwargs: Any) -> Any:
             return timed("sample", super()._generate, *args, **kwargs)
@@ -210,7 +215,7 @@ def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> N
         return result
 
     class Record(TrainerCallback):
-        """A row of `metrics.csv` after each optimizer step, and the accuracy by our own evaluation."""
+        """Records a row of `metrics.csv` after each optimizer step, with the accuracy from our evaluation."""
 
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             self.start, self.before, self.rows = now(), 0.0, []
@@ -220,7 +225,7 @@ def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> N
             row = {"step": state.global_step, "time/elapsed_s": elapsed}
             seconds["update"] = elapsed - self.before - seconds["sample"] - seconds["score"]
             row |= {f"time/{phase}_s": seconds[phase] for phase in PHASES}
-            row |= {f"tokens/{name}": count * options.ranks for name, count in tokens.items()}  # about
+            row |= {f"tokens/{name}": count * options.ranks for name, count in tokens.items()}  # approximately
             self.before = elapsed
             seconds.update(dict.fromkeys(PHASES, 0.0))
             tokens.update(dict.fromkeys(tokens, 0))
@@ -238,10 +243,12 @@ def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> N
             seconds["apart"] += now() - start
 
     record = Record()
-    size = (options.coupled_batch if options.coupled else options.trl_batch) // options.ranks  # of a micro-batch of one process
+    size = (
+        options.coupled_batch if options.coupled else options.trl_batch
+    ) // options.ranks  # completions of a micro-batch in one process
     accumulation, rest = divmod(prompts * group_size, size * options.ranks)
     if rest:
-        sys.exit(f"error: {prompts} x {group_size} completions are not divided by micro-batches of {size * options.ranks}")
+        sys.exit(f"error: {prompts} x {group_size} completions cannot be divided into micro-batches of {size * options.ranks}")
     arguments = grpo_config(
         cfg,
         folder / "trl",
@@ -280,13 +287,13 @@ def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> N
 
 
 def summary(folder: Path, options: argparse.Namespace, parameters: int) -> dict[str, float]:
-    """What a finished run says: seconds and steps to the target (infinite where not reached), per step, and peak memory."""
+    """The results of a finished run: seconds and steps to the target (infinite if not reached), per step, and peak memory."""
     with (folder / "metrics.csv").open() as file:
         rows = [{k: float(v) for k, v in row.items() if v and k in COLUMNS} for row in csv.DictReader(file)]
     rows = [row for row in rows if row["step"] > 0]
     before, result = 0.0, {}
     if options.only_time:
-        before = rows.pop(0)["time/elapsed_s"]  # the first step warms up
+        before = rows.pop(0)["time/elapsed_s"]  # the first step is a warm-up
     else:
         reached = [row for row in rows if row.get(SAMPLED, 0.0) >= options.target]
         result["seconds_to_target"] = reached[0]["time/elapsed_s"] if reached else float("inf")
@@ -298,13 +305,15 @@ def summary(folder: Path, options: argparse.Namespace, parameters: int) -> dict[
         result[f"{phase}_s_per_step"] = sum(row[f"time/{phase}_s"] for row in rows) / len(rows)
     result["sampled_tokens_per_s"] = sum(row["tokens/sampled"] for row in rows) / sum(row["time/sample_s"] for row in rows)
     result["trained_tokens_per_s"] = sum(row["tokens/trained"] for row in rows) / sum(row["time/update_s"] for row in rows)
-    result["trained_tflops"] = 6 * parameters * result["trained_tokens_per_s"] / 1e12  # of the model: twice forward is backward
+    result["trained_tflops"] = (
+        6 * parameters * result["trained_tokens_per_s"] / 1e12
+    )  # backward takes twice the operations of forward
     peaks = json.loads((folder / "peak.json").read_text())
     return result | {name: mb for name, mb in peaks.items() if name.startswith("peak_")}
 
 
 def report(out: Path, options: argparse.Namespace, parameters: int) -> None:
-    """Print the tables and write them with the picture. `parameters` are those of the policy."""
+    """Print the tables and write them and the figure. `parameters`: number of parameters of the policy."""
     seeds = range(options.seeds)
     runs = {(arm, seed): summary(out / arm / str(seed), options, parameters) for arm in options.arms for seed in seeds}
     names = list(next(iter(runs.values())))
@@ -317,7 +326,7 @@ def report(out: Path, options: argparse.Namespace, parameters: int) -> None:
         print(f"{name:24}" + "".join(f"{value:13,.3f}" for value in values))
     name = "seconds_per_step" if options.only_time else "seconds_to_target"
     rows = []
-    print("\nSeconds and peak memory, as shares of those of TRL: median (lowest to highest)")
+    print("\nSeconds and peak memory divided by those of TRL: median (lowest to highest)")
     for peer in [arm for arm in TRL if arm in options.arms]:
         for arm in [arm for arm in options.arms if arm in OURS]:
             for what in dict.fromkeys([name, "seconds_per_step", *(n for n in names if n.startswith("peak_"))]):
@@ -334,12 +343,12 @@ def report(out: Path, options: argparse.Namespace, parameters: int) -> None:
 
 
 def ratio(ours: float, theirs: float) -> float:
-    """Not a number where one of them did not get there: then the median is none either, and says so."""
+    """NaN if one of them did not reach the target; the median is then NaN as well."""
     return float("nan") if math.inf in (ours, theirs) else ours / theirs
 
 
 def draw(out: Path, options: argparse.Namespace) -> None:
-    """Accuracy over seconds of training, a line for each run."""
+    """Accuracy over seconds of training: a line for each run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -354,7 +363,7 @@ def draw(out: Path, options: argparse.Namespace) -> None:
             style = {"color": f"C{i}", "lw": 1.3, "ls": "--" if arm in TRL else "-"}
             axes.plot(*zip(*points, strict=True), label=None if seed else arm, **style)
     axes.axhline(options.target, color="0.6", lw=0.8)
-    axes.set(xscale="log", xlabel="seconds of training (evaluation left out)", ylabel="accuracy on the test problems, sampled")
+    axes.set(xscale="log", xlabel="seconds of training (without evaluation)", ylabel="accuracy on the test problems, sampled")
     axes.legend(frameon=False, fontsize=8)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "25" else "")

@@ -1,14 +1,14 @@
-"""Whether what `plan=true` says of memory and time is what a run then takes.
+"""Compares the memory and time that `plan=true` predicts with those of a run.
 
     python benchmarks/plan.py                                           # the embedded default, 2 outer steps
     python benchmarks/plan.py model=qwen2.5-0.5b-random trainer=gpu     # some minutes on a GPU
-    python benchmarks/plan.py --scaling                                 # no run: seconds of a step by model and number of H100s
-    python benchmarks/plan.py --like-memory                             # the run of memory.py: 12 GiB, minutes on a CPU
+    python benchmarks/plan.py --scaling                                 # no run: predicted seconds by model and number of GPUs
+    python benchmarks/plan.py --like-memory                             # the run of memory.py: 12 GiB, some minutes on a CPU
 
-The run is made in a process of its own (`peak_memory.py`), the plan in this one. Peaks are of resident memory on a CPU: all
-of it, and what is above the imports. On a GPU they are what torch had allocated, by phase, against the plan without the
-context of CUDA and the gaps of the allocator. Seconds are the median of the outer steps after the first; the plan gets
-the mean length that the completions turned out to have. Ratios are predicted / measured. Linux only.
+The run has its own process (`peak_memory.py`). On a CPU, peaks are of resident memory: all of it, and the part above the
+imports. On a GPU, peaks are of memory allocated by torch, by phase; the plan is then taken without the CUDA context and the
+fragmentation of the allocator. Seconds are the median of the outer steps after the first. The plan uses the mean completion
+length of the run. Ratios are predicted / measured. Linux only.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from dash_exp.planning.machine import KNOWN, this_machine
 from dash_exp.planning.timing import seconds
 
 DEFAULTS = {"steps": "steps=3", "logger": "logger=csv", "resume_every": "resume_every=null", "eval": "eval.limit=64"}
-UNSEEN = ("CUDA", "fragments", "libraries", "process")  # in what torch has allocated
+UNSEEN = ("CUDA", "fragments", "libraries", "process")  # not part of the memory that torch has allocated
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="as for train.py")
-    parser.add_argument("--like-memory", action="store_true", help="the settings of memory.py")
-    parser.add_argument("--scaling", action="store_true", help="what is reckoned for 2 to 64 GPUs, as in docs/scaling.md")
-    parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
+    parser.add_argument("--like-memory", action="store_true", help="use the settings of memory.py")
+    parser.add_argument("--scaling", action="store_true", help="print the estimates for 2 to 64 GPUs")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     arguments = parser.parse_intermixed_args()
     if arguments.scaling:
         print(scaling(arguments.overrides))
@@ -85,7 +85,7 @@ SETTINGS = ["experiment=paper_math", "rollout=vllm_server", "batch.prompts=1024"
 
 
 def scaling(overrides: Sequence[str]) -> str:
-    """Half of the GPUs train and half are servers that sample; 8 to a machine. Seconds of a step."""
+    """Predicted seconds of a step: half of the GPUs train and half are sampling servers, 8 GPUs per machine."""
     lines = [f"| model | GPUs | {'sample':>8} | {'update':>8} | {'between':>8} | {'sync':>8} | {'together':>8} | speed-up |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, given in MODELS.items():
@@ -108,19 +108,19 @@ def scaling(overrides: Sequence[str]) -> str:
 
 
 def measured(overrides: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Peaks of a run in MiB, and its metrics."""
+    """Run it. Returns its peaks in MiB and its metrics."""
     with tempfile.TemporaryDirectory() as folder:
         peaks = Path(folder) / "memory.json"
         command = [sys.executable, str(ROOT / "benchmarks" / "peak_memory.py"), str(peaks), *overrides]
         done = subprocess.run([*command, f"hydra.run.dir={folder}/run"], capture_output=True, text=True)
         if done.returncode != 0:
-            sys.exit(f"{done.stdout}{done.stderr}\nthe run ended with status {done.returncode}")
+            sys.exit(f"{done.stdout}{done.stderr}\nthe run failed with exit status {done.returncode}")
         with (Path(folder) / "run" / "metrics.csv").open(newline="") as file:
             return json.loads(peaks.read_text()), list(csv.DictReader(file))
 
 
 def compare(found: plan.Plan, peaks: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[float, float]]:
-    """Predicted and measured, MiB and seconds."""
+    """Predicted and measured values, in MiB and seconds."""
     compared = {}
     if found.device.kind == "gpu":
         for phase, names in (("sample", ("sample", "eval")), ("update", ("update",))):

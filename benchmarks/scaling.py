@@ -1,17 +1,17 @@
-"""How seconds and memory of an outer step grow: one factor at a time around a base point, with random weights.
+"""Measures how time and memory of an outer step grow. One factor varies at a time, around a base point, with random weights.
 
     python benchmarks/scaling.py                                # all factors, some minutes on two cores
     python benchmarks/scaling.py --quick --factors completions,length
     python benchmarks/scaling.py --max-params 1e9 --out outputs/scaling-gpu trainer=gpu model.compute_dtype=bfloat16
 
-Each point is a process of its own (`peak_memory.py`), so that its peak memory is its own. The folder `--out` then holds
-`scaling.csv`, a row per process, and `scaling.png` and `.svg`. What stands in scaling.csv is not run again. Overrides after the
-options hold for every point. Linux only.
+Each point runs in its own process (`peak_memory.py`), so that peak memory is measured separately. Writes to the folder
+`--out`: `scaling.csv` (a row per process), `scaling.png` and `scaling.svg`. Points that are already in scaling.csv are not
+repeated. Overrides after the options apply to every point. Linux only.
 
-Seconds are those of the phases of a step; of the steps of a process, without the first one, and of its repeats the median is
-taken. Memory is the peak in these phases: of a GPU what torch had allocated there, else what was resident, less what a process
-has when it begins to work (the smallest of all points: Python, libraries, problems). On a CPU it is given for the whole step:
-the allocator keeps what one phase has taken in the next.
+Seconds are those of the phases of a step: the median over the steps of a process, without the first one, and over its
+repeats. Memory is the peak in these phases. On a GPU it is the memory allocated by torch. On a CPU it is resident memory,
+minus what a process has when it starts to work (Python, libraries, problems; the smallest value of all points). On a CPU it
+is given only for the whole step, because the allocator keeps memory from one phase to the next.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ from pathlib import Path
 
 from peak_memory import PHASES, ROOT
 
-GROUP, VOCABULARY = 8, 4096  # with so many tokens few completions end before the limit
+GROUP, VOCABULARY = 8, 4096  # with a large vocabulary, few completions end before the limit
 SHAPES = [(128, 4), (256, 4), (384, 8), (768, 12), (1024, 24), (1536, 28), (2048, 36), (4096, 32)]  # hidden size, layers
 SETTINGS = [
     "logger=csv",
     "model=tiny_random",
-    "filter=none",  # random weights earn no reward: with a filter nothing would be trained on
+    "filter=none",  # random weights get no reward: a filter would drop everything
     f"batch.group_size={GROUP}",
     "eval.limit=2",
     "eval.every=1000000",
     "completions_every=1000000",
-    "resume_every=null",  # snapshots take time and memory as well
+    "resume_every=null",  # snapshots also take time and memory
 ]
 
 
 @dataclass(frozen=True)
 class Factor:
-    """`values[i]` on the x axis stands for what `overrides(values[i])` sets. `proportional`: what could grow with it."""
+    """A factor: `overrides(value)` sets it to one of its values. `proportional`: what may grow in proportion to it."""
 
     label: str
     base: int
     values: Sequence[int]
     quick: Sequence[int]
     overrides: Callable[[int], list[str]]
-    proportional: tuple[str, ...]  # of time and memory
+    proportional: tuple[str, ...]  # "time", "memory"
 
 
-Point = dict[str, int]  # a value for each factor
-Row = dict[str, str]  # of scaling.csv
+Point = dict[str, int]  # the value of each factor
+Row = dict[str, str]  # a row of scaling.csv
 
 
 def parameters(hidden: int, layers: int) -> int:
-    """Of a Qwen2 shape with 2 KV heads of 64, an intermediate size of 4 x hidden and tied embeddings."""
+    """Number of parameters of a Qwen2 model with 2 KV heads of size 64, intermediate size 4 x hidden and tied embeddings."""
     attention = 2 * hidden**2 + hidden + 2 * 128 * (hidden + 1)
     return VOCABULARY * hidden + layers * (attention + 3 * 4 * hidden**2 + 2 * hidden) + hidden
 
@@ -136,20 +136,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/scaling"), help="folder (default: %(default)s)")
     parser.add_argument("--factors", default="completions,length,size,micro,decoded,call", help="default: %(default)s")
     parser.add_argument("--max-params", type=float, default=2e7, help="largest model (default: %(default).0e)")
-    parser.add_argument("--repeats", type=int, default=2, help="of each point, interleaved (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4, help="outer steps, the first one left out (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=2, help="repeats of each point, interleaved (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="outer steps; the first one does not count (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="fewer points, one repeat")
     parser.add_argument("overrides", nargs="*", help="settings of every point, as for train.py")
     args = parser.parse_args()
     known = factors(args.max_params)
     names = args.factors.split(",")
     if unknown := sorted(set(names) - set(known)):
-        parser.error(f"--factors: there is no {', '.join(unknown)}; there are {', '.join(known)}")
+        parser.error(f"--factors: unknown: {', '.join(unknown)}; the choices are {', '.join(known)}")
     varied = {o.partition("=")[0] for f in known.values() for v in f.values for o in f.overrides(v)} | {"batch.group_size"}
     if fixed := [o for o in args.overrides if o.partition("=")[0] in varied]:
-        parser.error(f"{', '.join(fixed)}: this is what the factors set")
+        parser.error(f"{', '.join(fixed)}: the factors set this")
     if args.steps < 2 or args.repeats < 1:
-        parser.error("--steps is at least 2 (the first one is left out), --repeats at least 1")
+        parser.error("--steps must be at least 2 (the first one does not count), --repeats at least 1")
     base = {name: factor.base for name, factor in known.items()}
     points = [base | {n: v} for n in names for v in (known[n].quick if args.quick else known[n].values)]
     points = [p for i, p in enumerate(points) if p not in points[:i]]  # the base point once
@@ -159,15 +159,15 @@ def main() -> None:
     rows = [r for r in read(args.out / "scaling.csv") if r["settings"] == settings]
     report({n: known[n] for n in names}, base, rows, args.out)
     if failed:
-        sys.exit(f"{failed} process(es) failed; the same command tries them again")
+        sys.exit(f"{failed} process(es) failed; run the same command again to retry them")
 
 
 def measure(points: Sequence[Point], repeats: int, settings: str, known: Mapping[str, Factor], out: Path) -> int:
-    """Run what scaling.csv does not have yet, a line each. Returns how many failed."""
+    """Run the points that are not in scaling.csv yet, and print a line for each. Returns how many failed."""
     done = [(point_of(r), r["repeat"]) for r in read(out / "scaling.csv") if r["settings"] == settings]
     todo = [(p, k) for k in range(repeats) for p in points if (p, str(k)) not in done]
     base = {name: factor.base for name, factor in known.items()}
-    print(f"{len(todo)} processes to run, {len(points) * repeats - len(todo)} done before -> {out}", flush=True)
+    print(f"{len(todo)} processes to run, {len(points) * repeats - len(todo)} already done -> {out}", flush=True)
     failed, start = 0, time.perf_counter()
     for i, (point, repeat) in enumerate(todo, start=1):
         what = "_".join(f"{n}-{v}" for n, v in point.items() if v != base[n]) or "base"
@@ -184,8 +184,8 @@ def measure(points: Sequence[Point], repeats: int, settings: str, known: Mapping
 
 
 def run(overrides: Sequence[str], folder: Path) -> dict[str, float | str] | None:
-    """Measurements of one process, None where it failed. Its weights are not kept."""
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt: train.py would go on with it
+    """The measurements of one process; None if it failed. Its weights are deleted."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt: train.py would resume it
     folder.mkdir()
     command = [sys.executable, str(ROOT / "benchmarks" / "peak_memory.py"), str(folder / "memory.json")]
     with (folder / "output.log").open("w") as log:
@@ -209,7 +209,7 @@ def run(overrides: Sequence[str], folder: Path) -> dict[str, float | str] | None
 def said(row: Mapping[str, float | str] | None, folder: Path) -> str:
     if row is None:
         lines = (folder / "output.log").read_text().splitlines()
-        return f"failed: {lines[-1] if lines else 'without a word'} ({folder / 'output.log'})"
+        return f"failed: {lines[-1] if lines else 'no output'} ({folder / 'output.log'})"
     seconds, mib = sum(float(row[f"{p}_s"]) for p in PHASES), max(float(row[f"{p}_mib"]) for p in PHASES)
     return f"{seconds:7.2f} s (sample {row['sample_s']:.2f}, update {row['update_s']:.2f})  peak {mib:,.0f} MiB"
 
@@ -234,12 +234,12 @@ def point_of(row: Row) -> Point:
     return {name: int(row[name]) for name in factors(0)}
 
 
-# --- what comes of it --------------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Line:
-    """One measurement over a factor: all repeats, and their medians."""
+    """One measurement as a function of a factor: all repeats, and their medians."""
 
     x: list[int]
     repeats: list[list[float]]
@@ -250,14 +250,14 @@ class Line:
 
     @property
     def exponent(self) -> float | None:
-        """Slope of a straight line through log(median) over log(x)."""
+        """Slope of a straight line fitted to log(median) over log(x)."""
         if len(self.x) < 2 or min(self.median) <= 0:
             return None
         return statistics.linear_regression([math.log(x) for x in self.x], [math.log(y) for y in self.median]).slope
 
 
 def line(name: str, base: Point, rows: Sequence[Row], value: Callable[[Row], float]) -> Line:
-    """The rows in which all other factors are at their base."""
+    """The rows in which all other factors have their base value."""
     found: dict[int, list[float]] = {}
     for row in rows:
         point = point_of(row)
@@ -271,17 +271,17 @@ def seconds(row: Row, phases: Sequence[str] = PHASES) -> float:
 
 
 def mib(row: Row, floor: float, phases: Sequence[str] = PHASES) -> float:
-    """Of the GPU where there is one, else resident above `floor`."""
+    """Memory on the GPU if there is one, else resident memory above `floor`."""
     gpu = [row[f"{p}_gpu_mib"] for p in phases]
     return max(map(float, gpu)) if all(gpu) else max(float(row[f"{p}_mib"]) for p in phases) - floor
 
 
 def report(chosen: Mapping[str, Factor], base: Point, rows: Sequence[Row], out: Path) -> None:
-    """Print the fitted exponents and draw the picture."""
+    """Print the fitted exponents and draw the figure."""
     if not rows:
         return
     if len(devices := {row["device"] for row in rows}) > 1:
-        print(f"scaling.csv has points of several devices: {', '.join(sorted(devices))}")
+        print(f"warning: scaling.csv has points of several devices: {', '.join(sorted(devices))}")
     floor = min(float(row["built_mib"]) for row in rows)
     print(f"\nfitted exponents: 1 = proportional, 0 = no growth (memory {memory_words(rows, floor)})")
     print(f"  {'':38}{'sample':>8}{'update':>8}{'time':>8}{'memory':>8}")
@@ -298,18 +298,20 @@ def report(chosen: Mapping[str, Factor], base: Point, rows: Sequence[Row], out: 
         print(f"completions ended early: {float(row['length/mean_tokens']):.0f} tokens of {row['length']}")
     for row in rows:
         if float(row["micro_tokens_fit"]) < int(row["micro"]):
-            print(f"memory ran out with {row['micro']} tokens of a micro-batch; the run went on with {row['micro_tokens_fit']}")
+            print(
+                f"memory ran out with {row['micro']} tokens of a micro-batch; the run continued with {row['micro_tokens_fit']}"
+            )
     draw(chosen, base, rows, floor, out / "scaling")
     print(f"-> {out / 'scaling.csv'}, {out / 'scaling.png'}")
 
 
 def memory_words(rows: Sequence[Row], floor: float) -> str:
     on_gpu = bool(rows[0]["update_gpu_mib"])
-    return "allocated on the GPU" if on_gpu else f"above the {floor:,.0f} MiB of a process that has not begun to work"
+    return "allocated on the GPU" if on_gpu else f"above the {floor:,.0f} MiB of a process that has not started to work"
 
 
 def draw(chosen: Mapping[str, Factor], base: Point, rows: Sequence[Row], floor: float, path: Path) -> None:
-    """A row of two panels per factor: seconds of an outer step, peak memory; both axes logarithmic."""
+    """Two panels per factor: seconds of an outer step and peak memory, with logarithmic axes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -326,7 +328,7 @@ def draw(chosen: Mapping[str, Factor], base: Point, rows: Sequence[Row], floor: 
             memory = line(name, base, rows, lambda r: mib(r, floor))
             for phase, colour in looks.items():
                 curve(left, line(name, base, rows, lambda r, p=phase: seconds(r, [p])), colour)  # type: ignore[misc]
-                if rows[0]["update_gpu_mib"]:  # on a CPU the allocator keeps what the phase before has taken
+                if rows[0]["update_gpu_mib"]:  # on a CPU the allocator keeps the memory of earlier phases
                     curve(right, line(name, base, rows, lambda r, p=phase: mib(r, floor, [p])), colour)  # type: ignore[misc]
             for kind, axes, found in (("time", left, total), ("memory", right, memory)):
                 curve(axes, found, "#333333")
@@ -343,7 +345,7 @@ def draw(chosen: Mapping[str, Factor], base: Point, rows: Sequence[Row], floor: 
 
 
 def curve(axes, found: Line, colour: str) -> None:  # type: ignore[no-untyped-def]
-    """Medians as a line, the repeats as faint points."""
+    """Medians as a line, repeats as faint points."""
     axes.plot(found.x, found.median, color=colour, marker="o", ms=3.5, linewidth=1.6)
     for x, values in zip(found.x, found.repeats, strict=True):
         axes.plot([x] * len(values), values, "o", color=colour, ms=3, alpha=0.3, markeredgewidth=0)
@@ -367,7 +369,7 @@ def label(axes, what: str, found: Line, factor: Factor) -> None:  # type: ignore
     axes.set_yscale("log")
     axes.set_xticks(found.x, [ticker.EngFormatter(sep="", places=0 if x < 1e6 else 1)(x) for x in found.x])
     low, high = axes.get_ylim()
-    if high < 5 * low:  # noise is not to look like growth
+    if high < 5 * low:  # noise must not look like growth
         axes.set_ylim(math.sqrt(low * high / 5), math.sqrt(low * high * 5))
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(counts)

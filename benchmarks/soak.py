@@ -1,10 +1,10 @@
-"""Do memory and open files stay flat over many outer steps?
+"""Checks that memory and open files stay constant over many outer steps.
 
-    python benchmarks/soak.py                     # 500 steps of a very small policy, sampled by Transformers
+    python benchmarks/soak.py                     # 500 steps of a very small model, sampled with Transformers
     python benchmarks/soak.py rollout=vllm steps=200
 
-Runs `train.py` and looks at its process from outside after every tenth of the steps: resident memory (its own and that of its
-children, such as grading processes) and open files. Linux only.
+Runs `train.py` and measures its process from outside after each tenth of the steps: resident memory and open files, both
+including child processes such as graders. Linux only.
 """
 
 from __future__ import annotations
@@ -47,18 +47,19 @@ def main(overrides: list[str]) -> None:
                 while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < step + 2):
                     time.sleep(0.02)
                 if process.poll() is not None:
-                    sys.exit(f"the run ended before step {step} with status {process.returncode}")
-                seen.append((step, *looked_at(process.pid)))
+                    sys.exit(f"the run ended before step {step} with exit status {process.returncode}")
+                seen.append((step, *measured(process.pid)))
                 print("{:6d}  {:12.1f}  {:10d}".format(*seen[-1]), flush=True)
             if process.wait() != 0:
-                sys.exit(f"the run ended with status {process.returncode}")
+                sys.exit(f"the run ended with exit status {process.returncode}")
     (first, memory, files), (last, memory_last, files_last) = seen[0], seen[-1]
     more, files = memory_last - memory, files_last - files
-    print(f"from step {first} to {last}: {more:+.1f} MiB ({1024 * more / (last - first):+.1f} KiB a step), {files:+d} files")
+    kib = 1024 * more / (last - first)
+    print(f"change from step {first} to {last}: {more:+.1f} MiB ({kib:+.1f} KiB a step), {files:+d} files")
 
 
-def looked_at(pid: int) -> tuple[float, int]:
-    """MiB of resident memory and open files, of a process and its children."""
+def measured(pid: int) -> tuple[float, int]:
+    """Resident memory in MiB and number of open files of a process and its children."""
     memory, files = 0.0, 0
     for each in [pid, *children(pid)]:
         status = Path(f"/proc/{each}/status").read_text().splitlines()
@@ -68,9 +69,12 @@ def looked_at(pid: int) -> tuple[float, int]:
 
 
 def children(pid: int) -> list[int]:
+    """The ids of all child processes, at any depth."""
     found = [int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
     return [*found, *(grandchild for child in found for grandchild in children(child))]
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(print(__doc__))
     main(sys.argv[1:])

@@ -1,11 +1,11 @@
-"""How long does a run take to its first sampled token, and where does the time go?
+"""Measures the time from the start of a run to its first sampled token, and where this time goes.
 
-    python benchmarks/startup.py                       # the default settings without a tracker, five times
-    python benchmarks/startup.py logger=wandb runs=3   # other settings, three times
+    python benchmarks/startup.py                       # the default settings without a tracker, five runs
+    python benchmarks/startup.py logger=wandb runs=3   # other settings, three runs
 
-Starts `train.py` in fresh processes and folders with steps=1. Prints, for each milestone, the median of the seconds since the
-process was started and of the processor's seconds in it (of all threads; they vary less on a machine that others use too).
-`train.py` is as it stands: the child process wraps the functions at which a milestone is reached before it runs it.
+Runs `train.py` with steps=1 in new processes and folders. For each milestone it prints the median of the seconds since the
+start of the process, and of the CPU seconds of all its threads (which vary less on a shared machine). `train.py` is not
+changed: the child process wraps the functions at the milestones before it runs `train.py`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MILESTONES = {
     "started": "the interpreter runs",
-    "validated": "the settings were found good",
-    "imported": "torch, Lightning, Transformers are loaded",
+    "validated": "the settings are checked",
+    "imported": "torch, Lightning and Transformers are imported",
     "built": "policy, data and the other parts are built",
-    "first token": "first token, of the base evaluation",
+    "first token": "first token of the evaluation of the base model",
     "training token": "first token of the first outer step",
-    "sampled": "all completions of that step, graded",
+    "sampled": "all completions of that step are sampled and graded",
     "ended": "the process has ended",
 }
 CHILD = """
@@ -64,7 +64,8 @@ def built(parts):
     wrap(parts.data, "rollouts", before=lambda: next_token("training token"), after=lambda _: mark("sampled"))
 
 mark("started")
-from dash_exp import process, validate
+from dash_exp.core import process
+from dash_exp.settings import validate
 wrap(validate, "validate", after=lambda _: mark("validated"))
 wrap(process, "alone_in", before=imported)
 runpy.run_path(program, run_name="__main__")
@@ -79,14 +80,14 @@ def main(arguments: list[str]) -> None:
         for name, seconds, cpu_seconds in one(settings):
             seen[name].append((seconds, cpu_seconds))
         print(f"run {i + 1}/{runs}: first token after {seen['first token'][-1][0]:.2f} s", file=sys.stderr, flush=True)
-    print(f"{'seconds':>8}{'of CPU':>8}")
+    print(f"{'seconds':>8}{'CPU s':>8}")
     for name, meaning in MILESTONES.items():
         if seen[name]:
             print("{:8.2f}{:8.2f}".format(*map(statistics.median, zip(*seen[name], strict=True))), f" {name}: {meaning}")
 
 
 def one(settings: list[str]) -> list[tuple[str, float, float]]:
-    """Name, seconds and seconds of CPU of each milestone of one run, the first time that it was reached."""
+    """Name, seconds and CPU seconds of each milestone of one run, when it was first reached."""
     with tempfile.TemporaryDirectory() as folder:
         marks, before = Path(folder) / "marks", os.times()
         start = time.time()
@@ -96,11 +97,13 @@ def one(settings: list[str]) -> list[tuple[str, float, float]]:
         )
         end, after = time.time() - start, os.times()
         if done.returncode != 0:
-            sys.exit(f"the run ended with status {done.returncode}:\n{done.stdout}")
+            sys.exit(f"the run failed with exit status {done.returncode}:\n{done.stdout}")
         cpu = after.children_user + after.children_system - before.children_user - before.children_system
         found = [tuple(json.loads(line)) for line in marks.read_text().splitlines()]
     return list({mark[0]: mark for mark in reversed([*found, ("ended", end, cpu)])}.values())
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(print(__doc__))
     main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer on the work that the settings of train.py describe. For peers.py and memory.py."""
+"""Settings of TRL's GRPOTrainer that correspond to those of train.py. Used by peers.py and memory.py."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 
 def grpo_config(cfg: DictConfig, folder: Path, completions: int, **more: Any) -> Any:
-    """A GRPOConfig with `completions` in each micro-batch, without KL, and with the loss and the precision of ours."""
+    """A GRPOConfig with `completions` in each micro-batch, without KL, with the same loss and precision as dash_exp."""
     from trl import GRPOConfig
 
     return GRPOConfig(
