@@ -254,7 +254,7 @@ def test_what_the_watch_saw_by_arm(tmp_path):
     header = next(b for b in section(document, "watch").blocks if isinstance(b, Table)).header
     assert header == ["arm", "nonfinite", "kl_blowup", "truncated", "optimizer steps left out"]
     assert rows(document, "watch") == {"grpo": ["0", "0", "1", "0"], "dash": ["3", "3", "0", "6"]}
-    assert "kl_blowup:  kl/ref_nats_per_token is above a limit." in texts(document, "watch")
+    assert "kl_blowup:  kl/ref_nats_per_token is above its limit." in texts(document, "watch")
     said = texts(document, "summary")
     assert "Optimizer steps were left out because a check of the watch fired: 6 in dash." in said
     assert "The watch stopped 1 cell: dash, seed 1 by kl_blowup." in said
