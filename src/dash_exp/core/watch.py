@@ -258,7 +258,7 @@ CHECKS: dict[str, Check] = {
     "entropy_collapse": Check(
         "policy/nll_nats_per_token is below a limit", _entropy_collapse, {"below": Limit(0.005, above=0)}, can_skip=False
     ),
-    "kl_blowup": Check("kl/ref_nats_per_token is above its limit", _kl_blowup, {"above": Limit(5.0, above=0)}),
+    "kl_blowup": Check("kl/ref_nats_per_token is above a limit", _kl_blowup, {"above": Limit(5.0, above=0)}),
     "no_signal": Check("no completion is kept, or all advantages are 0", _no_signal),
     "clipped": Check(
         "policy/clip_fraction of an optimizer step is above a limit", _clipped, {"above": Limit(0.9, above=0, under=1)}
