@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import NANO, ROOT, SMALL, TRAIN, program
+from conftest import NANO, ROOT, SMALL, TRAIN, needs_vllm, program
 from omegaconf import OmegaConf
 
 from dash_exp.commands import evaluate
@@ -58,7 +58,7 @@ def test_a_run_of_before_the_settings_of_samplers(command, trained):
     assert greedy_accuracy(trained) == {name: result[f"accuracy/{name}/final"] for name in ("in_dist", "out_dist")}
 
 
-@pytest.mark.needs("vllm")
+@needs_vllm
 def test_a_run_by_another_sampler(command, trained):
     done = command(trained, "rollout=vllm", "rollout.max_response_tokens=40")
     assert done.returncode == 0, done.stderr

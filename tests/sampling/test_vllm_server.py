@@ -22,7 +22,7 @@ import httpx
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, SMALL, TRAIN, composed, environment
+from conftest import ROOT, SMALL, TRAIN, composed, environment, needs_vllm
 from omegaconf import OmegaConf
 
 from dash_exp.core.errors import UserError
@@ -37,7 +37,7 @@ from dash_exp.sampling.engine import Engine, group_seed, weight_shapes
 from dash_exp.sampling.server import EngineServer, Job, RefusedError
 from dash_exp.sampling.vllm_server import VLLMServerSampler
 
-pytestmark = pytest.mark.needs("vllm")
+pytestmark = needs_vllm
 KEY = (0, 3)
 PATIENCE_S = 120  # for what takes seconds on an idle machine
 
