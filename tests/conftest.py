@@ -49,6 +49,7 @@ NANO = {
     "eos_token_id": 1,
     "initializer_range": 0.3,  # far from uniform, so that mistakes show
 }
+needs_vllm = pytest.mark.needs("vllm")
 
 
 # The files that take longest, longest first. They are run first: a file has one of the two processes to itself, so one of these

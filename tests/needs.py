@@ -10,7 +10,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
@@ -131,4 +130,3 @@ def install() -> None:
 
 if __name__ == "__main__":
     install()
-    sys.exit(0)

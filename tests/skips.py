@@ -22,7 +22,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def judge(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config, allowed: bool) -> None:
+def note_skip(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config, allowed: bool) -> None:
     """Note why this was skipped, for the summary, and turn it into an error where skips are not allowed."""
     if not report.skipped or hasattr(report, "wasxfail"):
         return
@@ -36,14 +36,14 @@ def judge(report: pytest.TestReport | pytest.CollectReport, config: pytest.Confi
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    judge(report, item.config, allowed=item.get_closest_marker("gpu") is not None)
+    note_skip(report, item.config, allowed=item.get_closest_marker("gpu") is not None)
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
-    judge(report, collector.config, allowed=False)
+    note_skip(report, collector.config, allowed=False)
     return report
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import peft
 import pytest
 import torch
-from conftest import NANO, NANO_MODEL, SMALL, composed
+from conftest import NANO, NANO_MODEL, SMALL, composed, needs_vllm
 from omegaconf import OmegaConf
 from runs import broken_after, same
 from servers import Process, until
@@ -218,7 +218,7 @@ def agrees(sampler, policy, prompts, version):
     torch.testing.assert_close(logprobs_BT, batch.old_logprobs_BT, rtol=0, atol=1e-4)
 
 
-@pytest.mark.needs("vllm")
+@needs_vllm
 @pytest.mark.parametrize("merge", [False, True], ids=["the adapter alone", "merged"])
 def test_vllm_samples_from_the_adapted_policy_after_each_refresh(merge, tokenizer):
     from dash_exp.sampling.vllm import VLLMSampler
@@ -285,7 +285,7 @@ def test_without_peft_the_extra_is_named(monkeypatch, folder):
             use()
 
 
-@pytest.mark.needs("vllm")
+@needs_vllm
 def test_servers_get_the_weights_once_and_then_the_adapter_alone(tokenizer, tmp_path):
     """A real server, a run that refreshes it, and a second run, whose weights below the adapter are others."""
     from dash_exp.sampling.vllm_server import VLLMServerSampler

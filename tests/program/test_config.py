@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONF, NANO, ROOT, composed, save_scorer
+from conftest import CONF, NANO, ROOT, composed, needs_vllm, save_scorer
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,9 +25,8 @@ GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "scal
 FILES = sorted(
     p.relative_to(CONF) for p in CONF.rglob("*.yaml") if p.name != "config.yaml" and p.parent.name not in ("scale", "launcher")
 )
-VLLM, BUBBLEWRAP = pytest.mark.needs("vllm"), pytest.mark.needs("bubblewrap")
 PROGRAMS = ("data/mbpp.yaml", "data/mbpp_plus.yaml", "reward/code.yaml", "test/mbpp.yaml", "test/mbpp_plus.yaml")
-MARKS = {"rollout/vllm.yaml": VLLM} | dict.fromkeys(PROGRAMS, BUBBLEWRAP)
+MARKS = {"rollout/vllm.yaml": needs_vllm} | dict.fromkeys(PROGRAMS, pytest.mark.needs("bubblewrap"))
 TINY = str(loading.ASSETS / "tiny")
 
 
@@ -234,7 +233,7 @@ def swept(sweep: str, key: str, *overrides: str) -> list:
     return list(dict.fromkeys(OmegaConf.select(cfg, key) for cfg in cells(sweep, *overrides)))
 
 
-@pytest.mark.parametrize("sweep", [pytest.param(s, marks=VLLM) if s in NEED_VLLM else s for s in SWEEPS])
+@pytest.mark.parametrize("sweep", [pytest.param(s, marks=needs_vllm) if s in NEED_VLLM else s for s in SWEEPS])
 def test_every_sweep_composes_into_cells_that_pass(sweep):
     if sweep in SEARCHES:
         with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):
@@ -262,7 +261,7 @@ PAPER = {  # sweep: data, models
 }
 
 
-@pytest.mark.needs("vllm")
+@needs_vllm
 @pytest.mark.parametrize("sweep", [s for s in SWEEPS if s not in SEARCHES])
 def test_at_the_papers_scale_every_sweep_has_its_numbers(sweep):
     """The hyper-parameters of arXiv 2505.17218: M = 256 in groups of 4, learning rate 3e-6, 3 passes, 256 + 2048 tokens."""

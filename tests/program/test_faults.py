@@ -18,7 +18,7 @@ from pathlib import Path
 import forked
 import pandas.testing
 import pytest
-from conftest import LETTERS, composed
+from conftest import LETTERS, composed, needs_vllm
 
 from dash_exp.results import cells, run_folder
 
@@ -131,7 +131,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_left_alone(arm, tmp_pat
     killed_and_killed_again([*COMMON, *ARMS[arm]], tmp_path, seed=len(arm))
 
 
-@pytest.mark.needs("vllm")
+@needs_vllm
 @pytest.mark.parametrize("stale", list(STALE))
 def test_so_with_vllm(stale, tmp_path):
     killed_and_killed_again([*COMMON, *VLLM, *STALE[stale]], tmp_path, seed=len(stale))

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import SMALL, TRAIN, program
+from conftest import SMALL, TRAIN, needs_vllm, program
 from scipy.stats import chisquare
 
 from dash_exp.core.metrics import read_metrics
@@ -18,7 +18,7 @@ from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.sampling.vllm import VLLMSampler
 
-pytestmark = pytest.mark.needs("vllm")
+pytestmark = needs_vllm
 KEY = (0, 3)
 
 
