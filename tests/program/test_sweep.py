@@ -44,6 +44,7 @@ def test_a_sweep_that_was_killed_continues_where_it_was(train, tmp_path):
     arms = ["-m", *SWEEP, "algo=grpo,dash", "seed=0,1", "steps=12", "eval.every=6", "resume_every=3", "kl=adaptive"]
     assert train(*arms, "hydra.sweep.dir=alone").returncode == 0
     said = tmp_path / "said"
+    said.touch()  # the program may take a while to open it
     command = [*arms, "hydra.sweep.dir=killed"]
     with forked.Program(TRAIN, command, tmp_path, environment(tmp_path), said, said) as started:
         folders: list[Path] = []

@@ -34,23 +34,7 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
     tests, evaluator = build(cfg, command)
     sampled = f"{command.n} completion(s) each at temperature {command.temperature:g}, top-p {command.top_p:g}, seed {cfg.seed}"
     print(f"{cfg.model.path} on {cfg.data.name}: greedy{f', and {sampled}' if command.n else ''}", flush=True)
-    result: dict[str, Any] = {
-        "settings": {
-            "model": cfg.model.path,
-            "target": command.target,
-            "n": command.n,
-            "k": list(command.k),
-            "temperature": command.temperature if command.n else None,
-            "top_p": command.top_p if command.n else None,
-            "seed": cfg.seed,
-            "max_response_tokens": cfg.rollout.max_response_tokens,
-            "limit": cfg.eval.limit,
-            "data": OmegaConf.to_container(cfg.data, resolve=True),
-            "reward": OmegaConf.to_container(cfg.reward, resolve=True),
-            "git": git_revision(),
-        },
-        "tests": {},
-    }
+    result: dict[str, Any] = {"settings": {**settings(cfg, command), "git": git_revision()}, "tests": {}}
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = out.with_suffix(".jsonl")
     try:
@@ -77,6 +61,23 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
         plot_pass_at_k(result["tests"], command.k, picture(out))
     print(f"results {out}, completions {rows}", flush=True)
     return result
+
+
+def settings(cfg: DictConfig, command: Command) -> dict[str, Any]:
+    """What the results depend on, for the file of results."""
+    return {
+        "model": cfg.model.path,
+        "target": command.target,
+        "n": command.n,
+        "k": list(command.k),
+        "temperature": command.temperature if command.n else None,
+        "top_p": command.top_p if command.n else None,
+        "seed": cfg.seed,
+        "max_response_tokens": cfg.rollout.max_response_tokens,
+        "limit": cfg.eval.limit,
+        "data": OmegaConf.to_container(cfg.data, resolve=True),
+        "reward": OmegaConf.to_container(cfg.reward, resolve=True),
+    }
 
 
 def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], Evaluator]:
