@@ -26,7 +26,7 @@ from dash_exp.data import order
 from dash_exp.data.prompts import tokenized
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluator
-from dash_exp.models import adapter, loading, sharded
+from dash_exp.models import adapter, folders, loading, sharded
 from dash_exp.models.optimizer import with_master_weights
 from dash_exp.models.passes import Passes
 from dash_exp.rewards.base import Reward, check_problems
@@ -58,7 +58,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     """
     check_optimizer(cfg)
     if not cfg.model.architecture:
-        loading.check_folder(cfg.model.path)
+        folders.check_folder(cfg.model.path)
     clock = Clock()
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
     train, tests = problems(cfg)

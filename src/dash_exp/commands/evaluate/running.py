@@ -86,7 +86,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
 
     from dash_exp.data.prompts import tokenized
     from dash_exp.evaluation.evaluator import Evaluator
-    from dash_exp.models import loading
+    from dash_exp.models import folders, loading
     from dash_exp.rewards.base import check_problems
     from dash_exp.sampling.base import Sampling
 
@@ -95,7 +95,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
         device = "cuda" if torch.cuda.is_available() else "mps"
         if device == "mps" and not torch.backends.mps.is_available():
             raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
-    loading.check_folder(cfg.model.path)
+    folders.check_folder(cfg.model.path)
     trust = cfg.model.get("trust_remote_code", False)  # a run of an earlier version does not have it
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=trust)
     problems = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
