@@ -12,7 +12,9 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "a skipped test is an error unless it needs a GPU (the default where CI is set)"
-    parser.addoption("--no-skips", action="store_true", default=bool(os.environ.get("CI")), help=text)
+    parser.addoption(
+        "--no-skips", action="store_true", default=os.environ.get("CI", "").lower() not in ("", "0", "false"), help=text
+    )
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

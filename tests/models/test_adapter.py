@@ -187,7 +187,7 @@ def test_a_run_trains_the_adapter_and_leaves_a_folder_that_peft_loads(tmp_path, 
     assert again["tests"]["in_dist"]["accuracy"] == result["accuracy/in_dist/final"]
     trained_further = composed(*SMALL, f"model.path={folder}", "steps=1")
     assert run.run(trained_further, tmp_path / "further")["accuracy/in_dist/base"] >= 0
-    with pytest.raises(UserError, match="is an adapter, and another one on top of it"):
+    with pytest.raises(UserError, match="is an adapter, and a second adapter on top of it"):
         validate(composed(*SMALL, f"model.path={folder}", "model.adapter=lora"))
 
 

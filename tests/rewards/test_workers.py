@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import hostile
@@ -83,6 +85,39 @@ def test_a_function_that_cannot_be_sent_is_an_error(breakable):
 def test_a_process_that_cannot_start_ends_the_call(capfd):
     with pytest.raises(RuntimeError, match="no process for grading can be started: ValueError: not today"):
         Workers(hostile.refuses, timeout_s=20, count=1, memory_mb=256).map(abs, [(-1,)], [""])
+
+
+def test_a_process_that_dies_while_it_starts_is_replaced(tmp_path, monkeypatch):
+    """As when the system takes its memory: `first` kills its process once."""
+    monkeypatch.setenv("DASH_EXP_TEST_MARK", str(tmp_path / "mark"))
+    workers = Workers(hostile.dies_at_first, timeout_s=20, count=1, memory_mb=256)
+    results = workers.map(abs, [(-1,), (-2,)], ["a", "b"])
+    workers.close()
+    assert (results.values, results.timeouts, results.errors) == ([1, 2], 0, 0)
+
+
+def test_what_ends_a_call_early_waits_for_no_grading(monkeypatch):
+    """Ctrl-C, here when a failed grading is logged, while another call sleeps: the processes are killed at once."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dash_exp.rewards.workers.log.warning", interrupt)
+    workers = Workers(hostile.nothing, timeout_s=1000, count=2, memory_mb=256)
+    with pytest.raises(KeyboardInterrupt):
+        workers.map(time.sleep, [("no number",), (1000,)], ["a", "b"])
+    wait_until(lambda: all(worker.is_dead() for worker in workers._started), 60)
+
+
+def test_closing_twice_at_the_same_time_ends():
+    workers = Workers(hostile.nothing, timeout_s=20, count=4, memory_mb=256)
+    workers.map(abs, [(-1,)] * 8, ["call"] * 8)
+    closers = [threading.Thread(target=workers.close) for _ in range(2)]
+    for closer in closers:
+        closer.start()
+    for closer in closers:
+        closer.join(60)
+        assert not closer.is_alive()
 
 
 # --- what a script meets -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from refusals import assert_each_is_met, assert_refused, refusal
 from dash_exp.settings import targets
 
 BAD = [
+    ("~algo.advantage._target_", "algo.advantage._target_: is missing. Write module.name"),
     (
         "algo.loss._target_=dash_exp.algo.ppo_clip",
         "algo.loss._target_=dash_exp.algo.ppo_clip: is the name of an earlier version. "
@@ -24,7 +25,7 @@ BAD = [
         "filter._target_=dash_exp.filters.X: does not exist. Choose a file of its group in conf/.",
     ),
     ("kl.schedule._target_=nowhere.at.all", "there is no module nowhere.at"),
-    ("rollout.sampler._target_=null", "rollout.sampler._target_=null: is no function or class"),
+    ("rollout.sampler._target_=null", "rollout.sampler._target_=null: is not a function or class"),
     (
         "filter=none +filter.threshold=0.1",
         "filter.threshold: dash_exp.algorithms.filters.KeepAll has no such setting. It has none",

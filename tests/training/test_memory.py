@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 import weakref
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from dash_exp.algorithms import filters, losses
 from dash_exp.commands import run
 from dash_exp.core.errors import UserError
-from dash_exp.core.types import Completion, Problem, Prompt, Rollouts
+from dash_exp.core.types import Completion, MicroBatch, Problem, Prompt, Rollouts
 from dash_exp.models import log_probs
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.training.accumulator import Accumulator
@@ -96,6 +97,21 @@ def test_memory_that_runs_out_in_a_forward_pass(error, tokenizer, tmp_path, full
     assert cut.row["batch/micro_tokens"] == 150
 
 
+def test_memory_that_runs_out_while_a_micro_batch_goes_to_the_device(tokenizer, tmp_path, monkeypatch):
+    whole, _, before = one_run(tokenizer, tmp_path, micro_tokens=300)
+    start, _, _ = one_run(tokenizer, tmp_path, micro_tokens=150)
+    move = MicroBatch.to
+
+    def moved(self, device):
+        if self.tokens > 150:
+            raise GPU
+        return move(self, device)
+
+    monkeypatch.setattr(MicroBatch, "to", moved)
+    cut, _, _ = one_run(tokenizer, tmp_path, micro_tokens=300)
+    same(cut, start, whole, before)
+
+
 def test_twice_in_a_row(tokenizer, tmp_path, full):
     whole, _, before = one_run(tokenizer, tmp_path, micro_tokens=300)
     start, _, _ = one_run(tokenizer, tmp_path, micro_tokens=75)
@@ -146,18 +162,24 @@ def test_the_lower_budget_stays(tokenizer, tmp_path, full):
 
 
 def test_what_the_failed_pass_held_is_free_before_the_next(tokenizer, tmp_path, monkeypatch):
-    held, make, lower = [], PolicyModule._loss, Accumulator._lower_budget
+    held, make, lower, move = [], PolicyModule._loss, Accumulator._lower_budget, MicroBatch.to
 
     def loss(self, batch, sums):
         made = make(self, batch, sums)
         held.append(weakref.ref(made))  # its graph lives as long as it does
         return made
 
+    def moved(self, device):
+        copy = replace(move(self, device))
+        held.append(weakref.ref(copy))
+        return copy
+
     def freed(self, failed, where):
         assert held and all(ref() is None for ref in held)
         lower(self, failed, where)
 
     monkeypatch.setattr(PolicyModule, "_loss", loss)
+    monkeypatch.setattr(MicroBatch, "to", moved)
     monkeypatch.setattr(Accumulator, "_lower_budget", freed)
     gc.disable()  # without help: what is in a cycle would wait for it
     try:

@@ -55,7 +55,7 @@ def test_it_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
 def test_a_snapshot_of_other_settings_is_not_gone_on_from(tmp_path, monkeypatch, capsys):
     broken_after(tmp_path, composed(*LETTERS, "steps=4", "eval.every=4"), 3, monkeypatch)
     other = [*LETTERS, "steps=4", "eval.every=4", "seed=1"]
-    with pytest.raises(UserError, match=r"other settings \(seed=1, not 0\)\. .*resume=false starts again"):
+    with pytest.raises(UserError, match=r"other settings that can be resumed \(seed=1, not 0\)\. .*resume=false starts again"):
         finished(tmp_path, composed(*other))
     assert not finished(tmp_path, composed(*other, "resume=false"))
     assert not finished(tmp_path, composed(*LETTERS, "steps=4", "eval.every=4", "watch.clipped.policy=stop"))

@@ -36,6 +36,7 @@ class RewardPenalty:
         penalty_B, k3_B = torch.zeros(len(completions)), torch.zeros(len(completions))
         samples = [Sample(p.ids, c.ids, 0.0, c.logprobs) for p, c in zip(prompts, completions, strict=True)]
         for rows, batch in self.passes.micro_batches(self.reference, samples):
+            batch = batch.to(self.reference.device)
             assert batch.old_logprobs_BT is not None, "a KL penalty on rewards needs completions that the policy sampled"
             with adapter.off(self.reference):
                 ref_logprobs_BT = self.passes.log_probs(self.reference, batch)

@@ -7,9 +7,12 @@ So the division into micro-batches or sampling calls never changes the gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from dash_exp.core.types import Sample
 
 
 def sequence_mean(mask_BT: Tensor) -> Tensor:
@@ -30,6 +33,14 @@ class StepCounts:
     kept: int = 0
     sampled_tokens: int = 0
     kept_tokens: int = 0
+
+    def add(self, samples: Sequence[Sample], keep: Sequence[bool]) -> None:
+        """Count these completions; those with `keep` enter the gradient."""
+        lengths = [len(s.completion_ids) for s in samples]
+        self.sampled += len(samples)
+        self.kept += sum(keep)
+        self.sampled_tokens += sum(lengths)
+        self.kept_tokens += sum(n for n, kept in zip(lengths, keep, strict=True) if kept)
 
 
 def per_sampled(counts: StepCounts) -> int:

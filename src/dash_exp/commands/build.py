@@ -56,6 +56,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     Of several ranks each does a share of sampling and grading with `rollout=hf`; with other samplers, which have devices of
     their own, the first does it all. They meet at the end.
     """
+    check_trains(cfg)
     check_optimizer(cfg)
     if not cfg.model.architecture:
         folders.check_folder(cfg.model.path)
@@ -121,14 +122,18 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
         raise
 
 
-def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]]]:
-    """The training problems, without those of the test sets; and the test sets by name."""
+def check_trains(cfg: DictConfig) -> None:
+    """Raise UserError where there is nothing to train on."""
     if cfg.data.train is None:
         raise UserError(
             "data.train",
             f"is null: data={cfg.data.name} has nothing to train on",
             "Choose another data set, or evaluate: python -m dash_exp.evaluate",
         )
+
+
+def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]]]:
+    """The training problems, without those of the test sets; and the test sets by name."""
     tests = {str(name): instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
     return order.without(instantiate(cfg.data.train), [p for test in tests.values() for p in test]), tests
 
@@ -266,12 +271,12 @@ def make_trainer(cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L
         callbacks=callbacks,
         logger=tracker or False,
         default_root_dir=run_dir,
-        plugins=[LightningEnvironment()],  # on Slurm, its own would requeue the job and load a pickle, beside the snapshots
+        plugins=[LightningEnvironment()],  # on Slurm, its own would requeue the job and load a pickle
     )
 
 
 def close(parts: Parts) -> None:
-    """End what is at work beside this process."""
+    """Close the samplers and the processes that grade."""
     parts.data.close()
     if hasattr(parts.reward, "close"):
         parts.reward.close()
@@ -285,7 +290,7 @@ def weights_for_servers(policy: PreTrainedModel, group: Ranks) -> Mapping[str, T
 
 
 def importance_cap(cfg: DictConfig) -> float | None:
-    """Where weights are old on purpose, `auto` caps the ratio at 2, unless the loss has a ratio of its own."""
+    """With stale weights `auto` caps the importance ratio at 2, unless the loss has a ratio of its own."""
     if cfg.rollout.importance_cap != "auto":
         return cfg.rollout.importance_cap
     old = (cfg.rollout.staleness > 0 or cfg.rollout.refresh_every != 1) and not cfg.algo.train_sampler

@@ -27,11 +27,10 @@ class Passes:
     compute_dtype: torch.dtype = torch.float32
 
     def micro_batches(self, model: PreTrainedModel, samples: Sequence[Sample]) -> Iterator[tuple[list[int], MicroBatch]]:
-        """The samples on the model's device, one micro-batch at a time, each with the indices of its samples."""
-        for rows, batch in micro_batches(samples, self.micro_tokens, self.pad_id, packing.enabled(model)):
-            yield rows, batch.to(model.device)
+        """The samples in CPU memory, one micro-batch at a time as `model` reads them, each with the indices of its samples."""
+        yield from micro_batches(samples, self.micro_tokens, self.pad_id, packing.enabled(model))
 
     def log_probs(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-        """Log-probabilities (nats) of the completion tokens, shape (B, T), 0 where masked."""
+        """Log-probabilities (nats) of the completion tokens, shape (B, T), 0 where masked. `batch` is on the model's device."""
         with autocast(model.device, self.compute_dtype):
             return token_logprobs(model, batch, self.temperature)

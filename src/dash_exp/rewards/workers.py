@@ -6,13 +6,14 @@ without `if __name__ == "__main__":` in that script each of them would start pro
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
 import signal
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,17 +61,21 @@ class Workers:
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(count):
             self._idle.put(None)
+        self._started: weakref.WeakSet[_Worker] = weakref.WeakSet()
+        self._lock = threading.Lock()  # of `_started`
 
     def map(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], names: Sequence[str]) -> Results:
         """`function(*call)` for each call; `names` are for the log. Arguments and results must be plain values.
 
-        Raises RuntimeError where no process can be started.
+        Raises RuntimeError where `first()` fails in a process. Whatever ends it early, such as Ctrl-C, kills the processes and
+        waits for no call.
         """
         values: list[Any] = [None] * len(calls)
         timeouts = errors = 0
+        stopped = threading.Event()
         threads = ThreadPoolExecutor(self.count, thread_name_prefix="grading")
         try:
-            for i, future in enumerate([threads.submit(self._call, function, call) for call in calls]):
+            for i, future in enumerate([threads.submit(self._call, function, call, stopped) for call in calls]):
                 try:
                     values[i] = future.result()
                 except TimeoutError:
@@ -78,14 +83,21 @@ class Workers:
                 except (CallError, WorkerDiedError) as error:
                     errors += 1
                     log.warning("grading failed on %s: %s", names[i], error)
+        except BaseException:
+            stopped.set()
+            self.close()
+            raise
         finally:
-            threads.shutdown(cancel_futures=True)
+            threads.shutdown(wait=not stopped.is_set(), cancel_futures=True)
         return Results(values, timeouts, errors)
 
-    def _call(self, function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+    def _call(self, function: Callable[..., Any], call: tuple[Any, ...], stopped: threading.Event) -> Any:
         for _ in range(TRIES - 1):
-            with contextlib.suppress(WorkerDiedError):
+            try:
                 return self._try(function, call)
+            except WorkerDiedError:
+                if stopped.is_set():
+                    raise
         return self._try(function, call)
 
     def _try(self, function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
@@ -93,24 +105,36 @@ class Workers:
         try:
             if worker is None or worker.is_dead():
                 worker = None
-                worker = _Worker(self.first, self.memory_mb)
+                worker = self._start()
             return worker.call(function, call, self.timeout_s)
         finally:
             self._idle.put(worker)
 
+    def _start(self) -> _Worker:
+        try:
+            worker = _Worker(self.memory_mb)
+        except OSError as error:
+            raise WorkerDiedError(f"no process can be started: {error.strerror}") from error
+        with self._lock:
+            self._started.add(worker)
+        try:
+            worker.call(self.first, (), None)
+        except CallError as error:
+            worker.kill()
+            raise RuntimeError(f"no process for grading can be started: {error}") from error
+        return worker
+
     def close(self) -> None:
-        """Stop the processes, after the calls that they are working on. A later call starts new ones."""
-        for _ in range(self.count):
-            if worker := self._idle.get():
+        """Kill the processes; calls that they are working on fail. A later call starts new ones."""
+        with self._lock:
+            for worker in self._started:
                 worker.kill()
-        for _ in range(self.count):
-            self._idle.put(None)
 
 
 class _Worker:
     """One process. It ends by itself when this process is gone, which it sees from the connection between them."""
 
-    def __init__(self, first: Callable[[], None], memory_mb: int) -> None:
+    def __init__(self, memory_mb: int) -> None:
         self.connection, theirs = Pipe()
         path = [folder or os.getcwd() for folder in sys.path]
         program = PROGRAM.format(path=path, descriptor=theirs.fileno(), memory_mb=memory_mb)
@@ -118,11 +142,6 @@ class _Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
             )
-        try:
-            self.call(first, (), None)
-        except (CallError, WorkerDiedError) as error:
-            self.kill()
-            raise RuntimeError(f"no process for grading can be started: {error}") from error
 
     def is_dead(self) -> bool:
         return self.process.poll() is not None
@@ -133,7 +152,7 @@ class _Worker:
             self.connection.send((function, arguments, timeout_s))
             is_answered = self.connection.poll(timeout_s)
             value, error = self.connection.recv() if is_answered else (None, None)
-        except (EOFError, ConnectionError) as lost:
+        except (EOFError, OSError) as lost:
             self.kill()
             if self.process.returncode == -signal.SIGALRM:  # its own time limit, which is a little longer
                 raise TimeoutError from lost
@@ -151,4 +170,3 @@ class _Worker:
         """Kill the process, whatever it is doing, and wait until it is gone."""
         self.process.kill()
         self.process.wait()
-        self.connection.close()

@@ -35,7 +35,9 @@ def check(tree: object, key: str = "") -> None:
 def check_argument(settings: dict[str, Any], key: str, argument: str) -> None:
     """Raise UserError where `settings[key]` names a part of this package that does not take this argument when it is called."""
     group, name = key.split(".")
-    target = settings[group][name]["_target_"]
+    target = settings[group][name].get("_target_")
+    if not isinstance(target, str):
+        raise UserError(f"{key}._target_", "is missing", "Write module.name, as in dash_exp.algorithms.losses.policy_gradient")
     module, _, function = target.rpartition(".")
     takes = _parts(module).get(function) if module.startswith("dash_exp.") else None
     if takes is not None and argument not in takes:
@@ -47,7 +49,9 @@ def _check_one(part: dict[object, object], key: str) -> None:
     where = f"{key}._target_={'null' if target is None else target}"
     module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
     if not module:
-        raise UserError(where, "is no function or class", "Write module.name, as in dash_exp.algorithms.losses.policy_gradient")
+        raise UserError(
+            where, "is not a function or class", "Write module.name, as in dash_exp.algorithms.losses.policy_gradient"
+        )
     if target in renamed.NAMES:
         raise UserError(where, "is the name of an earlier version", f"Write {renamed.NAMES[target]}")
     if module.partition(".")[0] != "dash_exp":

@@ -114,9 +114,9 @@ class Accumulator:
         return collate([sample], self.passes.pad_id, packing.enabled(self.policy)).to(self.policy.device)
 
     def _fits(self, batch: MicroBatch, where: str) -> bool:
-        """One forward and backward pass. False where memory ran out; what it took is free again then."""
+        """One forward and backward pass. False where memory ran out; what it took on the device is free again then."""
         try:
-            loss = self.loss(batch, self.sums)
+            loss = self.loss(batch.to(self.policy.device), self.sums)
             self.backward(loss)
         except RuntimeError as error:
             if not out_of_memory(error):

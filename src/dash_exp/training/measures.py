@@ -8,19 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from dash_exp.algorithms.weighting import StepCounts
-from dash_exp.core.types import Rollouts, Sample
+from dash_exp.core.types import Rollouts
 from dash_exp.sampling.base import Sampler
 
 Row = dict[str, float | int | None]
-
-
-def count(counts: StepCounts, samples: Sequence[Sample], keep: Sequence[bool]) -> None:
-    """Add these completions, of which those with `keep` enter the gradient."""
-    lengths = [len(s.completion_ids) for s in samples]
-    counts.sampled += len(samples)
-    counts.kept += sum(keep)
-    counts.sampled_tokens += sum(lengths)
-    counts.kept_tokens += sum(n for n, kept in zip(lengths, keep, strict=True) if kept)
 
 
 def rollout_metrics(rollouts: Sequence[Rollouts], counts: StepCounts, sampler: Sampler) -> Row:

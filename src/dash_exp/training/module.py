@@ -29,7 +29,7 @@ from dash_exp.models.passes import Passes
 from dash_exp.models.sharded import is_sharded, whole
 from dash_exp.sampling.refresh import Refresh
 from dash_exp.training.accumulator import Accumulator
-from dash_exp.training.measures import Row, count, kl_in_reward, rollout_metrics
+from dash_exp.training.measures import Row, kl_in_reward, rollout_metrics
 from dash_exp.training.objective import Objective, Optimization
 from dash_exp.training.sums import StepSums
 
@@ -76,7 +76,13 @@ class PolicyModule(L.LightningModule):
         self.watch = watch or Watch()
         self.ranks = ranks
         self.gradient = Accumulator(
-            policy, passes, ranks, self._loss, self._empty_loss, self.manual_backward, lambda: self._optimizer.zero_grad()
+            policy,
+            passes,
+            ranks,
+            loss=self._loss,
+            empty_loss=self._empty_loss,
+            backward=self.manual_backward,
+            zero_grad=lambda: self._optimizer.zero_grad(),
         )
         self.policy_version = 0  # optimizer steps taken
         self.nonfinite_in_a_row = 0  # optimizer steps
@@ -107,12 +113,13 @@ class PolicyModule(L.LightningModule):
         Raises UserError where a check of the watch ends the run, and where a single completion does not fit the memory.
         """
         last = self.trainer.is_last_batch
-        self._receive(rollouts, last)
         samples_B, keep_B = rollouts.samples(), rollouts.keep_PG.view(-1).tolist()
+        self._counts.add(samples_B, keep_B)
+        self._receive(rollouts, last)
         how = self.optimization
         with self.clock("update"):
             for part in parts(len(samples_B), how.epochs, how.minibatches, [how.seed, self.current_epoch]):
-                count(self.gradient.counts, [samples_B[i] for i in part], [keep_B[i] for i in part])
+                self.gradient.counts.add([samples_B[i] for i in part], [keep_B[i] for i in part])
                 self.gradient.add([samples_B[i] for i in part if keep_B[i]], self._where)
                 if last:
                     self._optimizer_step()
@@ -129,7 +136,7 @@ class PolicyModule(L.LightningModule):
                 ref_logprobs_BT = self.passes.log_probs(self.reference, batch)
             loss_BT = loss_BT + self._coef * self.objective.kl(logprobs_BT, ref_logprobs_BT)
             sums.kl += (k3(logprobs_BT.detach(), ref_logprobs_BT) * mask_BT).sum()
-        sums.add_ratio(logprobs_BT.detach(), batch, clipped_BT, on_policy=self._sums.taken == 0)
+        sums.add_ratio(logprobs_BT.detach(), batch, clipped_BT, first_step=self._sums.taken == 0)
         weights_BT = self.objective.weighting(mask_BT)
         return (loss_BT * weights_BT).sum()
 
@@ -164,9 +171,8 @@ class PolicyModule(L.LightningModule):
     # --- around it -----------------------------------------------------------------------------------------------------------
 
     def _receive(self, rollouts: Rollouts, last: bool) -> None:
-        """Count and check the completions of a sampling call; after the last call, those of the whole outer step."""
+        """Check the completions of a sampling call; after the last call, those of the whole outer step."""
         self.rollouts_of_step.append(rollouts)
-        count(self._counts, rollouts.samples(), rollouts.keep_PG.view(-1).tolist())
         self._check({"rollouts/version": rollouts.policy_version, "rollouts/due": self.refresh.version(self.current_epoch)})
         if last:
             self._rollout_row = rollout_metrics(self.rollouts_of_step, self._counts, self.refresh.sampler)

@@ -238,6 +238,7 @@ class RolloutDataModule(L.LightningDataModule):
         policy, passes = self.refresh.policy, replace(self.passes, temperature=1.0)
         total = largest = 0.0
         for _, batch in passes.micro_batches(policy, samples):
+            batch = batch.to(policy.device)
             assert batch.old_logprobs_BT is not None
             with torch.no_grad():
                 logprobs_BT = passes.log_probs(policy, batch)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 State = Mapping[str, Any]
 
 KEPT = 2  # snapshots: the last one, and the one before it in case the last one is damaged
-# Of the module, beside its weights.
+# Of the module, in addition to its weights.
 MODULE = ("policy_version", "accuracy", "accuracy_version", "evaluation", "right", "micro_tokens", "nonfinite_in_a_row")
 
 

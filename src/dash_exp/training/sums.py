@@ -44,9 +44,9 @@ class StepSums:
             total = np.maximum(ours, theirs) if name.startswith(("max_", "has_")) else ours + theirs
             setattr(self, name, type(getattr(StepSums, name))(total))
 
-    def add_ratio(self, logprobs_BT: Tensor, batch: MicroBatch, clipped_BT: Tensor | None, on_policy: bool) -> None:
-        """How far the policy has moved from the one that sampled. `on_policy`: no optimizer step has been taken since, so that
-        any difference is a mismatch of sampler and trainer.
+    def add_ratio(self, logprobs_BT: Tensor, batch: MicroBatch, clipped_BT: Tensor | None, first_step: bool) -> None:
+        """How far the policy has moved from the one that sampled. `first_step`: no optimizer step has been taken in this outer
+        step, so that, without stale weights, any difference is a mismatch of sampler and trainer.
         """
         mask_BT = batch.completion_mask_BT
         if batch.old_logprobs_BT is not None:
@@ -55,7 +55,7 @@ class StepSums:
             self.ratio += (log_ratio_BT.exp() * mask_BT).sum()
             self.ratio_k3 += (torch.expm1(log_ratio_BT) - log_ratio_BT).sum()  # 0 where masked
             self.max_log_ratio = log_ratio_BT.abs().max().clamp(min=self.max_log_ratio)
-            if on_policy:
+            if first_step:
                 self.mismatch += log_ratio_BT.abs().sum()
                 self.max_mismatch = self.max_log_ratio
                 self.mismatch_tokens += int(mask_BT.sum())
