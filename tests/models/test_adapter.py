@@ -299,7 +299,7 @@ def test_servers_get_the_weights_once_and_then_the_adapter_alone(tokenizer, tmp_
         made.append(VLLMServerSampler(policy, tokenizer, servers=[server.url], max_sequences=64, **settings))
         return made[-1]
 
-    shape = OmegaConf.to_container(composed("model=tiny_random").model.architecture) | {"initializer_range": 0.3}
+    shape = OmegaConf.to_container(composed("model=tiny_random").model.architecture) | {"initializer_range": 0.15}
     try:
         until(server.ready)
         one, two = (moved(loading.load_policy("", architecture=shape, lora=LORA), seed) for seed in (0, 1))

@@ -76,7 +76,9 @@ def servers(running):
 def served_policy():
     architecture = OmegaConf.to_container(composed("model=tiny_random").model.architecture)
     torch.manual_seed(0)
-    return loading.load_policy("", architecture=architecture | {"initializer_range": 0.3})
+    return loading.load_policy(
+        "", architecture=architecture | {"initializer_range": 0.15}
+    )  # at 0.3 float32 itself is off by 1.3e-4
 
 
 @pytest.fixture(scope="module")
