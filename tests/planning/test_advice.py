@@ -81,6 +81,6 @@ def test_a_sweep_is_not_planned(train, tmp_path, asked):
     done = train("-m", asked, "seed=1,2", *SMALL, "model=tiny_random", *NANO_MODEL)
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "error: plan=true: plans one run, and -m starts a sweep. Leave -m out, and give the settings of one cell."
+        "error: plan=true: plans a single run, and -m starts a sweep. Leave -m out, and give the settings of one cell."
     )
     assert not list(tmp_path.rglob("*"))

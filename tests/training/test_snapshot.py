@@ -354,3 +354,23 @@ def test_what_a_disk_says():
     assert files.trouble(RuntimeError("I/O error: No space left on device (os error 28)"))[1] == "the disk is full"
     assert files.trouble(RuntimeError("403: permission denied")) is None
     assert files.trouble(FileNotFoundError(errno.ENOENT, "x")) is None
+
+
+def test_ctrl_c_at_the_end_of_a_write_does_not_abort_the_process(tmp_path):
+    """It comes before torch's writer has written the end of the file, which the writer then does in its destructor."""
+    script = f"""
+import torch
+from dash_exp.training import snapshot
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+torch.serialization._open_zipfile_writer_buffer.__exit__ = interrupted
+try:
+    with open({str(tmp_path / "new.pt")!r}, "w+b") as file:
+        snapshot.save({{"weights": torch.zeros(1000)}}, file)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

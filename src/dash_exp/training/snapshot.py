@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import shutil
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -210,11 +211,18 @@ class Snapshots(L.Callback):
 
 
 def save(state: State, file: IO[bytes]) -> None:
-    """`torch.save`, but with the error that ended a write instead of torch's own."""
+    """`torch.save`, but with the error that ended a write instead of torch's own.
+
+    Whatever ends it, Ctrl-C included, torch's writer is gone when this returns: it may still write when it is destroyed, and
+    ends the process where the file is closed by then.
+    """
     try:
         torch.save(state, file)
-    except RuntimeError as error:
-        raise error.__context__ or error from None
+    except BaseException as error:
+        cause = (error.__context__ or error) if isinstance(error, RuntimeError) else error
+        for each in (error, cause):
+            traceback.clear_frames(each.__traceback__)
+        raise cause from None
 
 
 def read(file: Path) -> State:
