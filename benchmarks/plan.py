@@ -27,7 +27,7 @@ from typing import Any
 from peak_memory import ROOT
 
 from dash_exp.commands import cli
-from dash_exp.planning import advice, plan, table
+from dash_exp.planning import advice, held, plan, table
 from dash_exp.planning.job import job_of
 from dash_exp.planning.machine import KNOWN, this_machine
 from dash_exp.planning.timing import seconds
@@ -129,7 +129,7 @@ def compare(found: plan.Plan, peaks: Mapping[str, Any], rows: Sequence[Mapping[s
     else:
         seen = max(peaks["rss"].values())
         compared["all, MiB"] = (found.peak / 2**20, seen)
-        compared["above the imports, MiB"] = ((found.peak - plan.LIBRARIES) / 2**20, seen - peaks["imports"])
+        compared["above the imports, MiB"] = ((found.peak - held.LIBRARIES) / 2**20, seen - peaks["imports"])
     for phase in ("sample", "update"):
         taken = statistics.median(float(r[f"time/{phase}_s"]) for r in rows)
         compared[f"{phase}, s"] = (found.seconds[phase], taken)

@@ -18,11 +18,12 @@ def load(**changes):
         "attention": "sdpa",
         "gradient_checkpointing": False,
         "reference": False,
+        "reference_in_reward": False,
         "adapters": None,
         "moment_bytes": 8,
         "master_weights": False,
         "packed": True,
-        "attention_in_32_bits": True,
+        "on_gpu": False,
         "shards": 1,
         "update": BackwardPass(completions=4, longest=20, tokens=80, prompts=1, prompt_tokens=5),
         "decode": (),
@@ -47,7 +48,7 @@ def test_a_cache_has_the_room_that_the_sampler_makes():
     decode = (DecodingBatch(prompts=1, completions=400, tokens=20, prompt_tokens=5),)
     once = memory.peaks(load(decode=decode))["sample"]
     assert once["KV cache"] == pytest.approx(of_token * ((5 + 64) + 400 * (1 + 64)), rel=0.01)
-    each = memory.peaks(load(decode=decode, attention_in_32_bits=False))["sample"]  # as on a GPU
+    each = memory.peaks(load(decode=decode, on_gpu=True))["sample"]  # as on a GPU
     assert each["KV cache"] == pytest.approx(of_token * 400 * (6 + 64), rel=0.01)
 
 
@@ -58,7 +59,7 @@ def test_fewer_bytes_with_checkpointing_adapters_and_16_bits():
     adapters = memory.peaks(load(config=deep, adapters=Adapters(2, ("q_proj",)), reference=True))["update"]
     assert adapters["optimizer"] == 8 * 8 * 2 * (32 + 32)  # 8 bytes; of 8 layers, 2 x (inputs + outputs)
     assert "reference" not in adapters
-    changes = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16, "moment_bytes": 4, "attention_in_32_bits": False}
+    changes = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16, "moment_bytes": 4, "on_gpu": True}
     half = memory.peaks(load(config=deep, **changes))
     assert half["update"]["weights"] == pytest.approx(plain["weights"] / 2, rel=0.01)
 

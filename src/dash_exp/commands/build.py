@@ -56,6 +56,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     Of several ranks each does a share of sampling and grading with `rollout=hf`; with other samplers, which have devices of
     their own, the first does it all. They meet at the end.
     """
+    if cfg.trainer.accelerator == "gpu":
+        group.use_gpu()
     check_trains(cfg)
     check_optimizer(cfg)
     if not cfg.model.architecture:
@@ -74,6 +76,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     objective = objective_of(cfg)
     reference = None if objective.kl_coef.always_zero else loading.frozen_copy(policy)
     kl_in_reward = reference is not None and cfg.kl.place == "reward"
+    if reference is not None and kl_in_reward and reference is not policy:  # which Lightning does not move, as it is not in the module
+        torch.nn.Module.to(reference, loading.own_device(cfg.trainer.accelerator))
     penalty: Penalty | None = RewardPenalty(reference, objective.kl, passes) if reference is not None and kl_in_reward else None
     shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
     sampler: Sampler = NoSampler()

@@ -60,10 +60,15 @@ class Ranks:
         """Whether this is the rank that writes files and prints."""
         return self.index == 0
 
+    def use_gpu(self) -> None:
+        """Make the GPU with this rank's number the current one of this thread: before anything is put on a GPU."""
+        if self.size > 1:
+            torch.cuda.set_device(self.index)
+
     def join(self, gpus: bool = False) -> None:
         """Wait until every rank has started, and form the group. Raises UserError where one has ended before that.
 
-        `gpus`: this rank uses the GPU with its number.
+        `gpus`: tensors on GPUs are exchanged too.
         """
         if self.size == 1:
             return
@@ -73,8 +78,6 @@ class Ranks:
             if lost := self.lost():
                 raise lost
             time.sleep(0.05)
-        if gpus:
-            torch.cuda.set_device(self.index)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpus else "gloo",  # objects are sent by gloo in both cases
             store=dist.PrefixStore("group", self._store),

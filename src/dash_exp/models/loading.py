@@ -174,6 +174,13 @@ def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
     return reference.requires_grad_(False)
 
 
+def own_device(accelerator: str) -> torch.device:
+    """The device of this rank, by the `accelerator` cpu or gpu: of several GPUs the current one (see `Ranks.use_gpu`)."""
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("mps")
+
+
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids of every token that ends a completion: the tokenizer's, and those of the model's generation config."""
     configured = model.generation_config.eos_token_id if model.generation_config else None

@@ -51,15 +51,22 @@ def device_of(cfg: DictConfig) -> Device:
 def refusal(plan: Plan) -> str:
     """What does not fit, and why."""
     job, device = plan.job, plan.device
-    if plan.peak <= plan.usable:
+    if plan.peak <= plan.usable and plan.fits_cpu:
         return (
             f"does not fit: an engine of vLLM has {job.sampler.memory_share:.0%} of one {device.name}. Weights of "
             f"{job.engine_weight_bytes / GIB:,.1f} GiB leave room for {plan.cache_tokens:,.0f} tokens in its KV cache, "
             f"and a completion with its prompt can have {job.lengths.sequence:,}"
         )
-    phase, parts = max(plan.memory.items(), key=lambda item: sum(item[1].values()))
+    in_gpu = plan.peak > plan.usable
+    phase, parts = max((plan.memory if in_gpu else plan.cpu).items(), key=lambda item: sum(item[1].values()))
     largest = sorted(parts.items(), key=lambda item: -item[1])[:3]
     named = ", ".join(f"{WORDS[name]} {size / GIB:,.1f}" for name, size in largest)
+    if not in_gpu:
+        assert device.cpu_memory is not None
+        return (
+            f"does not fit: {phase} needs {sum(parts.values()) / GIB:,.1f} GiB of CPU memory ({named}), and of the "
+            f"{device.cpu_memory / GIB:,.1f} GiB that are free {USABLE * device.cpu_memory / GIB:,.1f} can be used"
+        )
     return (
         f"does not fit: {phase} needs {sum(parts.values()) / GIB:,.1f} GiB per device ({named}), and of the "
         f"{device.memory / GIB:,.1f} GiB of {device.name} {plan.usable / GIB:,.1f} can be used"
@@ -125,16 +132,21 @@ def smaller_change(cfg: DictConfig, plan: Plan) -> Changes | None:
     same time, or another share of the GPU for an engine. None where there is none left.
     """
     job, sampler = plan.job, cfg.rollout.sampler
-    sample, update = (sum(plan.memory[phase].values()) > plan.usable for phase in ("sample", "update"))
+    if not plan.fits_cpu and cfg.resume:  # no snapshot is read
+        return {"resume": False}
+    needed = {phase: sum(plan.memory[phase].values()) for phase in ("sample", "evaluate", "update")}
+    update = needed["update"] > plan.usable
+    decoding = max(("sample", "evaluate"), key=lambda phase: needed[phase])
+    sample = needed[decoding] > plan.usable
     if update and not cfg.model.gradient_checkpointing:
         return {"model.gradient_checkpointing": True}
     if update and cfg.batch.micro_tokens > job.lengths.sequence:
         return {"batch.micro_tokens": max(cfg.batch.micro_tokens // 4, job.lengths.sequence)}
     if sample and job.sampler.kind == "hf" and sampler.max_sequences > 1:
-        lasting = sum(plan.memory["sample"].get(k, 0.0) for k in SHARDED)
-        needed, free = sum(plan.memory["sample"].values()) - lasting, max(plan.usable - lasting, 0.0)
+        lasting = sum(plan.memory[decoding].get(k, 0.0) for k in SHARDED)
+        changing, free = needed[decoding] - lasting, max(plan.usable - lasting, 0.0)
         rows = min(max(batch.completions for batch in job.load.decode), sampler.max_sequences)
-        return {"rollout.sampler.max_sequences": 2 ** int(math.log2(max(1.0, rows * min(free / needed, 0.5))))}
+        return {"rollout.sampler.max_sequences": 2 ** int(math.log2(max(1.0, rows * min(free / changing, 0.5))))}
     if not sample and not update and job.sampler.kind.startswith("vllm") and sampler.memory_share < MOST_SHARE:
         return {"rollout.sampler.memory_share": round(min(sampler.memory_share + 0.1, MOST_SHARE), 2)}
     if sample and job.sampler.kind == "vllm" and sampler.memory_share > 0.15:

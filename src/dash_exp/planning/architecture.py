@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from dash_exp.models import loading
 
-# The shapes of the models that conf/model/ names, as in their config.json.
+# The shapes of the models that conf/model/ and conf/teacher/ name, as in their config.json.
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 _QWEN = {"model_type": "qwen2", "vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True}
+_QWEN_7B = _QWEN | {"vocab_size": 152064, "num_key_value_heads": 4, "tie_word_embeddings": False}
 _LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "tie_word_embeddings": False}
 SHAPES: dict[str, dict[str, Any]] = {
     name: family | dict(zip(_SIZES, sizes, strict=True))
@@ -21,6 +22,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         ("Qwen/Qwen2.5-0.5B", _QWEN, (896, 4864, 24, 14, 32768)),
         ("Qwen/Qwen2.5-1.5B", _QWEN, (1536, 8960, 28, 12, 131072)),
         ("Qwen/Qwen2.5-3B", _QWEN, (2048, 11008, 36, 16, 32768)),
+        ("Qwen/Qwen2.5-7B-Instruct", _QWEN_7B, (3584, 18944, 28, 28, 32768)),
         ("meta-llama/Meta-Llama-3-8B", _LLAMA, (4096, 14336, 32, 32, 8192)),
         ("meta-llama/Meta-Llama-3-70B", _LLAMA, (8192, 28672, 80, 64, 8192)),
     )
@@ -32,8 +34,13 @@ def architecture(cfg: DictConfig) -> PreTrainedModel:
 
     Raises UserError where the model cannot be read.
     """
-    given = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else SHAPES.get(cfg.model.path)
-    return _built(cfg.model.path, json.dumps(given), cfg.model.trust_remote_code)
+    given: Any = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None
+    return built(cfg.model.path, given, cfg.model.trust_remote_code)
+
+
+def built(path: str, given: dict[str, Any] | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a path, or with the settings `given`. Raises UserError where it cannot be read."""
+    return _built(path, json.dumps(given or SHAPES.get(path)), trust_remote_code)
 
 
 @lru_cache

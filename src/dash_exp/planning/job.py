@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from dash_exp.planning.adapters import target_layers
 from dash_exp.planning.architecture import architecture
+from dash_exp.planning.beside import ScorerSizes, TeacherSizes, grading_bytes, scorers_of, teacher_of
 from dash_exp.planning.costs import Size, size_of
 from dash_exp.planning.empty_models import parameter_count, reads_packed
 from dash_exp.planning.load import Adapters, BackwardPass, DecodingBatch, Load
@@ -55,6 +56,8 @@ class SamplerSizes:
     sleeps: bool  # an engine leaves the GPU during updates
     servers: int
     cpu_cache: float  # bytes, KV cache of an engine on a CPU
+    transfer: str  # to servers: http, nccl or auto
+    merge: bool  # an engine gets all weights, with the adapter merged into them
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,36 @@ class Job:
     lengths: Lengths
     sampler: SamplerSizes
     staleness: int  # outer steps that are sampled ahead
+    refresh_every: int | None  # outer steps between updates of the sampler's weights
+    completions: int  # of all devices that are in CPU memory at the same time
+    state_numbers: int  # numbers in the state dict: tied weights under each of their names
+    largest_weight: int  # numbers of the largest tensor that is trained
+    temporaries: bool  # the optimizer makes a copy of all weights in a step
+    scorers: tuple[ScorerSizes, ...]
+    teacher: TeacherSizes | None
+    grading: float  # bytes of the processes that grade, of one rank
+    resumes: bool  # where it was stopped it reads a snapshot
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds a part of the policy only."""
+        return self.load.shards > 1
+
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes of the part of the state dict that is trained: all of it, or the adapter, which has 32 bits."""
+        return self.trained * (4 if self.load.adapters else self.load.dtype.itemsize)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of what servers get at each update: the adapter alone, or all weights under all of their names."""
+        numbers = self.trained if self.sends_adapter else self.state_numbers
+        return numbers * self.load.compute_dtype.itemsize
+
+    @property
+    def sends_adapter(self) -> bool:
+        """Whether an engine keeps the weights that it has and gets the adapter at each update."""
+        return self.load.adapters is not None and not self.sampler.merge
 
     @property
     def model_bytes(self) -> int:
@@ -90,6 +123,7 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
     """
     model = architecture(cfg)
     devices = cfg.trainer.devices * cfg.trainer.num_nodes
+    on_gpu = device.kind == "gpu"
     step, lengths, sampler = outer_step(cfg, devices), lengths_of(cfg), sampler_sizes(cfg, device)
     adapters = adapters_of(cfg)
     in_32_bits = adapters is not None or cfg.model.dtype == "float32"  # what is trained
@@ -102,19 +136,24 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         attention=cfg.model.attn_implementation,
         gradient_checkpointing=cfg.model.gradient_checkpointing,
         reference=bool(cfg.kl.coef > 0 or cfg.kl.schedule.get("final")),
+        reference_in_reward=cfg.kl.place == "reward",
         adapters=adapters,
-        moment_bytes=2 if "8bit" in cfg.optimizer._target_ else 8 if in_32_bits or master_weights else 4,
+        moment_bytes=moment_bytes(cfg.optimizer, 4 if in_32_bits or master_weights else 2),
         master_weights=master_weights,
         packed=packed,
-        attention_in_32_bits=device.kind == "cpu",
+        on_gpu=on_gpu,
         shards=devices if cfg.trainer.strategy == "fsdp" else 1,
         update=largest_pass(step, lengths, packed),
-        decode=decoding_batches(cfg, step, lengths) if kind_of_sampler(cfg) == "hf" else (),
+        decode=decoding_batches(cfg, step, lengths, devices) if kind_of_sampler(cfg) == "hf" else (),
     )
+    weights = [p.numel() for p in model.parameters()]
     parameters = trained = parameter_count(model)
     if adapters:
         layers = target_layers(model, adapters.targets)
-        trained = sum(adapters.rank * (layer.in_features + layer.out_features) for layer in layers)
+        weights = [adapters.rank * n for layer in layers for n in (layer.in_features, layer.out_features)]
+        trained = sum(weights)
+    # one rank scores all of them where it alone samples
+    scored = max(step.prompts_per_call * step.group * (1 if sampler.kind == "hf" else devices), cfg.eval.prompts)
     return Job(
         load=load,
         size=size_of(model),
@@ -126,7 +165,28 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         lengths=lengths,
         sampler=sampler,
         staleness=cfg.rollout.staleness,
+        refresh_every=cfg.rollout.refresh_every,
+        completions=cfg.batch.prompts * step.group * (cfg.rollout.staleness + 1) * (1 + cfg.filter.get("refill_rounds", 0)),
+        state_numbers=sum(tensor.numel() for tensor in model.state_dict().values()),
+        largest_weight=max(weights),
+        temporaries=on_gpu and cfg.optimizer._target_.startswith("torch.") and not cfg.optimizer.get("fused"),
+        scorers=scorers_of(cfg, scored, lengths.sequence, on_gpu),
+        teacher=teacher_of(cfg),
+        grading=grading_bytes(cfg),
+        resumes=cfg.resume,
     )
+
+
+def moment_bytes(optimizer: DictConfig, itemsize: int) -> int:
+    """Bytes that the optimizer keeps for each trained number of `itemsize` bytes; for one that is not known here as AdamW."""
+    name = optimizer._target_.rpartition(".")[2]
+    known = {
+        "SGD": bool(optimizer.get("momentum")),
+        "RMSprop": 1 + bool(optimizer.get("momentum")) + bool(optimizer.get("centered")),
+        "Adagrad": 1,
+        "Muon": 1,
+    }
+    return known.get(name, 3 if optimizer.get("amsgrad") else 2) * (1 if "8bit" in name else itemsize)
 
 
 def outer_step(cfg: DictConfig, devices: int) -> OuterStep:
@@ -170,6 +230,8 @@ def sampler_sizes(cfg: DictConfig, device: Device) -> SamplerSizes:
         sleeps=sampler.get("sleep", False) and device.kind == "gpu",
         servers=len(sampler.get("servers", ())),
         cpu_cache=sampler.get("cpu_cache_gb", 0.0) * GIB,
+        transfer=sampler.get("transfer", "auto"),
+        merge=sampler.get("merge", False),
     )
 
 
@@ -196,11 +258,15 @@ def largest_pass(step: OuterStep, lengths: Lengths, packed: bool) -> BackwardPas
     tokens = rows * longest
     if packed:
         tokens = min(tokens, max(longest, step.micro_tokens - prompts * lengths.prompt))
-    return BackwardPass(rows, longest, tokens, prompts, lengths.prompt)
+    minibatches = step.optimizer_steps // step.epochs
+    several = rows < step.prompts * step.group // minibatches
+    return BackwardPass(rows, longest, tokens, prompts, lengths.prompt, several)
 
 
-def decoding_batches(cfg: DictConfig, step: OuterStep, lengths: Lengths) -> tuple[DecodingBatch, ...]:
-    """What Transformers decodes at the same time in training, and in the evaluation of each test set."""
+def decoding_batches(cfg: DictConfig, step: OuterStep, lengths: Lengths, devices: int) -> tuple[DecodingBatch, ...]:
+    """What Transformers decodes at the same time on one of `devices`, in training and in the evaluation of each test set: one
+    completion of each problem, and `eval.n` more.
+    """
     most = cfg.rollout.sampler.max_sequences
     found = []
     if not cfg.algo.train_sampler:
@@ -209,6 +275,9 @@ def decoding_batches(cfg: DictConfig, step: OuterStep, lengths: Lengths) -> tupl
         found.append(DecodingBatch(prompts, completions, lengths.longest, lengths.prompt))
     for test in cfg.data.tests.values():
         if test is not None:
-            size = min(test.get("size") or cfg.eval.prompts, cfg.eval.limit or cfg.eval.prompts, cfg.eval.prompts, most)
-            found.append(DecodingBatch(size, size, lengths.longest, prompt_tokens(test, cfg)))
+            at_a_time = max(1, cfg.eval.prompts // max(1, cfg.eval.n))
+            problems = min(test.get("size") or at_a_time, cfg.eval.limit or at_a_time, at_a_time)
+            problems = min(-(-problems // devices), most)
+            completions = min(problems * max(1, cfg.eval.n), most)
+            found.append(DecodingBatch(problems, completions, lengths.longest, prompt_tokens(test, cfg), "evaluate"))
     return tuple(dict.fromkeys(found))

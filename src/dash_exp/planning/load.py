@@ -14,23 +14,30 @@ SHARDED = ("weights", "gradients", "optimizer", "reference")  # the kinds that F
 
 @dataclass(frozen=True)
 class BackwardPass:
-    """The largest backward pass: `completions` of `prompts`, one completion `longest` tokens long, `tokens` in all of them."""
+    """The largest backward pass: `completions` of `prompts`, one completion `longest` tokens long, `tokens` in all of them.
+
+    `several`: an optimizer step makes more than one, so that the gradients of the earlier ones are there.
+    """
 
     completions: int
     longest: int
     tokens: int
     prompts: int
     prompt_tokens: int  # of each prompt
+    several: bool = False
 
 
 @dataclass(frozen=True)
 class DecodingBatch:
-    """What Transformers decodes at the same time: `completions` of `prompts`, each as long as allowed."""
+    """What Transformers decodes at the same time, in the phase `sample` or `evaluate`: `completions` of `prompts`, each as long
+    as allowed.
+    """
 
     prompts: int
     completions: int
     tokens: int  # of each completion
     prompt_tokens: int  # of each prompt
+    phase: str = "sample"
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,9 @@ class Adapters:
 class Load:
     """What one device has to hold.
 
-    With `adapters` only these are trained, in 32 bits, and the policy without them is the reference. `attention_in_32_bits`:
-    attention and KV cache as on a CPU (see `packing.IN_32_BITS`). `decode`: the batches that Transformers decodes in training
-    and in evaluation; empty where another engine samples.
+    With `adapters` only these are trained, in 32 bits, and the policy without them is the reference. `decode`: the batches that
+    Transformers decodes in training and in evaluation; empty where another engine samples. `update`: None for a model that is
+    not trained.
     """
 
     config: PreTrainedConfig
@@ -56,13 +63,14 @@ class Load:
     attention: str  # name of the implementation in Transformers
     gradient_checkpointing: bool
     reference: bool  # whether the loss or the reward has a KL to it
+    reference_in_reward: bool  # it scores all completions, before the update; and FSDP does not divide it
     adapters: Adapters | None
     moment_bytes: int  # of the optimizer for each trained weight, without master weights
     master_weights: bool  # 32-bit copies of trained weights in 16 bits
     packed: bool  # micro-batches without padding
-    attention_in_32_bits: bool
+    on_gpu: bool  # on a CPU attention and KV cache are in 32 bits (see `packing.IN_32_BITS`), pieces of logits smaller
     shards: int  # devices that share what is `SHARDED`
-    update: BackwardPass
+    update: BackwardPass | None
     decode: tuple[DecodingBatch, ...]
 
     @property
@@ -79,6 +87,12 @@ class Load:
     def gradient_bytes(self) -> int:
         """Bytes of a number in a gradient: adapters and master weights have theirs in 32 bits."""
         return 4 if self.adapters or self.master_weights else self.dtype.itemsize
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The part of each kind that one device has, where it is not all."""
+        whole = ("reference",) if self.reference_in_reward else ()
+        return {kind: 1 / self.shards for kind in SHARDED if kind not in whole}
 
     def lasting_bytes(self, parameters: int, trained: int) -> float:
         """Bytes of weights, gradients, optimizer and reference on one device: the least that it must hold.

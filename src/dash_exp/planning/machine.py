@@ -62,6 +62,7 @@ class Device:
     bandwidth: float  # bytes per second, reads and writes added up
     links: tuple[float, float]  # bytes per second to other devices, each direction: inside a machine, between machines
     source: str
+    cpu_memory: float | None = None  # bytes, beside a GPU; None where it is not known
 
 
 # Bytes per second and direction: NVLink of H100 and H200, NVLink of A100, InfiniBand NDR (400 Gbit/s).
@@ -114,9 +115,9 @@ def this_machine(accelerator: str, dtype: str) -> Device:
     rates = {d: matrix_rates(shape, getattr(torch, d), device, SHORT_S)["square"][1] for d in dict.fromkeys(["float32", dtype])}
     links = (NVLINK_4, INFINIBAND) if accelerator == "gpu" else (10e9, 1e9)
     bandwidth = bandwidths(device, SHORT_S)["copy"]
-    return Device(
-        name, accelerator, memory, rates, bandwidth, links, f"measured just now: product of {side}^3, copy of 256 MiB"
-    )
+    source = f"measured just now: product of {side}^3, copy of 256 MiB"
+    cpu_memory = available_bytes() if accelerator == "gpu" else None
+    return Device(name, accelerator, memory, rates, bandwidth, links, source, cpu_memory)
 
 
 def available_bytes() -> float:

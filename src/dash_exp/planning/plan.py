@@ -3,8 +3,9 @@
     python train.py ... plan=true                      # on this machine, whose rates are measured in some seconds
     python train.py ... plan=true plan_device=h200     # on other devices (see `machine.KNOWN`)
 
-Memory is found by running the real update and one step of sampling on tensors without contents (see `memory`), so it follows
-the code. Time is estimated from what has to be computed and moved (see `timing`).
+Memory of the passes is found by running the real update and one step of sampling on tensors without contents (see `memory`),
+so it follows the code. What else is held is listed in `held`. Time is estimated from what has to be computed and moved (see
+`timing`).
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
+from dash_exp.planning.beside import ScorerSizes
+from dash_exp.planning.held import PHASES, added_up, in_cpu_memory, in_cpu_memory_beside_gpus, on_device
 from dash_exp.planning.job import GIB, Job, job_of
 from dash_exp.planning.load import Parts
 from dash_exp.planning.machine import Device
-from dash_exp.planning.memory import extrapolated_peaks
+from dash_exp.planning.memory import extrapolated_peaks, peaks_of_teacher, scoring_bytes
 from dash_exp.planning.timing import seconds
-from dash_exp.training.rollout import BYTES_PER_COMPLETION, BYTES_PER_TOKEN
 
-# What is not a tensor, in bytes. On a CPU: libraries; then what is loaded on first use, problems, and what the allocator keeps.
-# Of the embedded default: 125 MiB more than its tensors when it is built, and some 100 that stay allocated later.
-LIBRARIES, PROCESS = 535 * 2**20, 225 * 2**20
 CONTEXT = 1.0 * GIB  # of CUDA and its workspaces
 FRAGMENTS = 0.05  # of the memory that changes: gaps that the allocator cannot give out
 CHANGING = ("activations", "logits", "KV cache", "gradients", "gathered")
@@ -34,13 +33,16 @@ MOST_LAYERS, FEW_LAYERS = 24, 4  # that are run, for the plan itself and to sear
 
 @dataclass(frozen=True)
 class Plan:
-    """`memory`: bytes of one device by phase and part, at the peak of the phase. `seconds`: of an outer step, by phase."""
+    """`memory`: bytes of one device by phase (see `held.PHASES`) and part, at the peak of the phase: of the first rank's, which
+    has most. `cpu`: bytes of CPU memory that all ranks of a machine with GPUs take, likewise; empty on a CPU, where it is the
+    device's memory. `seconds`: of an outer step, by phase.
+    """
 
     job: Job
     device: Device  # the part of a device that one rank has
     whole: Device
     memory: dict[str, Parts]
-    cpu: Parts  # bytes of CPU memory
+    cpu: dict[str, Parts]
     seconds: dict[str, float]
     cache_tokens: float | None  # room in the KV cache of an engine
 
@@ -55,10 +57,20 @@ class Plan:
         return USABLE * self.device.memory
 
     @property
+    def cpu_peak(self) -> float:
+        """Bytes of CPU memory, beside GPUs, in the phase that needs most."""
+        return max((sum(parts.values()) for parts in self.cpu.values()), default=0.0)
+
+    @property
+    def fits_cpu(self) -> bool:
+        """Whether CPU memory is enough, where it is known."""
+        return self.device.cpu_memory is None or self.cpu_peak <= USABLE * self.device.cpu_memory
+
+    @property
     def fits(self) -> bool:
         """Whether every phase fits, and one completion fits the KV cache of an engine."""
         cache = self.cache_tokens is None or self.cache_tokens >= self.job.lengths.sequence
-        return self.peak <= self.usable and cache
+        return self.peak <= self.usable and self.fits_cpu and cache
 
 
 def planned(cfg: DictConfig, device: Device, layers: int = MOST_LAYERS) -> Plan:
@@ -69,17 +81,53 @@ def planned(cfg: DictConfig, device: Device, layers: int = MOST_LAYERS) -> Plan:
     """
     job = job_of(cfg, device)
     whole, device = device, part_of(device, job.devices)
+    engine, cache_tokens = engine_of(job, device)
+    passes, beside = tensors(job, layers), on_device(job) + ([] if job.load.on_gpu else in_cpu_memory(job))
+    memory: dict[str, Parts] = {}
+    for phase, parts in passes.items():
+        awake = job.sampler.kind == "vllm" and (not job.sampler.sleeps or phase in ("sample", "evaluate", "score", "sync"))
+        parts = parts | added_up(beside, phase) | ({"vLLM": engine} if awake else {})
+        memory[phase] = parts | overhead(parts, device)
+    return Plan(job, device, whole, memory, cpu_memory(job), seconds(job, device, cache_tokens), cache_tokens)
+
+
+def tensors(job: Job, layers: int) -> dict[str, dict[str, float]]:
+    """Bytes of the passes on one device, by phase and kind, with what is kept from one phase to the next."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        memory = extrapolated_peaks(job.load, layers)
-    lasting = {kind: memory["update"].get(kind, 0.0) for kind in ("weights", "reference", "optimizer")}
-    memory = {"sample": lasting} | memory  # where another engine samples, nothing else is in memory
-    engine, cache_tokens = engine_of(job, device)
-    if job.sampler.kind == "vllm":
-        for phase in ["sample"] if job.sampler.sleeps else ["sample", "update"]:
-            memory[phase] = {**memory[phase], "vLLM": engine}
-    memory = {phase: {**parts, **overhead(parts, device)} for phase, parts in memory.items()}
-    return Plan(job, device, whole, memory, cpu_memory(job, device), seconds(job, device, cache_tokens), cache_tokens)
+        found = extrapolated_peaks(job.load, layers)
+        if job.teacher:
+            found["sample"] = peaks_of_teacher(job.teacher, job.load, job.lengths.prompt, layers)
+        scoring = {"activations": max(map(scoring_bytes, scorers_on_device(job)), default=0.0)}
+    lasting = {kind: found["update"].get(kind, 0.0) for kind in ("weights", "reference", "optimizer")}
+    gradients = {"gradients": job.trained * job.load.gradient_bytes / job.load.shards}
+    shares = job.load.shares
+    memory = {
+        "load": {kind: lasting[kind] / shares.get(kind, 1.0) for kind in ("weights", "reference")},  # each rank reads all of it
+        "sample": lasting | (gradients if job.step.calls > 1 else {}) | found.get("sample", {}),
+        "evaluate": lasting | found.get("evaluate", {}),
+        "score": lasting | (scoring if job.scorers else found.get("score", {})),
+        "update": lasting | dict(found["update"]),
+        "step": lasting | gradients,
+        "sync": lasting,
+        "save": lasting,
+    }
+    return {phase: parts for phase, parts in memory.items() if phase in phases_of(job)}
+
+
+def phases_of(job: Job) -> list[str]:
+    """The phases in which a device has something of its own: on a GPU not those of CPU memory."""
+    without = {"end"} | ({"load", "save"} if job.load.on_gpu else set())
+    if job.sampler.kind != "vllm_server":
+        without.add("sync")
+    if not job.scorers and not job.load.reference_in_reward:
+        without.add("score")
+    return [phase for phase in PHASES if phase not in without]
+
+
+def scorers_on_device(job: Job) -> list[ScorerSizes]:
+    """The reward models that are on the same device as the policy."""
+    return [scorer for scorer in job.scorers if scorer.on_gpu == job.load.on_gpu]
 
 
 def part_of(device: Device, ranks: int) -> Device:
@@ -109,21 +157,13 @@ def engine_of(job: Job, device: Device) -> tuple[float, float | None]:
 def overhead(parts: Parts, device: Device) -> dict[str, float]:
     """Bytes of what is not a tensor, in a phase that has these tensors."""
     fragments = {"fragments": FRAGMENTS * sum(parts.get(kind, 0.0) for kind in CHANGING)}
-    if device.kind == "cpu":
-        return {**fragments, "libraries": LIBRARIES, "process": PROCESS}
-    return {**fragments, "CUDA": CONTEXT}
+    return fragments if device.kind == "cpu" else {**fragments, "CUDA": CONTEXT}
 
 
-def cpu_memory(job: Job, device: Device) -> dict[str, float]:
-    """Bytes of CPU memory: completions at their longest, weights that wait, and on a GPU machine the process."""
-    completions = job.step.prompts * job.step.group * (job.staleness + 1)
-    parts: dict[str, float] = {"rollouts": completions * (job.lengths.longest * BYTES_PER_TOKEN + BYTES_PER_COMPLETION)}
-    if device.kind == "gpu":
-        parts |= {"libraries": LIBRARIES + PROCESS}
-        if job.sampler.kind == "vllm" and job.sampler.sleeps:
-            parts |= {"vLLM asleep": job.engine_weight_bytes}
-    if job.devices > 1:  # each rank loads the whole model before it keeps its part
-        parts |= {"weights while loading": job.devices / job.nodes * job.model_bytes}
-    if job.staleness:
-        parts |= {"stale weights": (job.staleness + 1) * job.model_bytes}
-    return parts
+def cpu_memory(job: Job) -> dict[str, Parts]:
+    """Bytes of CPU memory by phase and part, of all ranks of a machine with GPUs; nothing on a CPU."""
+    if not job.load.on_gpu:
+        return {}
+    rows, ranks = in_cpu_memory(job) + in_cpu_memory_beside_gpus(job), job.devices // job.nodes
+    phases = [phase for phase in PHASES if phase not in ("evaluate", "score", "step")]  # in which it is as in others
+    return {phase: added_up(rows, phase, ranks) for phase in phases}

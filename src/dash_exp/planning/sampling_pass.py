@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from transformers import PreTrainedModel
 
@@ -19,9 +22,9 @@ CPU = torch.device("cpu")
 def sample(policy: PreTrainedModel, load: Load, live: LiveBytes, batch: DecodingBatch) -> None:
     """Read the prompts, then the last token of the longest completions, none of which has ended. Ends in training mode."""
     policy.eval()
-    with autocast(CPU, load.compute_dtype):
+    with autocast(CPU, load.compute_dtype), _no_cast_is_kept():
         mask_PL = torch.ones(batch.prompts, batch.prompt_tokens, dtype=torch.long)
-        in_32_bits = load.attention_in_32_bits and policy.config._attn_implementation == packing.ATTENTION
+        in_32_bits = not load.on_gpu and policy.config._attn_implementation == packing.ATTENTION
         cache = RoomyCache(policy.config, in_32_bits)
         ids_PL = torch.zeros_like(mask_PL)
         with live.creating("activations"):
@@ -44,6 +47,19 @@ def sample(policy: PreTrainedModel, load: Load, live: LiveBytes, batch: Decoding
             logits = context.next_logits(tokens_B)
         choose(logits, 1.0, torch.zeros(len(logits)))
     policy.train()
+
+
+@contextlib.contextmanager
+def _no_cast_is_kept() -> Iterator[None]:
+    """Autocast keeps no weights that it has cast, as in the `torch.inference_mode` of the sampler (where the passes inside an
+    operation could not be seen).
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _relabel_cache(cache: RoomyCache, live: LiveBytes) -> None:

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from omegaconf import DictConfig
 
 from dash_exp.planning.job import GIB
+from dash_exp.planning.load import Parts
 from dash_exp.planning.plan import Plan
 from dash_exp.planning.timing import REACHED, rate
 
 WORDS = {  # for the parts, in the order of the table
     "weights": "weights",
-    "gradients": "gradients computed by then",
-    "optimizer": "optimizer: two moments",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
     "reference": "reference model",
+    "reward model": "reward model",
+    "teacher": "teacher",
     "activations": "activations",
     "logits": "logits",
     "KV cache": "KV cache",
     "gathered": "gathered layers (FSDP)",
+    "exchange": "a gradient that is exchanged",
+    "temporaries": "optimizer without fused=true",
     "vLLM": "vLLM: weights, KV cache",
     "fragments": "gaps of the allocator (assumed)",
     "CUDA": "CUDA, workspaces (assumed)",
+    "policy": "policy, before and after training",
+    "moments": "moments of the optimizer",
+    "snapshot": "snapshot, where the run resumes",
+    "base weights": "weights without the adapter",
+    "earlier weights": "weights of earlier steps",
+    "sent": "weights for sampling servers",
+    "vLLM asleep": "vLLM, asleep",
+    "gathered to save": "weights on the way to a file",
+    "rollouts": "completions, at their longest",
+    "graders": "processes that grade",
     "libraries": "libraries (as measured)",
     "process": "problems, buffers (assumed)",
 }
@@ -40,19 +57,26 @@ def title(cfg: DictConfig, plan: Plan) -> str:
 
 
 def memory_lines(plan: Plan) -> list[str]:
-    """Bytes by part (rows) and phase (columns) in GiB, whether they fit, and CPU memory."""
-    phases = list(plan.memory)
-    lines = [f"{'memory of a device at the peak of a phase, GiB':48}" + "".join(f"{p:>12}" for p in phases)]
-    for part, words in WORDS.items():
-        sizes = [plan.memory[p].get(part, 0.0) / GIB for p in phases]
-        if any(sizes):
-            lines.append(f"  {words:46}" + "".join(f"{s:12.3f}" if s else f"{'-':>12}" for s in sizes))
-    lines.append(f"  {'total':46}" + "".join(f"{sum(plan.memory[p].values()) / GIB:12.3f}" for p in phases))
+    """Memory of a device, whether it fits, and beside GPUs CPU memory."""
+    lines = block("memory of a device, GiB", plan.memory)
     available = f"of {plan.device.memory / GIB:.1f} GiB"
-    lines.append(f"  {available:46}{plan.peak / plan.device.memory:12.0%}  {'fits' if plan.fits else 'DOES NOT FIT'}")
-    where = "in addition" if plan.device.kind == "gpu" else "included above"
-    parts = ", ".join(f"{name} {size / GIB:.3f}" for name, size in plan.cpu.items())
-    return [*lines, f"CPU memory, {where}, GiB: {parts}"]
+    lines.append(f"  {available:36}{plan.peak / plan.device.memory:10.0%}  {'fits' if plan.fits else 'DOES NOT FIT'}")
+    if not plan.cpu:
+        return lines
+    ranks = plan.job.devices // plan.job.nodes
+    of = f"of {plan.device.cpu_memory / GIB:.1f} GiB" if plan.device.cpu_memory else "of the machine, not known here"
+    return [*lines, *block(f"CPU memory of {ranks} rank(s), GiB", plan.cpu), f"  {of}"]
+
+
+def block(heading: str, memory: Mapping[str, Parts]) -> list[str]:
+    """Bytes by part (rows) at the peak of each phase (columns), in GiB."""
+    lines = [f"{heading:38}" + "".join(f"{phase:>10}" for phase in memory)]
+    for part, words in WORDS.items():
+        sizes = [parts.get(part, 0.0) / GIB for parts in memory.values()]
+        if any(sizes):
+            lines.append(f"  {words:36}" + "".join(f"{s:10.3f}" if s else f"{'-':>10}" for s in sizes))
+    totals = [sum(parts.values()) / GIB for parts in memory.values()]
+    return [*lines, f"  {'total':36}" + "".join(f"{total:10.3f}" for total in totals)]
 
 
 def time_lines(cfg: DictConfig, plan: Plan) -> list[str]:
@@ -71,6 +95,7 @@ def assumptions(plan: Plan) -> list[str]:
     if device.kind == "gpu":
         source = "the first measured at 0.5B on an H200, the second a guess"
     update = load.update
+    assert update is not None
     tokens = update.tokens + update.prompts * update.prompt_tokens
     lines = [
         "assumed:",

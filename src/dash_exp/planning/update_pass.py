@@ -1,4 +1,4 @@
-"""The forward and backward pass of an update, as `PolicyModule` does them, on models without contents."""
+"""The passes of an update, as `PolicyModule` does them, on models without contents; and that of a KL in the reward."""
 
 from __future__ import annotations
 
@@ -11,42 +11,59 @@ from dash_exp.models.batch import collate
 from dash_exp.models.log_probs import autocast, token_logprobs
 from dash_exp.planning.empty_models import Models
 from dash_exp.planning.live_bytes import LiveBytes
-from dash_exp.planning.load import Load
+from dash_exp.planning.load import BackwardPass, Load
 
 CPU = torch.device("cpu")
 
 
 def update(models: Models, load: Load, live: LiveBytes) -> None:
-    """The largest micro-batch through forward and backward pass. Gradients stay where the optimizer expects them."""
+    """The largest micro-batch through forward and backward pass. Gradients stay where the optimizer expects them, and those of
+    earlier passes are there from the start.
+    """
+    assert load.update is not None
+    several = load.update.several
 
     def has_gradient(parameter: Tensor) -> None:
         assert parameter.grad is not None
+        if several:  # added to what is there
+            parameter.grad = None if load.master_weights else parameter.grad
+            return
         if load.master_weights:  # they hold the gradient, in 32 bits
             parameter.in_32_bits, parameter.grad = parameter.grad.float(), None  # type: ignore[attr-defined]
         live.relabel(parameter.in_32_bits if load.master_weights else parameter.grad, "gradients")  # type: ignore
 
+    if several:
+        with live.creating("gradients"):
+            for parameter in models.trained:
+                gradient = torch.zeros_like(parameter, dtype=torch.float32 if load.master_weights else None)
+                if load.master_weights:
+                    parameter.in_32_bits = gradient  # type: ignore[attr-defined]
+                else:
+                    parameter.grad = gradient
     hooks = [p.register_post_accumulate_grad_hook(has_gradient) for p in models.trained]
-    batch = largest_batch(load).to(CPU)
-    with autocast(CPU, load.compute_dtype):
+    batch = largest_batch(load.update, load.packed)
+    with autocast(CPU, load.compute_dtype):  # what it casts is kept for the backward pass only
         logprobs_BT = token_logprobs(models.policy, batch, 1.0)
-        loss_BT = logprobs_BT * batch.advantages_B[:, None]
-        if load.reference:
-            with torch.no_grad():
-                ref_logprobs_BT = token_logprobs(models.reference or models.policy, batch, 1.0)
-            loss_BT = loss_BT + k3(logprobs_BT, ref_logprobs_BT)
-        loss = (loss_BT * batch.completion_mask_BT).sum()
-    loss.backward()
+    loss_BT = logprobs_BT * batch.advantages_B[:, None]
+    if load.reference and not load.reference_in_reward:
+        loss_BT = loss_BT + k3(logprobs_BT, reference_logprobs(models, load, batch))
+    (loss_BT * batch.completion_mask_BT).sum().backward()
     for hook in hooks:
         hook.remove()
 
 
-def largest_batch(load: Load) -> MicroBatch:
-    """One completion as long as allowed, the others as long as the token budget lets them be (see `BackwardPass`)."""
-    size = load.update
+def reference_logprobs(models: Models, load: Load, batch: MicroBatch) -> Tensor:
+    """The log-probabilities under the reference, shape (B, T), without a gradient."""
+    with torch.no_grad(), autocast(CPU, load.compute_dtype):
+        return token_logprobs(models.reference or models.policy, batch, 1.0)
+
+
+def largest_batch(size: BackwardPass, packed: bool) -> MicroBatch:
+    """One completion as long as allowed, the others as long as the token budget lets them be."""
     rest = max(1, (size.tokens - size.longest) // max(1, size.completions - 1))
     samples = []
     for i in range(size.completions):
         length = min(size.longest if i == 0 else rest, size.longest)
         prompt = i * size.prompts // size.completions
         samples.append(Sample((prompt,) * size.prompt_tokens, (1,) * length, 1.0, (0.0,) * length))
-    return collate(samples, 0, packed=load.packed)
+    return collate(samples, 0, packed).to(CPU)

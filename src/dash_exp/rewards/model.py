@@ -24,7 +24,7 @@ class ModelReward:
     `path`: a Transformers folder or a hub name. Weights must be safetensors, and code from the hub is never run. `chat`: prompt
     and completion are a user's and an assistant's turn in the tokenizer's chat template, if it has one; otherwise they are
     joined as text. `max_tokens`: the most tokens of one batch, padding included. `device`: "cpu", "cuda", or "auto", which is
-    the GPU if there is one. `dtype`: "float32", "bfloat16" or "float16".
+    the GPU if there is one; of several GPUs that of the rank. `dtype`: "float32", "bfloat16" or "float16".
 
     A logit does not say what is correct, so the component `accepted` is 1 where the reward is above `accept_above`, and
     evaluation counts that as correct.
@@ -52,8 +52,8 @@ class ModelReward:
             raise UserError(f"reward.dtype={dtype}", "is not known", "Use float32, bfloat16 or float16")
         self.tokenizer = loading.load_tokenizer(path, setting="reward.path")
         self.scorer = loading.load_scorer(path, dtype, self.tokenizer.pad_token_id)
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.nn.Module.to(self.scorer, automatic if device == "auto" else device)
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        torch.nn.Module.to(self.scorer, loading.own_device("cpu" if on_cpu else "gpu"))
         self.chat = chat and self.tokenizer.chat_template is not None
         self.squash = squash
         self.accept_above = accept_above

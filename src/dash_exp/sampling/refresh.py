@@ -18,7 +18,7 @@ class Refresh:
     `staleness` 0 and `every` 1 is on-policy: due(s) = s. With `staleness` k the weights are k outer steps old. With `every` n
     they change only every n outer steps; with `every` None they never change. Evaluation always uses the newest weights. Stale
     weights are copied to CPU memory, but only if they are needed. `weights`, if given, returns the weights of the policy at
-    the time of `publish` (see `sharded.whole`), and every version that is needed is kept.
+    the time of `publish` (see `sharded.whole`), and every version that is needed is kept, the newest for evaluation.
     """
 
     def __init__(
@@ -75,9 +75,13 @@ class Refresh:
         self._versions.append(version)
         if self.weights is not None:
             self._copies[step] = self.weights()
-        elif not self.on_policy and (step == 0 or (self.every is not None and step % self.every == 0)):
+        elif not self.on_policy and self._sampled_with(step):
             self._copies[step] = copied(trained(self.policy))
-        self._copies = {s: weights for s, weights in self._copies.items() if s >= self.due(step)}
+        self._copies = {s: w for s, w in self._copies.items() if s == step or (s >= self.due(step) and self._sampled_with(s))}
+
+    def _sampled_with(self, step: int) -> bool:
+        """Whether an outer step is sampled with the policy after `step` outer steps."""
+        return step == 0 or (self.every is not None and step % self.every == 0)
 
     def bring(self, step: int) -> None:
         """Give the sampler the weights for `step`, if it has other weights."""

@@ -174,8 +174,7 @@ class TeacherSampler:
             print(f"traces: sampling with {self.teacher.path} what is missing in {self.traces.path}", flush=True)
             tokenizer = loading.load_tokenizer(self.teacher.tokenizer, "teacher.tokenizer")
             weights = loading.load_policy(self.teacher.path, self.dtype).eval().requires_grad_(False)
-            gpu = "cuda" if torch.cuda.is_available() else "mps"
-            weights.to(torch.device("cpu" if self.accelerator == "cpu" else gpu))
+            weights.to(loading.own_device(self.accelerator))
             dtype = getattr(torch, self.dtype)
             self._loaded = (self.make_sampler(policy=weights, tokenizer=tokenizer, compute_dtype=dtype), tokenizer)
         return self._loaded

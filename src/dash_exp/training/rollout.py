@@ -38,6 +38,11 @@ BYTES_PER_TOKEN = (32 + 8) + (32 + 8) + 16
 BYTES_PER_COMPLETION = 1024
 
 
+def rollout_bytes(completions: int, tokens: int) -> float:
+    """Bytes of CPU memory at most that so many completions take, of so many `tokens` together."""
+    return tokens * BYTES_PER_TOKEN + completions * BYTES_PER_COMPLETION
+
+
 @dataclass(frozen=True)
 class SamplingPlan:
     """What an outer step samples: `group_size` G completions of each of `prompts` P prompts, M = P x G completions in all.
@@ -194,7 +199,7 @@ class RolloutDataModule(L.LightningDataModule):
         plan, refills = self.plan, self.scoring.keep.refill_rounds
         completions = (self.refresh.staleness + 1) * plan.prompts * plan.group_size * (1 + refills)
         tokens = completions * plan.sampling.max_tokens + sum(len(p.ids) for p in self.train_prompts)
-        need_gb = (tokens * BYTES_PER_TOKEN + completions * BYTES_PER_COMPLETION) / 1e9
+        need_gb = rollout_bytes(completions, tokens) / 1e9
         if need_gb > memory_gb:
             ahead = f" of {self.refresh.staleness + 1} outer steps" if self.refresh.staleness else ""
             refilled = f" and up to {refills} refills" if refills else ""
