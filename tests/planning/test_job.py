@@ -1,7 +1,11 @@
+from dataclasses import replace
+
+import pytest
 from conftest import composed
+from omegaconf import OmegaConf
 from plans import HERE
 
-from dash_exp.planning.job import Lengths, OuterStep, job_of, largest_pass
+from dash_exp.planning.job import Lengths, OuterStep, job_of, largest_pass, moment_bytes
 from dash_exp.planning.load import BackwardPass
 
 
@@ -17,6 +21,43 @@ def test_the_largest_backward_pass_by_hand():
     step = OuterStep(prompts=2, group=4, calls=1, prompts_per_call=2, epochs=1, optimizer_steps=1, micro_tokens=100)
     lengths = Lengths(prompt=10, completion=30, longest=30)
     # 100 // 40
-    assert largest_pass(step, lengths, packed=False) == BackwardPass(2, 30, 60, 1, 10)
+    assert largest_pass(step, lengths, packed=False) == BackwardPass(2, 30, 60, 1, 10, several=True)
     # 200 // 40 rows of attention, of two prompts, which leave 80 tokens to the completions
-    assert largest_pass(step, lengths, packed=True) == BackwardPass(5, 30, 80, 2, 10)
+    assert largest_pass(step, lengths, packed=True) == BackwardPass(5, 30, 80, 2, 10, several=True)
+    # all 8 in one
+    one = replace(step, micro_tokens=200)
+    assert largest_pass(one, lengths, packed=True) == BackwardPass(8, 30, 180, 2, 10, several=False)
+
+
+@pytest.mark.parametrize(
+    ("n", "devices", "expected"),
+    [
+        # test sets of 40 and 3 problems, 24 completions at a time
+        (0, 1, [(24, 24), (3, 3)]),
+        (8, 1, [(3, 24), (3, 24)]),  # 24 // 8 problems
+        (8, 2, [(2, 16), (2, 16)]),  # which two devices share
+    ],
+)
+def test_evaluation_decodes_greedy_completions_and_n_more(n, devices, expected):
+    sizes = ["eval.prompts=24", f"eval.n={n}", "data.tests.in_dist.size=40", "data.tests.out_dist.size=3"]
+    several = ["trainer=ddp", f"trainer.devices={devices}"] if devices > 1 else []
+    batches = job_of(composed(*sizes, *several), HERE).load.decode
+    found = [(batch.prompts, batch.completions) for batch in batches if batch.phase == "evaluate"]
+    assert found == list(dict.fromkeys(expected)) or found == expected
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "itemsize", "size"),
+    [
+        ("torch.optim.AdamW", 4, 8),
+        ("torch.optim.AdamW amsgrad", 4, 12),
+        ("torch.optim.AdamW", 2, 4),
+        ("torch.optim.SGD", 4, 0),
+        ("torch.optim.SGD momentum", 4, 4),
+        ("bitsandbytes.optim.AdamW8bit", 4, 2),
+    ],
+)
+def test_bytes_of_the_moments(optimizer, itemsize, size):
+    target, *switched_on = optimizer.split()
+    settings = OmegaConf.create({"_target_": target} | dict.fromkeys(switched_on, True))
+    assert moment_bytes(settings, itemsize) == size

@@ -7,6 +7,7 @@ from transformers import AutoConfig
 
 from dash_exp.models import loading
 from dash_exp.planning import memory
+from dash_exp.planning.beside import ScorerSizes
 from dash_exp.planning.load import Adapters, BackwardPass, DecodingBatch, Load
 
 
@@ -62,6 +63,44 @@ def test_fewer_bytes_with_checkpointing_adapters_and_16_bits():
     changes = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16, "moment_bytes": 4, "on_gpu": True}
     half = memory.peaks(load(config=deep, **changes))
     assert half["update"]["weights"] == pytest.approx(plain["weights"] / 2, rel=0.01)
+
+
+def test_gradients_of_earlier_passes_are_there_from_the_start():
+    one = load()
+    again = BackwardPass(**(vars(one.update) | {"several": True}))
+    first, later = (memory.peaks(load(update=size))["update"] for size in (one.update, again))
+    numbers = loading.load_policy("", architecture=NANO).num_parameters()
+    assert first["gradients"] < 4 * numbers == later["gradients"]
+
+
+def test_sampling_in_16_bits_keeps_no_cast_weights():
+    """As in `torch.inference_mode`: one linear layer is cast at a time, not the half of the weights' bytes."""
+    wide = AutoConfig.for_model(**(NANO | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}))
+    decode = (DecodingBatch(prompts=1, completions=1, tokens=4, prompt_tokens=4),)
+    parts = memory.peaks(load(config=wide, decode=decode, compute_dtype=torch.bfloat16))["sample"]
+    assert parts["activations"] < parts["weights"] / 8
+
+
+def test_pieces_of_logits_are_those_of_the_device():
+    """128 tokens x 200,000: 102 MB in 32 bits. On a CPU in pieces of 2^24 numbers, on a GPU in one."""
+    config = AutoConfig.for_model(**(NANO | {"vocab_size": 200_000}))
+    update = BackwardPass(completions=8, longest=16, tokens=128, prompts=1, prompt_tokens=2)
+    cpu, gpu = (memory.peaks(load(config=config, update=update, on_gpu=on))["update"].get("logits", 0) for on in (False, True))
+    assert cpu <= 3 * 4 * 2**24 < 4 * 128 * 200_000 <= gpu
+
+
+def test_a_kl_in_the_reward_is_computed_before_the_update():
+    within, before = (memory.peaks(load(reference=True, reference_in_reward=r, shards=2)) for r in (False, True))
+    assert "score" not in within and before["score"]["activations"] > 0
+    assert before["update"]["reference"] == 2 * within["update"]["reference"]  # FSDP does not divide it
+
+
+def test_a_reward_model_takes_what_its_largest_batch_needs():
+    config = AutoConfig.for_model(**NANO, num_labels=1)
+    sizes = [ScorerSizes(config, torch.float32, 0, on_gpu=True, rows=rows, tokens=32) for rows in (8, 64)]
+    small, large = map(memory.scoring_bytes, sizes)
+    wide = 64 * 32 * NANO["intermediate_size"] * 4  # what a feed-forward layer holds at least once
+    assert wide < large and small < large / 4
 
 
 def total(parts):

@@ -76,9 +76,11 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     objective = objective_of(cfg)
     reference = None if objective.kl_coef.always_zero else loading.frozen_copy(policy)
     kl_in_reward = reference is not None and cfg.kl.place == "reward"
-    if reference is not None and kl_in_reward and reference is not policy:  # which Lightning does not move, as it is not in the module
-        torch.nn.Module.to(reference, loading.own_device(cfg.trainer.accelerator))
-    penalty: Penalty | None = RewardPenalty(reference, objective.kl, passes) if reference is not None and kl_in_reward else None
+    penalty: Penalty | None = None
+    if reference is not None and kl_in_reward:
+        if reference is not policy:  # it is not in the module, which Lightning moves
+            torch.nn.Module.to(reference, loading.own_device(cfg.trainer.accelerator))
+        penalty = RewardPenalty(reference, objective.kl, passes)
     shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
     sampler: Sampler = NoSampler()
     if group.first or shared:

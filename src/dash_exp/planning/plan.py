@@ -84,9 +84,9 @@ def planned(cfg: DictConfig, device: Device, layers: int = MOST_LAYERS) -> Plan:
     engine, cache_tokens = engine_of(job, device)
     passes, beside = tensors(job, layers), on_device(job) + ([] if job.load.on_gpu else in_cpu_memory(job))
     memory: dict[str, Parts] = {}
-    for phase, parts in passes.items():
+    for phase, of_passes in passes.items():
         awake = job.sampler.kind == "vllm" and (not job.sampler.sleeps or phase in ("sample", "evaluate", "score", "sync"))
-        parts = parts | added_up(beside, phase) | ({"vLLM": engine} if awake else {})
+        parts = of_passes | added_up(beside, phase) | ({"vLLM": engine} if awake else {})
         memory[phase] = parts | overhead(parts, device)
     return Plan(job, device, whole, memory, cpu_memory(job), seconds(job, device, cache_tokens), cache_tokens)
 

@@ -17,11 +17,12 @@ CPU = torch.device("cpu")
 
 
 def update(models: Models, load: Load, live: LiveBytes) -> None:
-    """The largest micro-batch through forward and backward pass. Gradients stay where the optimizer expects them, and those of
-    earlier passes are there from the start.
-    """
+    """The largest micro-batch through forward and backward pass. Gradients stay where the optimizer expects them."""
     assert load.update is not None
     several = load.update.several
+    if several:
+        with live.creating("gradients"):
+            gradients_of_earlier_passes(models, load)
 
     def has_gradient(parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -32,14 +33,6 @@ def update(models: Models, load: Load, live: LiveBytes) -> None:
             parameter.in_32_bits, parameter.grad = parameter.grad.float(), None  # type: ignore[attr-defined]
         live.relabel(parameter.in_32_bits if load.master_weights else parameter.grad, "gradients")  # type: ignore
 
-    if several:
-        with live.creating("gradients"):
-            for parameter in models.trained:
-                gradient = torch.zeros_like(parameter, dtype=torch.float32 if load.master_weights else None)
-                if load.master_weights:
-                    parameter.in_32_bits = gradient  # type: ignore[attr-defined]
-                else:
-                    parameter.grad = gradient
     hooks = [p.register_post_accumulate_grad_hook(has_gradient) for p in models.trained]
     batch = largest_batch(load.update, load.packed)
     with autocast(CPU, load.compute_dtype):  # what it casts is kept for the backward pass only
@@ -50,6 +43,15 @@ def update(models: Models, load: Load, live: LiveBytes) -> None:
     (loss_BT * batch.completion_mask_BT).sum().backward()
     for hook in hooks:
         hook.remove()
+
+
+def gradients_of_earlier_passes(models: Models, load: Load) -> None:
+    """The gradients to which a pass adds its own, of all trained weights."""
+    for parameter in models.trained:
+        if load.master_weights:
+            parameter.in_32_bits = torch.zeros_like(parameter, dtype=torch.float32)  # type: ignore[attr-defined]
+        else:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def reference_logprobs(models: Models, load: Load, batch: MicroBatch) -> Tensor:
