@@ -8,8 +8,9 @@ from conftest import SMALL, composed
 from hydra.errors import InstantiationException
 from transformers import AutoModelForCausalLM
 
-from dash_exp.commands import run
+from dash_exp.commands import build, run
 from dash_exp.core.metrics import METRICS, read_metrics
+from dash_exp.distributed.ranks import Ranks
 
 PROMISED = ["status", "time/total_s", "tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept"]
 PROMISED += [f"accuracy/{d}/{when}" for d in ("in_dist", "out_dist") for when in ("base", "final")]
@@ -146,3 +147,37 @@ def test_a_run_that_cannot_be_built_leaves_its_status(small_run, tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "failed"
     assert "is not a regular expression" in result["error"]
+
+
+def test_a_rank_chooses_its_gpu_before_anything_is_put_on_one(monkeypatch):
+    class BuiltError(Exception):
+        """Raised in place of building a reward."""
+
+    chosen: list[int] = []
+
+    def instantiate(part, *args, **kwargs):
+        if "rewards" in part._target_:
+            raise BuiltError
+        return built(part, *args, **kwargs)
+
+    built = build.instantiate
+    monkeypatch.setattr(build.torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(build, "instantiate", instantiate)
+    cfg = composed(*SMALL, "trainer=ddp", "trainer.accelerator=gpu", "trainer.devices=4")
+    with pytest.raises(BuiltError):
+        build.build(cfg, Ranks(3, 4))
+    assert chosen == [3]
+
+
+def test_the_reference_of_a_kl_in_the_reward_is_on_the_device_of_the_rank(monkeypatch):
+    asked: list[str] = []
+
+    def own_device(accelerator):
+        asked.append(accelerator)
+        return build.torch.device("meta")
+
+    monkeypatch.setattr(build.loading, "own_device", own_device)
+    parts = build.build(composed(*SMALL, "kl.place=reward"))
+    assert parts.data.scoring.kl_penalty.reference.device.type == "meta" and asked == ["cpu"]
+    assert parts.module.policy.device.type == "cpu" and parts.module.reference is None
+    build.close(parts)

@@ -45,6 +45,18 @@ def test_what_is_advised_fits():
     assert next(advice.remedies(cfg, found, composed("rollout=vllm_server").rollout.sampler)) == advice.overrides(changes)
 
 
+def test_cpu_memory_beside_a_gpu_is_part_of_the_plan():
+    """Policy and reference are read into it first: 2 x 1.84 GiB, and the snapshot of a run that resumes, 3 x 1.84."""
+    overrides = ["model=qwen2.5-0.5b", "trainer=gpu", "batch.prompts=8", "rollout=vllm_server"]
+    small = Device(**(vars(KNOWN["h100"]) | {"cpu_memory": 8 * 2**30}))
+    found = few_layers(*overrides, device=small)
+    assert found.peak < found.usable and not found.fits
+    assert "does not fit: load needs 9.9 GiB of CPU memory (snapshot, where the run resumes 5.5, " in advice.refusal(found)
+    cfg = composed(*overrides)
+    assert advice.fitted(cfg, small, {}) == {"resume": False}
+    assert few_layers(*overrides, "resume=false", device=small).fits
+
+
 def test_a_device_that_is_not_here_must_be_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"torch finds no GPU on this machine\. Name one with plan_device="):

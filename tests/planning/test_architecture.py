@@ -10,6 +10,7 @@ from dash_exp.planning.architecture import SHAPES
         ("Qwen/Qwen2.5-0.5B", 494_032_768),
         ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
         ("Qwen/Qwen2.5-3B", 3_085_938_688),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
         ("meta-llama/Meta-Llama-3-8B", 8_030_261_248),
         ("meta-llama/Meta-Llama-3-70B", 70_553_706_496),
     ],

@@ -70,7 +70,7 @@ def test_gradients_of_earlier_passes_are_there_from_the_start():
     again = BackwardPass(**(vars(one.update) | {"several": True}))
     first, later = (memory.peaks(load(update=size))["update"] for size in (one.update, again))
     numbers = loading.load_policy("", architecture=NANO).num_parameters()
-    assert first["gradients"] < 4 * numbers == later["gradients"]
+    assert first.get("gradients", 0) < 4 * numbers == later["gradients"]
 
 
 def test_sampling_in_16_bits_keeps_no_cast_weights():
@@ -82,11 +82,11 @@ def test_sampling_in_16_bits_keeps_no_cast_weights():
 
 
 def test_pieces_of_logits_are_those_of_the_device():
-    """128 tokens x 200,000: 102 MB in 32 bits. On a CPU in pieces of 2^24 numbers, on a GPU in one."""
+    """256 tokens x 200,000: 205 MB in 32 bits. On a CPU in pieces of 2^24 numbers, on a GPU in one, which has 2^26."""
     config = AutoConfig.for_model(**(NANO | {"vocab_size": 200_000}))
-    update = BackwardPass(completions=8, longest=16, tokens=128, prompts=1, prompt_tokens=2)
+    update = BackwardPass(completions=8, longest=32, tokens=256, prompts=1, prompt_tokens=2)
     cpu, gpu = (memory.peaks(load(config=config, update=update, on_gpu=on))["update"].get("logits", 0) for on in (False, True))
-    assert cpu <= 3 * 4 * 2**24 < 4 * 128 * 200_000 <= gpu
+    assert cpu <= 3 * 4 * 2**24 < 4 * 256 * 200_000 <= gpu
 
 
 def test_a_kl_in_the_reward_is_computed_before_the_update():

@@ -1,4 +1,4 @@
-from conftest import composed
+from conftest import NANO_MODEL, SMALL, composed
 from plans import HERE, few_layers
 
 from dash_exp.planning.machine import KNOWN
@@ -21,8 +21,9 @@ def test_the_table_names_adapters_devices_and_the_total():
 def test_every_part_of_a_plan_has_a_row():
     """Whatever is held is printed, and added up to the total that is printed."""
     overrides = ["algo=sft_m", "trainer=ddp", "trainer.accelerator=gpu", "trainer.devices=2", "reward=math", "~optimizer.fused"]
+    nano = [*SMALL, "model=tiny_random", *NANO_MODEL]
     for words in (overrides, ["model.adapter=lora", "rollout=vllm_server", "trainer=fsdp", "trainer.devices=2"]):
         for device in (KNOWN["h200"], HERE):
-            plan = few_layers(*words, device=device)
+            plan = few_layers(*nano, *words, device=device)
             parts = {part for memory in (plan.memory, plan.cpu) for phase in memory.values() for part in phase}
             assert parts <= set(WORDS)

@@ -68,3 +68,14 @@ def test_model_reward_on_a_gpu(tmp_path):
     folder = str(save_scorer(tmp_path))
     on = {d: ModelReward(folder, device=d)([problem("7")] * 3, ["7", "8", "nine"]).rewards for d in ("cpu", "cuda", "auto")}
     assert on["cuda"] == on["auto"] == pytest.approx(on["cpu"], abs=1e-3)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("auto", "cuda:3"), ("cuda", "cuda:3"), ("cpu", "cpu")])
+def test_each_rank_has_its_reward_model_on_its_own_gpu(tmp_path, monkeypatch, device, expected):
+    """Rank 3, whose GPU is the current one (see `Ranks.use_gpu`)."""
+    went: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: went.append(torch.device(device)))
+    ModelReward(str(save_scorer(tmp_path)), device=device)
+    assert went[-1] == torch.device(expected)

@@ -93,3 +93,12 @@ def test_tied_tensors_are_copied_once(policy):
     head, embedding = copies["lm_head.weight"], copies["model.embed_tokens.weight"]
     assert head.data_ptr() == embedding.data_ptr() != policy.lm_head.weight.data_ptr()
     assert torch.equal(head, policy.lm_head.weight)
+
+
+@pytest.mark.parametrize("every", [None, 4])
+def test_gathered_weights_that_no_step_is_sampled_with_are_dropped(every):
+    """Those of a sharded policy are gathered after each step, for evaluation: only the newest, and those that are due, stay."""
+    found = Refresh(torch.nn.Linear(1, 1), Recorder(), every=every, weights=dict)
+    for step in range(1, 12):
+        found.publish(step)
+        assert set(found.copies) == {found.due(step), step}
