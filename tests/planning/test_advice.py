@@ -46,7 +46,7 @@ def test_what_is_advised_fits():
 
 
 def test_cpu_memory_beside_a_gpu_is_part_of_the_plan():
-    """Policy and reference are read into it first: 2 x 1.84 GiB, and the snapshot of a run that resumes, 3 x 1.84; at the end 2 and 2 moments."""
+    """First policy, reference and snapshot, 5 x 1.84 GiB; at the end policy, reference and two moments, 4 x 1.84."""
     overrides = ["model=qwen2.5-0.5b", "trainer=gpu", "batch.prompts=8", "rollout=vllm_server"]
     small = Device(**(vars(KNOWN["h100"]) | {"cpu_memory": 9 * 2**30}))
     found = few_layers(*overrides, device=small)
