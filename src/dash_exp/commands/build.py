@@ -65,6 +65,9 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     train, tests = problems(cfg)
     reward = instantiate(cfg.reward)
     check_problems(reward, [*train, *(p for test in tests.values() for p in test)])
+    train_sampler = cfg.algo.train_sampler and instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
+    if hasattr(train_sampler, "check"):
+        train_sampler.check(train)
     policy = load_policy(cfg)
     loading.check_vocabulary(policy, tokenizer, cfg.model.path)
     watch = watch_of(cfg)
@@ -79,7 +82,6 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     sampler: Sampler = NoSampler()
     if group.first or shared:
         sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype)
-    train_sampler = cfg.algo.train_sampler and instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
     if shared:
         sampler, reward = SharedSampler(sampler, group, policy), SharedReward(reward, group)
         penalty = penalty and SharedPenalty(penalty, group)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem, Prompt
+from dash_exp.models import texts
 
 
 def tokenized(
@@ -20,12 +21,16 @@ def tokenized(
 ) -> list[Prompt]:
     """The problems with their token ids, those of more than `limit` tokens left out.
 
-    Raises UserError where nothing is left, and where a prompt and a completion of `max_tokens` exceed the model's `context`.
+    Raises UserError where nothing is left, and where a prompt has no token, and where a prompt and a completion
+    of `max_tokens` exceed the model's `context`.
     """
     if not problems:
         raise UserError(where, "has no problem left, test problems taken out", "Give problems that are not in the tests")
-    ids = tokenizer([p.prompt for p in problems], return_attention_mask=False).input_ids
+    ids = texts.encoded(tokenizer, [p.prompt for p in problems])
     prompts = [Prompt(p, tuple(i)) for p, i in zip(problems, ids, strict=True)]
+    empty = next((p for p in prompts if not p.ids), None)
+    if empty is not None:
+        raise UserError(f"{where}, problem {empty.problem.id}", "its prompt has no token of this tokenizer", "Give a text")
     kept = [p for p in prompts if limit is None or len(p.ids) <= limit]
     longest = max(kept, key=lambda p: len(p.ids), default=None)
     if longest is None:
