@@ -389,7 +389,7 @@ def own_problems(folder):
     return [*settings, "data=jsonl", f"data.path={folder}", "reward=format", "reward.pattern='[^a-m]*'"], written
 
 
-def test_problems_that_have_changed_since_are_refused(tmp_path, monkeypatch, capsys):
+def test_problems_that_have_changed_since_are_refused(tmp_path, monkeypatch, capsys, caplog):
     settings, written = own_problems(tmp_path / "data")
     cfg, folder = composed(*settings, "steps=3", "eval.every=3"), tmp_path / "run"
     written("7")
@@ -408,18 +408,17 @@ def test_problems_that_have_changed_since_are_refused(tmp_path, monkeypatch, cap
     assert len(result["digest/data.tests.in_dist"]) == len(result["digest/data.train"]) == 16
     assert json.loads((folder / "result.json").read_text())["digest/data.train"] == result["digest/data.train"]
     assert cells.load_cell(folder).problems["digest"].nunique() == 16
-    # another cell of the same sweep, after the data has changed
-    written("8")
-    again = run.run(composed(*settings, "steps=1", "eval.every=3"), tmp_path / "other", in_sweep=True)
-    assert again["digest/data.train"] == result["digest/data.train"]
-    assert again["digest/data.tests.in_dist"] != result["digest/data.tests.in_dist"]
+    written("8")  # for another cell of the same sweep
+    run.run(composed(*settings, "steps=1", "eval.every=3"), tmp_path / "other", in_sweep=True)
+    assert "data.tests.in_dist: 1 done cell(s) in " in caplog.text
 
 
 def test_cells_of_a_sweep_whose_data_has_changed_are_told_of(tmp_path):
     cfg = composed("data=jsonl", "data.path=there")
     for name, digest, status in (("a", "1", "done"), ("b", "1", "done"), ("c", "2", "done"), ("d", "1", "failed")):
+        (tmp_path / name).mkdir()
         run_folder.write_result(tmp_path / name, {"status": status, "digest/data.train": digest})
-        OmegaConf.save(cfg, tmp_path / name / "config.yaml")
+        (tmp_path / name / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     (said,) = with_other_problems(tmp_path / "new", cfg, {"data.train": "2", "data.tests.in_dist": "3"})
     assert said.startswith("data.train: 2 done cell(s) in ")
     assert with_other_problems(tmp_path / "new", cfg, {"data.train": "1"})[0].startswith("data.train: 1 done cell(s)")
