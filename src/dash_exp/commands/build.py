@@ -23,7 +23,7 @@ from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Problem, Prompt
 from dash_exp.core.watch import Watch
 from dash_exp.data import digests, order
-from dash_exp.data.prompts import tokenized
+from dash_exp.data.prompts import check_answers, tokenized
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models import adapter, folders, loading, sharded
@@ -65,7 +65,9 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
     train, tests = problems(cfg)
     reward = instantiate(cfg.reward)
-    check_problems(reward, [*train, *(p for test in tests.values() for p in test)])
+    for name, of_set in {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}.items():
+        check_problems(reward, of_set, name)
+        check_answers(reward, of_set, tokenizer, cfg.rollout.max_response_tokens, name)
     train_sampler = cfg.algo.train_sampler and instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
     if hasattr(train_sampler, "check"):
         train_sampler.check(train)

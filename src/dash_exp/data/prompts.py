@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -9,6 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem, Prompt
 from dash_exp.models import texts
+from dash_exp.rewards.base import Reward, shortened
+
+log = logging.getLogger(__name__)
 
 
 def tokenized(
@@ -45,3 +49,22 @@ def tokenized(
             + (f", or leave longer problems out with data.max_prompt_tokens={room}" if room > 0 else ""),
         )
     return kept
+
+
+def check_answers(
+    reward: Reward, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_tokens: int, where: str
+) -> None:
+    """Where the reward reads answers: UserError if all of them have more tokens than a completion, one line if some have.
+
+    `where`: the setting that the problems are from.
+    """
+    if getattr(reward, "grades", None) != "answers":
+        return
+    ids = tokenizer([p.answer for p in problems], add_special_tokens=False, return_attention_mask=False).input_ids
+    long = [p for p, answer in zip(problems, ids, strict=True) if len(answer) > max_tokens]
+    if not long:
+        return
+    said = f"have more tokens than rollout.max_response_tokens={max_tokens}, as {shortened(long[0].answer)!r} of {long[0].id}"
+    if len(long) == len(problems):
+        raise UserError(where, f"all answers {said}", "Raise it, or name the field with the answer alone (data.answer)")
+    log.warning("%s: %d of %d answers %s", where, len(long), len(problems), said)

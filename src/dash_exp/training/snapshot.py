@@ -210,13 +210,14 @@ class Snapshots(L.Callback):
                 log.warning("%s is damaged (%s): the snapshot before it is used", file, first_line(str(error)))
                 continue
             if renamed.in_text(state["config"]) == self.config and set(state["module"]) == set(MODULE):
-                self._check_problems(state.get("problems"))  # earlier versions kept no digests
+                if "problems" in state:  # earlier versions kept no digests
+                    self._check_problems(state["problems"])
                 return file, state
             log.warning("%s is of other settings or of another version of the program: the run starts from the beginning", file)
             return None, None
         return None, None
 
-    def _check_problems(self, before: Mapping[str, str] | None) -> None:
+    def _check_problems(self, before: Mapping[str, str]) -> None:
         """Raise UserError where the problems have changed since: the numbers before and after would not belong together."""
         if changed := differ(before, self.problems):
             raise UserError(
