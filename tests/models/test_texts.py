@@ -1,31 +1,14 @@
 """Tokenizers with the habits of those on the hub: BOS before a text, EOS behind it, both, none."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from special_tokens import BOS, EOS, THINK, UNTHINK, made
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Problem
 from dash_exp.data.prompts import tokenized
 from dash_exp.models.texts import continuation, decoded, encoded, frame, joined
-
-SPECIAL = ["<pad>", "<bos>", "<eos>", "<end of turn>", "<think>", "</think>"]
-PAD, BOS, EOS, END, THINK, UNTHINK = range(6)
-
-
-def made(before="", behind="", **changes):
-    """A tokenizer of bytes with these special tokens, which puts some of them around a text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIAL, *alphabet])}, []))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    core.add_special_tokens(SPECIAL)
-    if before or behind:
-        core.post_processor = processors.TemplateProcessing(
-            single=f"{before} $A {behind}".strip(), special_tokens=[(t, i) for i, t in enumerate(SPECIAL)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, **{"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", **changes}
-    )
 
 
 def written(tokenizer, text):
