@@ -37,11 +37,13 @@ def write_cell(
     result: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     completion: str = "3+4=7 A:7",
+    digests: Sequence[str] | None = None,
 ) -> Path:
     """A finished run. `in_dist`, `out_dist`, `base`: 1 for each test problem that is right at the end, or before training.
 
     `curve` is the accuracy in distribution after each outer step, the base model's first; `seconds` are spread evenly over
-    the steps, which sample 100 tokens each. `settings` changes top-level sections of the configuration.
+    the steps, which sample 100 tokens each. `settings` changes top-level sections of the configuration. `digests`: of the test
+    problems; None as in a run of an earlier version.
     """
     folder.mkdir(parents=True)
     (folder / ".hydra").mkdir()
@@ -52,10 +54,14 @@ def write_cell(
     curve = [float(np.mean(base)), *np.linspace(0.3, 0.6, 2), float(np.mean(in_dist))] if curve is None else curve
     metrics(curve, float(np.mean(base)), float(np.mean(out_dist)), seconds).to_csv(folder / "metrics.csv", index=False)
     finals = {"in_dist": in_dist, "out_dist": out_dist}
-    pd.DataFrame(
+    problems = pd.DataFrame(
         [(t, f"{t}/{i}", b, f) for t, rights in finals.items() for i, (b, f) in enumerate(zip(base, rights, strict=True))],
         columns=["test", "problem", "base", "final"],
-    ).to_csv(folder / "problems.csv", index=False)
+    )
+    if digests is not None:
+        problems["digest"] = [*digests] * len(finals)
+        result = {f"digest/data.tests.{test}": "".join(digests) for test in finals} | dict(result or {})
+    problems.to_csv(folder / "problems.csv", index=False)
     (folder / "completions").mkdir()
     lines = [
         {"problem": "p", "prompt": "3+4=", "completion": text, "answer": "7", "reward": r, "advantage": a, "kept": k}

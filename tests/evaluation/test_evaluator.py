@@ -1,4 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
+from conftest import composed
+from hydra.utils import instantiate
+from special_tokens import made
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion
@@ -83,6 +88,17 @@ def test_the_seed_keys_the_noise_and_leaves_greedy_alone(policy, tokenizer, prom
     assert texts(0)[1] != texts(1)[1]
     training = HFSampler(policy, tokenizer, 8).sample(prompts, 3, Sampling(5), (0, 0))  # the same seed, its first step
     assert texts(0)[1] != tokenizer.batch_decode([c.ids for c in training], skip_special_tokens=True)
+
+
+def test_a_reward_sees_tags_that_are_special_tokens(prompts):
+    """The default pattern of reward=format: with the tags left out of the text it would be 0 for ever."""
+    tokenizer = made("<bos>", "<eos>")
+    text = "<think>1 and 1</think><answer>2</answer>"
+    ids = (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
+    sampler = SimpleNamespace(sample=lambda *_: [Completion(ids, None, truncated=False)])
+    reward = instantiate(composed("reward=format").reward)
+    done = Evaluator(sampler, reward, tokenizer, Sampling(99, 0.0))(prompts[:1])
+    assert (done.greedy.texts, done.greedy.rewards) == ([text], [1])
 
 
 def test_greedy_alone_is_the_default(tokenizer, prompts):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from conftest import composed
+from omegaconf import OmegaConf
 from reports import document_of, rows, texts, warnings_of
 from synthetic import write_cell
 
@@ -21,6 +22,14 @@ def test_swept_settings_do_not_warn(sweep):
     assert "batch.sample_prompts" in differs
     assert warnings_of(sweep) == ""
     assert "filter.threshold" in rows(document_of(sweep), "settings")
+
+
+def test_a_line_break_in_a_value_does_not_end_the_row_of_a_table(tmp_path):
+    for name, separator in (("a", None), ("b", "\n")):
+        data = OmegaConf.to_container(composed().data, resolve=True) | {"separator": separator}
+        write_cell(tmp_path / name, [f"data.separator={name}", "seed=0"], settings={"data": data})
+    differs = differing.settings(load([tmp_path]))["data.separator"]
+    assert list(differs.values()) == ["null", "'\\n'"]
 
 
 def test_anything_else_that_differs_warns(sweep):

@@ -4,6 +4,10 @@ import json
 
 import pytest
 from reports import warnings_of
+from synthetic import write_cell
+
+from dash_exp.report import comparison
+from dash_exp.results.cells import load
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
@@ -26,3 +30,28 @@ def test_other_machines_and_failed_gradings(sweep):
     assert "different numbers of torch threads" in said
     assert "6 time-outs in training" in said
     assert "parameters differs between cells" in said and "files have changed" in said
+
+
+@pytest.mark.parametrize(
+    ("grpo", "dash", "over_problems", "said"),
+    [
+        ("abcd", "abcd", 0.25, False),  # the fourth of four problems
+        (None, "abcd", 0.25, False),  # a run of an earlier version
+        ("abcd", "abce", 0.0, True),  # the fourth is another problem
+        ("abcd", "efgh", None, True),
+    ],
+)
+def test_problems_that_have_changed_are_not_paired_by_their_id(grpo, dash, over_problems, said, tmp_path):
+    write_cell(tmp_path / "grpo", ["algo=grpo", "seed=0"], in_dist=(1, 1, 1, 0), digests=grpo)
+    write_cell(tmp_path / "dash", ["algo=dash", "seed=0"], in_dist=(1, 1, 1, 1), digests=dash)
+    found = comparison.difference(load([tmp_path]), "dash", "grpo", "in_dist").over_problems
+    assert (found and found.value) == over_problems
+    warning = "data.tests.in_dist had other problems in some cells: its data has changed between the runs. Differences leave"
+    assert (warning in warnings_of(tmp_path)) == said
+
+
+def test_training_problems_that_have_changed(sweep):
+    for seed in range(3):
+        file = sweep / f"algo=dash,seed={seed}" / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"digest/data.train": "a" if seed else "b"}))
+    assert "data.train had other problems in some cells: its data has changed between the runs." in warnings_of(sweep)

@@ -25,6 +25,22 @@ def test_problems_that_a_reward_cannot_grade_are_refused_before_anything_runs():
         SumReward({"code": code, "exact": exact}, {"code": 1.0, "exact": 1.0}, "code")
 
 
+def test_problems_in_which_no_completion_can_be_right(caplog):
+    digits = ExactReward(r"A:\s*(\d+)")
+    for reward in (digits, SumReward({"exact": digits, "format": FormatReward(".*")}, {"exact": 1.0, "format": 1.0}, "exact")):
+        with pytest.raises(UserError, match=r"^data\.train: no completion can be right, as in p with the answer 'x = 1'\."):
+            check_problems(reward, [problem("x = 1"), problem("y")], "data.train")
+        caplog.clear()
+        check_problems(reward, [problem("7"), problem("x" * 99)], "data.tests.in_dist")
+        said = "data.tests.in_dist: in 1 of 2 problems no completion can be right, as in p with the answer 'xxx"
+        assert said in caplog.text
+        assert "x" * 61 not in caplog.text
+    caplog.clear()
+    check_problems(digits, [problem("7")])
+    check_problems(digits, [])
+    assert not caplog.text
+
+
 def test_a_reward_that_is_not_finite_is_an_error():
     nan, inf = float("nan"), float("inf")
     scores = Scores([1.0, nan, -inf, 0.5], errors=1, components={"a": [nan, nan, 1.0, 1.0], "b": [1.0] * 4})

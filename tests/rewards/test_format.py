@@ -28,5 +28,8 @@ def test_format_with_a_bad_or_a_slow_pattern():
     for pattern in ("a(", None):
         with pytest.raises(UserError, match=r"reward\.pattern"):
             FormatReward(pattern)
+    for pattern, wrong in (("", "matches only a completion without text"), ("(?!)", "matches no completion")):
+        with pytest.raises(UserError, match=wrong):
+            FormatReward(pattern)
     scores = FormatReward("(a|a)*b", timeout_s=0.05)([problem("")] * 2, ["a" * 40 + "cb", "aab"])
     assert (scores.rewards, scores.timeouts) == ([0, 1], 1)

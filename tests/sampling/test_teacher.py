@@ -104,6 +104,13 @@ def test_the_limit_of_the_policy_cuts_a_trace(make, tokenizer):
     assert (tokenizer.decode(completion.ids), completion.truncated) == ("try ", True)
 
 
+def test_a_trace_stands_behind_the_separator_and_ends_once(make, tokenizer, tmp_path):
+    sampler = make(Scripted(tokenizer))
+    sampler.separator = "\n"
+    assert texts(tokenizer, sampler.sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))) == ["\ntry 0 A:1<eos>"]
+    assert lines(tmp_path)[1]["trace"] == "try 0 A:1"  # the file keeps what the teacher wrote
+
+
 def test_two_runs_add_to_one_file(make, tokenizer, tmp_path):
     one, other = make(Scripted(tokenizer)), make(late := Scripted(tokenizer))
     one.sample(PROBLEMS[:2], 1, SAMPLING, (0, 0))

@@ -22,8 +22,8 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Problem, Prompt
 from dash_exp.core.watch import Watch
-from dash_exp.data import order
-from dash_exp.data.prompts import tokenized
+from dash_exp.data import digests, order
+from dash_exp.data.prompts import check_answers, tokenized
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models import adapter, folders, loading, sharded
@@ -41,13 +41,14 @@ from dash_exp.training.shares import NoSampler, SharedPenalty, SharedReward, Sha
 
 @dataclass
 class Parts:
-    """What one run is made of."""
+    """What one run is made of. `digests`: of the problems (`data.digests`)."""
 
     module: PolicyModule
     data: RolloutDataModule
     reward: Any
     tokenizer: Any
     clock: Clock
+    digests: dict[str, str]
 
 
 def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
@@ -66,7 +67,12 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
     train, tests = problems(cfg)
     reward = instantiate(cfg.reward)
-    check_problems(reward, [*train, *(p for test in tests.values() for p in test)])
+    for name, of_set in {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}.items():
+        check_problems(reward, of_set, name)
+        check_answers(reward, of_set, tokenizer, cfg.rollout.max_response_tokens, name)
+    train_sampler = cfg.algo.train_sampler and instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
+    if hasattr(train_sampler, "check"):
+        train_sampler.check(train)
     policy = load_policy(cfg)
     loading.check_vocabulary(policy, tokenizer, cfg.model.path)
     watch = watch_of(cfg)
@@ -85,7 +91,6 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     sampler: Sampler = NoSampler()
     if group.first or shared:
         sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype)
-    train_sampler = cfg.algo.train_sampler and instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
     if shared:
         sampler, reward = SharedSampler(sampler, group, policy), SharedReward(reward, group)
         penalty = penalty and SharedPenalty(penalty, group)
@@ -122,7 +127,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
             ranks=group,
         )
         meet(cfg, module, group)
-        return Parts(module, data, reward, tokenizer, clock)
+        return Parts(module, data, reward, tokenizer, clock, digests.of_sets(train, tests))
     except Exception:
         sampler.close()  # an engine holds a GPU's memory, and the next cell of a sweep wants it
         raise
@@ -139,9 +144,10 @@ def check_trains(cfg: DictConfig) -> None:
 
 
 def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]]]:
-    """The training problems, without those of the test sets; and the test sets by name."""
+    """The training problems, without those of the test sets; and the test sets by name, of each the first `eval.limit`."""
     tests = {str(name): instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
-    return order.without(instantiate(cfg.data.train), [p for test in tests.values() for p in test]), tests
+    train = order.without(instantiate(cfg.data.train), [p for test in tests.values() for p in test])
+    return train, {name: test[: cfg.eval.limit] for name, test in tests.items()}
 
 
 def prompts(
@@ -151,15 +157,12 @@ def prompts(
     tokenizer: PreTrainedTokenizerBase,
     policy: PreTrainedModel,
 ) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
-    """The problems as the policy reads them; of each test set the first `eval.limit`. A test set is never cut by length: its
-    accuracy would be another one.
-    """
+    """The problems as the policy reads them. A test set is never cut by length: its accuracy would be another one."""
     context = loading.context_length(policy, cfg.rollout.sampler.get("max_model_len"))
     read = partial(tokenized, tokenizer=tokenizer, context=context, max_tokens=cfg.rollout.max_response_tokens)
-    limited = {name: test[: cfg.eval.limit] for name, test in tests.items()}
     return (
         read(train, where="data.train", limit=cfg.data.max_prompt_tokens),
-        {name: read(test, where=f"data.tests.{name}") for name, test in limited.items()},
+        {name: read(test, where=f"data.tests.{name}") for name, test in tests.items()},
     )
 
 

@@ -8,7 +8,7 @@ import logging
 import subprocess
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands.build import Parts, build, close, make_trainer
 from dash_exp.commands.sizes import derived_sizes, device_name, sizes
+from dash_exp.commands.sweep.finished import with_other_problems
 from dash_exp.core import files, process
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import PHASES, SIDES
+from dash_exp.core.types import Prompt
+from dash_exp.data import digests
 from dash_exp.distributed import ranks
 from dash_exp.distributed.ranks import ALONE, NOTICE_S, Ranks
 from dash_exp.results.plots import plot_curves
+from dash_exp.results.problems import DIGEST
 from dash_exp.results.run_folder import same_numbers, write_result
 from dash_exp.results.summary import result_table
 from dash_exp.training.budget import LIMITS, Budget
@@ -35,6 +39,8 @@ from dash_exp.training.record import RunRecord
 from dash_exp.training.snapshot import Snapshots
 
 log = logging.getLogger(__name__)
+
+Right = dict[str, dict[str, bool]]  # test set -> id of the problem -> whether its greedy completion was right
 
 
 def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
@@ -107,7 +113,16 @@ def follow(cfg: DictConfig, run_dir: Path, group: Ranks) -> None:
     parts = build(cfg, group)
     L.seed_everything(cfg.seed + group.index, verbose=False)  # from here on noise of its own, such as dropout
     try:
-        snapshots = Snapshots(run_dir, cfg.resume_every, settings_text(cfg), parts.data, dict, anew=not cfg.resume, ranks=group)
+        snapshots = Snapshots(
+            run_dir,
+            cfg.resume_every,
+            settings_text(cfg),
+            parts.data,
+            dict,
+            anew=not cfg.resume,
+            ranks=group,
+            problems=parts.digests,
+        )
         record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, rows=snapshots.rows, writes=False)
         budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
         trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots])
@@ -138,7 +153,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     columns += [f"eval/{test}/{name}" for test in parts.data.test_prompts for name in measured]
     columns += [f"reward/{name}" for name in getattr(parts.reward, "components", ())]
     result: dict[str, Any] = {"status": "failed", "git": git_revision()}
-    base: dict[str, dict[str, bool]] = {}
+    base: Right = {}
     snapshots = Snapshots(
         run_dir,
         cfg.resume_every,
@@ -147,6 +162,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         lambda: {"result": result, "base": base, "total_s": time.perf_counter() - start},
         anew=not cfg.resume,
         ranks=group,
+        problems=parts.digests,
     )
     tracker = start_tracker(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
@@ -156,6 +172,9 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     device = device_name(trainer.strategy.root_device)
     result["device"] = device if group.size == 1 else f"{group.size} x {device}"
     result |= {f"sizes/{name}": size for name, size in derived_sizes(cfg, parts).items()}
+    result |= {f"{DIGEST}{name}": digest for name, digest in parts.digests.items()}
+    for line in with_other_problems(run_dir, cfg, parts.digests) if in_sweep else ():
+        log.warning(line)
     try:
         if snapshots.state is not None:
             snapshots.put_back(trainer, parts.module, record)
@@ -173,7 +192,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         trainer.fit(parts.module, datamodule=parts.data)
         assert parts.module.accuracy_version == parts.module.policy_version, "the last step was not evaluated"
         result |= {f"{name}/final": value for name, value in evaluated(parts.module).items()}
-        write_problems(run_dir, base, parts.module.right)
+        write_problems(run_dir, base, parts.module.right, parts.data.test_prompts)
         result |= {"status": "done", "stopped_by": budget.reached}
         process.stay_to_the_end()
     except BaseException as error:
@@ -224,12 +243,16 @@ def evaluated(module: PolicyModule) -> dict[str, float | None]:
     return {**{f"accuracy/{name}": value for name, value in module.accuracy.items()}, **module.evaluation}
 
 
-def write_problems(run_dir: Path, base: dict[str, dict[str, bool]], final: dict[str, dict[str, bool]]) -> None:
-    """`problems.csv`: whether the greedy completion of each test problem was right, before training and after it."""
+def write_problems(run_dir: Path, base: Right, final: Right, tests: Mapping[str, Sequence[Prompt]]) -> None:
+    """`problems.csv`: whether the greedy completion of each test problem was right, before training and after it, and the
+    problem's digest.
+    """
     with files.whole(run_dir / "problems.csv", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["test", "problem", "base", "final"])
-        writer.writerows([t, p, int(base[t][p]), int(right)] for t, problems in final.items() for p, right in problems.items())
+        writer.writerow(["test", "problem", "base", "final", "digest"])
+        for test, right in final.items():
+            digest = {prompt.problem.id: digests.of_problem(prompt.problem) for prompt in tests[test]}
+            writer.writerows([test, p, int(base[test][p]), int(right[p]), digest[p]] for p in right)
 
 
 def totals(parts: Parts, record: RunRecord, total_s: float) -> dict[str, Any]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.data.rows import Row, load_problems, text_of
 
+# What its authors had a calculator replace while a model samples: "48/2 = <<48/2=24>>24 clips".
+ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 
-def load(path: str, split: str) -> list[Problem]:
+
+def load(path: str, split: str, annotations: bool = False) -> list[Problem]:
     """The problems of one split, "train" or "test".
 
     `path`: a folder with train.jsonl and test.jsonl, or a hub name. Fields of a row: `question`, and `answer`, which is the
-    reasoning followed by `#### number`. Raises UserError for data that cannot be read.
+    reasoning followed by `#### number`. `annotations`: solutions keep their calculator annotations (`ANNOTATION`). Raises
+    UserError for data that cannot be read.
     """
 
     def parse(row: Row, where: str, name: str) -> Problem:
@@ -19,9 +25,12 @@ def load(path: str, split: str) -> list[Problem]:
         if "####" not in solution:
             raise UserError(f"{where}, field answer", "has no '#### number' at its end", "GSM8K rows end with it")
         reasoning, answer = solution.rsplit("####", 1)
-        if not answer.strip():
+        answer = answer.strip()
+        gold = answer.replace(",", "")
+        if not gold:
             raise UserError(f"{where}, field answer", "has nothing after its last ####", "GSM8K rows end with '#### number'")
-        prompt = text_of(row, "question", where)
-        return Problem(name, prompt, answer.strip().replace(",", ""), f"{reasoning.strip()}\n#### {answer.strip()}")
+        if not annotations:
+            reasoning = ANNOTATION.sub("", reasoning)
+        return Problem(name, text_of(row, "question", where), gold, f"{reasoning.strip()}\n#### {answer}")
 
     return load_problems(path, split, parse, subset="main")

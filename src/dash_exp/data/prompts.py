@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem, Prompt
+from dash_exp.models import texts
+from dash_exp.rewards.base import Reward, shortened
+
+log = logging.getLogger(__name__)
 
 
 def tokenized(
@@ -20,12 +25,16 @@ def tokenized(
 ) -> list[Prompt]:
     """The problems with their token ids, those of more than `limit` tokens left out.
 
-    Raises UserError where nothing is left, and where a prompt and a completion of `max_tokens` exceed the model's `context`.
+    Raises UserError where nothing is left, and where a prompt has no token, and where a prompt and a completion
+    of `max_tokens` exceed the model's `context`.
     """
     if not problems:
         raise UserError(where, "has no problem left, test problems taken out", "Give problems that are not in the tests")
-    ids = tokenizer([p.prompt for p in problems], return_attention_mask=False).input_ids
+    ids = texts.encoded(tokenizer, [p.prompt for p in problems])
     prompts = [Prompt(p, tuple(i)) for p, i in zip(problems, ids, strict=True)]
+    empty = next((p for p in prompts if not p.ids), None)
+    if empty is not None:
+        raise UserError(f"{where}, problem {empty.problem.id}", "its prompt has no token of this tokenizer", "Give a text")
     kept = [p for p in prompts if limit is None or len(p.ids) <= limit]
     longest = max(kept, key=lambda p: len(p.ids), default=None)
     if longest is None:
@@ -40,3 +49,22 @@ def tokenized(
             + (f", or leave longer problems out with data.max_prompt_tokens={room}" if room > 0 else ""),
         )
     return kept
+
+
+def check_answers(
+    reward: Reward, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_tokens: int, where: str
+) -> None:
+    """Where the reward reads answers: UserError if all of them have more tokens than a completion, one line if some have.
+
+    `where`: the setting that the problems are from.
+    """
+    if getattr(reward, "grades", None) != "answers":
+        return
+    ids = tokenizer([p.answer for p in problems], add_special_tokens=False, return_attention_mask=False).input_ids
+    long = [p for p, answer in zip(problems, ids, strict=True) if len(answer) > max_tokens]
+    if not long:
+        return
+    said = f"have more tokens than rollout.max_response_tokens={max_tokens}, as {shortened(long[0].answer)!r} of {long[0].id}"
+    if len(long) == len(problems):
+        raise UserError(where, f"all answers {said}", "Raise it, or name the field with the answer alone (data.answer)")
+    log.warning("%s: %d of %d answers %s", where, len(long), len(problems), said)

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.types import Completion, Problem, Prompt
 from dash_exp.evaluation.measures import Interval, avg_at_n, bootstrap, check_counts, majority_vote, pass_at_k, wilson
+from dash_exp.models.texts import decoded
 from dash_exp.rewards.base import Reward, correct
 from dash_exp.sampling.base import Sampler, Sampling
 
@@ -161,8 +162,8 @@ class Evaluator:
         return Evaluation([p.problem for p in prompts], self._grade(prompts, 1, self.greedy, ()), sampled, self.k)
 
     def texts(self, completions: Sequence[Completion]) -> list[str]:
-        """The completions as text, without special tokens."""
-        return self.tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
+        """The completions as text, as rewards and records have them."""
+        return decoded(self.tokenizer, completions)
 
     def _grade(self, prompts: Sequence[Prompt], count: int, sampling: Sampling, key: tuple[int, ...]) -> Graded:
         completions = self.sampler.sample(prompts, count, sampling, key)

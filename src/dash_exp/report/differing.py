@@ -70,7 +70,8 @@ def _below(key: str, parents: Iterable[str]) -> bool:
 def _shown(config: Flat, key: str) -> str:
     if key not in config:
         return "-"
-    return "null" if config[key] is None else str(config[key])
+    text = "null" if config[key] is None else str(config[key])
+    return text if text.isprintable() else repr(text)  # a line break would end a row of a table
 
 
 def explained(results: Results) -> tuple[set[str], list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dash_exp.report import comparison, differing
 from dash_exp.results.cells import Cell, Results
+from dash_exp.results.problems import sets_that_differ
 
 FAILED_GRADINGS = ("score/timeouts", "score/errors", "eval/timeouts", "eval/errors")
 
@@ -21,6 +22,7 @@ def warnings(results: Results) -> list[str]:
         *_missing(results),
         *_seeds(results),
         *_evaluation(results),
+        *_problems(results),
         *_gradings(results),
         *_watches(results),
     ]
@@ -137,6 +139,18 @@ def _evaluation(results: Results) -> list[str]:
         if len(problems) > 1:
             said.append(f"Not all cells were tested on the same problems of {test}. Differences use the problems in common.")
     return said
+
+
+def _problems(results: Results) -> list[str]:
+    """Sets of problems that have changed between the cells, by their digests."""
+    changed = {f"data.tests.{test}" for cell in results.cells for test, _ in cell.changed}
+    by_settings = any(differing.under(key, ["data", "eval.limit"]) for key in differing.settings(results))
+    others = [] if by_settings else sets_that_differ([cell.result for cell in results.cells])
+    return [
+        f"{name} had other problems in some cells: its data has changed between the runs."
+        + (" Differences leave the changed problems out." if name in changed else "")
+        for name in sorted(changed.union(others))
+    ]
 
 
 def _tested(results: Results) -> list[Cell]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import whole_lines
+from dash_exp.results.problems import Changed, changed_problems, sets_that_differ, told_apart
 from dash_exp.results.run_folder import SCHEME, is_run, overrides_by_key, read_result, read_sweep, read_yaml, wandb_id
 
 if TYPE_CHECKING:  # imported only when a table is needed, so that a mistake on the command line is reported at once
@@ -38,7 +39,7 @@ class Cell:
 
     `folder`: the run folder. `overrides`: the overrides of the command line, by key. `status`: done, failed, stopped,
     unfinished (killed, or still running) or waiting (not started yet). `config`: the resolved configuration.
-    `result`: the content of `result.json`.
+    `result`: the content of `result.json`. `changed`: the test problems that were others in other cells of the comparison.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Cell:
     status: str
     config: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
+    changed: Changed = frozenset()
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -57,11 +59,11 @@ class Cell:
 
     @cached_property
     def problems(self) -> pd.DataFrame:
-        """`problems.csv`: columns test, problem, base and final.
+        """`problems.csv`: columns test, problem, base, final and digest.
 
         base and final are 1 if the greedy completion was correct before and after training, else 0. Empty until the run ends.
         """
-        return _csv(self.folder / "problems.csv")
+        return told_apart(_csv(self.folder / "problems.csv"), self.changed)
 
     @property
     def name(self) -> str:
@@ -178,7 +180,15 @@ def load(paths: Sequence[str | Path]) -> Results:
             if not found:
                 raise UserError(str(path), "contains no runs", f"Give {GIVE}")
             cells |= {wandb_id(cell.folder) or cell.folder.resolve(): cell for cell in found}
-    return Results(list(cells.values()))
+    return Results(_told_apart(list(cells.values())))
+
+
+def _told_apart(cells: Sequence[Cell]) -> Sequence[Cell]:
+    """The cells, each with the problems that have changed between them."""
+    if not any(name.startswith("data.tests.") for name in sets_that_differ([cell.result for cell in cells])):
+        return cells
+    changed = changed_problems([cell.problems for cell in cells])
+    return [replace(cell, changed=changed) for cell in cells]
 
 
 def from_wandb(path: str) -> list[Path]:
@@ -233,7 +243,7 @@ def _csv(file: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        return pd.read_csv(io.StringIO(whole_lines(file.read_text(encoding="utf-8"))))
+        return pd.read_csv(io.StringIO(whole_lines(file.read_text(encoding="utf-8"))), dtype={"digest": str})
     except (FileNotFoundError, ValueError):  # pandas: an empty or damaged file, or a wrong encoding
         return pd.DataFrame()
 

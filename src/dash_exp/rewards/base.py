@@ -53,6 +53,7 @@ class Reward(Protocol):
     - `grades`: "programs" if every problem must have `tests`, "answers" if none may;
     - `components`: the names in `Scores.components`;
     - `correct`: the name of the component in which 1 means a correct completion; without it 1 in `Scores.rewards` does;
+    - `can_be_right(problem)`: whether a completion can be correct at all, such as where a pattern has to match the answer;
     - `answers(texts)`: the answer in each completion, spelled the same where two are equal, None where there is none; with it
       evaluation reports a majority vote (maj@n);
     - `close()`: called once, at the end of a run.
@@ -62,8 +63,11 @@ class Reward(Protocol):
         """Grade B completions: `texts[i]` is one of `problems[i]`. It may be called from a thread other than the main one."""
 
 
-def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:
-    """Raise UserError for a problem that this reward cannot grade."""
+def check_problems(reward: Reward, problems: Sequence[Problem], where: str = "data") -> None:
+    """Raise UserError for a problem that this reward cannot grade, and where in none of them a completion can be correct.
+
+    `where`: the setting that the problems are from. Some problems of that kind are one line in the log.
+    """
     grades = getattr(reward, "grades", None)
     for problem in problems:
         if grades == "programs" and not problem.tests:
@@ -72,6 +76,18 @@ def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:
             )
         if grades == "answers" and problem.tests:
             raise UserError(f"problem {problem.id}", "asks for a program, but the reward reads an answer", "Use reward=code")
+    can_be_right = getattr(reward, "can_be_right", lambda problem: True)
+    never = [problem for problem in problems if not can_be_right(problem)]
+    if never:
+        example = f"{never[0].id} with the answer {shortened(never[0].answer)!r}"
+        if len(never) == len(problems):
+            raise UserError(where, f"no completion can be right, as in {example}", "Change reward.pattern, or the answers")
+        log.warning("%s: in %d of %d problems no completion can be right, as in %s", where, len(never), len(problems), example)
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """The beginning of a text, for a message."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def correct(scores: Scores, reward: Reward) -> list[bool]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Scores
-from dash_exp.rewards.patterns import last_matches, one_group
+from dash_exp.rewards.patterns import can_give, group_of, last_matches, one_group
 
 
 class ExactReward:
@@ -22,6 +22,11 @@ class ExactReward:
     def __init__(self, pattern: str | None = None, timeout_s: float = 1.0) -> None:
         self.pattern = one_group(pattern)
         self.timeout_s = timeout_s
+        self.group = group_of(self.pattern)
+
+    def can_be_right(self, problem: Problem) -> bool:
+        """Whether the pattern can give the answer: `A:(\\S+)` cannot give `1 1/2`. True where it is not known."""
+        return can_give(self.group, problem.answer, self.timeout_s)
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         answers, timeouts = last_matches(self.pattern, texts, self.timeout_s)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import regex
 
+from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Scores
 from dash_exp.rewards.patterns import compiled
@@ -20,6 +21,12 @@ class FormatReward:
 
     def __init__(self, pattern: str, timeout_s: float = 1.0) -> None:
         self.pattern = compiled(pattern, regex.DOTALL)
+        if not pattern or self.pattern.fullmatch("", partial=True, timeout=timeout_s) is None:
+            raise UserError(
+                f"reward.pattern={pattern}",
+                "matches no completion" if pattern else "matches only a completion without text",
+                "Write the form that a completion should have",
+            )
         self.timeout_s = timeout_s
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:

@@ -13,6 +13,7 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.models import loading
 from dash_exp.models.batch import cut
+from dash_exp.models.texts import encoded
 from dash_exp.rewards.base import Scores
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class ModelReward:
         except UnicodeEncodeError:
             return []
         if not self.chat:
-            return self.tokenizer(prompt + text).input_ids
+            return encoded(self.tokenizer, [prompt + text], whole=True)[0]
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
         return cast(list[int], self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
 

@@ -23,9 +23,10 @@ from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Problem, Prompt
-from dash_exp.models import loading
+from dash_exp.models import loading, texts
 from dash_exp.rewards.base import Reward, correct
 from dash_exp.sampling.base import Sampler, Sampling
+from dash_exp.sampling.traces import behind
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Teacher:
         """The prompt that the teacher gets for this problem."""
         text = self.template.replace("{prompt}", problem.prompt)
         if not self.chat:
-            return Prompt(problem, tuple(tokenizer(text).input_ids))
+            return Prompt(problem, tuple(texts.encoded(tokenizer, [text])[0]))
         if tokenizer.chat_template is None:
             raise UserError(
                 "teacher.chat=true", f"the tokenizer {self.tokenizer} has no chat template", "Use teacher.chat=false"
@@ -88,6 +89,7 @@ class TeacherSampler:
     `sampler` creates the sampler of the teacher from (policy=, tokenizer=, compute_dtype=). `dtype`: of its weights and matrix
     products. `accelerator`: "cpu" or "gpu", as in Lightning. `file`: the file of traces. `data`: the name of the data set.
     `chunk`: how many problems are sampled and added to the file at a time; they are kept if the run is stopped.
+    `separator`: see `traces.behind`.
 
     Raises UserError if the file belongs to another teacher, other settings, or other problems.
     """
@@ -105,6 +107,7 @@ class TeacherSampler:
         dtype: str = "float32",
         accelerator: str = "cpu",
         chunk: int = 256,
+        separator: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.reward = reward
@@ -113,6 +116,7 @@ class TeacherSampler:
         self.dtype = dtype
         self.accelerator = accelerator
         self.chunk = chunk
+        self.separator = separator or ""
         header = {**self.teacher.header(data), "reward": type(reward).__name__}
         self.traces = TraceFile(Path(file).expanduser(), header)
         self._loaded: tuple[Sampler, PreTrainedTokenizerBase] | None = None
@@ -135,11 +139,13 @@ class TeacherSampler:
                     self.traces.add(self._write(missing[start : start + self.chunk]))
                     self._say()
         rows = [self.traces.text(problem) for problem in problems]
-        return [self._completion(*row, sampling.max_tokens) for row in rows for _ in range(group_size)]
+        written = [
+            (behind(p.prompt, text, self.separator), complete) for p, (text, complete) in zip(problems, rows, strict=True)
+        ]
+        return [self._completion(*trace, sampling.max_tokens) for trace in written for _ in range(group_size)]
 
     def _completion(self, text: str, complete: bool, max_tokens: int) -> Completion:
-        end = (self.tokenizer.eos_token_id,) if complete else ()
-        ids = (*self.tokenizer(text, add_special_tokens=False).input_ids, *end)
+        ids = tuple(texts.continuation(self.tokenizer, text, complete))
         return Completion(
             ids[:max_tokens] or (self.tokenizer.eos_token_id,), None, truncated=not complete or len(ids) > max_tokens
         )
@@ -152,9 +158,9 @@ class TeacherSampler:
         rows: dict[str, dict[str, Any]] = {}
         for attempt in range(ask.tries):
             completions = sampler.sample(waiting, 1, Sampling(ask.max_tokens, ask.temperature), (ask.seed, attempt))
-            texts = tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
-            right = correct(self.reward([p.problem for p in waiting], texts), self.reward)
-            for prompt, completion, text, accepted in zip(waiting, completions, texts, right, strict=True):
+            written = texts.decoded(tokenizer, completions)
+            right = correct(self.reward([p.problem for p in waiting], written), self.reward)
+            for prompt, completion, text, accepted in zip(waiting, completions, written, right, strict=True):
                 rows[prompt.problem.id] = {
                     "problem": prompt.problem.id,
                     "prompt": prompt.problem.prompt,

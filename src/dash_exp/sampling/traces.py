@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
-from dash_exp.core.types import Completion, Prompt
+from dash_exp.core.types import Completion, Problem, Prompt
+from dash_exp.models.texts import continuation
 from dash_exp.rewards.base import Reward
 from dash_exp.sampling.base import Sampling
 
@@ -16,13 +17,25 @@ from dash_exp.sampling.base import Sampling
 class TraceSampler:
     """Returns the solution of each problem, tokenised and with the end-of-sequence token, `group_size` times.
 
-    `reward` is ignored: solutions are returned whether they are correct or not. Other samplers of traces use it.
+    `reward` is ignored: solutions are returned whether they are correct or not. Other samplers of traces use it. `separator`:
+    see `behind`.
     """
 
     version = None
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, reward: Reward | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, reward: Reward | None = None, separator: str | None = None) -> None:
         self.tokenizer = tokenizer
+        self.separator = separator or ""
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raise UserError for the first problem that has no solution."""
+        for problem in problems:
+            if not problem.solution:
+                raise UserError(
+                    f"problem {problem.id}",
+                    "has no solution to train on",
+                    "SFT needs a data set with solutions; data=jsonl takes them from the field that data.solution names",
+                )
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Nothing to do: traces do not depend on weights."""
@@ -37,10 +50,15 @@ class TraceSampler:
         return [self._trace(prompt, sampling.max_tokens) for prompt in prompts for _ in range(group_size)]
 
     def _trace(self, prompt: Prompt, max_tokens: int) -> Completion:
-        solution = prompt.problem.solution
-        if not solution:
-            raise UserError(
-                f"problem {prompt.problem.id}", "has no solution to train on", "SFT needs a data set with solutions"
-            )
-        ids = (*self.tokenizer(solution, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id)
+        self.check([prompt.problem])
+        solution = behind(prompt.problem.prompt, str(prompt.problem.solution), self.separator)
+        ids = tuple(continuation(self.tokenizer, solution))
         return Completion(ids[:max_tokens], None, truncated=len(ids) > max_tokens)
+
+
+def behind(prompt: str, solution: str, separator: str) -> str:
+    """The solution as it stands behind its prompt: with the separator before it, unless white space divides the two already.
+
+    The prompt stays as it is, so that a policy has the same prompts in SFT, in RL and in evaluation.
+    """
+    return solution if prompt[-1:].isspace() or solution[:1].isspace() else separator + solution

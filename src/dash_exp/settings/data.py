@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from dash_exp.core.errors import UserError
-from dash_exp.settings.checks import number, texts
+from dash_exp.settings.checks import flags, number, texts
 
 SECTIONS = "data data.tests"
 
@@ -13,6 +13,9 @@ SECTIONS = "data data.tests"
 def values(cfg: DictConfig) -> None:
     texts(cfg, "data.name data.path")
     number(cfg, "data.max_prompt_tokens", whole=True, least=1, optional=True)
+    flags(cfg, "data.train.annotations")
+    if cfg.data.get("separator") is not None:
+        texts(cfg, "data.separator", lines=True)
     if cfg.data.tests.get("in_dist") is None:
         raise UserError("data.tests.in_dist", "is null", "Give a test set: accuracy and the best checkpoint need it")
     sets = {"data.train": cfg.data.get("train")} | {f"data.tests.{name}": test for name, test in cfg.data.tests.items()}

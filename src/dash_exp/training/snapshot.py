@@ -20,9 +20,11 @@ import numpy as np
 import torch
 
 from dash_exp.core import files
+from dash_exp.core.errors import UserError
 from dash_exp.core.words import first_line
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.models import adapter, sharded
+from dash_exp.results.problems import differ
 from dash_exp.results.run_folder import ATTEMPTS_FILE, SNAPSHOTS, snapshots
 from dash_exp.settings import renamed
 from dash_exp.training.module import PolicyModule
@@ -44,7 +46,8 @@ class Snapshots(L.Callback):
     When a run is stopped in a way that Python notices, a snapshot of the last outer step is written too, unless an optimizer
     step has changed the policy since. `config` is the text of the settings: a snapshot of other settings is not used. `more()`
     gives what else is to be kept; it comes back in the state under "more". With `anew` existing snapshots are ignored. Of
-    several ranks the first chooses the snapshot that all resume from, and writes.
+    several ranks the first chooses the snapshot that all resume from, and writes. `problems`: digests of the sets of problems;
+    UserError where they are not those of the snapshot.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Snapshots(L.Callback):
         more: Callable[[], dict[str, Any]],
         anew: bool = False,
         ranks: Ranks = ALONE,
+        problems: Mapping[str, str] | None = None,
     ) -> None:
         self.run_dir = run_dir
         self.every = every
@@ -63,6 +67,7 @@ class Snapshots(L.Callback):
         self.data = data
         self.more = more
         self.ranks = ranks
+        self.problems = dict(problems or {})
         file, self.state = self._read() if ranks.first and not anew else (None, None)
         file = ranks.from_first(file)
         if file is not None and not ranks.first:
@@ -130,6 +135,7 @@ class Snapshots(L.Callback):
         record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))  # type: ignore[attr-defined]
         self._last = {
             "config": self.config,
+            "problems": self.problems,
             "step": step,
             "module": {name: getattr(pl_module, name) for name in MODULE},
             "kl": dict(vars(pl_module.objective.kl_coef)),
@@ -204,10 +210,21 @@ class Snapshots(L.Callback):
                 log.warning("%s is damaged (%s): the snapshot before it is used", file, first_line(str(error)))
                 continue
             if renamed.in_text(state["config"]) == self.config and set(state["module"]) == set(MODULE):
+                if "problems" in state:  # earlier versions kept no digests
+                    self._check_problems(state["problems"])
                 return file, state
             log.warning("%s is of other settings or of another version of the program: the run starts from the beginning", file)
             return None, None
         return None, None
+
+    def _check_problems(self, before: Mapping[str, str]) -> None:
+        """Raise UserError where the problems have changed since: the numbers before and after would not belong together."""
+        if changed := differ(before, self.problems):
+            raise UserError(
+                ", ".join(changed),
+                f"its problems have changed since the run in {self.run_dir} was stopped",
+                "Put them back, or choose another name=...; resume=false starts again in its place",
+            )
 
 
 def save(state: State, file: IO[bytes]) -> None:

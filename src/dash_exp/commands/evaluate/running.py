@@ -84,7 +84,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     """The test sets as the model will see them, and the evaluator. The model is loaded last."""
     import torch
 
-    from dash_exp.data.prompts import tokenized
+    from dash_exp.data.prompts import check_answers, tokenized
     from dash_exp.evaluation.evaluator import Evaluator
     from dash_exp.models import folders, loading
     from dash_exp.rewards.base import check_problems
@@ -100,7 +100,9 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=trust)
     problems = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
     reward = instantiate(cfg.reward)
-    check_problems(reward, [p for test in problems.values() for p in test])
+    for name, test in problems.items():
+        check_problems(reward, test[: cfg.eval.limit], f"data.tests.{name}")
+        check_answers(reward, test[: cfg.eval.limit], tokenizer, cfg.rollout.max_response_tokens, f"data.tests.{name}")
     policy = loading.load_policy(
         cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust
     )

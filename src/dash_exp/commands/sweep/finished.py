@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.core.errors import UserError
 from dash_exp.results.cells import load_cell
+from dash_exp.results.problems import differ, recorded
 from dash_exp.results.run_folder import flat, read_result, same_numbers, snapshots
 
 
@@ -23,6 +25,29 @@ def finished(run_dir: Path, cfg: DictConfig) -> bool:
     if _settings(OmegaConf.create(dict(before))) != _settings(cfg):
         raise UserError(str(run_dir), "holds a finished run with other settings", "Choose another name=..., or remove it")
     return True
+
+
+def with_other_problems(run_dir: Path, cfg: DictConfig, digests: Mapping[str, str]) -> list[str]:
+    """One message for each set of problems that done cells with the same data settings beside `run_dir` had otherwise.
+
+    `digests`: those of this run. Cells of earlier versions recorded none.
+    """
+    others: dict[str, int] = {}
+    for result_file in run_dir.parent.glob("*/result.json"):
+        result = read_result(result_file.parent)
+        names = differ(recorded(result), digests) if result.get("status") == "done" else []
+        if names and _data(load_cell(result_file.parent).config) == _data(OmegaConf.to_container(cfg, resolve=True)):
+            others |= {name: others.get(name, 0) + 1 for name in names}
+    return [
+        f"{name}: {n} done cell(s) in {run_dir.parent} had other problems, so the data has changed since. "
+        "Differences leave out what has changed; another name=... starts a sweep anew"
+        for name, n in others.items()
+    ]
+
+
+def _data(settings: Any) -> tuple[Any, Any]:
+    """The settings that choose the problems."""
+    return settings.get("data"), (settings.get("eval") or {}).get("limit")
 
 
 def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:

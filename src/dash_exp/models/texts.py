@@ -1,0 +1,52 @@
+"""From text to token ids and back: prompts, solutions, completions, and what a teacher or a reward model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from dash_exp.core.types import Completion
+
+Ids = Sequence[int]
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], whole: bool = False) -> list[list[int]]:
+    """The token ids of texts, with what the tokenizer puts before a text (BOS), once where the text begins with it already.
+
+    What it puts behind a text (EOS) is left out, because a model continues the text; `whole`: it is added, once.
+    """
+    front, back = frame(tokenizer)
+    bare = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False).input_ids
+    return [joined(joined(front, ids), back if whole else []) for ids in bare]
+
+
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and behind every text."""
+    text = "1 + 1"
+    bare, all_ids = tokenizer(text, add_special_tokens=False).input_ids, tokenizer(text).input_ids
+    starts = (i for i in range(len(all_ids)) if all_ids[i : i + len(bare)] == bare)
+    start = next(starts, 0)
+    return all_ids[:start], all_ids[start + len(bare) :]
+
+
+def joined(first: Ids, second: Ids) -> list[int]:
+    """Both, with what ends the first and begins the second only once. `[1, 2], [2, 3] -> [1, 2, 3]`"""
+    shared = next(n for n in range(min(len(first), len(second)), -1, -1) if list(first[len(first) - n :]) == list(second[:n]))
+    return [*first, *second[shared:]]
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, text: str, complete: bool = True) -> list[int]:
+    """The ids of a text that stands behind a prompt: nothing before it, and where it is `complete` EOS once behind it."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    return joined(ids, [tokenizer.eos_token_id]) if complete else list(ids)
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Completion]) -> list[str]:
+    """Each completion as text, without padding, BOS, EOS, and the token that ended it.
+
+    Other special tokens stay: where `<think>` is one, a reward has to see it. No space is removed before punctuation.
+    """
+    unsaid = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    said = [[i for i in (c.ids if c.truncated else c.ids[:-1]) if i not in unsaid] for c in completions]
+    return [str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)) for ids in said]
