@@ -175,7 +175,8 @@ def load_policy(cfg: DictConfig) -> PreTrainedModel:
 
 def watch_of(cfg: DictConfig) -> Watch:
     """The checks of the run. Rounding to 16 bits lets sampler and trainer differ more."""
-    mismatch_limit = cfg.rollout.mismatch_limit or (1e-4 if cfg.model.compute_dtype == "float32" else 0.03)
+    in_32_bits = cfg.model.compute_dtype == "float32" and cfg.model.dtype == "float32"
+    mismatch_limit = cfg.rollout.mismatch_limit or (1e-4 if in_32_bits else 0.03)
     return Watch(OmegaConf.to_container(cfg.watch, resolve=True), mismatch_limit=mismatch_limit)  # type: ignore[arg-type]
 
 
