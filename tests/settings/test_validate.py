@@ -48,7 +48,7 @@ def test_what_conf_allows_in_addition_to_its_own_settings():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KEY_FILE", str(cfg.model.path))
         validate.validate(cfg)
-    build.check_optimizer(cfg)
+    build.check_parts(cfg)
 
 
 def test_settings_are_left_as_they_were():

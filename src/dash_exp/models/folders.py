@@ -101,7 +101,9 @@ def _check_safetensors(file: Path, where: str) -> None:
         try:
             contents.seek(8)
             header = json.loads(contents.read(length if length < size else 0))
-            needs = 8 + length + max((tensor["data_offsets"][1] for k, tensor in header.items() if k != "__metadata__"), default=0)
+            needs = (
+                8 + length + max((tensor["data_offsets"][1] for k, tensor in header.items() if k != "__metadata__"), default=0)
+            )
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             wrong = f"{file.name} ({size:,} bytes) is damaged or cut off: it has no readable header"
             raise UserError(where, wrong, "Copy or save it again") from error

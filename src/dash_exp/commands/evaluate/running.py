@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands.evaluate.command import Command
@@ -84,6 +83,9 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     """The test sets as the model will see them, and the evaluator. The model is loaded last."""
     import torch
 
+    from dash_exp.commands import rehearsal
+    from dash_exp.commands.build import data_set
+    from dash_exp.commands.parts import check_named, made, named
     from dash_exp.data.prompts import tokenized
     from dash_exp.evaluation.evaluator import Evaluator
     from dash_exp.models import folders, loading
@@ -95,19 +97,21 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
         device = "cuda" if torch.cuda.is_available() else "mps"
         if device == "mps" and not torch.backends.mps.is_available():
             raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
+    check_named({key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "reward", "rollout")})
     folders.check_folder(cfg.model.path)
     trust = cfg.model.get("trust_remote_code", False)  # a run of an earlier version does not have it
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=trust)
-    problems = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
-    reward = instantiate(cfg.reward)
-    check_problems(reward, [p for test in problems.values() for p in test])
+    problems = {str(name): data_set(cfg, f"data.tests.{name}") for name, test in cfg.data.tests.items() if test is not None}
+    reward = made(cfg, "reward")
+    check_problems(reward, everything := [p for test in problems.values() for p in test])
+    rehearsal.reward(reward, everything[0], named(cfg, "reward"))
     policy = loading.load_policy(
         cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust
     )
     loading.check_vocabulary(policy, tokenizer, cfg.model.path)
     torch.nn.Module.to(policy, device)
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
-    sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
+    sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
     sampler.load_weights(policy.state_dict(), 0)
     max_tokens = cfg.rollout.max_response_tokens
     context = loading.context_length(policy, cfg.rollout.sampler.get("max_model_len"))
