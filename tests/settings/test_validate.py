@@ -39,7 +39,7 @@ def test_what_conf_allows_in_addition_to_its_own_settings():
     """Extensions of one's own pass: other modules' parts, further trainer settings, a key file's name in the environment."""
     cfg = composed(
         "+trainer.deterministic=true",
-        "rollout.sampler._target_=json.JSONDecoder",
+        "rollout.sampler._target_=types.SimpleNamespace",
         "optimizer._target_=torch.optim.RMSprop",
         "~optimizer.betas",
         "~optimizer.fused",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.core import files
@@ -85,20 +85,20 @@ def check_named(tree: object, key: str = "") -> None:
 
 def _found(target: str, where: str) -> Any:
     """The function or class of this name."""
-    module, _, name = target.rpartition(".")
-    try:
-        part = get_object(target)
-    except Exception as error:  # a module of the user may raise anything while it is imported
+    part: Any = None
+    path = ""
+    for name in target.split("."):
+        parent, path = path, f"{path}.{name}".lstrip(".")
         try:
-            names = dir(importlib.import_module(module))
-        except ModuleNotFoundError:
-            raise UserError(where, f"there is no module {module}", "Correct the name") from error
-        except Exception as broken:
-            wrong = f"the module {module} cannot be imported ({type(broken).__name__}: {error_line(broken)})"
-            raise UserError(where, wrong, "Correct it") from error
-        close = get_close_matches(name, names, n=1)
-        right = f"Use {module}.{close[0]}" if close else "Correct the name"
-        raise UserError(where, f"there is no {name} in {module}", right) from error
+            known = part is not None and hasattr(part, name)
+            part = getattr(part, name) if known else importlib.import_module(path)
+        except Exception as error:  # a module of the user may raise anything while it is imported
+            if not (isinstance(error, ModuleNotFoundError) and error.name == path):
+                wrong = f"the module {path} cannot be imported ({type(error).__name__}: {error_line(error)})"
+                raise UserError(where, wrong, "Correct it") from error
+            close = get_close_matches(name, dir(part), n=1) if parent else []
+            wrong = f"there is no {name} in {parent}" if parent else f"there is no module {name}"
+            raise UserError(where, wrong, f"Use {parent}.{close[0]}" if close else "Correct the name") from error
     if not callable(part):
         raise UserError(where, "is not a function or class", "Write module.name of one")
     return part

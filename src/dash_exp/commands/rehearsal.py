@@ -86,6 +86,7 @@ def optimization(how: Optimization, parameters: Sequence[Tensor], steps: int, na
         _takes_nothing(schedule.step, where, right)
         if not isinstance(schedule, LRScheduler):
             raise TypeError(f"it gives a {type(schedule).__name__} and not a schedule of torch")
+        optimizer.step()  # of which torch wants one after the schedule was made
         for step in range(min(steps, SCHEDULED)):
             if any(not math.isfinite(lr) or lr < 0 for lr in schedule.get_last_lr()):
                 raise ValueError(f"the learning rate of outer step {step + 1} is {schedule.get_last_lr()[0]}")

@@ -1,4 +1,4 @@
-"""The generation configuration of a model: the tokens that end a completion are read from it, and it is written with the weights.
+"""The generation configuration of a model: it names the tokens that end a completion, and is written with the weights.
 
 Transformers reads nearly anything, and refuses to write what makes no sense: with it, it would refuse the weights.
 """
@@ -14,7 +14,7 @@ FILE = "generation_config.json"
 
 
 def check(model: PreTrainedModel, where: str) -> None:
-    """Raise UserError, for the setting `where`, for end-of-sequence ids that are no tokens of the model, and for what cannot be
+    """Raise UserError, for the setting `where`, for end-of-sequence ids that are no ids of tokens, and for what cannot be
     written.
 
     A temperature or top-p without `do_sample`, which many models have and Transformers does not write, gets it.
@@ -22,18 +22,18 @@ def check(model: PreTrainedModel, where: str) -> None:
     config = model.generation_config
     if config is None:
         return
-    ids, known = config.eos_token_id, int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, arg-type]
+    ids = config.eos_token_id
     for i in ids if isinstance(ids, list) else [ids]:
-        if i is not None and not (type(i) is int and 0 <= i < known):
-            wrong = f"eos_token_id={ids!r} in its generation configuration ({FILE}) names no token of the model"
-            raise UserError(where, wrong, f"Write a whole number from 0 to {known - 1}, or a list of them")
+        if i is not None and not (type(i) is int and i >= 0):
+            wrong = f"eos_token_id={ids!r} in its generation configuration ({FILE}) is no id of a token"
+            raise UserError(where, wrong, "Write a whole number of at least 0, or a list of them")
     if _refusal(model) is None:
         return
     before, config.do_sample = config.do_sample, True
-    if wrong := _refusal(model):
+    if refusal := _refusal(model):
         config.do_sample = before
         raise UserError(
-            where, f"Transformers cannot write its generation configuration ({wrong})", f"Take that setting out of {FILE}"
+            where, f"Transformers cannot write its generation configuration ({refusal})", f"Take that setting out of {FILE}"
         )
 
 

@@ -66,6 +66,7 @@ def load_policy(
             use_safetensors=True,
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_check_weights` names them
         )
         _check_weights(model, loading, f"model.path={base}")
         if adapter.has_one(model):
@@ -138,6 +139,7 @@ def load_scorer(path: str, dtype: str, pad_id: int) -> PreTrainedModel:
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     if scorer.config.num_labels != 1:
         raise UserError(f"reward.path={path}", f"gives {scorer.config.num_labels} logits", "Give a reward model, which has one")
@@ -221,6 +223,9 @@ def _check_weights(model: PreTrainedModel, loading: Mapping[str, Any], where: st
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(where, f"has no weights for {', '.join(missing[:3])}{more}", "Give a folder that was saved completely")
+    for name, here, wanted in sorted(loading["mismatched_keys"]):
+        wrong = f"{name} has the sizes {list(here)} and {list(wanted)} in config.json"
+        raise UserError(where, wrong, "Give weights and config.json of one model")
     if unused := [name for name in sorted(map(str, loading["unexpected_keys"])) if _has_a_place_near(model, name)]:
         raise UserError(
             where,

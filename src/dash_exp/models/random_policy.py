@@ -24,7 +24,7 @@ def random_policy(architecture: Mapping[str, Any], **kwargs: Any) -> PreTrainedM
         _check_sizes(config)
         model = AutoModelForCausalLM.from_config(config, **kwargs)
         if model.device.type != "meta":
-            with torch.no_grad():  # most sizes that do not fit together are met only here
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):  # most sizes that do not fit together are met only here
                 model.train()(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except UserError:
         raise
