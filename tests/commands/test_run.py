@@ -146,3 +146,13 @@ def test_a_run_that_cannot_be_built_leaves_its_status(small_run, tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "failed"
     assert "is not a regular expression" in result["error"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_in_16_bits_on_a_cpu_without_another_setting(small_run, dtype):
+    """Attention is in 32 bits there, and gives its output in the type of the layer after it."""
+    result, folder = small_run("run", f"model.dtype={dtype}", "rollout.max_response_tokens=16", "steps=1")
+    assert result["status"] == "done"
+    row = read_metrics(folder / "metrics.csv")[-1]
+    assert row["mismatch/mean_nats"] < 0.03
+    assert result["watch/mismatch"] == 0  # the limit is that of 16 bits
