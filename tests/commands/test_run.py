@@ -5,10 +5,10 @@ import json
 
 import pytest
 from conftest import SMALL, composed
-from hydra.errors import InstantiationException
 from transformers import AutoModelForCausalLM
 
 from dash_exp.commands import run
+from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import METRICS, read_metrics
 
 PROMISED = ["status", "time/total_s", "tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept"]
@@ -141,7 +141,7 @@ def test_several_test_sets_pass_at_k_and_a_summed_reward(small_run):
 
 
 def test_a_run_that_cannot_be_built_leaves_its_status(small_run, tmp_path):
-    with pytest.raises(InstantiationException, match="is not a regular expression"):
+    with pytest.raises(UserError, match="is not a regular expression"):
         small_run("run", "reward.pattern='('")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "failed"
