@@ -26,7 +26,7 @@ def refusal(overrides: str) -> UserError | None:
 def refusal_of(cfg: DictConfig) -> UserError | None:
     try:
         validate(cfg)
-        build.check_optimizer(cfg)
+        build.check_parts(cfg)
     except UserError as error:
         return error
     return None

@@ -5,10 +5,10 @@ import json
 
 import pytest
 from conftest import SMALL, composed
-from hydra.errors import InstantiationException
 from transformers import AutoModelForCausalLM
 
 from dash_exp.commands import build, run
+from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import METRICS, read_metrics
 from dash_exp.distributed.ranks import Ranks
 
@@ -142,7 +142,7 @@ def test_several_test_sets_pass_at_k_and_a_summed_reward(small_run):
 
 
 def test_a_run_that_cannot_be_built_leaves_its_status(small_run, tmp_path):
-    with pytest.raises(InstantiationException, match="is not a regular expression"):
+    with pytest.raises(UserError, match="is not a regular expression"):
         small_run("run", "reward.pattern='('")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "failed"
@@ -155,14 +155,14 @@ def test_a_rank_chooses_its_gpu_before_anything_is_put_on_one(monkeypatch):
 
     chosen: list[int] = []
 
-    def instantiate(part, *args, **kwargs):
-        if "rewards" in part._target_:
+    def made(cfg, key, *args, **kwargs):
+        if key == "reward":
             raise BuiltError
-        return built(part, *args, **kwargs)
+        return built(cfg, key, *args, **kwargs)
 
-    built = build.instantiate
+    built = build.made
     monkeypatch.setattr(build.torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(build, "instantiate", instantiate)
+    monkeypatch.setattr(build, "made", made)
     cfg = composed(*SMALL, "trainer=ddp", "trainer.accelerator=gpu", "trainer.devices=4")
     with pytest.raises(BuiltError):
         build.build(cfg, Ranks(3, 4))
@@ -181,3 +181,13 @@ def test_the_reference_of_a_kl_in_the_reward_is_on_the_device_of_the_rank(monkey
     assert parts.data.scoring.kl_penalty.reference.device.type == "meta" and asked == ["cpu"]
     assert parts.module.policy.device.type == "cpu" and parts.module.reference is None
     build.close(parts)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_in_16_bits_on_a_cpu_without_another_setting(small_run, dtype):
+    """Attention is in 32 bits there, and gives its output in the type of the layer after it."""
+    result, folder = small_run("run", f"model.dtype={dtype}", "rollout.max_response_tokens=16", "steps=1")
+    assert result["status"] == "done"
+    row = read_metrics(folder / "metrics.csv")[-1]
+    assert row["mismatch/mean_nats"] < 0.03
+    assert result["watch/mismatch"] == 0  # the limit is that of 16 bits

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from conftest import ROOT
+from tiny_models import change
 
 from dash_exp.core.errors import UserError
 from dash_exp.models import loading
@@ -65,7 +66,7 @@ def test_an_index_that_names_what_is_not_there(folder):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
     with pytest.raises(UserError, match=r"names model-00001-of-00002\.safetensors, which does not exist"):
         loading.load_policy(str(folder))
-    (folder / "model.safetensors.index.json").write_text("[]")
+    (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match=r"index\.json has no readable weight_map"):
         loading.load_policy(str(folder))
 
@@ -83,3 +84,60 @@ def test_no_source_reads_pickles():
             assert name != "torch.load" or given.get("weights_only") == "True", f"{file}: {ast.unparse(call)}"
             assert given.get("allow_pickle", "False") == "False", f"{file}: {ast.unparse(call)}"
             assert name.rpartition(".")[2] not in ("read_pickle", "unsafe_load"), f"{file}: {ast.unparse(call)}"
+
+
+TORN = {
+    "generation_config.json": ('{"eos_token_id": 1', "generation_config.json is damaged or cut off: it is not valid JSON"),
+    "config.json": ("", "config.json is empty: it is not valid JSON"),
+    "model.safetensors.index.json": ("[]", "model.safetensors.index.json is not a JSON object"),
+    "tokenizer.json": ("{", "tokenizer.json is damaged or cut off"),
+    "tokenizer_config.json": ("[1]", "tokenizer_config.json is not a JSON object"),
+    "special_tokens_map.json": ('{"a', "special_tokens_map.json is damaged or cut off"),
+    "model.safetensors": ("version https://git-lfs.github.com/spec/v1\nsize 9\n", "is a pointer of Git LFS, not the weights"),
+}
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_files_that_were_cut_off_are_named(folder, tokenizer, name):
+    text, message = TORN[name]
+    tokenizer.save_pretrained(folder)
+    (folder / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        loading.load_tokenizer(str(folder))
+        loading.check_folder(str(folder))
+    assert message in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+def test_a_file_that_is_not_utf_8(folder):
+    (folder / "generation_config.json").write_bytes('{"of": "é"}'.encode("latin-1"))  # é is the byte after {"of": "
+    with pytest.raises(UserError, match=r"generation_config\.json is not UTF-8 \(byte 8\)\. Save it in UTF-8"):
+        loading.check_folder(str(folder))
+
+
+@pytest.mark.parametrize("left", [0, 4, 8, 100, -1])
+def test_weights_that_were_cut_off(folder, left):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:left])
+    message = f"has {len(whole) - 1:,} bytes and should have {len(whole):,}" if left == -1 else "has no readable header"
+    with pytest.raises(UserError, match=message):
+        loading.check_folder(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_hidden_layers": 1, "layer_types": ["full_attention"]}, r"config\.json, which has no model\.layers\.1\."),
+        ({"model_type": "llama"}, r"config\.json, which has no model\.layers\.0\.self_attn\.[kqv]_proj\.bias \(one of 6\)"),
+        (
+            {"intermediate_size": 48},
+            r"model\.layers\.0\.mlp\.\w+\.weight has the sizes \[\d+, \d+\] and \[\d+, \d+\] in",
+        ),
+    ],
+    ids=["fewer layers", "layers without biases", "other sizes"],
+)
+def test_weights_of_another_model_than_config_json_describes(folder, changed, message):
+    """Transformers leaves out what it has no place for."""
+    change(folder / "config.json", **changed)
+    with pytest.raises(UserError, match=message):
+        loading.load_policy(str(folder))

@@ -15,14 +15,6 @@ def test_a_name_that_the_hub_does_not_know(monkeypatch):
         loading.load_policy("nobody/nothing")
 
 
-def test_weights_that_were_cut_off(tmp_path, policy):
-    policy.save_pretrained(tmp_path)
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[:1000])
-    with pytest.raises(UserError, match=r"could not be loaded \(.*header"):
-        loading.load_policy(str(tmp_path))
-
-
 CODE = """
 from pathlib import Path
 Path(__file__).with_name("ran").touch()
@@ -76,11 +68,11 @@ def test_code_of_a_reward_model_never_runs(tmp_path):
 
 def test_weights_of_another_shape(folder):
     change(folder / "config.json", hidden_size=64)
-    with pytest.raises(UserError, match="could not be loaded"):
+    with pytest.raises(UserError, match=r"has the sizes .* in config\.json\. Give weights and config\.json of one model"):
         loading.load_policy(str(folder))
 
 
-@pytest.mark.parametrize(("text", "says"), [("{torn", "not a valid JSON"), ("[]", "could not be"), ("{}", "model_type")])
+@pytest.mark.parametrize(("text", "says"), [("{torn", "not valid JSON"), ("[]", "not a JSON object"), ("{}", "model_type")])
 def test_a_configuration_that_is_none(folder, text, says):
     (folder / "config.json").write_text(text)
     for load in (loading.load_policy, loading.load_architecture):

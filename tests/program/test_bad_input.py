@@ -100,6 +100,7 @@ def assert_no_result(folder: Path) -> None:
     assert all(json.loads(file.read_text())["status"] == "failed" for file in folder.rglob("result.json"))
 
 
+NO_ADAM = "~optimizer.betas ~optimizer.fused ~optimizer.weight_decay"
 TYPED = [
     # what Hydra reads
     ("a=[", "no viable alternative"),
@@ -148,8 +149,8 @@ TYPED = [
     ("model.path=", "model.path='': is not a text"),
     ("model.tokenizer=/nowhere", "model.tokenizer=/nowhere: there is no such folder"),
     ("optimizer.betas=[0.9,1.5]", "optimizer.betas"),
-    ("+optimizer.nothing=1", "optimizer and schedule: cannot be built"),
-    ("schedule.name=slow", "optimizer and schedule: cannot be built"),
+    ("+optimizer.nothing=1", "optimizer.nothing: torch.optim.AdamW has no such setting"),
+    ("schedule.name=slow", "slow is not a valid SchedulerType"),
     ("+trainer.nothing=1", "trainer.nothing: cannot be used"),
     ("reward.pattern=3", "reward"),
     ("reward.pattern=a", "reward.pattern=a: has 0 groups"),
@@ -168,6 +169,14 @@ TYPED = [
     ("data=jsonl", "data.path: is not given"),
     ("data=jsonl data.path=.", "there is no file test.jsonl"),
     ("data=jsonl data.path=/dev/null", "there is no file /dev/null/"),
+    # parts of other packages
+    (
+        f"optimizer._target_=torch.optim.LBFGS {NO_ADAM}",
+        "its step() needs closure",
+    ),
+    ("schedule.name=reduce_lr_on_plateau", "its step() needs metrics"),
+    ("reward._target_=own_parts.Typo", "reward._target_=own_parts.Typo: there is no Typo in own_parts"),
+    ("algo.advantage._target_=own_parts.total", "does not work as an advantage (it gives the shape ()"),
     ("data=gsm8k data.path=https://me:pass@host/x", "data.path: holds a password"),
 ]
 
@@ -293,12 +302,30 @@ def test_files_of_sweeps(typed, tmp_path, kind):
     assert_no_result(tmp_path)
 
 
+ENCODINGS = {
+    "Latin-1": ("name: é".encode("latin-1"), 33),  # é stands after 27 bytes of defaults, and "name: "
+    "UTF-16": ("name: a".encode("utf-16"), 27),  # its mark
+    "UTF-16 without a mark": ("name: a".encode("utf-16-le"), 28),  # the first NUL
+}
+
+
+@pytest.mark.parametrize("kind", ENCODINGS)
+def test_settings_files_that_are_not_utf_8(typed, tmp_path, kind):
+    content, place = ENCODINGS[kind]
+    (tmp_path / "bad.yaml").write_bytes(b"defaults: [config, _self_]\n" + content)
+    for named in (["-cd", str(tmp_path)], [f"--config-dir={tmp_path}"]):
+        ended = typed(*named, "-cn", "bad", "logger=csv")
+        assert_one_message(ended, f"bad.yaml: is not UTF-8 (byte {place}). Save it in UTF-8.")
+    assert_no_result(tmp_path)
+
+
 FOLDERS = {
-    "config.json is no JSON": ("config.json", b"{torn", "could not be loaded"),
-    "config.json is a list": ("config.json", b"[]", "could not be loaded"),
-    "tokenizer.json is torn": ("tokenizer.json", (TINY / "tokenizer.json").read_bytes()[:500], "could not be loaded"),
-    "tokenizer.json is empty": ("tokenizer.json", b"", "could not be loaded"),
-    "tokenizer_config.json is torn": ("tokenizer_config.json", b"{", "could not be loaded"),
+    "generation_config.json is torn": ("generation_config.json", b'{"eos', "generation_config.json is damaged or cut off"),
+    "config.json is no JSON": ("config.json", b"{torn", "config.json is damaged or cut off"),
+    "config.json is a list": ("config.json", b"[]", "config.json is not a JSON object"),
+    "tokenizer.json is torn": ("tokenizer.json", (TINY / "tokenizer.json").read_bytes()[:500], "tokenizer.json is damaged"),
+    "tokenizer.json is empty": ("tokenizer.json", b"", "tokenizer.json is empty"),
+    "tokenizer_config.json is torn": ("tokenizer_config.json", b"{", "tokenizer_config.json is damaged"),
     "no tokenizer": ("tokenizer.json", None, "has no vocabulary"),
     "no weights": ("model.safetensors", None, "has no weights (*.safetensors)"),
 }
@@ -321,6 +348,24 @@ def test_model_folders(typed, tmp_path, kind):
         (folder / name).write_bytes(content)
     assert_one_message(typed("logger=csv", f"model.path={folder}"), str(folder), says)
     assert_no_result(tmp_path / "outputs")
+
+
+RUN_FILES = {
+    "Latin-1": ("name: é".encode("latin-1"), "is not a file of settings in UTF-8"),
+    "cut off": (b"model: {path: [", "is not a file of settings"),
+    "a list": (b"[1, 2]", "is not the configuration of a run"),
+    "of something else": (b"model: gpt\n", "is not the configuration of a run"),
+    "empty": (b"", "is not the configuration of a run"),
+}
+
+
+@pytest.mark.parametrize("kind", RUN_FILES)
+def test_run_folders_whose_settings_are_damaged(typed, tmp_path, kind):
+    content, says = RUN_FILES[kind]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_bytes(content)
+    ended = typed("run", main=lambda: cli.launch(evaluate.main))
+    assert_one_message(ended, "run/config.yaml: ", says)
 
 
 COMMANDS = [

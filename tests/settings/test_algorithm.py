@@ -17,11 +17,11 @@ BAD = [
     ("algo=ppo_mini batch.minibatches=513", "batch.minibatches=513: is more than the 512 completions of an outer step"),
     (
         "filter=quantile filter.drop=1",
-        "filter.drop=1: is not a number of at least 0 and below 1. Write a number of at least 0 and below 1.",
+        "filter.drop=1: is not a number of at least 0 and below 1: it is a share, and 1 would drop everything. Write",
     ),
     (
         "filter=cppo filter.prune=1.5",
-        "filter.prune=1.5: is not a number of at least 0 and below 1. Write a number of at least 0 and below 1.",
+        "filter.prune=1.5: is not a number of at least 0 and below 1: it is a share, and 1 would drop everything. Write",
     ),
     ("filter=pods filter.per_group=9", "filter.per_group=9: is more than the 8 completions of a group"),
     ("filter=zero_variance batch=coupled", "filter.refill_rounds=3: refills a whole outer step, but batch.sample_prompts=2"),
@@ -38,7 +38,7 @@ BAD = [
     ("algo=sft_m rollout.truncated=penalize", "would unlearn written traces"),
     (
         "kl=adaptive kl.schedule.rate=5",
-        "kl.schedule.rate=5: is not a number above 0 and below 5. Write a number above 0 and below 5.",
+        "kl.schedule.rate=5: is not a number above 0 and below 5: from 5 on one step can take the coefficient to 0, where",
     ),
     ("algo.group_size=0", "algo.group_size=0: is not a whole number"),
     ("kl.coef=-1", "kl.coef=-1: is not a number of at least 0"),

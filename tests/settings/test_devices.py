@@ -27,7 +27,9 @@ BAD = [
     ("trainer=fsdp model.adapter=lora kl.place=reward", "trainer.strategy=fsdp: with an adapter has the reference inside"),
     ("trainer.accelerator=tpu", "trainer.accelerator=tpu: is not known. Use one of cpu, gpu"),
     ("trainer.max_epochs=3", "trainer.max_epochs=3: must be 80 here"),
-    ("trainer.enable_checkpointing=true", "trainer.enable_checkpointing=True: must be False here"),
+    ("+trainer.profiler=slow", "trainer.profiler=slow: is not known. Use one of simple, advanced, pytorch"),
+    ("+trainer.deterministic=1", "trainer.deterministic=1: is not known. Use one of true, false, warn"),
+    ("trainer.enable_checkpointing=true", "trainer.enable_checkpointing=true: must be false here"),
     (
         "+trainer.gradient_clip_val=1",
         "trainer.gradient_clip_val: cannot be used: this training loop steps, clips and evaluates by itself. Use clip_norm.",

@@ -9,7 +9,7 @@ BAD = [
     ("eval.n=-1", "eval.n=-1"),
     ("eval.n=2 eval.k=[1,4]", "eval.k=[1, 4]: pass@4 is not defined with eval.n=2"),
     ("eval.k=1", "eval.k=1: is not a list. Write eval.k=[1,8]."),
-    ("eval.top_p=1.5", "eval.top_p=1.5: is not a number above 0 and at most 1. Write a number above 0 and at most 1."),
+    ("eval.top_p=1.5", "eval.top_p=1.5: is not a number above 0 and at most 1: it is a share of the probability"),
     ("eval.every=0", "eval.every=0"),
     ("eval.n=2 eval.k=[1,1]", "eval.k=[1, 1]: has a number twice"),
 ]

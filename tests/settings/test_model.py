@@ -35,7 +35,7 @@ BAD = [
     ("model.adapter=lora model.lora.r=0", "model.lora.r=0: is not a whole number of at least 1"),
     (
         "model.adapter=lora model.lora.dropout=1",
-        "model.lora.dropout=1: is not a number of at least 0 and below 1. Write a number of at least 0 and below 1.",
+        "model.lora.dropout=1: is not a number of at least 0 and below 1: it is a share, and 1 would drop everything.",
     ),
     ("model.adapter=lora model.lora.target_modules=[]", "model.lora.target_modules=[]: names no layers. Write all-linear"),
     (

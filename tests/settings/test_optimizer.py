@@ -10,7 +10,7 @@ from dash_exp.settings import optimizer
 BAD = [
     ("clip_norm=0", "clip_norm=0"),
     ("optimizer.lr=0", "optimizer.lr=0"),
-    ("clip_norm=true", "clip_norm=True"),
+    ("clip_norm=true", "clip_norm=true"),
     (
         "optimizer.betas=[0.9,1.0]",
         "optimizer.betas=[0.9, 1.0]: must be two numbers from 0 to below 1. Write two, as in [0.9,0.99].",
@@ -19,8 +19,11 @@ BAD = [
     ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be two numbers from 0 to below 1. Write two, as in [0.9,0.99]."),
     ("optimizer.weight_decay=-0.1", "optimizer.weight_decay=-0.1: is not a number of at least 0"),
     ("+optimizer.eps=-1", "optimizer.eps=-1: is not a number of at least 0"),
-    ("+optimizer.learning_rate=1", "optimizer and schedule: cannot be built (AdamW.__init__() got an unexpected"),
-    ("schedule.name=slow", "optimizer and schedule: cannot be built ("),
+    ("+optimizer.learning_rate=1", "optimizer.learning_rate: torch.optim.AdamW has no such setting. It has"),
+    (
+        "schedule.name=slow",
+        "schedule._target_=transformers.get_scheduler: does not work in this training loop (slow is not a",
+    ),
     ("schedule.num_warmup_steps=-1", "schedule.num_warmup_steps=-1: is not a whole number of at least 0"),
     ("schedule.num_warmup_steps=80", "is not below the 80 steps of the schedule, so the learning rate is never reached"),
 ]

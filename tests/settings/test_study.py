@@ -18,7 +18,7 @@ BAD = [
     ("study.baseline=[1]", "study.baseline=[1]: 1 is not an override. Write them as in [algo=grpo]."),
     (
         "study.target=90",
-        "study.target=90: is not a number above 0 and at most 1. Write a number above 0 and at most 1 or null.",
+        "study.target=90: is not a number above 0 and at most 1: it is an accuracy, a fraction such as 0.9.",
     ),
 ]
 

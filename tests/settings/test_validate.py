@@ -39,7 +39,7 @@ def test_what_conf_allows_in_addition_to_its_own_settings():
     """Extensions of one's own pass: other modules' parts, further trainer settings, a key file's name in the environment."""
     cfg = composed(
         "+trainer.deterministic=true",
-        "rollout.sampler._target_=json.JSONDecoder",
+        "rollout.sampler._target_=types.SimpleNamespace",
         "optimizer._target_=torch.optim.RMSprop",
         "~optimizer.betas",
         "~optimizer.fused",
@@ -48,7 +48,7 @@ def test_what_conf_allows_in_addition_to_its_own_settings():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KEY_FILE", str(cfg.model.path))
         validate.validate(cfg)
-    build.check_optimizer(cfg)
+    build.check_parts(cfg)
 
 
 def test_settings_are_left_as_they_were():

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import get_method, instantiate
+from hydra.utils import get_method
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -18,6 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp.algorithms.kl import Schedule
 from dash_exp.algorithms.kl_penalty import Penalty, RewardPenalty
+from dash_exp.commands import rehearsal
+from dash_exp.commands.parts import check_named, made, named
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Problem, Prompt
@@ -60,17 +62,15 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     if cfg.trainer.accelerator == "gpu":
         group.use_gpu()
     check_trains(cfg)
-    check_optimizer(cfg)
+    check_parts(cfg, group.index)
     if not cfg.model.architecture:
         folders.check_folder(cfg.model.path)
     clock = Clock()
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
     train, tests = problems(cfg)
-    reward = instantiate(cfg.reward)
-    for name, of_set in {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}.items():
-        check_problems(reward, of_set, name)
-        check_answers(reward, of_set, tokenizer, cfg.rollout.max_response_tokens, name)
-    train_sampler = cfg.algo.train_sampler and instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
+    reward = reward_of(cfg, {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}, tokenizer)
+    given = {"tokenizer": tokenizer, "reward": reward}
+    train_sampler = made(cfg, "algo.train_sampler", given) if cfg.algo.train_sampler else None
     if hasattr(train_sampler, "check"):
         train_sampler.check(train)
     policy = load_policy(cfg)
@@ -90,7 +90,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
     sampler: Sampler = NoSampler()
     if group.first or shared:
-        sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype)
+        sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype)
     if shared:
         sampler, reward = SharedSampler(sampler, group, policy), SharedReward(reward, group)
         penalty = penalty and SharedPenalty(penalty, group)
@@ -104,7 +104,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
             tests=test_prompts,
             plan=plan_of(cfg),
             refresh=refresh,
-            train_sampler=train_sampler or None,
+            train_sampler=train_sampler,
             scoring=scoring_of(cfg, reward, penalty, objective.kl_coef),
             evaluator=evaluator_of(cfg, sampler, reward, tokenizer),
             eval_prompts=cfg.eval.prompts,
@@ -145,9 +145,24 @@ def check_trains(cfg: DictConfig) -> None:
 
 def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]]]:
     """The training problems, without those of the test sets; and the test sets by name, of each the first `eval.limit`."""
-    tests = {str(name): instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
-    train = order.without(instantiate(cfg.data.train), [p for test in tests.values() for p in test])
+    tests = {str(name): data_set(cfg, f"data.tests.{name}") for name, test in cfg.data.tests.items() if test is not None}
+    train = order.without(data_set(cfg, "data.train"), [p for test in tests.values() for p in test])
     return train, {name: test[: cfg.eval.limit] for name, test in tests.items()}
+
+
+def data_set(cfg: DictConfig, key: str) -> list[Problem]:
+    """The problems of the data set at `key`."""
+    return rehearsal.problems(made(cfg, key), named(cfg, key))
+
+
+def reward_of(cfg: DictConfig, sets: Mapping[str, Sequence[Problem]], tokenizer: PreTrainedTokenizerBase) -> Reward:
+    """The reward, after a try on one problem and a check of all problems, which are given by the settings they are from."""
+    reward: Reward = made(cfg, "reward")
+    for where, problems in sets.items():
+        check_problems(reward, problems, where)
+        check_answers(reward, problems, tokenizer, cfg.rollout.max_response_tokens, where)
+    rehearsal.reward(reward, next(p for problems in sets.values() for p in problems), named(cfg, "reward"))
+    return reward
 
 
 def prompts(
@@ -184,17 +199,18 @@ def load_policy(cfg: DictConfig) -> PreTrainedModel:
 
 def watch_of(cfg: DictConfig) -> Watch:
     """The checks of the run. Rounding to 16 bits lets sampler and trainer differ more."""
-    mismatch_limit = cfg.rollout.mismatch_limit or (1e-4 if cfg.model.compute_dtype == "float32" else 0.03)
+    in_32_bits = cfg.model.compute_dtype == "float32" and cfg.model.dtype == "float32"
+    mismatch_limit = cfg.rollout.mismatch_limit or (1e-4 if in_32_bits else 0.03)
     return Watch(OmegaConf.to_container(cfg.watch, resolve=True), mismatch_limit=mismatch_limit)  # type: ignore[arg-type]
 
 
 def objective_of(cfg: DictConfig) -> Objective:
     """What an optimizer step minimizes."""
     return Objective(
-        loss=instantiate(cfg.algo.loss),
-        kl_coef=instantiate(cfg.kl.schedule)(coef=cfg.kl.coef, steps=cfg.steps),
-        weighting=instantiate(cfg.algo.weighting),
-        denominator=instantiate(cfg.algo.denominator),
+        loss=made(cfg, "algo.loss"),
+        kl_coef=made(cfg, "kl.schedule", {"coef": cfg.kl.coef, "steps": cfg.steps}),
+        weighting=made(cfg, "algo.weighting"),
+        denominator=made(cfg, "algo.denominator"),
         kl=get_method(f"dash_exp.algorithms.kl.{cfg.kl.estimator}"),
         importance_cap=importance_cap(cfg),
     )
@@ -202,10 +218,10 @@ def objective_of(cfg: DictConfig) -> Objective:
 
 def optimization_of(cfg: DictConfig) -> Optimization:
     """How it steps."""
-    optimizer = instantiate(cfg.optimizer, _convert_="all")  # bitsandbytes keeps its settings in what a snapshot holds
+    optimizer = made(cfg, "optimizer", _convert_="all")  # bitsandbytes keeps its settings in what a snapshot holds
     return Optimization(
         optimizer=with_master_weights(optimizer) if cfg.model.master_weights else optimizer,
-        schedule=instantiate(cfg.schedule),
+        schedule=made(cfg, "schedule"),
         clip_norm=cfg.clip_norm,
         epochs=cfg.batch.epochs,
         minibatches=cfg.batch.minibatches,
@@ -223,8 +239,8 @@ def scoring_of(cfg: DictConfig, reward: Reward, penalty: Penalty | None, kl_coef
     """How completions become advantages and are filtered."""
     return Scoring(
         reward=reward,
-        advantage=instantiate(cfg.algo.advantage),
-        keep=instantiate(cfg.filter),
+        advantage=made(cfg, "algo.advantage"),
+        keep=made(cfg, "filter"),
         truncated=Truncated(cfg.rollout.truncated, cfg.rollout.truncated_penalty),
         kl_penalty=penalty,
         kl_coef=kl_coef,
@@ -246,16 +262,22 @@ def evaluator_of(cfg: DictConfig, sampler: Sampler, reward: Reward, tokenizer: P
     )
 
 
-def check_optimizer(cfg: DictConfig) -> None:
-    """Raise UserError where optimizer or schedule do not take their settings, which only they know."""
-    try:
-        optimizer = instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-        instantiate(cfg.schedule)(optimizer=optimizer)
-    except Exception as error:  # each has its own
-        said = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(
-            "optimizer and schedule", f"cannot be built ({said})", "Fix their settings; ~optimizer.NAME removes one"
-        ) from error
+def check_parts(cfg: DictConfig, rank: int = 0) -> None:
+    """Raise UserError where a part does not exist, or does not do its work on a few numbers (see `rehearsal`)."""
+    check_named(OmegaConf.to_container(cfg, resolve=True))
+    name = partial(named, cfg)
+    with torch.random.fork_rng(devices=[]):
+        rehearsal.scoring(made(cfg, "algo.advantage"), made(cfg, "filter"), cfg.algo.group_size, name)
+        rehearsal.objective(objective_of(cfg), bool(cfg.algo.train_sampler), name)
+        rehearsal.optimization(optimization_of(cfg), stand_ins(cfg, rank), cfg.steps, name)
+
+
+def stand_ins(cfg: DictConfig, rank: int) -> list[Tensor]:
+    """A matrix and a vector of the type that is trained, on the device of this rank; an adapter has only matrices."""
+    on_gpu = cfg.trainer.accelerator == "gpu" and torch.cuda.is_available()
+    dtype = torch.float32 if cfg.model.adapter else getattr(torch, cfg.model.dtype)
+    ones = partial(torch.ones, dtype=dtype, device=torch.device("cuda", rank) if on_gpu else torch.device("cpu"))
+    return [torch.nn.Parameter(ones(4, 4)), *([] if cfg.model.adapter else [torch.nn.Parameter(ones(4))])]
 
 
 def meet(cfg: DictConfig, module: PolicyModule, group: Ranks) -> None:
@@ -273,8 +295,9 @@ def meet(cfg: DictConfig, module: PolicyModule, group: Ranks) -> None:
 def make_trainer(cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L.Callback], tracker: Any = None) -> L.Trainer:
     """Lightning's Trainer of this rank, which has one device."""
     one_of_several = cfg.trainer.accelerator == "gpu" and group.size > 1
-    return instantiate(
-        cfg.trainer,
+    return made(
+        cfg,
+        "trainer",
         devices=[group.index] if one_of_several else 1,
         strategy="auto",
         callbacks=callbacks,

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import dash_exp.commands.hydra_setup  # noqa: F401  the functions that the configuration calls
+from dash_exp.commands.encoding import not_utf_8
 from dash_exp.core import files
 from dash_exp.core.errors import UserError
 from dash_exp.core.process import INTERRUPTED, importing, leaving_on_sigterm
@@ -87,6 +88,8 @@ def _users(error: Exception) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno in FILE_SYSTEM
+    if isinstance(error, UnicodeDecodeError):
+        return _not_utf_8() is not None
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):  # some of which are both
         return "Config group override" in str(error)
     return True
@@ -102,6 +105,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         assert error.errno is not None
         return str(UserError(str(error.filename or "a file"), *FILE_SYSTEM[error.errno]))
+    if isinstance(error, UnicodeDecodeError | YAMLError) and (told := _not_utf_8()):
+        return str(told)
     if isinstance(error, YAMLError):
         return " ".join(f"a file of the configuration is not valid YAML: {error}".split())
     if isinstance(error, InstantiationException):
@@ -159,6 +164,12 @@ def conf_folder() -> Path:
         if (folder / "conf" / "config.yaml").is_file():
             return folder / "conf"
     raise UserError(str(here), "is not inside a checkout with conf/config.yaml", "Run the command in the repository")
+
+
+def _not_utf_8() -> UserError | None:
+    """The settings file that is not UTF-8, in conf/ or in a folder that the command names."""
+    given = (Path(argument.rpartition("=")[2]) for argument in sys.argv[1:])
+    return not_utf_8([conf_folder(), *(folder for folder in given if folder.is_dir())])
 
 
 def _renamed(message: str) -> str:

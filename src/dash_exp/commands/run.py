@@ -15,10 +15,10 @@ from typing import Any
 import lightning as L
 import torch
 import transformers
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands.build import Parts, build, close, make_trainer
+from dash_exp.commands.parts import made
 from dash_exp.commands.sizes import derived_sizes, device_name, sizes
 from dash_exp.commands.sweep.finished import with_other_problems
 from dash_exp.core import files, process
@@ -222,7 +222,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
 
 def start_tracker(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> Any:
     """The logger of this run for Lightning; None without one."""
-    return cfg.logger.wandb and instantiate(cfg.logger.wandb)(
+    return cfg.logger.wandb and made(cfg, "logger.wandb")(
         run_dir=run_dir,
         name=run_dir.name if in_sweep else f"{cfg.name}/{run_dir.name}",
         group=cfg.name if in_sweep else None,

@@ -16,5 +16,8 @@ def first_line(text: str | None) -> str:
 
 
 def error_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where that is empty; at most 300 characters."""
-    return first_line(str(error))[:300] or type(error).__name__
+    """The first line of an error's message, with the second where the first ends with a colon, or the error's type where it has
+    no message; at most 300 characters.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:300] or type(error).__name__

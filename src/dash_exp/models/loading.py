@@ -22,12 +22,12 @@ from transformers import (
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Sample
-from dash_exp.core.words import error_line
-from dash_exp.models import adapter, packing
+from dash_exp.models import adapter, generation, packing
 from dash_exp.models.batch import collate
-from dash_exp.models.folders import check_folder
+from dash_exp.models.folders import OF_TOKENIZER, check_folder, check_json
 from dash_exp.models.log_probs import token_logprobs
 from dash_exp.models.pretrained import from_pretrained
+from dash_exp.models.random_policy import random_policy
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -54,7 +54,7 @@ def load_policy(
     # cuDNN's attention makes a plan for each new shape, in tenths of a second, and our shapes change with each token
     torch.backends.cuda.enable_cudnn_sdp(False)
     if architecture:
-        model = _random(architecture, dtype=torch_dtype, attn_implementation=attn_implementation)
+        model = random_policy(architecture, dtype=torch_dtype, attn_implementation=attn_implementation)
     else:
         check_folder(path)
         base = adapter.base_of(path, f"model.path={path}") if adapter.is_folder(path) else path
@@ -66,12 +66,14 @@ def load_policy(
             use_safetensors=True,
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_check_weights` names them
         )
         _check_weights(model, loading, f"model.path={base}")
         if adapter.has_one(model):
             raise UserError(f"model.path={path}", "is an adapter on the hub", "Download it, and give its folder")
         if base != path:
             model = adapter.merged_into(model, path, f"model.path={path}")
+    generation.check(model, "model.architecture" if architecture else f"model.path={path}")
     if not trust_remote_code:
         _enable_packing(model)
     if lora is not None:
@@ -111,7 +113,7 @@ def load_architecture(
     """
     if architecture:
         with torch.device("meta"):
-            model = _random(architecture)
+            model = random_policy(architecture)
     else:
         check_folder(path, weights=False)
         path = adapter.base_of(path, f"model.path={path}") if adapter.is_folder(path) else path
@@ -120,6 +122,7 @@ def load_architecture(
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         with contextlib.suppress(OSError):  # not every model has one
             model.generation_config = GenerationConfig.from_pretrained(path)
+    generation.check(model, "model.architecture" if architecture else f"model.path={path}")
     return model
 
 
@@ -136,6 +139,7 @@ def load_scorer(path: str, dtype: str, pad_id: int) -> PreTrainedModel:
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     if scorer.config.num_labels != 1:
         raise UserError(f"reward.path={path}", f"gives {scorer.config.num_labels} logits", "Give a reward model, which has one")
@@ -151,6 +155,7 @@ def load_tokenizer(path: str, setting: str = "model.tokenizer", trust_remote_cod
     """
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise UserError(f"{setting}={path}", "there is no such folder", "Give a folder with a tokenizer or a hub name")
+    check_json(Path(path).expanduser(), OF_TOKENIZER, f"{setting}={path}")
     tokenizer: PreTrainedTokenizerBase = from_pretrained(
         AutoTokenizer, path, setting=setting, trust_remote_code=trust_remote_code
     )
@@ -225,13 +230,31 @@ def _check_weights(model: PreTrainedModel, loading: Mapping[str, Any], where: st
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(where, f"has no weights for {', '.join(missing[:3])}{more}", "Give a folder that was saved completely")
+    for name, here, wanted in sorted(loading["mismatched_keys"]):
+        wrong = f"{name} has the sizes {list(here)} and {list(wanted)} in config.json"
+        raise UserError(where, wrong, "Give weights and config.json of one model")
+    if unused := [name for name in sorted(map(str, loading["unexpected_keys"])) if _has_a_place_near(model, name)]:
+        raise UserError(
+            where,
+            f"its weights are not those of the model in config.json, which has no {unused[0]} (one of {len(unused)})",
+            "Give weights and config.json of one model",
+        )
     for name, weight in model.state_dict().items():
         if weight.is_floating_point() and weight.numel() and not torch.isfinite(torch.stack(weight.aminmax())).all():
             raise UserError(where, f"{name} has numbers that are not finite", "Give weights of a run that did not diverge")
 
 
-def _random(architecture: Mapping[str, Any], **kwargs: Any) -> PreTrainedModel:
-    try:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture), **kwargs)
-    except Exception as error:  # each architecture has errors of its own for settings that do not fit together
-        raise UserError("model.architecture", f"describes no model ({error_line(error)})", "Fix its settings") from error
+def _has_a_place_near(model: PreTrainedModel, name: str) -> bool:
+    """Whether a weight of this name belongs to a part that the model has: a parameter of one of its layers, or a further layer.
+
+    Parts that it has not at all (an image encoder, heads for several tokens) may be left out.
+    """
+    parent = name.rpartition(".")[0]
+    while parent:
+        try:
+            near = model.get_submodule(parent)
+        except AttributeError:
+            parent = parent.rpartition(".")[0]
+            continue
+        return near.get_submodule != model.base_model.get_submodule and "inv_freq" not in name
+    return False

@@ -107,7 +107,8 @@ def attention(
     `packed`: the layout of a micro-batch in one row. `prompts`: `SharedPrompts` of the sampler. Without either this is
     Transformers' `sdpa`.
     """
-    dtype = value.dtype
+    # That of the layer after it: without autocast the query's (keys and values may come from a cache in 32 bits), else any.
+    dtype = min(query.dtype, value.dtype, key=lambda dtype: dtype.itemsize)
     in_32_bits = query.device.type in IN_32_BITS
     if in_32_bits:
         query, key, value = query.float(), key.float(), value.float()

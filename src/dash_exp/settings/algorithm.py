@@ -13,21 +13,21 @@ SECTIONS = "algo algo.advantage algo.loss algo.weighting algo.denominator filter
 def values(cfg: DictConfig) -> None:
     texts(cfg, "algo.name")
     part(cfg, "algo.train_sampler", "_target_")
-    numbers(cfg, "algo.loss.clip_low algo.loss.clip_high", above=0)
+    numbers(cfg, "algo.loss.clip_low algo.loss.clip_high", above=0, why="every ratio would be clipped")
     numbers(cfg, "batch.prompts batch.micro_tokens batch.group_size batch.epochs batch.minibatches", whole=True, least=1)
     numbers(cfg, "algo.group_size", whole=True, least=1)
     number(cfg, "batch.sample_prompts", whole=True, least=1, optional=True)
 
     number(cfg, "filter.threshold", least=0)
-    numbers(cfg, "filter.drop filter.prune", least=0, below=1)
-    number(cfg, "filter.per_group", whole=True, least=2)
+    numbers(cfg, "filter.drop filter.prune", least=0, below=1, why="it is a share, and 1 would drop everything")
+    number(cfg, "filter.per_group", whole=True, least=2, why="one completion has nothing to be compared with")
     number(cfg, "filter.refill_rounds", whole=True, least=0)
 
     known(cfg, "kl.estimator", ["k1", "k2", "k3"])
     known(cfg, "kl.place", ["loss", "reward"])
     numbers(cfg, "kl.coef kl.schedule.final", least=0)
-    number(cfg, "kl.schedule.target", above=0)
-    number(cfg, "kl.schedule.rate", above=0, below=5)  # from 5 on, one step can take the coefficient to 0
+    number(cfg, "kl.schedule.target", above=0, why="the KL is divided by it")
+    number(cfg, "kl.schedule.rate", above=0, below=5, why="from 5 on one step can take the coefficient to 0, where it stays")
 
 
 def relations(cfg: DictConfig) -> None:

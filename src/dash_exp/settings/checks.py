@@ -42,8 +42,12 @@ def number(
     most: float | None = None,
     below: float | None = None,
     optional: bool = False,
+    why: str = "",
 ) -> None:
-    """`key`, where the configuration has it, must be a finite number inside these limits; with `optional` null as well."""
+    """`key`, where the configuration has it, must be a finite number inside these limits; with `optional` null as well.
+
+    `why` says what is wrong outside the limits, where that is not obvious.
+    """
     value = OmegaConf.select(cfg, key)
     if value is None and (optional or not _is_there(cfg, key)):
         return
@@ -55,7 +59,9 @@ def number(
     good = good and (least is None or value >= least) and (above is None or value > above)
     good = good and (most is None or value <= most) and (below is None or value < below)
     if not good:
-        raise UserError(f"{key}={shown(value)}", f"is not {wanted}", f"Write {wanted}{' or null' if optional else ''}")
+        outside = why and isinstance(value, int | float) and not isinstance(value, bool)
+        wrong = f"is not {wanted}{f': {why}' if outside else ''}"
+        raise UserError(f"{key}={shown(value)}", wrong, f"Write {wanted}{' or null' if optional else ''}")
 
 
 def flags(cfg: DictConfig, keys: str) -> None:
@@ -77,16 +83,16 @@ def texts(cfg: DictConfig, keys: str, *, lines: bool = False) -> None:
             )
 
 
-def known(cfg: DictConfig, key: str, allowed: Sequence[str]) -> None:
+def known(cfg: DictConfig, key: str, allowed: Sequence[str | bool]) -> None:
     """`key` must have one of these values."""
     value = OmegaConf.select(cfg, key)
-    if value not in allowed:
-        raise UserError(f"{key}={shown(value)}", "is not known", f"Use one of {', '.join(allowed)}")
+    if not any(value == each and type(value) is type(each) for each in allowed):
+        raise UserError(f"{key}={shown(value)}", "is not known", f"Use one of {', '.join(map(shown, allowed))}")
 
 
 def shown(value: Any) -> str:
     """As it is written on the command line."""
-    return "null" if value is None else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_there(cfg: DictConfig, key: str) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from dash_exp.core.errors import UserError
-from dash_exp.settings.checks import known, numbers, shown
+from dash_exp.settings.checks import flags, known, numbers, shown
 
 SECTIONS = "trainer"
 # Settings that may be added to the trainer. Its other settings are used by the training loop, or would break it.
 ADDED = ("deterministic", "benchmark", "detect_anomaly", "profiler")
+DETERMINISTIC: tuple[bool | str, ...] = (True, False, "warn")
+PROFILERS: tuple[bool | str, ...] = ("simple", "advanced", "pytorch")
 # Settings of Lightning's own loop, and what does their work here.
 INSTEAD = {
     "gradient_clip_val": "clip_norm",
@@ -23,6 +25,10 @@ def values(cfg: DictConfig) -> None:
     numbers(cfg, "trainer.devices trainer.num_nodes", whole=True, least=1)
     known(cfg, "trainer.accelerator", ["cpu", "gpu"])
     known(cfg, "trainer.strategy", ["auto", "ddp", "fsdp"])
+    flags(cfg, "trainer.benchmark trainer.detect_anomaly")
+    for key, allowed in {"deterministic": DETERMINISTIC, "profiler": PROFILERS}.items():
+        if cfg.trainer.get(key) is not None:
+            known(cfg, f"trainer.{key}", allowed)
 
 
 def relations(cfg: DictConfig) -> None:
@@ -87,7 +93,7 @@ def _settings_of_the_loop(cfg: DictConfig) -> None:
         if cfg.trainer.get(key) != value:
             raise UserError(
                 f"trainer.{key}={shown(cfg.trainer.get(key))}",
-                f"must be {value} here",
+                f"must be {shown(value)} here",
                 "Leave it out; see steps, eval.every and resume_every",
             )
     for key in cfg.trainer:

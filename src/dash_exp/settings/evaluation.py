@@ -16,8 +16,8 @@ def values(cfg: DictConfig) -> None:
     numbers(cfg, "eval.every eval.prompts", whole=True, least=1)
     number(cfg, "eval.limit", whole=True, least=1, optional=True)
     number(cfg, "eval.n", whole=True, least=0)
-    number(cfg, "eval.temperature", above=0)
-    number(cfg, "eval.top_p", above=0, most=1)
+    number(cfg, "eval.temperature", above=0, why="at 0 all completions of a problem would be the greedy one")
+    number(cfg, "eval.top_p", above=0, most=1, why="it is a share of the probability, 1 for all of it")
     if not isinstance(cfg.eval.k, Sequence) or isinstance(cfg.eval.k, str):
         raise UserError(f"eval.k={cfg.eval.k}", "is not a list", "Write eval.k=[1,8]")
 

@@ -21,7 +21,7 @@ def values(cfg: DictConfig) -> None:
     texts(cfg, "model.path model.tokenizer model.attn_implementation")
     flags(cfg, "model.gradient_checkpointing model.master_weights model.trust_remote_code")
     numbers(cfg, "model.lora.r model.lora.alpha", whole=True, least=1)
-    number(cfg, "model.lora.dropout", least=0, below=1)
+    number(cfg, "model.lora.dropout", least=0, below=1, why="it is a share, and 1 would drop everything")
     known(cfg, "model.dtype", DTYPES)
     known(cfg, "model.compute_dtype", DTYPES)
 

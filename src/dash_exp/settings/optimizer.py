@@ -15,7 +15,7 @@ SECTIONS = "optimizer schedule"
 
 
 def values(cfg: DictConfig) -> None:
-    numbers(cfg, "clip_norm optimizer.lr", above=0)
+    numbers(cfg, "clip_norm optimizer.lr", above=0, why="at 0 no weight would change")
     numbers(cfg, "optimizer.weight_decay optimizer.eps", least=0)
     number(cfg, "schedule.num_training_steps", whole=True, least=1)
     number(cfg, "schedule.num_warmup_steps", whole=True, least=0)

@@ -14,7 +14,7 @@ DEVICES = ("a100", "h100", "h200")  # that plan_device can name
 def values(cfg: DictConfig) -> None:
     numbers(cfg, "steps table_rows completions_every", whole=True, least=1)
     numbers(cfg, "resume_every plan_tokens", whole=True, least=1, optional=True)
-    number(cfg, "seed", whole=True, least=0, below=2**32)
+    number(cfg, "seed", whole=True, least=0, below=2**32, why="numpy takes no other seed")
     texts(cfg, "name objective logger.wandb.project")
     flags(cfg, "resume plan")
     part(cfg, "logger.wandb", "_target_")

@@ -15,7 +15,7 @@ SECTIONS = "budget study"
 def values(cfg: DictConfig) -> None:
     numbers(cfg, "budget.seconds", above=0, optional=True)
     numbers(cfg, "budget.sampled_tokens budget.optimizer_steps", whole=True, least=1, optional=True)
-    numbers(cfg, "study.target", above=0, most=1, optional=True)
+    numbers(cfg, "study.target", above=0, most=1, optional=True, why="it is an accuracy, a fraction such as 0.9")
     if cfg.budget.match is not None:
         known(cfg, "budget.match", ["seconds", "sampled_tokens", "optimizer_steps"])
     baseline = cfg.study.baseline

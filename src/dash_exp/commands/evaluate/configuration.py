@@ -8,10 +8,13 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dash_exp.commands import cli
 from dash_exp.commands.evaluate.command import Command
 from dash_exp.core.errors import UserError
+from dash_exp.core.words import error_line
 from dash_exp.settings import renamed
 from dash_exp.settings.validate import validate
 
@@ -74,8 +77,13 @@ def stored(folder: Path) -> DictConfig:
     a change of a value there would not change the values that referred to it.
     """
     file = _with_references(folder) if _with_references(folder).is_file() else folder / "config.yaml"
-    cfg = OmegaConf.create(renamed.in_text(file.read_text(encoding="utf-8")))
-    assert isinstance(cfg, DictConfig)
+    try:
+        cfg = OmegaConf.create(renamed.in_text(file.read_text(encoding="utf-8")))
+    except (ValueError, YAMLError, OmegaConfBaseException) as error:
+        wrong = f"is not a file of settings in UTF-8 ({error_line(error)})"
+        raise UserError(str(file), wrong, "Copy it from the run again, or name its checkpoint: RUN/checkpoints/last") from error
+    if not isinstance(cfg, DictConfig) or not isinstance(cfg.get("model"), DictConfig):
+        raise UserError(str(file), "is not the configuration of a run", "Name a run folder, or a Transformers folder")
     return cfg
 
 

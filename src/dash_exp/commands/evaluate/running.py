@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands.evaluate.command import Command
@@ -84,10 +83,11 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     """The test sets as the model will see them, and the evaluator. The model is loaded last."""
     import torch
 
-    from dash_exp.data.prompts import check_answers, tokenized
+    from dash_exp.commands.build import data_set, reward_of
+    from dash_exp.commands.parts import check_named, made
+    from dash_exp.data.prompts import tokenized
     from dash_exp.evaluation.evaluator import Evaluator
     from dash_exp.models import folders, loading
-    from dash_exp.rewards.base import check_problems
     from dash_exp.sampling.base import Sampling
 
     device = "cpu"
@@ -95,28 +95,24 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
         device = "cuda" if torch.cuda.is_available() else "mps"
         if device == "mps" and not torch.backends.mps.is_available():
             raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
+    check_named({key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "reward", "rollout")})
     folders.check_folder(cfg.model.path)
     trust = cfg.model.get("trust_remote_code", False)  # a run of an earlier version does not have it
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=trust)
-    problems = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
-    reward = instantiate(cfg.reward)
-    for name, test in problems.items():
-        check_problems(reward, test[: cfg.eval.limit], f"data.tests.{name}")
-        check_answers(reward, test[: cfg.eval.limit], tokenizer, cfg.rollout.max_response_tokens, f"data.tests.{name}")
+    names = [str(name) for name, test in cfg.data.tests.items() if test is not None]
+    problems = {name: data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
+    reward = reward_of(cfg, {f"data.tests.{name}": test for name, test in problems.items()}, tokenizer)
     policy = loading.load_policy(
         cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust
     )
     loading.check_vocabulary(policy, tokenizer, cfg.model.path)
     torch.nn.Module.to(policy, device)
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
-    sampler = instantiate(cfg.rollout.sampler)(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
+    sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
     sampler.load_weights(policy.state_dict(), 0)
     max_tokens = cfg.rollout.max_response_tokens
     context = loading.context_length(policy, cfg.rollout.sampler.get("max_model_len"))
-    tests = {
-        name: tokenized(test[: cfg.eval.limit], tokenizer, context, max_tokens, f"data.tests.{name}")
-        for name, test in problems.items()
-    }
+    tests = {name: tokenized(test, tokenizer, context, max_tokens, f"data.tests.{name}") for name, test in problems.items()}
     evaluator = Evaluator(
         sampler=sampler,
         reward=reward,

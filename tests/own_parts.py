@@ -1,0 +1,46 @@
+"""Parts of a user's own, each wrong in one way: `_target_` names them in tests of what is refused."""
+
+from dash_exp.algorithms.losses import TokenLoss
+from dash_exp.rewards.base import Scores
+
+NOT_CALLABLE = 3
+
+
+def other_arguments(first, second, third, fourth, fifth):
+    return first
+
+
+def nothing(*_, **__):
+    return None
+
+
+def total(values, *_):
+    return values.sum()
+
+
+def no_booleans(rewards_PG, advantages_PG):
+    return rewards_PG
+
+
+def without_gradient(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT):
+    return TokenLoss(logprobs_BT.detach(), None)
+
+
+def text(*_, **__):
+    return "text"
+
+
+def texts(*_, **__):
+    return ["a", "b"]
+
+
+def one_for_all(problems, texts):
+    return Scores([1.0])
+
+
+def words(problems, texts):
+    return Scores(["good" for _ in texts])
+
+
+def needs_a_text(problems, texts):
+    return Scores([float(text[0]) for text in texts])
