@@ -4,11 +4,13 @@ import csv
 import json
 
 import pytest
-from conftest import SMALL, composed
+from conftest import LETTERS, SMALL, composed
 from hydra.errors import InstantiationException
 from transformers import AutoModelForCausalLM
 
+from dash_exp.algorithms.losses import TokenLoss
 from dash_exp.commands import run
+from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import METRICS, read_metrics
 
 PROMISED = ["status", "time/total_s", "tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept"]
@@ -48,6 +50,27 @@ def test_what_a_run_leaves(small_run):
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     for checkpoint in ("last", "best"):
         AutoModelForCausalLM.from_pretrained(folder / "checkpoints" / checkpoint)
+
+
+@pytest.mark.parametrize(("good", "said"), [(2, None), (1, "2 of 3 optimizer steps were left out"), (0, "3 of 3")])
+def test_a_run_whose_steps_were_mostly_left_out_is_not_done(good, said, tmp_path, monkeypatch):
+    """The loss is NaN from one outer step on; `in_a_row` does not end the run before."""
+    calls = []
+
+    def loss(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT):
+        calls.append(1)
+        return TokenLoss(logprobs_BT * (1.0 if len(calls) <= good else float("nan")), None)
+
+    monkeypatch.setattr("dash_exp.algorithms.losses.policy_gradient", loss)
+    cfg = composed(
+        *LETTERS, "steps=3", "eval.every=3", "algo=no_gf", "watch.nonfinite.in_a_row=null", "batch.micro_tokens=9999"
+    )
+    if said is None:
+        assert run.run(cfg, tmp_path)["status"] == "done"
+        return
+    with pytest.raises(UserError, match=rf"^watch\.nonfinite: {said}.* NaN or infinite\. Lower optimizer\.lr"):
+        run.run(cfg, tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
 
 
 def test_completions_are_kept_with_what_was_done_to_them(small_run):
