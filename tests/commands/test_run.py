@@ -73,6 +73,19 @@ def test_a_run_whose_steps_were_mostly_left_out_is_not_done(good, said, tmp_path
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
 
 
+def test_before_the_first_step_the_policy_is_the_one_that_sampled_and_the_reference(tmp_path):
+    """With a model that has dropout in its configuration: a ratio of 1 and a KL of 0, rounding aside."""
+    cfg = composed(*LETTERS, "steps=1", "algo=no_gf")
+    gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 258, "n_positions": 2048}
+    cfg.model.architecture = gpt2 | {"bos_token_id": 1, "eos_token_id": 1, "initializer_range": 0.3}
+    run.run(cfg, tmp_path)
+    row = read_metrics(tmp_path / "metrics.csv")[1]
+    assert row["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert row["mismatch/max_nats"] < 1e-4
+    assert row["kl/ref_nats_per_token"] == pytest.approx(0, abs=1e-9)
+    assert row["kl/coef"] == 0.04
+
+
 def test_completions_are_kept_with_what_was_done_to_them(small_run):
     _, folder = small_run("run")
     files = sorted((folder / "completions").iterdir())

@@ -109,8 +109,8 @@ class Snapshots(L.Callback):
             schedule.load_state_dict(self.state["schedule"])
             for group, lr in zip(trainer.optimizers[0].param_groups, schedule.get_last_lr(), strict=True):
                 group["lr"] = lr  # the optimizer's own may be that of an unfinished step
-            if self.ranks.first:  # the others have had their own
-                set_random_state(self.state["random"])
+            if self.ranks.index < len(self.state["random"]):  # the run may have had fewer ranks
+                set_random_state(self.state["random"][self.ranks.index])
             self.state = None  # its memory
 
     # --- writing -------------------------------------------------------------------------------------------------------
@@ -123,6 +123,7 @@ class Snapshots(L.Callback):
         assert isinstance(pl_module, PolicyModule)
         step = trainer.current_epoch + 1
         due = self.every is not None and step % self.every == 0 and step != trainer.max_epochs and not trainer.should_stop
+        random_states = self.ranks.gather(random_state())  # each rank has noise of its own, such as an adapter's dropout
         if not self.ranks.first:
             if due:
                 self._weights(trainer, pl_module)
@@ -140,7 +141,7 @@ class Snapshots(L.Callback):
             "eval": (self.data.eval_timeouts, self.data.eval_errors),
             "rows": list(record.rows),
             "best": record.best,
-            "random": random_state(),
+            "random": random_states,
             "more": self.more(),
         }
         self._changed = False
@@ -203,11 +204,16 @@ class Snapshots(L.Callback):
             except Exception as error:  # torch raises many kinds, and each means the same
                 log.warning("%s is damaged (%s): the snapshot before it is used", file, first_line(str(error)))
                 continue
-            if renamed.in_text(state["config"]) == self.config and set(state["module"]) == set(MODULE):
+            if renamed.in_text(state["config"]) == self.config and _of_this_version(state):
                 return file, state
             log.warning("%s is of other settings or of another version of the program: the run starts from the beginning", file)
             return None, None
         return None, None
+
+
+def _of_this_version(state: State) -> bool:
+    """Whether the snapshot has what this version of the program restores."""
+    return set(state["module"]) == set(MODULE) and isinstance(state["random"], list)
 
 
 def save(state: State, file: IO[bytes]) -> None:
