@@ -1,6 +1,7 @@
 """What a run needs to resume from its last outer steps after it was killed: written while it trains, removed at its end.
 
-The sampling noise and the order of the problems are functions of seed and outer step, so a place in the data is a number.
+The sampling noise and the order of the problems are functions of seed and outer step, so a place in the data is a number. Other
+noise, such as an adapter's dropout, comes from global generators, whose states are kept for each rank.
 """
 
 from __future__ import annotations
@@ -247,6 +248,7 @@ def random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
         "numpy": (kind, np.asarray(keys).tolist(), *rest),
         "python": random.getstate(),
     }
@@ -256,6 +258,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if state["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     random.setstate(state["python"])
