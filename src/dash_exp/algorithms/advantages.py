@@ -1,6 +1,6 @@
 """Advantages: pure functions of the rewards, one formula each. P prompts, G completions of each: (P, G) -> (P, G).
 
-Every advantage that compares a group starts from `group_centered`, which gives exactly 0 where the rewards of a group are equal.
+Every advantage that compares a group starts from `group_centered`, which gives exactly 0 where its rewards are equal.
 `training.scoring` calls them in 64 bits and rounds what they give to 32: advantages that are equal stay equal.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
 
 ROUNDING = 1e-6  # rewards of a group that differ by less than this share of the largest are equal: about 8 steps of 32 bits
 

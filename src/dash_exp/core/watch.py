@@ -194,7 +194,7 @@ _truncated = _beyond(
     "length/truncated_fraction",
     "above",
     "the token limit cuts off {value:.0%} of the completions (limit: {limit:.0%})",
-    "Raise rollout.max_response_tokens, or use rollout.truncated=penalize",
+    "Raise rollout.max_response_tokens; rollout.truncated says what is done with such completions",
 )
 
 

@@ -114,7 +114,7 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
     parameters = trained = parameter_count(model)
     if adapters:
         layers = target_layers(model, adapters.targets)
-        trained = sum(adapters.rank * (layer.in_features + layer.out_features) for layer in layers)
+        trained = sum(adapters.rank * sum(layer.weight.shape) for layer in layers)
     return Job(
         load=load,
         size=size_of(model),
