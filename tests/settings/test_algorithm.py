@@ -53,7 +53,7 @@ BAD = [
         "algo.group_size=1: leaves nothing to compare a completion with",
     ),
     (
-        "algo=reinforce kl.place=reward algo.group_size=1",
+        "algo=reinforce kl.coef=0.04 kl.place=reward algo.group_size=1",
         "algo.group_size=1: leaves nothing to compare a completion with, which the baseline of a KL in the reward",
     ),
     ("algo=reinforce algo.group_size=1 filter=zero_variance", "filter=zero_variance: keeps nothing"),
