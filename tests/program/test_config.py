@@ -88,7 +88,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     parts = build(cfg)
     assert list(parts.data.test_prompts) == [name for name, test in cfg.data.tests.items() if test is not None]
     assert parts.module.objective.kl_coef(0) == cfg.kl.coef
-    assert (parts.module.reference is None) == (cfg.kl.coef == 0)
+    assert (parts.module.reference is None) == (cfg.kl.coef == 0 or cfg.kl.place == "reward")
     assert make_trainer(cfg, tmp_path, ALONE, []).max_epochs == cfg.steps
     parts.data.close()
 
