@@ -62,3 +62,5 @@ def test_zero_variance_goes_by_groups():
     rewards = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
     got = filters.ZeroVariance()(rewards, rewards)
     assert got.tolist() == [[False, False], [True, True], [False, False]]
+    got = filters.ZeroVariance()(torch.tensor([[0.1 + 0.2, 0.3], [0.3, 0.2]], dtype=torch.float64), rewards[:2])
+    assert got.tolist() == [[False, False], [True, True]]

@@ -4,9 +4,10 @@ import csv
 import json
 
 import pytest
-from conftest import SMALL, composed
+from conftest import LETTERS, SMALL, composed
 from transformers import AutoModelForCausalLM
 
+from dash_exp.algorithms.losses import TokenLoss
 from dash_exp.commands import build, run
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import METRICS, read_metrics
@@ -49,6 +50,40 @@ def test_what_a_run_leaves(small_run):
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     for checkpoint in ("last", "best"):
         AutoModelForCausalLM.from_pretrained(folder / "checkpoints" / checkpoint)
+
+
+@pytest.mark.parametrize(("good", "said"), [(2, None), (1, "2 of 3 optimizer steps were left out"), (0, "3 of 3")])
+def test_a_run_whose_steps_were_mostly_left_out_is_not_done(good, said, tmp_path, monkeypatch):
+    """The loss is NaN from one outer step on; `in_a_row` does not end the run before."""
+    calls = []
+
+    def loss(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT):
+        calls.append(1)
+        return TokenLoss(logprobs_BT * (1.0 if len(calls) <= good else float("nan")), None)
+
+    monkeypatch.setattr("dash_exp.algorithms.losses.policy_gradient", loss)
+    cfg = composed(
+        *LETTERS, "steps=3", "eval.every=3", "algo=no_gf", "watch.nonfinite.in_a_row=null", "batch.micro_tokens=9999"
+    )
+    if said is None:
+        assert run.run(cfg, tmp_path)["status"] == "done"
+        return
+    with pytest.raises(UserError, match=rf"^watch\.nonfinite: {said}.* NaN or infinite\. Lower optimizer\.lr"):
+        run.run(cfg, tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
+
+
+def test_before_the_first_step_the_policy_is_the_one_that_sampled_and_the_reference(tmp_path):
+    """With a model that has dropout in its configuration: a ratio of 1 and a KL of 0, rounding aside."""
+    cfg = composed(*LETTERS, "steps=1", "algo=no_gf")
+    gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 258, "n_positions": 2048}
+    cfg.model.architecture = gpt2 | {"bos_token_id": 1, "eos_token_id": 1, "initializer_range": 0.3}
+    run.run(cfg, tmp_path)
+    row = read_metrics(tmp_path / "metrics.csv")[1]
+    assert row["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert row["mismatch/max_nats"] < 1e-4
+    assert row["kl/ref_nats_per_token"] == pytest.approx(0, abs=1e-9)
+    assert row["kl/coef"] == 0.04
 
 
 def test_completions_are_kept_with_what_was_done_to_them(small_run):

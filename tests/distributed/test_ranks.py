@@ -11,6 +11,7 @@ import time
 import forked
 import pandas as pd
 import pytest
+import runs
 import torch
 import torch.distributed as dist
 from conftest import LETTERS, composed
@@ -21,6 +22,7 @@ from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.distributed import ranks
 from dash_exp.results import cells, run_folder
+from dash_exp.training import snapshot
 from dash_exp.training.module import PolicyModule
 
 COMMON = [*LETTERS, "steps=2", "eval.every=2", "eval.n=2", "eval.k=[2]"]
@@ -208,6 +210,19 @@ def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(tmp_path, beside,
     assert len(run_folder.snapshots(tmp_path)) == 1
     run.run(composed(*COMMON, *settings.split()), tmp_path)
     same(tmp_path, alone(settings))
+
+
+def test_a_resumed_run_has_the_noise_of_every_rank(tmp_path, beside, monkeypatch):
+    """Dropout: each rank draws its own, and goes on where it was."""
+    dropout = ["model.adapter=lora", "model.lora.lr=0.01", "model.lora.dropout=0.5"]
+    cfg = composed(*COMMON, *dropout, "trainer=ddp", "steps=4", "eval.every=4", "resume_every=2")
+    run.run(cfg, tmp_path / "alone")
+    runs.broken_after(tmp_path / "broken", cfg, 3, monkeypatch)
+    (kept,) = run_folder.snapshots(tmp_path / "broken")
+    first, second = (state["torch"] for state in snapshot.read(kept)["random"])
+    assert not torch.equal(first, second)
+    run.run(cfg, tmp_path / "broken")
+    runs.same(tmp_path / "broken", tmp_path / "alone")
 
 
 def test_more_gpus_than_there_are_are_refused(tmp_path, monkeypatch):

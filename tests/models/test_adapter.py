@@ -1,6 +1,7 @@
 """Adapters: what is trained, what the reference is, and that samplers and folders hold the very same policy."""
 
 import json
+import re
 from functools import partial
 
 import peft
@@ -10,8 +11,8 @@ from conftest import NANO, NANO_MODEL, SMALL, composed, needs_vllm
 from omegaconf import OmegaConf
 from runs import broken_after, same
 from servers import Process, until
+from tiny_models import LATENT, change, samples
 from tiny_models import SMALL as FAMILY
-from tiny_models import change, samples
 
 from dash_exp.commands import run
 from dash_exp.commands.evaluate.command import parse
@@ -276,6 +277,30 @@ def test_layers_that_get_no_adapter_are_named():
     for modules, said in ((["nothing"], "allows no adapter"), (["lm_head"], "is not a linear layer inside the model")):
         with pytest.raises(UserError, match=said):
             loading.load_policy("", architecture=NANO, lora={"target_modules": modules})
+
+
+MIXTURES = {
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 16, "decoder_sparse_step": 1},
+    "mixtral": {"num_local_experts": 4},
+    "olmoe": {"num_experts": 4},
+    "deepseek_v3": LATENT
+    | {"first_k_dense_replace": 1, "n_routed_experts": 8, "n_group": 1, "topk_group": 1}
+    | {"num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("modules", ["all-linear", ["gate"], ["q_proj", "nothing"], "nothing"])
+def test_what_is_advised_instead_works(family, modules):
+    """Experts and router of a mixture of experts are no linear layers, though PEFT counts them among `all-linear`."""
+    architecture = {"model_type": family, **FAMILY, **MIXTURES[family]}
+    try:
+        policy = loading.load_policy("", architecture=architecture, lora=LORA | {"target_modules": modules})
+    except UserError as error:
+        advised = re.search(r"Write model\.lora\.target_modules=\[(.+)\]\.$", str(error))[1].split(",")
+        policy = loading.load_policy("", architecture=architecture, lora=LORA | {"target_modules": advised})
+        assert set(advised) == {name.rpartition(".lora_A")[0].rpartition(".")[2] for name in adapter.trained(policy)} - {""}
+    assert any(adapter.trained(policy))
 
 
 def test_without_peft_the_extra_is_named(monkeypatch, folder):

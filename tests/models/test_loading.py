@@ -3,6 +3,7 @@ import runpy
 import pytest
 import torch
 from conftest import NANO
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dash_exp.core.errors import UserError
 from dash_exp.models import loading
@@ -53,6 +54,46 @@ def test_random_weights_depend_on_the_seed_alone():
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64, "max_position_embeddings": 64}
+NOISY = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64},  # three kinds of dropout of 0.1 by default
+    "gpt_neox": SIZES | {"intermediate_size": 48, "hidden_dropout": 0.3},
+    "falcon": SIZES | {"attention_dropout": 0.3, "hidden_dropout": 0.3},
+    "qwen2": SIZES | {"intermediate_size": 48, "num_key_value_heads": 1, "attention_dropout": 0.3},
+    "opt": SIZES | {"word_embed_proj_dim": 32, "ffn_dim": 48, "layerdrop": 0.5},
+    "mixtral": SIZES | {"num_key_value_heads": 1, "num_local_experts": 4, "router_jitter_noise": 0.3},
+}
+
+
+def in_both_modes(model):
+    """Logits in training and in evaluation mode."""
+    ids = torch.arange(3, 27).view(2, 12)
+    with torch.no_grad():
+        return model.train()(input_ids=ids).logits, model.eval()(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("family", NOISY)
+def test_a_policy_computes_the_same_in_training_and_in_sampling(family, tmp_path):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, bos_token_id=1, eos_token_id=1, pad_token_id=0, **NOISY[family])
+    plain = AutoModelForCausalLM.from_config(config)
+    with_noise, without = in_both_modes(plain)
+    assert (with_noise - without).abs().max() > 1e-3  # there is something to switch off
+    plain.save_pretrained(tmp_path)
+    policy = loading.load_policy(str(tmp_path))
+    for got in in_both_modes(policy):
+        torch.testing.assert_close(got, without)
+    policy.train().gradient_checkpointing_enable()
+    ids = torch.arange(3, 27).view(2, 12)
+    torch.testing.assert_close(policy(input_ids=ids).logits, without)
+
+
+def test_the_dropout_of_an_adapter_stays_as_it_is_set():
+    pytest.importorskip("peft")
+    policy = loading.load_policy("", architecture=NANO | {"attention_dropout": 0.3}, lora={"dropout": 0.25})
+    assert {m.p for m in policy.modules() if isinstance(m, torch.nn.Dropout)} == {0.25}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -25,6 +25,12 @@ def test_layers_are_named_as_peft_takes_them(targets, layers):
     assert sum("lora_" in name for name, _ in theirs.named_parameters()) == 2 * 2 * layers
 
 
+def test_layers_of_gpt2_have_their_weights_the_other_way_round():
+    gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 64}
+    shapes = [list(p.shape) for p in adapters.add_adapters(loading.load_policy("", architecture=gpt2), 2, ["c_attn"])]
+    assert shapes == [[2, 32], [96, 2]]  # from 32 numbers to those of query, key and value
+
+
 @pytest.mark.parametrize("targets", [["proj"], "q_proj", "("])
 def test_layers_that_are_not_there_are_refused(targets):
     with pytest.raises(UserError, match=r"model\.lora\.target_modules"):

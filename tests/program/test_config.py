@@ -88,7 +88,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     parts = build(cfg)
     assert list(parts.data.test_prompts) == [name for name, test in cfg.data.tests.items() if test is not None]
     assert parts.module.objective.kl_coef(0) == cfg.kl.coef
-    assert (parts.module.reference is None) == (cfg.kl.coef == 0)
+    assert (parts.module.reference is None) == (cfg.kl.coef == 0 or cfg.kl.place == "reward")
     assert make_trainer(cfg, tmp_path, ALONE, []).max_epochs == cfg.steps
     parts.data.close()
 
@@ -147,8 +147,34 @@ def test_the_arms_of_the_paper_differ_in_nothing_but_their_question():
 def test_what_others_call_by_these_names():
     assert composed("algo=dapo").algo.loss.clip_high == 0.28
     assert composed("algo=dapo").filter.refill_rounds == 3
-    assert composed("algo=dapo").kl.coef == composed("algo=gspo").kl.coef == composed("algo=cispo").kl.coef == 0
     assert composed("algo=dr_grpo").algo.denominator.max_tokens == 64
+
+
+@pytest.mark.parametrize(
+    ("algo", "advantage", "weighting", "denominator", "kl", "truncated", "filtered"),
+    [
+        # KL: coefficient, place and estimator. From the papers that the files name
+        ("dr_grpo", "group_centered", "token_sum", "per_sampled_length", (0, "loss", "k3"), "score", "KeepAll"),
+        ("dapo", "group_normalized", "token_sum", "per_kept_token", (0, "loss", "k3"), "penalize", "ZeroVariance"),
+        ("cispo", "group_normalized", "token_sum", "per_kept_token", (0, "loss", "k3"), "penalize", "ZeroVariance"),
+        ("gspo", "group_normalized", "sequence_mean", "per_sampled", (0, "loss", "k3"), "score", "KeepAll"),
+        ("rloo", "group_leave_one_out", "token_sum", "per_sampled", (0.04, "reward", "k1"), "score", "KeepAll"),
+        ("reinforce", "raw", "token_sum", "per_sampled", (0, "loss", "k3"), "score", "KeepAll"),
+        ("grpo", "group_normalized", "sequence_mean", "per_sampled", (0.04, "loss", "k3"), "score", "KeepAll"),
+        ("ppo_mini", "group_normalized", "sequence_mean", "per_sampled", (0.04, "loss", "k3"), "score", "KeepAll"),
+        ("ppo_multi", "group_normalized", "sequence_mean", "per_sampled", (0.04, "loss", "k3"), "score", "KeepAll"),
+    ],
+)
+def test_an_algorithm_has_the_defaults_of_its_paper(algo, advantage, weighting, denominator, kl, truncated, filtered):
+    cfg = composed(f"algo={algo}")
+    parts = (cfg.algo.advantage, cfg.algo.weighting, cfg.algo.denominator, cfg.filter)
+    assert [part._target_.rpartition(".")[2] for part in parts] == [advantage, weighting, denominator, filtered]
+    assert (cfg.kl.coef, cfg.kl.place, cfg.kl.estimator) == kl
+    assert cfg.rollout.truncated == truncated
+    asked = composed(f"algo={algo}", *number_of_kl(["kl=0.01"]), "rollout.truncated=mask", "rollout=vllm_server")
+    assert (asked.kl.coef, asked.rollout.truncated) == (0.01, "mask")
+    assert composed(f"algo={algo}", "kl=linear", "filter=none").kl.schedule._target_.endswith("Linear")
+    assert composed(f"algo={algo}", "kl=linear", "filter=none").filter._target_.endswith("KeepAll")
 
 
 def test_math500_needs_a_test_file_alone(tmp_path):

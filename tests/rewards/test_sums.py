@@ -35,6 +35,14 @@ def test_a_sum_of_rewards():
     assert form.closed
 
 
+def test_sums_that_are_equal_on_paper_are_equal():
+    # in floating point 0.1 + 0.2 - 0.3 is 5.6e-17 and 0.7 + 0.2 + 0.1 is 1 - 1.1e-16
+    parts = {name: Fixed([value, 0.0]) for name, value in {"a": 0.1, "b": 0.2, "c": 0.3}.items()}
+    assert SumReward(parts, {"a": 1, "b": 1, "c": -1}, correct="a")([problem("")] * 2, [""] * 2).rewards == [0, 0]
+    parts = {name: Fixed([1.0]) for name in "abc"}
+    assert SumReward(parts, {"a": 0.7, "b": 0.2, "c": 0.1}, correct="a")([problem("")], [""]).rewards == [1]
+
+
 def test_sums_may_be_nested_and_take_the_answers_of_what_decides():
     exact = ExactReward("A:(.)")
     inner = SumReward({"exact": exact, "one": Fixed([1.0, 1.0])}, {"exact": 2, "one": 1}, correct="exact")

@@ -45,7 +45,23 @@ BAD = [
     ("kl.coef=inf", "kl.coef=inf"),
     ("kl.coef=null", "kl.coef=null"),
     ("filter.threshold=-0.1", "filter.threshold=-0.1: is not a number of at least 0"),
-    ("batch.group_size=1", "batch.group_size=1: leaves nothing to compare"),
+    ("batch.group_size=1", "batch.group_size=1: leaves nothing to compare a completion with, which group-relative advantages"),
+    ("algo.group_size=1", "algo.group_size=1: leaves nothing to compare a completion with, which group-relative advantages"),
+    ("algo=rloo algo.group_size=1 batch.group_size=4", "Use algo.group_size=2 or more"),
+    (
+        "algo=sft_h algo.advantage._target_=dash_exp.algorithms.advantages.group_centered",
+        "algo.group_size=1: leaves nothing to compare a completion with",
+    ),
+    (
+        "algo=reinforce kl.coef=0.04 kl.place=reward algo.group_size=1",
+        "algo.group_size=1: leaves nothing to compare a completion with, which the baseline of a KL in the reward",
+    ),
+    ("algo=reinforce algo.group_size=1 filter=zero_variance", "filter=zero_variance: keeps nothing"),
+    (
+        "filter=pods filter.per_group=6 algo.group_size=4",
+        "filter.per_group=6: is more than the 4 completions of a group. Lower it, or raise algo.group_size.",
+    ),
+    ("algo=dr_grpo algo.denominator.max_tokens=0", "algo.denominator.max_tokens=0: is not a whole number of at least 1"),
     ("batch.group_size=0", "batch.group_size=0"),
     ("batch.prompts=0", "batch.prompts=0"),
     ("batch.sample_prompts=65", "batch.sample_prompts=65: is more than the 64 prompts"),
@@ -56,6 +72,19 @@ BAD = [
 @pytest.mark.parametrize(("bad", "message"), BAD, ids=[bad for bad, _ in BAD])
 def test_bad_settings_are_refused_by_name(bad, message):
     assert_refused(refusal(bad), message)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        "algo=reinforce batch.group_size=1",
+        "algo=reinforce batch.group_size=1 kl.coef=0 kl.place=reward",
+        "algo=sft_h batch.group_size=1",
+        "algo.group_size=4 batch.group_size=1",  # the second is not read
+    ],
+)
+def test_groups_of_one_that_nothing_compares_are_taken(good):
+    assert refusal(good) is None
 
 
 def test_every_refusal_has_a_case():

@@ -7,6 +7,8 @@ from dash_exp.settings import teacher
 
 BAD = [
     ("teacher.tries=0", "teacher.tries=0"),
+    ("algo=sft_m algo.train_sampler.teacher.tries=0", "algo.train_sampler.teacher.tries=0: is not a whole number"),
+    ("algo=sft_m algo.train_sampler.teacher.template=x", "has no place for the problem"),
     ("algo=sft_m teacher.template=x", "teacher.template=x: has no place for the problem. Put {prompt} into it"),
     (
         "algo=sft_m teacher.temperature=0",

@@ -189,12 +189,15 @@ def test_what_the_failed_pass_held_is_free_before_the_next(tokenizer, tmp_path, 
     assert BreaksInBackward.left.pop()
 
 
-def test_one_completion_that_does_not_fit_ends_the_run(tokenizer, tmp_path, full):
+def test_one_completion_that_does_not_fit_ends_the_run(tokenizer, tmp_path, full, monkeypatch):
     full(10)
     with pytest.raises(UserError) as error:
         one_run(tokenizer, tmp_path, micro_tokens=300)
     assert str(error.value).startswith("outer step 1: memory ran out in the backward pass of a single completion, of 1")
     assert "rollout.max_response_tokens" in str(error.value) and "model.gradient_checkpointing=true" in str(error.value)
+    monkeypatch.setattr("transformers.PreTrainedModel.is_gradient_checkpointing", True)
+    with pytest.raises(UserError, match=r"Lower rollout\.max_response_tokens, or use a smaller model\.$"):  # it is on already
+        one_run(tokenizer, tmp_path, micro_tokens=300)
 
 
 def test_another_error_is_not_taken_for_it(tokenizer, tmp_path, full):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dash_exp.algorithms import advantages, filters, kl
+from dash_exp.algorithms.weighting import StepCounts
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Completion, Problem
@@ -14,6 +15,7 @@ from dash_exp.rewards.base import Scores
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.sampling.refresh import Refresh
+from dash_exp.training.measures import rollout_metrics
 from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
 from dash_exp.training.scoring import Scoring, Truncated
 
@@ -103,7 +105,7 @@ def test_rollouts_are_graded_weighed_and_filtered(policy, tokenizer):
     rollouts = data.rollouts(prompts, 0)
     assert len(rollouts.completions) == len(rollouts.texts) == 12
     assert rollouts.rewards_PG.flatten().tolist() == [len(t) % 2 for t in rollouts.texts]
-    expected = rollouts.rewards_PG - rollouts.rewards_PG.mean(1, keepdim=True)
+    expected = (rollouts.rewards_PG - rollouts.rewards_PG.mean(1, keepdim=True)).float()
     assert (rollouts.advantages_PG == expected).all()
     assert (rollouts.keep_PG == (expected.abs() > 0.1)).all()
     assert rollouts.policy_version == 0
@@ -162,6 +164,45 @@ def test_truncated_completions(policy, tokenizer, choice, advantages, kept):
     assert rollouts.rewards_PG[0].tolist() == [1, 1, 0, 0]  # what was graded is recorded as it was
     assert rollouts.advantages_PG[0].tolist() == advantages
     assert rollouts.keep_PG[0].tolist() == kept
+
+
+# --- what rounding must not change --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reward", [0.1, 1000.1, 0.1 + 0.2])
+@pytest.mark.parametrize("keep", [filters.AdvantageAbove(0.0), filters.AdvantageAbove(0.1), filters.Quantile(0.5)])
+def test_groups_of_equal_rewards_are_dropped(policy, tokenizer, reward, keep):
+    """All rewards of the first three problems are equal; of the last, one is 1 more."""
+    sampler = Scripted(tokenizer, lambda problem, i: "wrong")
+
+    def graded(problems, texts):
+        assert len(texts) == 32
+        return Scores([reward + (i == 31) for i in range(32)])
+
+    changes = {"sampler": sampler, "reward": graded, "group_size": 8, "advantage": advantages.group_normalized, "keep": keep}
+    data = module(policy, tokenizer, **changes)
+    rollouts = data.rollouts(data.problems_of_step(0), 0)
+    assert (rollouts.advantages_PG[:3] == 0).all()
+    assert rollouts.keep_PG.tolist() == [[False] * 8] * 3 + [[True] * 8]
+    assert rollout_metrics([rollouts], StepCounts(1, 1, 1, 1), sampler)["groups/signal_fraction"] == 0.25
+
+
+def test_advantages_that_are_equal_on_paper_are_equal_to_the_filters(policy, tokenizer):
+    """Rewards 0.1 and 0.3 lie 0.1 from their mean on both sides; computed in 32 bits one would be 7e-9 farther."""
+    sampler = Scripted(tokenizer, lambda problem, i: "wrong")
+
+    def graded(problems, texts):
+        return Scores([0.1, 0.3] * (len(texts) // 2))
+
+    for keep, kept in ((filters.AdvantageAbove(0.1), 0), (filters.Quantile(0.9), 8)):  # at the limit; all as large as the cut
+        data = module(policy, tokenizer, sampler=sampler, reward=graded, group_size=2, keep=keep)
+        assert data.rollouts(data.problems_of_step(0), 0).keep_PG.sum() == kept
+
+
+def test_an_advantage_that_is_not_a_number_is_named(policy, tokenizer):
+    data = module(policy, tokenizer, group_size=1, advantage=lambda rewards_PG: rewards_PG * torch.nan)
+    with pytest.raises(UserError, match=r"^algo\.advantage: gives NaN or infinite advantages for groups of 1 completions"):
+        data.rollouts(data.problems_of_step(0), 0)
 
 
 # --- filters that change more than the mask -----------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from typing import cast
 import torch
 from torch import BoolTensor, Tensor
 
+from dash_exp.algorithms.advantages import all_equal
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -117,5 +119,4 @@ class ZeroVariance(Filter):
     refill_rounds: int = 0
 
     def __call__(self, rewards_PG: Tensor, advantages_PG: Tensor) -> BoolTensor:
-        signal_P1 = rewards_PG.amax(1, keepdim=True) != rewards_PG.amin(1, keepdim=True)
-        return cast(BoolTensor, signal_P1.expand_as(rewards_PG).clone())
+        return cast(BoolTensor, ~all_equal(rewards_PG).expand_as(rewards_PG))

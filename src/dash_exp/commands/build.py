@@ -70,7 +70,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     train, tests = problems(cfg)
     reward = reward_of(cfg, {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}, tokenizer)
     given = {"tokenizer": tokenizer, "reward": reward}
-    train_sampler = made(cfg, "algo.train_sampler", given) if cfg.algo.train_sampler else None
+    train_sampler: Any = made(cfg, "algo.train_sampler", given) if cfg.algo.train_sampler else None
     if hasattr(train_sampler, "check"):
         train_sampler.check(train)
     policy = load_policy(cfg)

@@ -25,6 +25,7 @@ from dash_exp.core import files, process
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import PHASES, SIDES
 from dash_exp.core.types import Prompt
+from dash_exp.core.watch import check_trained
 from dash_exp.data import digests
 from dash_exp.distributed import ranks
 from dash_exp.distributed.ranks import ALONE, NOTICE_S, Ranks
@@ -190,6 +191,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
             result |= {f"{name}/base": value for name, value in evaluated(parts.module).items()}
             base = parts.module.right
         trainer.fit(parts.module, datamodule=parts.data)
+        check_trained(record.rows)
         assert parts.module.accuracy_version == parts.module.policy_version, "the last step was not evaluated"
         result |= {f"{name}/final": value for name, value in evaluated(parts.module).items()}
         write_problems(run_dir, base, parts.module.right, parts.data.test_prompts)

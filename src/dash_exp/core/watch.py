@@ -16,6 +16,7 @@ from dash_exp.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
+NONFINITE_ADVICE = "Lower optimizer.lr, or use model.compute_dtype=float32 where it is another"
 POLICIES = ("off", "warn", "skip_step", "stop")
 
 Values = Mapping[str, float | int | None]
@@ -124,6 +125,23 @@ class Watch:
         return f"watch.{name}.in_a_row=null" if more else f"watch.{name}.policy=warn"
 
 
+def check_trained(rows: Iterable[Values]) -> None:
+    """At the end of a run with these rows of metrics: raise UserError where most of its optimizer steps were left out because
+    a number was not finite. It has not done what its settings say.
+    """
+    left_out = total = 0
+    for row in rows:
+        taken, skipped = (int(row.get(f"optimizer/{name}") or 0) for name in ("steps", "skipped_steps"))
+        total += taken + skipped
+        left_out += skipped if row.get("watch/nonfinite") else 0
+    if 2 * left_out > total:
+        raise UserError(
+            "watch.nonfinite",
+            f"{left_out} of {total} optimizer steps were left out, because loss or gradient was NaN or infinite",
+            f"{NONFINITE_ADVICE}; then add resume=false",
+        )
+
+
 # --- the checks --------------------------------------------------------------------------------------------------------
 
 
@@ -139,7 +157,7 @@ def _nonfinite(values: Values, settings: Settings, rewards: Sequence[float]) -> 
     if not found:
         return None
     again = f", in {times} optimizer steps in a row" if times > 1 else ""
-    return f"{' and '.join(found)}{again}", "Lower optimizer.lr, or use model.compute_dtype=float32"
+    return f"{' and '.join(found)}{again}", NONFINITE_ADVICE
 
 
 def _beyond(metric: str, limit: str, seen: str, advice: str) -> Callable[[Values, Settings, Sequence[float]], Finding]:
@@ -176,7 +194,7 @@ _truncated = _beyond(
     "length/truncated_fraction",
     "above",
     "the token limit cuts off {value:.0%} of the completions (limit: {limit:.0%})",
-    "Raise rollout.max_response_tokens, or use rollout.truncated=penalize",
+    "Raise rollout.max_response_tokens; rollout.truncated says what is done with such completions",
 )
 
 

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import error_line
 
+LINEAR = (torch.nn.Linear, Conv1D)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # the files of PEFT
 
 
@@ -54,23 +55,36 @@ def add(
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, task_type="CAUSAL_LM"
     )
     where = f"model.lora.target_modules={target_modules}"
+    instead = f"Write model.lora.target_modules=[{','.join(names)}]" if (names := linear_names(policy)) else "Train all weights"
     try:
         policy.add_adapter(settings)
     except ValueError as error:
-        raise UserError(
-            where, f"allows no adapter ({error_line(error)})", "Write all-linear, or names as in [q_proj,v_proj]"
-        ) from error
+        raise UserError(where, f"allows no adapter ({error_line(error)})", instead) from error
     folder = Path(base or "").expanduser()
     settings.base_model_name_or_path = str(folder.resolve()) if base and folder.is_dir() else base
     layers = dict(_layers(policy))
-    linear = (torch.nn.Linear, Conv1D)
     ends = (policy.get_input_embeddings(), policy.get_output_embeddings())
-    if wrong := [name for name, layer in layers.items() if layer in ends or not isinstance(layer.get_base_layer(), linear)]:
-        raise UserError(where, f"{wrong[0]} is not a linear layer inside the model", "Write all-linear, or leave it out")
+    if wrong := [name for name, layer in layers.items() if layer in ends or not isinstance(layer.get_base_layer(), LINEAR)]:
+        raise UserError(where, f"{wrong[0]} is not a linear layer inside the model", instead)
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return policy
+
+
+def linear_names(policy: PreTrainedModel) -> list[str]:
+    """Last parts of names, such as q_proj, that give an adapter to linear layers alone.
+
+    None of those in the block of a mixture of experts: PEFT takes gate_proj, up_proj and down_proj for the experts, which are
+    not linear layers.
+    """
+    ends = (policy.get_input_embeddings(), policy.get_output_embeddings())
+    modules = [(name.split("."), module) for name, module in policy.named_modules() if "." in name]
+    mixtures = {path[-2] for path, _ in modules if path[-1] == "experts"}
+    linear: dict[bool, set[str]] = {True: set(), False: set()}
+    for path, module in modules:
+        linear[isinstance(module, LINEAR) and module not in ends and mixtures.isdisjoint(path)].add(path[-1])
+    return sorted(linear[True] - linear[False])
 
 
 def has_one(policy: PreTrainedModel) -> bool:

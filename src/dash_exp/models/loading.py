@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -45,7 +46,8 @@ def load_policy(
 
     `path`: a Transformers folder or a hub name; a folder with an adapter is loaded as its base model with the adapter merged
     in. `architecture`: settings of a Transformers configuration, `model_type` among them; then weights are random and `path`
-    is not read. `lora`: settings of an adapter that is trained in place of the weights (see `adapter.add`).
+    is not read. `lora`: settings of an adapter that is trained in place of the weights (see `adapter.add`). The model computes
+    the same in training and in evaluation mode, an adapter's dropout aside (see `without_noise`).
 
     Raises UserError for what cannot be loaded, and for weights that are incomplete or not finite: Transformers fills gaps with
     random numbers, and one NaN makes every log-probability NaN.
@@ -73,6 +75,7 @@ def load_policy(
             raise UserError(f"model.path={path}", "is an adapter on the hub", "Download it, and give its folder")
         if base != path:
             model = adapter.merged_into(model, path, f"model.path={path}")
+    without_noise(model)
     generation.check(model, "model.architecture" if architecture else f"model.path={path}")
     if not trust_remote_code:
         _enable_packing(model)
@@ -81,6 +84,27 @@ def load_policy(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def without_noise(model: PreTrainedModel) -> None:
+    """Switch off, in place, what a model does in training mode alone: dropout, dropped layers and noise on a router's input.
+
+    The policy is trained on completions that it sampled in evaluation mode: with noise it would be another policy, whose ratio
+    and KL are far from 1 and 0 before the first step. Models keep these numbers in dropout layers, in attributes of other
+    modules, and in their configuration. `router_jitter_noise` stays: where a module has it, it is a threshold in both modes.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _clear_noise(module)
+        _clear_noise(getattr(module, "config", None))
+
+
+def _clear_noise(part: Any) -> None:
+    for name, value in list(vars(part).items()) if isinstance(part, torch.nn.Module | PreTrainedConfig) else ():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and value > 0 and ("drop" in name or "jitter" in name) and name != "router_jitter_noise":
+            setattr(part, name, 0.0)
 
 
 def _enable_packing(model: PreTrainedModel) -> None:
@@ -122,6 +146,7 @@ def load_architecture(
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         with contextlib.suppress(OSError):  # not every model has one
             model.generation_config = GenerationConfig.from_pretrained(path)
+    without_noise(model)
     generation.check(model, "model.architecture" if architecture else f"model.path={path}")
     return model
 

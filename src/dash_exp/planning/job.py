@@ -150,8 +150,7 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
     parameters = trained = parameter_count(model)
     if adapters:
         layers = target_layers(model, adapters.targets)
-        weights = [adapters.rank * n for layer in layers for n in (layer.in_features, layer.out_features)]
-        trained = sum(weights)
+        trained = sum(adapters.rank * sum(layer.weight.shape) for layer in layers)
     # one rank scores all of them where it alone samples
     scored = max(step.prompts_per_call * step.group * (1 if sampler.kind == "hf" else devices), cfg.eval.prompts)
     return Job(

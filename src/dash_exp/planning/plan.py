@@ -97,7 +97,7 @@ def tensors(job: Job, layers: int) -> dict[str, dict[str, float]]:
         warnings.simplefilter("ignore")
         found = extrapolated_peaks(job.load, layers)
         if job.teacher:
-            found["sample"] = peaks_of_teacher(job.teacher, job.load, job.lengths.prompt, layers)
+            found["sample"] = dict(peaks_of_teacher(job.teacher, job.load, job.lengths.prompt, layers))
         scoring = {"activations": max(map(scoring_bytes, scorers_on_device(job)), default=0.0)}
     lasting = {kind: found["update"].get(kind, 0.0) for kind in ("weights", "reference", "optimizer")}
     gradients = {"gradients": job.trained * job.load.gradient_bytes / job.load.shards}

@@ -9,9 +9,11 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Reward, Scores
 
+DECIMALS = 12  # of a sum, so that 0.1 + 0.2 - 0.3 is 0 and 0.7 + 0.2 + 0.1 is 1
+
 
 class SumReward:
-    """The weighted sum of other rewards: sum over parts of `weights[name] * parts[name]`.
+    """The weighted sum of other rewards: sum over parts of `weights[name] * parts[name]`, rounded to 12 decimals.
 
     `Scores.components` has the rewards of each part by its name, before the weight. `correct`: the name of the part in which 1
     means a correct completion (a sum of 1.1 does not say); `answers` and `can_be_right` are those of this part too. A part may
@@ -63,7 +65,7 @@ class SumReward:
         components = {name: s.rewards for name, s in scores.items()}
         components |= {f"{name}/{inner}": values for name, s in scores.items() for inner, values in s.components.items()}
         return Scores(
-            [sum(self.weights[name] * s.rewards[i] for name, s in scores.items()) for i in range(len(texts))],
+            [round(sum(self.weights[name] * s.rewards[i] for name, s in scores.items()), DECIMALS) for i in range(len(texts))],
             timeouts=sum(s.timeouts for s in scores.values()),
             errors=sum(s.errors for s in scores.values()),
             components=components,

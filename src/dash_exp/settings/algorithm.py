@@ -15,7 +15,7 @@ def values(cfg: DictConfig) -> None:
     part(cfg, "algo.train_sampler", "_target_")
     numbers(cfg, "algo.loss.clip_low algo.loss.clip_high", above=0, why="every ratio would be clipped")
     numbers(cfg, "batch.prompts batch.micro_tokens batch.group_size batch.epochs batch.minibatches", whole=True, least=1)
-    numbers(cfg, "algo.group_size", whole=True, least=1)
+    numbers(cfg, "algo.group_size algo.denominator.max_tokens", whole=True, least=1)
     number(cfg, "batch.sample_prompts", whole=True, least=1, optional=True)
 
     number(cfg, "filter.threshold", least=0)
@@ -47,13 +47,28 @@ def in_several_calls(cfg: DictConfig) -> bool:
     return cfg.batch.sample_prompts not in (None, cfg.batch.prompts)
 
 
+def kl_in_reward(cfg: DictConfig) -> bool:
+    """Whether a KL term is a part of the reward."""
+    return bool(_has_kl(cfg) and cfg.kl.place == "reward")
+
+
+def _has_kl(cfg: DictConfig) -> bool:
+    return bool(cfg.kl.coef > 0 or cfg.kl.schedule.get("final"))
+
+
+def _group_size(cfg: DictConfig) -> str:
+    """The setting that gives the size of a group: `algo.group_size`, which is `batch.group_size` unless it is set itself."""
+    return "batch.group_size" if cfg.algo.group_size == cfg.batch.group_size else "algo.group_size"
+
+
 def _batch(cfg: DictConfig) -> None:
     relative = "group_" in str(OmegaConf.select(cfg, "algo.advantage._target_"))
-    if relative and cfg.batch.group_size < 2:
+    if (relative or (kl_in_reward(cfg) and not cfg.algo.train_sampler)) and cfg.algo.group_size < 2:
+        what = "group-relative advantages" if relative else "the baseline of a KL in the reward (kl.place=reward)"
         raise UserError(
-            f"batch.group_size={cfg.batch.group_size}",
-            "leaves nothing to compare a completion with: group-relative advantages would all be 0",
-            "Use batch.group_size=2 or more",
+            f"{_group_size(cfg)}={cfg.algo.group_size}",
+            f"leaves nothing to compare a completion with, which {what} need",
+            f"Use {_group_size(cfg)}=2 or more",
         )
     if (cfg.batch.sample_prompts or 0) > cfg.batch.prompts:
         raise UserError(
@@ -67,14 +82,14 @@ def _filter(cfg: DictConfig) -> None:
     if (cfg.filter.get("per_group") or 0) > cfg.algo.group_size:
         raise UserError(
             f"filter.per_group={cfg.filter.per_group}",
-            f"is more than the {cfg.batch.group_size} completions of a group",
-            "Lower it, or raise batch.group_size",
+            f"is more than the {cfg.algo.group_size} completions of a group",
+            f"Lower it, or raise {_group_size(cfg)}",
         )
     if str(cfg.filter._target_).endswith(".ZeroVariance") and (cfg.algo.group_size < 2 or cfg.algo.train_sampler):
         raise UserError(
             "filter=zero_variance",
             "keeps nothing: the rewards of a group of one, or of copies of a written trace, never differ",
-            "Use another filter, or batch.group_size of 2 or more with an algorithm that samples",
+            f"Use another filter, or {_group_size(cfg)} of 2 or more with an algorithm that samples",
         )
     if cfg.filter.get("refill_rounds") and in_several_calls(cfg):
         raise UserError(
@@ -85,14 +100,13 @@ def _filter(cfg: DictConfig) -> None:
 
 
 def _kl(cfg: DictConfig) -> None:
-    on = cfg.kl.coef > 0 or cfg.kl.schedule.get("final")
-    if on and cfg.kl.estimator == "k1" and cfg.kl.place == "loss":
+    if _has_kl(cfg) and cfg.kl.estimator == "k1" and cfg.kl.place == "loss":
         raise UserError(
             "kl.estimator=k1",
             "has a gradient that is 0 on average when it is part of the loss",
             "Use k2 or k3, or kl.place=reward",
         )
-    if on and cfg.kl.place == "reward" and cfg.algo.train_sampler:
+    if kl_in_reward(cfg) and cfg.algo.train_sampler:
         raise UserError(
             "kl.place=reward", "needs completions of the policy, and SFT learns from written traces", "Use kl.place=loss"
         )

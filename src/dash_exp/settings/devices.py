@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from dash_exp.core.errors import UserError
+from dash_exp.settings.algorithm import kl_in_reward
 from dash_exp.settings.checks import flags, known, numbers, shown
 
 SECTIONS = "trainer"
@@ -71,7 +72,7 @@ def _sharded(cfg: DictConfig) -> None:
             "does not support sharded weights (trainer.strategy=fsdp)",
             "Use torch.optim.AdamW, or trainer=ddp",
         )
-    if cfg.model.adapter and cfg.kl.place == "reward":
+    if cfg.model.adapter and kl_in_reward(cfg):
         raise UserError(
             "trainer.strategy=fsdp",
             "with an adapter has the reference inside the policy, whose shards all ranks must gather at the same time",

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dash_exp.core.errors import UserError
+from dash_exp.settings.algorithm import kl_in_reward
 from dash_exp.settings.checks import flags, known, number, numbers, part, shown, texts
 
 SECTIONS = "model"
@@ -53,7 +54,7 @@ def relations(cfg: DictConfig) -> None:
             "is an adapter, and a second adapter on top of it would name it as its base",
             "Train without model.adapter, or merge it into its base with PEFT's merge_and_unload first",
         )
-    if cfg.rollout.staleness > 0 and cfg.kl.place == "reward":
+    if cfg.rollout.staleness > 0 and kl_in_reward(cfg):
         raise UserError(
             f"rollout.staleness={cfg.rollout.staleness}",
             "runs the reference while the policy trains, and with an adapter the two are one model",

@@ -7,7 +7,7 @@ import importlib.util
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.core.errors import UserError
-from dash_exp.settings.algorithm import has_ratio
+from dash_exp.settings.algorithm import has_ratio, kl_in_reward
 from dash_exp.settings.checks import flags, known, number, numbers, shown
 
 SECTIONS = "rollout rollout.sampler"
@@ -71,7 +71,7 @@ def _stale_weights(cfg: DictConfig) -> None:
             "samples while the policy trains, so the engine cannot free its memory during training",
             "Add rollout.sampler.sleep=false",
         )
-    if cfg.rollout.staleness > 0 and cfg.kl.place == "reward" and cfg.kl.schedule.get("target"):
+    if cfg.rollout.staleness > 0 and kl_in_reward(cfg) and cfg.kl.schedule.get("target"):
         raise UserError(
             staleness,
             "computes rewards before the adaptive KL coefficient of their step is known",

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.core.errors import UserError
 from dash_exp.settings.checks import flags, number, numbers, texts
 
 SECTIONS = "teacher"
+# Where the settings are written, and where a run reads them: by default the second are the first.
+PLACES = ("teacher", "algo.train_sampler.teacher")
 
 
 def values(cfg: DictConfig) -> None:
-    texts(cfg, "teacher.path teacher.tokenizer teacher.file")
-    texts(cfg, "teacher.template", lines=True)
-    flags(cfg, "teacher.chat")
-    numbers(cfg, "teacher.tries teacher.max_tokens", whole=True, least=1)
-    number(cfg, "teacher.seed", whole=True, least=0)
-    number(cfg, "teacher.temperature", least=0)
+    texts(cfg, "teacher.file")
+    for place in PLACES:
+        texts(cfg, f"{place}.path {place}.tokenizer")
+        texts(cfg, f"{place}.template", lines=True)
+        flags(cfg, f"{place}.chat")
+        numbers(cfg, f"{place}.tries {place}.max_tokens", whole=True, least=1)
+        number(cfg, f"{place}.seed", whole=True, least=0)
+        number(cfg, f"{place}.temperature", least=0)
 
 
 def relations(cfg: DictConfig) -> None:
-    if "teacher" not in (cfg.algo.get("train_sampler") or ()):
+    teacher = OmegaConf.select(cfg, PLACES[1])
+    if teacher is None:
         return
-    if "{prompt}" not in cfg.teacher.template:
-        raise UserError(f"teacher.template={cfg.teacher.template}", "has no place for the problem", "Put {prompt} into it")
-    if cfg.teacher.temperature == 0 and cfg.teacher.tries > 1:
+    if "{prompt}" not in teacher.template:
+        raise UserError(f"teacher.template={teacher.template}", "has no place for the problem", "Put {prompt} into it")
+    if teacher.temperature == 0 and teacher.tries > 1:
         raise UserError(
-            f"teacher.tries={cfg.teacher.tries}",
+            f"teacher.tries={teacher.tries}",
             "makes no difference at temperature 0, where every try gives the same trace",
             "Use teacher.tries=1, or a teacher.temperature above 0",
         )

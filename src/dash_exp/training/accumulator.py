@@ -134,10 +134,11 @@ class Accumulator:
     def _lower_budget(self, failed: MicroBatch, where: str) -> None:
         """Halve the token budget, and start the gradient of the optimizer step again. UserError for a completion alone."""
         if len(failed.input_ids_BL) == 1:
+            less = "" if self.policy.is_gradient_checkpointing else "write model.gradient_checkpointing=true, "
             raise UserError(
                 where,
                 f"memory ran out in the backward pass of a single completion, of {failed.tokens} tokens with its prompt",
-                "Lower rollout.max_response_tokens, write model.gradient_checkpointing=true, or use a smaller model",
+                f"Lower rollout.max_response_tokens, {less}or use a smaller model",
             )
         self.zero_grad()
         self.sums = StepSums()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from dash_exp.algorithms.advantages import all_equal
 from dash_exp.algorithms.weighting import StepCounts
 from dash_exp.core.types import Rollouts
 from dash_exp.sampling.base import Sampler
@@ -29,7 +30,7 @@ def rollout_metrics(rollouts: Sequence[Rollouts], counts: StepCounts, sampler: S
         "advantage/kept_abs_mean": float(advantages_PG[keep_PG].abs().mean()) if keep_PG.any() else None,
         "filter/kept_fraction": counts.kept / counts.sampled,
         "filter/refill_rounds": sum(r.refill_rounds for r in rollouts),
-        "groups/signal_fraction": float((rewards_PG.amax(1) != rewards_PG.amin(1)).float().mean()),
+        "groups/signal_fraction": float((~all_equal(rewards_PG)).float().mean()),
         "length/mean_tokens": counts.sampled_tokens / counts.sampled,
         "length/truncated_fraction": sum(c.truncated for c in completions) / counts.sampled,
         "policy/nll_nats_per_token": math.fsum(nll) / counts.sampled_tokens if nll else None,

@@ -13,6 +13,7 @@ from dash_exp.algorithms.advantages import group_leave_one_out
 from dash_exp.algorithms.filters import Filter
 from dash_exp.algorithms.kl import Schedule
 from dash_exp.algorithms.kl_penalty import Penalty
+from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Prompt, Rollouts
 from dash_exp.rewards.base import Reward
 
@@ -53,7 +54,7 @@ class Scoring:
         """Grade and filter P x G completions, in group-major order, of outer step `step`."""
         of_completion = [p for p in prompts for _ in range(len(completions) // len(prompts))]
         scores = self.reward([p.problem for p in of_completion], texts)
-        rewards_PG = tensor(scores.rewards).view(len(prompts), -1)
+        rewards_PG = tensor(scores.rewards, dtype=torch.float64).view(len(prompts), -1)
         truncated_PG = tensor([c.truncated for c in completions]).view_as(rewards_PG)
         penalty_PG, kl_nats = self._penalty(of_completion, completions, step, rewards_PG)
         before_PG = self._advantages(rewards_PG, truncated_PG, penalty_PG)
@@ -83,12 +84,21 @@ class Scoring:
         """Advantages of the rewards less what truncation costs; and less the KL penalty against that of the others.
 
         The KL penalty has a baseline of its own and is not divided by the standard deviation of the rewards: in a group of
-        almost equal rewards that would cancel its coefficient.
+        almost equal rewards that would cancel its coefficient. All is computed in 64 bits and then rounded to 32, so that
+        filters see equal advantages as equal. Raises UserError for an advantage that is not finite, as rewards always are.
         """
         if self.truncated.choice == "penalize":
             rewards_PG = rewards_PG - self.truncated.penalty * truncated_PG
         advantages_PG = self.advantage(rewards_PG)
-        return advantages_PG if penalty_PG is None else advantages_PG - group_leave_one_out(penalty_PG)
+        if not advantages_PG.isfinite().all():
+            raise UserError(
+                "algo.advantage",
+                f"gives NaN or infinite advantages for groups of {rewards_PG.shape[1]} completions",
+                "Use another advantage, or larger groups: algo.group_size=8",
+            )
+        if penalty_PG is not None:
+            advantages_PG = advantages_PG - group_leave_one_out(penalty_PG)
+        return advantages_PG.float()
 
     def _penalty(
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], step: int, rewards_PG: Tensor

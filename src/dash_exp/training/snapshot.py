@@ -1,6 +1,7 @@
 """What a run needs to resume from its last outer steps after it was killed: written while it trains, removed at its end.
 
-The sampling noise and the order of the problems are functions of seed and outer step, so a place in the data is a number.
+The sampling noise and the order of the problems are functions of seed and outer step, so a place in the data is a number. Other
+noise, such as an adapter's dropout, comes from global generators, whose states are kept for each rank.
 """
 
 from __future__ import annotations
@@ -114,8 +115,8 @@ class Snapshots(L.Callback):
             schedule.load_state_dict(self.state["schedule"])
             for group, lr in zip(trainer.optimizers[0].param_groups, schedule.get_last_lr(), strict=True):
                 group["lr"] = lr  # the optimizer's own may be that of an unfinished step
-            if self.ranks.first:  # the others have had their own
-                set_random_state(self.state["random"])
+            if self.ranks.index < len(self.state["random"]):  # the run may have had fewer ranks
+                set_random_state(self.state["random"][self.ranks.index])
             self.state = None  # its memory
 
     # --- writing -------------------------------------------------------------------------------------------------------
@@ -128,6 +129,7 @@ class Snapshots(L.Callback):
         assert isinstance(pl_module, PolicyModule)
         step = trainer.current_epoch + 1
         due = self.every is not None and step % self.every == 0 and step != trainer.max_epochs and not trainer.should_stop
+        random_states = self.ranks.gather(random_state())  # each rank has noise of its own, such as an adapter's dropout
         if not self.ranks.first:
             if due:
                 self._weights(trainer, pl_module)
@@ -146,7 +148,7 @@ class Snapshots(L.Callback):
             "eval": (self.data.eval_timeouts, self.data.eval_errors),
             "rows": list(record.rows),
             "best": record.best,
-            "random": random_state(),
+            "random": random_states,
             "more": self.more(),
         }
         self._changed = False
@@ -209,7 +211,7 @@ class Snapshots(L.Callback):
             except Exception as error:  # torch raises many kinds, and each means the same
                 log.warning("%s is damaged (%s): the snapshot before it is used", file, first_line(str(error)))
                 continue
-            if renamed.in_text(state["config"]) == self.config and set(state["module"]) == set(MODULE):
+            if renamed.in_text(state["config"]) == self.config and _of_this_version(state):
                 if "problems" in state:  # earlier versions kept no digests
                     self._check_problems(state["problems"])
                 return file, state
@@ -225,6 +227,11 @@ class Snapshots(L.Callback):
                 f"its problems have changed since the run in {self.run_dir} was stopped",
                 "Put them back, or choose another name=...; resume=false starts again in its place",
             )
+
+
+def _of_this_version(state: State) -> bool:
+    """Whether the snapshot has what this version of the program restores."""
+    return set(state["module"]) == set(MODULE) and isinstance(state["random"], list)
 
 
 def save(state: State, file: IO[bytes]) -> None:
@@ -258,6 +265,7 @@ def random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
         "numpy": (kind, np.asarray(keys).tolist(), *rest),
         "python": random.getstate(),
     }
@@ -267,6 +275,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if state["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     random.setstate(state["python"])
