@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from dash_exp.core.intervals import CONFIDENCE, resampled_mean
 
@@ -76,16 +75,36 @@ def problem_interval(differences_P: ArrayLike) -> Estimate | None:
 def detectable(differences: ArrayLike, comparisons: int = 1) -> float | None:
     """The smallest true mean difference that a paired t test with this number of seeds finds in 80% of studies.
 
-    With several comparisons the significance level is divided by their number (Bonferroni); an effect found at this level is
-    also found by Holm's procedure. The standard deviation of the differences is treated as known, although it is estimated from
-    the same few values. None for fewer than two differences, or if all are equal.
+    With several comparisons the significance level is divided by their number (Bonferroni). Holm's procedure finds all that is
+    found at this level, and no more than that where no other arm differs. The standard deviation of the differences is treated
+    as known, although it is estimated from the same few values. None for fewer than two differences, or if all are equal.
     """
     x = np.asarray(differences, dtype=float)
     if len(x) < 2 or no_spread(x):
         return None
     alpha = (1 - CONFIDENCE) / comparisons
-    in_sd = TTestPower().solve_power(nobs=len(x), alpha=alpha, power=POWER, alternative="two-sided")
-    return float(np.squeeze(in_sd)) * float(x.std(ddof=1))
+    return detectable_in_sd(len(x), alpha) * float(x.std(ddof=1))
+
+
+def detectable_in_sd(n: int, alpha: float) -> float:
+    """The mean of n >= 2 normal values, in their standard deviations, that a two-sided t test at level `alpha` finds in 80%.
+
+    The test statistic has a noncentral t distribution with n - 1 degrees of freedom and noncentrality sqrt(n) mean / sd. Only
+    its upper tail counts: an effect found with the wrong sign is not found (and scipy's lower tail is NaN far out). Raises
+    ArithmeticError rather than return a value that does not have this power.
+    """
+    critical = stats.t.isf(alpha / 2, n - 1)
+
+    def missing(noncentrality: float) -> float:
+        return POWER - float(stats.nct.sf(critical, n - 1, noncentrality))
+
+    upper = 1.0
+    while missing(upper) > 0:
+        upper *= 2
+    found = optimize.brentq(missing, 0.0, upper, xtol=1e-9)
+    if not abs(missing(found)) < 1e-6:  # also where scipy gave NaN
+        raise ArithmeticError(f"no noncentrality has a power of {POWER} for n={n} and alpha={alpha}")
+    return found / math.sqrt(n)
 
 
 def ratio_interval(values: ArrayLike, baselines: ArrayLike) -> Estimate | None:
