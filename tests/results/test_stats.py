@@ -99,21 +99,64 @@ def test_the_interval_over_problems_covers_the_difference_on_all_problems(gain):
     assert not within(too_narrow, 0.95), "an interval half as wide has to fail this test"
 
 
-def test_the_smallest_effect_is_found_in_four_studies_of_five():
-    rng = np.random.default_rng(3)
-    seeds, sd = 5, 0.03
-    known = np.array([-1, -1, 0, 1, 1]) * sd  # its sample sd is sd: (4 sd^2) / (5 - 1) = sd^2
-    effect = stats.detectable(known)
-    # noncentral t: 5 pairs need 1.68 standard deviations
-    assert effect / sd == pytest.approx(1.68, abs=0.01)
-    found = sum(stats.p_value(rng.normal(effect, sd, seeds)) < 0.05 for _ in range(REPEATS))
-    assert within(found, 0.8), found
-    missed = sum(stats.p_value(rng.normal(effect / 2, sd, seeds)) < 0.05 for _ in range(REPEATS))
-    assert not within(missed, 0.8), "half the effect is not found as often"
+def t_tests(samples_RN):
+    """t and the two-sided p value of each row, by the textbook."""
+    n = samples_RN.shape[1]
+    t_R = samples_RN.mean(1) / (samples_RN.std(1, ddof=1) / np.sqrt(n))
+    return t_R, 2 * scipy_stats.t.sf(abs(t_R), n - 1)
+
+
+@pytest.mark.parametrize("comparisons", [1, 3, 13])
+@pytest.mark.parametrize("n", [2, 3, 6, 20])
+def test_the_smallest_effect_is_found_in_four_studies_of_five(n, comparisons):
+    known = np.array([-1.0, 1.0, *[0.0] * (n - 2)]) * np.sqrt((n - 1) / 2)  # its sample sd is 1
+    effect = stats.detectable(known, comparisons)
+    noise_RN = np.random.default_rng(n).normal(size=(20_000, n))
+    for part, is_found in ((1.0, True), (0.9, False)):
+        t_R, p_R = t_tests(noise_RN + part * effect)
+        found = int(((p_R < 0.05 / comparisons) & (t_R > 0)).sum())
+        assert within(found, 0.8, len(noise_RN)) == is_found, found
+
+
+def test_the_smallest_effect_rises_with_the_arms_and_falls_with_the_seeds():
+    in_sd = np.array([[stats.detectable_in_sd(n, 0.05 / arms) for arms in range(1, 14)] for n in range(2, 8)])
+    assert (np.diff(in_sd, axis=1) > 0).all()
+    assert (np.diff(in_sd, axis=0) < 0).all()
+    # tables of the noncentral t: one comparison with 5 pairs, three with 3 pairs
+    assert [in_sd[3, 0], in_sd[1, 2]] == pytest.approx([1.682, 5.667], abs=1e-3)
+
+
+def test_the_smallest_effect_is_found_by_holms_procedure_where_no_other_arm_differs():
+    rng, seeds, arms = np.random.default_rng(4), 3, 3
+    effects_A1 = np.array([stats.detectable_in_sd(seeds, 0.05 / arms), 0.0, 0.0])[:, None]
+    studies = [[stats.p_value(d_N) for d_N in rng.normal(effects_A1, 1.0, (arms, seeds))] for _ in range(REPEATS)]
+    assert within(sum(stats.holm(p_A)[0] < 0.05 for p_A in studies), 0.8)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_without_an_effect_the_tests_find_one_in_a_study_of_twenty(n):
+    rng = np.random.default_rng(5)
+    alone = sum(stats.p_value(rng.normal(size=n)) < 0.05 for _ in range(1000))
+    assert within(alone, 0.05, 1000), alone
+    of_four = sum(min(stats.holm([stats.p_value(d) for d in rng.normal(size=(4, n))])) < 0.05 for _ in range(REPEATS))
+    assert within(of_four, 1 - (1 - 0.05 / 4) ** 4), of_four  # the four are independent here
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_intervals_over_seeds_cover_the_mean_and_the_ratio(n):
+    rng = np.random.default_rng(6)
+    means = ratios = 0
+    for _ in range(1000):
+        e = stats.mean_interval(rng.normal(0.3, 0.1, n))
+        means += e.low <= 0.3 <= e.high
+        e = stats.ratio_interval(0.5 * rng.lognormal(3, 0.2, n), rng.lognormal(3, 0.2, n))
+        ratios += e.low <= 0.5 <= e.high
+    assert within(means, 0.95, 1000), means
+    assert within(ratios, 0.95, 1000), ratios
 
 
 def test_the_smallest_effect_without_spread_or_seeds():
     assert stats.detectable([0.1]) is None
     assert stats.detectable([0.1, 0.1]) is None
-    assert stats.detectable([0.0, 0.1, 0.2], comparisons=4) > stats.detectable([0.0, 0.1, 0.2])
-    assert stats.detectable([0.0, 0.1]) > 0.1
+    with pytest.raises((ArithmeticError, ValueError)):
+        stats.detectable_in_sd(3, np.nan)  # no number rather than a wrong one

@@ -20,13 +20,15 @@ from dash_exp.results.stats import Estimate
 class Difference:
     """Final accuracy of an arm minus that of the baseline, on one test set, as a fraction.
 
-    `over_seeds` and `over_problems` are the same mean with two different intervals, if all pairs have the same problems. `p` is
-    from the paired t test over seeds; `p_holm` is corrected over all arms. `detectable` is the smallest effect that this number
-    of seeds could show. `over_seeds.n` and `over_problems.n` say how many pairs and problems were compared.
+    `by_pair`: the difference of each pair, over the problems of the pair. `over_seeds` and `over_problems` are the same mean
+    with two different intervals, if all pairs have the same problems; their n say how many pairs and problems were compared.
+    `p` is from the paired t test over seeds; `p_holm` is corrected over all arms. `detectable` is the smallest effect that this
+    number of seeds could show.
     """
 
     arm: str
     test: str
+    by_pair: tuple[float, ...]
     over_seeds: Estimate | None
     over_problems: Estimate | None
     p: float | None
@@ -37,30 +39,25 @@ class Difference:
 def differences(results: Results, baseline: str, test: str, arms: Sequence[str] | None = None) -> list[Difference]:
     """Every arm (or those given) minus its baseline. The baseline `base` is the model that each arm started from."""
     compared = [arm for arm in arms or results.arms if arm != results.baseline_of(arm, baseline)]
-    by_arm = {arm: by_pair(results, arm, baseline, test) for arm in compared}
-    tests = sum(stats.p_value(pairs) is not None for pairs in by_arm.values())  # as many as Holm's correction counts
-    found = [difference(results, arm, baseline, test, tests) for arm in compared]
+    found = [difference(results, arm, baseline, test) for arm in compared]
     corrected = stats.holm([d.p for d in found])
-    return [replace(d, p_holm=p) for d, p in zip(found, corrected, strict=True)]
+    tests = sum(p is not None for p in corrected)  # Holm's correction counts no others
+    return [replace(d, p_holm=p, detectable=stats.detectable(d.by_pair, tests)) for d, p in zip(found, corrected, strict=True)]
 
 
-def difference(results: Results, arm: str, baseline: str, test: str, comparisons: int = 1) -> Difference:
-    """One arm minus its baseline (`Results.baseline_of`), over the seeds that are done in both."""
-    by_problem = [pair["arm"] - pair["baseline"] for pair in paired(results, arm, baseline, test).values()]
-    by_seeds = by_pair(results, arm, baseline, test)
+def difference(results: Results, arm: str, baseline: str, test: str) -> Difference:
+    """One arm minus its baseline (`Results.baseline_of`), over the seeds that are done in both, as the only comparison."""
+    found = [pair["arm"] - pair["baseline"] for pair in paired(results, arm, baseline, test).values()]
+    by_pair = tuple(float(of_problems.mean()) for of_problems in found)
     return Difference(
         arm,
         test,
-        over_seeds=stats.mean_interval(by_seeds),
-        over_problems=stats.problem_interval(pd.concat(by_problem, axis=1).mean(axis=1) if by_problem else []),
-        p=stats.p_value(by_seeds),
-        detectable=stats.detectable(by_seeds, comparisons),
+        by_pair,
+        over_seeds=stats.mean_interval(by_pair),
+        over_problems=stats.problem_interval(pd.concat(found, axis=1).mean(axis=1) if found else []),
+        p=stats.p_value(by_pair),
+        detectable=stats.detectable(by_pair),
     )
-
-
-def by_pair(results: Results, arm: str, baseline: str, test: str) -> list[float]:
-    """The difference in accuracy of each pair, over the problems of the pair."""
-    return [float(pair["arm"].mean() - pair["baseline"].mean()) for pair in paired(results, arm, baseline, test).values()]
 
 
 def paired(results: Results, arm: str, baseline: str, test: str) -> dict[Seed, pd.DataFrame]:
