@@ -132,8 +132,8 @@ def only(cell, problems):
     table.to_csv(cell / "problems.csv", index=False)
     file = cell / "result.json"
     result = json.loads(file.read_text())
-    for test, rows in table.groupby("test"):
-        result |= {f"accuracy/{test}/{when}": rows[when].mean() for when in ("base", "final")}
+    for test, left in table.groupby("test"):
+        result |= {f"accuracy/{test}/{when}": left[when].mean() for when in ("base", "final")}
     file.write_text(json.dumps(result))
 
 
