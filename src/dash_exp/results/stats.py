@@ -1,4 +1,4 @@
-"""The statistics of a comparison: thin wrappers around scipy and statsmodels. Numbers in, numbers out, nothing about runs.
+"""The statistics of a comparison: thin wrappers around scipy. Numbers in, numbers out, nothing about runs.
 
 Two kinds of interval answer two questions. Over *seeds* (Student's t): how uncertain is the mean because of the choice of
 seeds, on these problems? Over *problems* (bootstrap): how uncertain is it because of the choice of test problems, for these
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
-from statsmodels.stats.multitest import multipletests
 
 from dash_exp.core.intervals import CONFIDENCE, resampled_mean
 
@@ -55,10 +54,16 @@ def p_value(differences: ArrayLike) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction (1979) of the p values that are not None. The order stays."""
-    defined = [p for p in p_values if p is not None]
-    corrected = iter(multipletests(defined, method="holm")[1] if len(defined) > 1 else defined)
-    return [None if p is None else float(next(corrected)) for p in p_values]
+    """Holm's correction (1979) of the m p values that are not None: the i-th smallest times m + 1 - i, none below one before it.
+
+    At most 1. The order stays.
+    """
+    defined = np.array([p for p in p_values if p is not None])
+    order = np.argsort(defined)
+    corrected = np.empty_like(defined)
+    corrected[order] = np.maximum.accumulate(defined[order] * np.arange(len(defined), 0, -1)).clip(max=1.0)
+    found = iter(corrected)
+    return [None if p is None else float(next(found)) for p in p_values]
 
 
 def problem_interval(differences_P: ArrayLike) -> Estimate | None:

@@ -51,15 +51,14 @@ def section(c: Context) -> Section:
 def pictures(c: Context) -> list[Block]:
     """A figure of the differences for each test set, with both intervals."""
     drawn = []
+    intervals = "with two intervals" if c.several_seeds else "with their interval over problems"
     for test in c.tests:
         found = [d for d in c.against_baseline[test] if d.over_seeds is not None]
         if found:
             name = f"differences-{test}"
             title, xlabel = f"accuracy {test_label(test)}", f"points compared with {c.baseline_name}"
             figures.differences(found, c.looks, title, xlabel, c.folder / name)
-            drawn.append(
-                Figure(name, f"Differences in accuracy {test_label(test)} with two intervals; the table has the numbers")
-            )
+            drawn.append(Figure(name, f"Differences in accuracy {test_label(test)} {intervals}; the table has the numbers"))
     return [Figures(drawn)] if drawn else []
 
 
