@@ -54,9 +54,9 @@ def p_value(differences: ArrayLike) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction (1979) of the m p values that are not None: the i-th smallest times m + 1 - i, none below one before it.
+    """Holm's correction (1979) of the m p values that are not None. The order stays.
 
-    At most 1. The order stays.
+    The i-th smallest is multiplied by m + 1 - i; none is below one before it, or above 1.
     """
     defined = np.array([p for p in p_values if p is not None])
     order = np.argsort(defined)
