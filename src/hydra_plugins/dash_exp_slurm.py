@@ -68,8 +68,8 @@ class CellLauncher(SlurmLauncher):
             before = folder / JOB_FILE
             if read_result(folder).get("status") == "done":
                 returns[i] = self._here(cfg, initial_job_idx + i)  # skips it and returns its result
-            elif before.is_file() and before.read_text().strip() in queue:
-                jobs[i] = SlurmJob(self.params["submitit_folder"], before.read_text().strip())
+            elif before.is_file() and before.read_text(encoding="utf-8").strip() in queue:
+                jobs[i] = SlurmJob(self.params["submitit_folder"], before.read_text(encoding="utf-8").strip())
         new = [i for i in range(len(cells)) if i not in returns and i not in jobs]
         for i, job in self._submit({i: (list(job_overrides[i]), initial_job_idx + i) for i in new}).items():
             cells[i][1].mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def saved_before_requeue() -> Iterator[None]:
 def in_grace() -> bool:
     """Whether another job is about to take this job's place, while this one still counts as running."""
     command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
-    said = subprocess.run(command, capture_output=True, text=True).stdout
+    said = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace").stdout
     return "JobState=RUNNING" in said and bool(re.search(r"PreemptTime=\d", said))
 
 
@@ -188,7 +188,7 @@ def in_queue() -> set[str]:
     """
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"]
     for _ in range(20):
-        asked = subprocess.run(command, capture_output=True, text=True)
+        asked = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if asked.returncode == 0:
             return set(asked.stdout.split())
         time.sleep(15)

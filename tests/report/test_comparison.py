@@ -1,16 +1,18 @@
 """The numbers of a comparison, worked by hand on synthetic sweeps."""
 
+import json
 import math
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from reports import document_of, rows, warnings_of
 from synthetic import write_cell
 
 from dash_exp import report
 from dash_exp.core.errors import UserError
-from dash_exp.report import comparison
+from dash_exp.report import comparison, paper
 from dash_exp.report.comparison import BASE
 from dash_exp.results.cells import Results, load
 
@@ -23,9 +25,10 @@ def test_differences_by_hand(sweep):
     assert d.over_seeds.value == pytest.approx(1 / 6)
     assert d.over_seeds.high - d.over_seeds.value == pytest.approx(0.3586, abs=1e-4)
     assert d.p == d.p_holm == pytest.approx(0.1835, abs=1e-4)
-    # problem by problem 0, 0, 0, 2/3: the same mean; the fourth is drawn 0 to 3 times in 95% of the draws
+    # problem by problem 0, 0, 0, 2/3: the same mean. The percentiles for 4 values are Phi(+-sqrt(4/3) 3.182) = 0.01 and 99.99%;
+    # the fourth problem is drawn all four times in 1/4^4 = 0.4% of the draws
     assert d.over_problems.value == pytest.approx(1 / 6)
-    assert (d.over_problems.low, d.over_problems.high) == pytest.approx((0.0, 0.5))
+    assert (d.over_problems.low, d.over_problems.high) == pytest.approx((0.0, 2 / 3))
     # noncentral t: 3 pairs need 3.26 standard deviations for a power of 80%
     assert d.detectable / 0.1443 == pytest.approx(3.26, abs=0.01)
 
@@ -120,3 +123,76 @@ def test_an_arm_that_learns_from_written_traces_has_no_completions_of_its_own(tm
     text = report.write(results, tmp_path / "report").with_name("report.md").read_text()
     assert "learned from written traces" in text
     assert "written trace; reward" in text
+
+
+def only(cell, problems):
+    """Leave a cell with some of its test problems, as if it had been tested on these alone."""
+    table = pd.read_csv(cell / "problems.csv")
+    table = table[table["problem"].isin(problems)]
+    table.to_csv(cell / "problems.csv", index=False)
+    file = cell / "result.json"
+    result = json.loads(file.read_text())
+    for test, left in table.groupby("test"):
+        result |= {f"accuracy/{test}/{when}": left[when].mean() for when in ("base", "final")}
+    file.write_text(json.dumps(result))
+
+
+@pytest.fixture
+def other_problems(tmp_path):
+    """Both arms give the same answers, 6 of 8 right, but dash was only tested on the 6 that it can solve."""
+    study = {
+        "study": {"baseline": ["algo=grpo"], "paper": {"table": 3, "methods": {"grpo": "GRPO", "dash": "DASH", "base": "Base"}}}
+    }
+    for seed in range(3):
+        for algo in ("grpo", "dash"):
+            cell = tmp_path / f"{algo}{seed}"
+            right, base = [1] * 6 + [0] * 2, [1] * 2 + [0] * 6
+            write_cell(cell, [f"algo={algo}", f"seed={seed}"], right, right, base, settings=study)
+            if algo == "dash":
+                only(cell, [f"{test}/{i}" for test in ("in_dist", "out_dist") for i in range(6)])
+    return tmp_path
+
+
+def test_arms_are_compared_on_the_problems_of_both(other_problems):
+    results = load([other_problems])
+    [d] = comparison.differences(results, "grpo", "in_dist")
+    assert (d.over_seeds.value, d.over_seeds.n, d.over_problems.n, d.p) == (0.0, 3, 6, None)  # not 1 - 6/8
+    assert rows(document_of(other_problems), "differences")["dash"][:4] == ["in distribution", "3", "6", "0.0"]
+    changes = {(c.arm, c.quantity.partition(";")[0]): c.ours for c in paper.changes(results, "grpo")}
+    assert changes["dash", "MATH"] == 0.0
+    assert changes[BASE, "MATH"] == pytest.approx(2 / 6 - 1)  # of grpo's own runs: from 6 of 8 back to 2 of 8
+    said = warnings_of(other_problems)
+    assert "Not all cells were tested on the same problems of in_dist." in said
+    assert "The runs started differently" not in said  # 2 of 6 and 2 of 8 are the same start
+
+
+def test_a_metric_without_problems_is_compared_only_between_cells_with_the_same(other_problems):
+    for file in other_problems.glob("*/result.json"):
+        right = 0.9 if "dash" in str(file) else 0.6
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eval/in_dist/pass@8/final": right}))
+    change = [load([other_problems]), "dash", "grpo", "in_dist", "pass@8"]
+    assert comparison.relative_change(*change) is None
+    for seed in range(3):
+        only(other_problems / f"grpo{seed}", [f"in_dist/{i}" for i in range(6)])
+    assert comparison.relative_change(load([other_problems]), *change[1:]) == pytest.approx(0.5)
+
+
+def test_each_seed_may_have_problems_of_its_own(other_problems):
+    for seed, problems in enumerate(([0, 1], [2, 3], [4, 5])):
+        for algo in ("grpo", "dash"):
+            only(other_problems / f"{algo}{seed}", [f"in_dist/{i}" for i in problems])
+    [d] = comparison.differences(load([other_problems]), "grpo", "in_dist")
+    assert (d.over_seeds.value, d.over_seeds.n, d.over_problems.n) == (0.0, 3, 6)
+    only(other_problems / "dash0", ["in_dist/1"])
+    only(other_problems / "grpo0", ["in_dist/0"])  # nothing in common: this pair says nothing
+    [d] = comparison.differences(load([other_problems]), "grpo", "in_dist")
+    assert (d.over_seeds.n, d.over_problems.n) == (2, 4)
+
+
+def test_the_smallest_effect_counts_the_arms_that_have_a_test(sweep):
+    """Three arms, of which two have several seeds: Holm's correction is for one test of dash, not for two."""
+    write_cell(sweep / "rloo", ["algo=rloo", "seed=0"], in_dist=(1, 1, 1, 1))
+    found = {d.arm: d for d in comparison.differences(load([sweep]), "grpo", "in_dist")}
+    assert found["rloo"].p is None
+    assert found["dash"].p == found["dash"].p_holm
+    assert found["dash"].detectable / 0.1443 == pytest.approx(3.26, abs=0.01)

@@ -1,6 +1,7 @@
 """What the sections of a report say, against numbers worked by hand."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -32,7 +33,7 @@ def test_what_the_report_says_of_it(sweep):
     assert rows(document, "arms")["dash"][3:] == ["20 / 20", "50.0 s", "300", "210", "70.0%", "3", "all steps"]
     assert rows(document, "differences", 1)["dash"] == ["3", "0.50", "0.50 to 0.50", "−50.0%"]
     # against the base model grpo gains 0.75 - 0.25 with every seed, so there is an interval without width, and a word on it
-    assert rows(document, "differences", 2)["grpo"][1:5] == ["3", "+50.0", "+50.0 to +50.0", "–"]
+    assert rows(document, "differences", 2)["grpo"][1:5] == ["3", "4", "+50.0", "+50.0 to +50.0"]
     assert "every seed gave exactly the same difference" in texts(document, "differences")
     assert texts(document, "failures") == "All cells are done."
 
@@ -153,6 +154,12 @@ def test_one_seed_and_one_arm(tmp_path):
     assert "one seed, 0.0 to +100.0 over problems" in texts(document, "summary")
     assert rows(document, "arms")["dash"][:2] == ["1", "75.0"]
     assert report.write(load([tmp_path / "a"]), tmp_path / "out").is_file()  # a run alone
+    markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert re.findall("[^.]*over seeds[^.]*", markdown) == [
+        "\n\nWith one seed there is no interval over seeds, no p value and no smallest effect"
+    ]
+    assert not re.search(r"% \(fraction\)|s \(s\)|tokens \(tokens\)", markdown)
+    assert "accuracy in distribution, %, against outer steps: dash ends at 75" in markdown
 
 
 def test_metrics_that_were_not_logged(sweep):

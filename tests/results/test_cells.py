@@ -110,3 +110,51 @@ def test_what_is_no_sweep_is_said(tmp_path):
     (tmp_path / "empty" / "sweep.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):
         cells.load([tmp_path / "empty"])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"status": 5}, "status is 5, not one of done, failed, stopped, unfinished"),
+        ({"status": ["done"]}, r"status is \[\"done\"\], not one of"),
+        ({"status": "done", "accuracy/in_dist/final": "0.9"}, 'accuracy/in_dist/final is "0.9", not a number'),
+        ({"status": "done", "completions/kept": {}}, "completions/kept is {}, not a number"),
+        ({"status": "failed", "error": 3}, "error is 3, not text"),
+    ],
+)
+def test_a_result_that_no_run_writes_is_refused_with_its_file(tmp_path, content, says):
+    folder = run_folder(tmp_path / "a", result_json=json.dumps(content))
+    with pytest.raises(UserError, match=f"{folder.name}/result.json: {says}"):
+        cells.load([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"cells": 5}', '{"cells": [{"folder": "a"}]}', '{"cells": [{"folder": "a", "overrides": [1]}]}']
+)
+def test_a_list_of_cells_that_no_sweep_writes_is_refused(tmp_path, content):
+    run_folder(tmp_path / "a")
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(UserError, match=r"sweep.json: does not list cells"):
+        cells.load([tmp_path])
+
+
+def test_names_of_problems_are_text_whatever_they_look_like(tmp_path):
+    """Also where all ids of a file are numbers, or one is what pandas takes for a missing value."""
+    table = "test,problem,base,final\n2024,007,0,1\n2024,NA,1,\n"
+    found = cells.load_cell(run_folder(tmp_path / "a", problems_csv=table)).problems
+    assert found["problem"].tolist() == ["007", "NA"]
+    assert found["test"].tolist() == ["2024", "2024"]
+    assert found["final"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"problems_csv": "test,problem\na,b\n"},
+        {"problems_csv": "test,problem,base,final\na,b,yes,no\n"},
+        {"metrics_csv": "step\nx\n"},
+    ],
+)
+def test_a_table_of_other_columns_is_as_good_as_none(tmp_path, files):
+    found = cells.load_cell(run_folder(tmp_path / "a", **files))
+    assert found.problems.empty and found.metrics.empty

@@ -39,6 +39,7 @@ def test_holm_by_hand():
     # sorted 0.01, 0.03, 0.04: times 3, 2, 1 is 0.03, 0.06, 0.04, and none below one before it: 0.03, 0.06, 0.06
     assert stats.holm([0.04, None, 0.01, 0.03]) == [pytest.approx(0.06), None, pytest.approx(0.03), pytest.approx(0.06)]
     assert stats.holm([None]) == [None]
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_ratio_by_hand():
@@ -99,21 +100,67 @@ def test_the_interval_over_problems_covers_the_difference_on_all_problems(gain):
     assert not within(too_narrow, 0.95), "an interval half as wide has to fail this test"
 
 
-def test_the_smallest_effect_is_found_in_four_studies_of_five():
-    rng = np.random.default_rng(3)
-    seeds, sd = 5, 0.03
-    known = np.array([-1, -1, 0, 1, 1]) * sd  # its sample sd is sd: (4 sd^2) / (5 - 1) = sd^2
-    effect = stats.detectable(known)
-    # noncentral t: 5 pairs need 1.68 standard deviations
-    assert effect / sd == pytest.approx(1.68, abs=0.01)
-    found = sum(stats.p_value(rng.normal(effect, sd, seeds)) < 0.05 for _ in range(REPEATS))
-    assert within(found, 0.8), found
-    missed = sum(stats.p_value(rng.normal(effect / 2, sd, seeds)) < 0.05 for _ in range(REPEATS))
-    assert not within(missed, 0.8), "half the effect is not found as often"
+def t_tests(samples_RN):
+    """t and the two-sided p value of each row, by the textbook."""
+    n = samples_RN.shape[1]
+    t_R = samples_RN.mean(1) / (samples_RN.std(1, ddof=1) / np.sqrt(n))
+    return t_R, 2 * scipy_stats.t.sf(abs(t_R), n - 1)
+
+
+@pytest.mark.parametrize("comparisons", [1, 3, 13])
+@pytest.mark.parametrize("n", [2, 3, 6, 20])
+def test_the_smallest_effect_is_found_in_four_studies_of_five(n, comparisons):
+    known = np.array([-1.0, 1.0, *[0.0] * (n - 2)]) * np.sqrt((n - 1) / 2)  # its sample sd is 1
+    effect = stats.detectable(known, comparisons)
+    noise_RN = np.random.default_rng(n).normal(size=(20_000, n))
+    for part, is_found in ((1.0, True), (0.9, False)):
+        t_R, p_R = t_tests(noise_RN + part * effect)
+        found = int(((p_R < 0.05 / comparisons) & (t_R > 0)).sum())
+        assert within(found, 0.8, len(noise_RN)) == is_found, found
+
+
+def test_the_smallest_effect_rises_with_the_arms_and_falls_with_the_seeds():
+    in_sd = np.array([[stats.detectable_in_sd(n, 0.05 / arms) for arms in range(1, 14)] for n in range(2, 8)])
+    assert (np.diff(in_sd, axis=1) > 0).all()
+    assert (np.diff(in_sd, axis=0) < 0).all()
+    # tables of the noncentral t: one comparison with 5 pairs, three with 3 pairs
+    assert [in_sd[3, 0], in_sd[1, 2]] == pytest.approx([1.682, 5.667], abs=1e-3)
+
+
+def test_the_smallest_effect_is_found_by_holms_procedure_where_no_other_arm_differs():
+    seeds, arms, studies = 3, 3, 1000
+    samples_RAN = np.random.default_rng(4).normal(size=(studies, arms, seeds))
+    samples_RAN[:, 0] += stats.detectable_in_sd(seeds, 0.05 / arms)
+    p_RA = t_tests(samples_RAN.reshape(-1, seeds))[1].reshape(studies, arms)
+    assert within(sum(stats.holm(p_A)[0] < 0.05 for p_A in p_RA), 0.8, studies)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_without_an_effect_the_tests_find_one_in_a_study_of_twenty(n):
+    studies = 1000
+    samples_RN = np.random.default_rng(5).normal(size=(4 * studies, n))
+    p_R = t_tests(samples_RN)[1]
+    assert [stats.p_value(x_N) for x_N in samples_RN[:5]] == pytest.approx(p_R[:5])
+    assert within((p_R < 0.05).sum(), 0.05, len(p_R))
+    of_four = sum(min(stats.holm(p_4)) < 0.05 for p_4 in p_R.reshape(studies, 4))
+    assert within(of_four, 1 - (1 - 0.05 / 4) ** 4, studies), of_four  # the four are independent here
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_intervals_over_seeds_cover_the_mean_and_the_ratio(n):
+    rng = np.random.default_rng(6)
+    means = ratios = 0
+    for _ in range(REPEATS):
+        e = stats.mean_interval(rng.normal(0.3, 0.1, n))
+        means += e.low <= 0.3 <= e.high
+        e = stats.ratio_interval(0.5 * rng.lognormal(3, 0.2, n), rng.lognormal(3, 0.2, n))
+        ratios += e.low <= 0.5 <= e.high
+    assert within(means, 0.95), means
+    assert within(ratios, 0.95), ratios
 
 
 def test_the_smallest_effect_without_spread_or_seeds():
     assert stats.detectable([0.1]) is None
     assert stats.detectable([0.1, 0.1]) is None
-    assert stats.detectable([0.0, 0.1, 0.2], comparisons=4) > stats.detectable([0.0, 0.1, 0.2])
-    assert stats.detectable([0.0, 0.1]) > 0.1
+    with pytest.raises((ArithmeticError, ValueError)):
+        stats.detectable_in_sd(3, np.nan)  # no number rather than a wrong one

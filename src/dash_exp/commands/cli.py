@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import logging
 import os
 import re
@@ -45,6 +46,9 @@ def launch(main: Callable[[], None]) -> None:
 
     HYDRA_FULL_ERROR=1 asks for the traceback. A bug of the program always shows it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what LANG=C cannot print is printed as \u2212, and does not end the run
+            stream.reconfigure(errors="backslashreplace")
     asked = os.environ.get("HYDRA_FULL_ERROR", "")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the exception and exits by itself
     logging.raiseExceptions = False  # a full disk is reported once, not by every line of the log as well

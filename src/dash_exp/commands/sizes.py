@@ -68,7 +68,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next(line for line in lines if line.startswith("model name"))
         name = cpu.partition(":")[2].strip()
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()

@@ -203,7 +203,7 @@ class MetricsFile:
     def __init__(self, path: Path, more: Iterable[str] = ()) -> None:
         self.path = path
         self.columns = list(dict.fromkeys([*METRICS, *more]))
-        with path.open("w", newline="") as file:
+        with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerow(self.columns)
 
     def append(self, row: Row) -> None:
@@ -211,13 +211,13 @@ class MetricsFile:
         unknown = set(row) - set(self.columns)
         if unknown:
             raise KeyError(f"metrics {sorted(unknown)} have no column in {self.path}")
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns, restval="").writerow({k: "" if v is None else v for k, v in row.items()})
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
     """The rows of a `metrics.csv`, numbers by metric; blank cells are None."""
-    lines = whole_lines(path.read_text()).splitlines()
+    lines = whole_lines(path.read_text(encoding="utf-8")).splitlines()
     return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(lines)]
 
 

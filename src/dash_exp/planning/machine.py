@@ -122,9 +122,9 @@ def this_machine(accelerator: str, dtype: str) -> Device:
 
 def available_bytes() -> float:
     """Bytes of CPU memory that a process can still allocate: of the machine, or of its control group where that is less."""
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if Path("/proc/meminfo").exists() else []
     free = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+    if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
         free.append(float(text))
     return min(free, default=float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))

@@ -81,7 +81,8 @@ def save(figure: Canvas, path: Path) -> None:
     with rc_context(RC):
         svg = path.with_name(f"{path.name}.svg")
         figure.savefig(svg, metadata={"Date": None}, transparent=True)
-        svg.write_text(re.sub(r"(\.\d\d)\d+", r"\1", svg.read_text()))  # a precision of 0.01 point is enough
+        text = svg.read_text(encoding="utf-8")
+        svg.write_text(re.sub(r"(\.\d\d)\d+", r"\1", text), encoding="utf-8")  # a precision of 0.01 point is enough
         figure.set_layout_engine("none")  # keep the layout of the first file: computing it takes most of the time
         figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
 
@@ -114,12 +115,14 @@ def curves(found: Sequence[Curve], looks: Mapping[str, Style], title: str, xlabe
 
 
 def differences(found: Sequence[Difference], looks: Mapping[str, Style], title: str, xlabel: str, path: Path) -> None:
-    """Two intervals per arm: over seeds (thick) and over problems (thin, hollow)."""
+    """Two intervals per arm: over seeds (thick) and over problems (thin, hollow). With one seed, only that over problems."""
     figure, axes = canvas(0.45 * len(found) + 1.3)
+    seeds = any(d.over_seeds is not None and d.over_seeds.n > 1 for d in found)
     for row, d in enumerate(reversed(found)):
         look = looks[d.arm]
-        _interval(axes, d.over_seeds, row + 0.13, look, width=2.4, face=look[0])
-        _interval(axes, d.over_problems, row - 0.13, look, width=1.0, face="white")
+        if seeds:
+            _interval(axes, d.over_seeds, row + 0.13, look, width=2.4, face=look[0])
+        _interval(axes, d.over_problems, row - 0.13 * seeds, look, width=1.0, face="white")
     axes.axvline(0, color="#888888", linewidth=1)
     named(axes, title, xlabel)
     axes.set(ylim=(-0.6, len(found) - 0.4))
@@ -132,7 +135,9 @@ def differences(found: Sequence[Difference], looks: Mapping[str, Style], title: 
         Line2D([], [], color="#555555", linewidth=2.4, marker="o", ms=5),
         Line2D([], [], color="#555555", linewidth=1, marker="o", ms=5, markerfacecolor="white"),
     ]
-    figure.legend(handles, ["over seeds", "over problems"], loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    labels = ["over seeds", "over problems"]
+    start = 0 if seeds else 1
+    figure.legend(handles[start:], labels[start:], loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     save(figure, path)
 
 
@@ -147,7 +152,12 @@ def _interval(axes: Axes, e: Estimate | None, y: float, look: Style, width: floa
 
 
 def tradeoff(
-    points: Mapping[str, tuple[float, Estimate]], base: float | None, looks: Mapping[str, Style], title: str, path: Path
+    points: Mapping[str, tuple[float, Estimate]],
+    base: float | None,
+    looks: Mapping[str, Style],
+    title: str,
+    path: Path,
+    xlabel: str = "seconds of training (mean over seeds)",
 ) -> None:
     """Final accuracy against seconds of training: a point per arm with its interval over seeds (cut at 0 and 100%)."""
     figure, axes = canvas(2.9)
@@ -161,13 +171,15 @@ def tradeoff(
         if e.low is not None and e.high is not None:
             axes.plot([seconds] * 2, [100 * max(0.0, e.low), 100 * min(1.0, e.high)], color=colour, linewidth=1.4)
         axes.plot([seconds], [100 * e.value], MARKERS[dash], color=colour, ms=7, alpha=0.85)
-    named(axes, title, "seconds of training (mean over seeds)")
+    named(axes, title, xlabel)
     axes.set_xlim(0, 1.12 * max(seconds for seconds, _ in points.values()) or 1)
     axes.xaxis.set_major_formatter(counts)
     save(figure, path)
 
 
-def time_by_phase(seconds: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
+def time_by_phase(
+    seconds: Mapping[str, Mapping[str, float]], title: str, path: Path, xlabel: str = "seconds (mean over seeds)"
+) -> None:
     """A bar per arm, stacked by phase."""
     figure, axes = canvas(0.34 * len(seconds) + 1.5)
     arms = list(seconds)[::-1]
@@ -176,7 +188,7 @@ def time_by_phase(seconds: Mapping[str, Mapping[str, float]], title: str, path: 
         width = [seconds[arm].get(phase, 0.0) for arm in arms]
         axes.barh(arms, width, left=left, color=colour, label=phase, height=0.62)
         left = [a + b for a, b in zip(left, width, strict=True)]
-    named(axes, title, "seconds (mean over seeds)")
+    named(axes, title, xlabel)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(counts)

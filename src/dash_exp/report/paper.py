@@ -18,13 +18,13 @@ from dash_exp.report.comparison import BASE
 from dash_exp.results.cells import Results
 
 FILE = Path(__file__).parent.parent / "assets" / "paper.csv"
-# A column of the table, its name in the report, and the corresponding number of `result.json`.
+# A column of the table, its name in the report, and what corresponds to it here: a test set with a metric of it, or a time.
 COLUMNS = {
-    "time_h": ("training time", "time/elapsed_s"),
-    "math_pct": ("MATH; here in distribution", "accuracy/in_dist"),
-    "gsm8k_pct": ("GSM8K; here out of distribution", "accuracy/out_dist"),
-    "pass1_pct": ("pass@1; here greedy, in distribution", "accuracy/in_dist"),
-    "pass8_pct": ("pass@8; here in distribution", "eval/in_dist/pass@8"),
+    "time_h": ("training time", "", "time/elapsed_s"),
+    "math_pct": ("MATH; here in distribution", "in_dist", "accuracy"),
+    "gsm8k_pct": ("GSM8K; here out of distribution", "out_dist", "accuracy"),
+    "pass1_pct": ("pass@1; here greedy, in distribution", "in_dist", "accuracy"),
+    "pass8_pct": ("pass@8; here in distribution", "in_dist", "pass@8"),
 }
 
 
@@ -69,10 +69,10 @@ def changes(results: Results, baseline: str | None) -> list[Change]:
         against = BASE if baseline == BASE else results.baseline_of(arm, str(baseline)) if arm != BASE else str(baseline)
         if method is None or arm == against or method not in table.index.get_level_values(0):
             continue
-        for column, (quantity, key) in COLUMNS.items():
+        for column, (quantity, test, metric) in COLUMNS.items():
             by_model = {f"{size:g}B": _reported(table, method, reference, size, column) for size in models(table)}
             if any(change is not None for change in by_model.values()):
-                found.append(Change(arm, method, quantity, by_model, _measured(results, arm, against, key)))
+                found.append(Change(arm, method, quantity, by_model, _measured(results, arm, against, test, metric)))
     return found
 
 
@@ -88,15 +88,12 @@ def _reported(table: pd.DataFrame, method: str, reference: str, size: float, col
     return None if pd.isna(ours) or pd.isna(theirs) else float(ours / theirs - 1)
 
 
-def _measured(results: Results, arm: str, baseline: str, key: str) -> float | None:
-    """The change measured here: of the mean over seeds; for times, the geometric mean of the ratios paired by seed."""
-    if key.startswith("time/"):
-        ratio = None if BASE in (arm, baseline) else comparison.time_ratio(results, arm, baseline, key)
+def _measured(results: Results, arm: str, baseline: str, test: str, metric: str) -> float | None:
+    """The change measured here, over the seeds and problems of both; for times, the geometric mean of the ratios by seed."""
+    if not test:
+        ratio = None if BASE in (arm, baseline) else comparison.time_ratio(results, arm, baseline, metric)
         return None if ratio is None else ratio.value - 1
-    ours, theirs = (
-        comparison.over_seeds(results, name, f"{key}/final")
-        if name != BASE
-        else comparison.of_base(results, key, None if baseline == BASE else baseline)
-        for name in (arm, baseline)
-    )
-    return None if ours is None or theirs is None or not theirs.value else ours.value / theirs.value - 1
+    if arm != BASE:
+        return comparison.relative_change(results, arm, baseline, test, metric)
+    gain = comparison.relative_change(results, baseline, BASE, test, metric)  # the way back
+    return None if gain is None or gain <= -1 else 1 / (1 + gain) - 1

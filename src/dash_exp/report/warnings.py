@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dash_exp.report import comparison, differing
-from dash_exp.results.cells import Cell, Results
+from dash_exp.results.cells import Results
 from dash_exp.results.problems import sets_that_differ
 
 FAILED_GRADINGS = ("score/timeouts", "score/errors", "eval/timeouts", "eval/errors")
@@ -131,13 +131,17 @@ def _seeds(results: Results) -> list[str]:
 def _evaluation(results: Results) -> list[str]:
     said = []
     for test in results.tests:
-        base = _distinct(results, lambda c, t=test: c.result.get(f"accuracy/{t}/base"))
-        if len(base) > 1 and not comparison.several_models(results):
+        problems = {frozenset(found) for cell in results.cells if len(found := comparison.solved(cell, test, "final").index)}
+        if len(problems) > 1:
+            said.append(
+                f"Not all cells were tested on the same problems of {test}. Differences, with their p values, use the problems "
+                "that both cells of a pair have. Accuracies, lengths, pass@k, curves and times to the target are over all "
+                "problems of each cell, so they do not compare the arms."
+            )
+        base = _distinct(results, lambda c, t=test: comparison.number(c, f"accuracy/{t}/base"))
+        if len(base) > 1 and len(problems) <= 1 and not comparison.several_models(results):
             shown = ", ".join(f"{100 * float(value):.1f}% ({cells_of(n)})" for value, n in base.items())
             said.append(f"The base model's accuracy on {test} differs between cells: {shown}. The runs started differently.")
-        problems = {frozenset(cell.problems.loc[cell.problems["test"] == test, "problem"]) for cell in _tested(results)}
-        if len(problems) > 1:
-            said.append(f"Not all cells were tested on the same problems of {test}. Differences use the problems in common.")
     return said
 
 
@@ -151,10 +155,6 @@ def _problems(results: Results) -> list[str]:
         + (" Differences leave the changed problems out." if name in changed else "")
         for name in sorted(changed.union(others))
     ]
-
-
-def _tested(results: Results) -> list[Cell]:
-    return [cell for cell in results.cells if cell.status == "done" and not cell.problems.empty]
 
 
 def _gradings(results: Results) -> list[str]:

@@ -15,14 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import whole_lines
+from dash_exp.results import run_folder
 from dash_exp.results.problems import Changed, changed_problems, sets_that_differ, told_apart
-from dash_exp.results.run_folder import SCHEME, is_run, overrides_by_key, read_result, read_sweep, read_yaml, wandb_id
+from dash_exp.results.run_folder import (
+    SCHEME,
+    check_result,
+    is_run,
+    overrides_by_key,
+    read_result,
+    read_sweep,
+    read_yaml,
+    wandb_id,
+)
 
 if TYPE_CHECKING:  # imported only when a table is needed, so that a mistake on the command line is reported at once
     import pandas as pd
 
 GIVE = f"a sweep, as in multirun/NAME, run folders, or {SCHEME}ENTITY/PROJECT/GROUP"
-STATUSES = ("done", "failed", "stopped", "unfinished", "waiting")  # unfinished: killed, or still running
+STATUSES = (*run_folder.STATUSES, "waiting")
 
 # The quantities that a curve can be drawn against, and their labels. None of them includes evaluation.
 AXES = {
@@ -55,15 +65,24 @@ class Cell:
 
         The meaning of each column is in `dash_exp.core.metrics`. Empty if the file is missing or unreadable.
         """
-        return with_axes(_csv(self.folder / "metrics.csv"))
+        found = _csv(self.folder / "metrics.csv")
+        whole = found.shape == found.select_dtypes("number").shape  # text instead of a number: a damaged file, or another one
+        return with_axes(found if whole else found.iloc[:0, :0])
 
     @cached_property
     def problems(self) -> pd.DataFrame:
         """`problems.csv`: columns test, problem, base, final and digest.
 
-        base and final are 1 if the greedy completion was correct before and after training, else 0. Empty until the run ends.
+        base and final are 1 if the greedy completion was correct before and after training, else 0. Empty until the run ends,
+        and if the file is missing or unreadable. Names of tests and problems are text, whatever they look like.
         """
-        return told_apart(_csv(self.folder / "problems.csv"), self.changed)
+        names: dict[str, Any] = {"test": str, "problem": str}
+        numbers: dict[str, Any] = {"base": float, "final": float}
+        # An id such as NA or 007 stays as it is. Otherwise it would be another one in a file in which all ids are numbers.
+        blank = {column: [""] for column in numbers}
+        types = names | numbers | {"digest": str}
+        found = _csv(self.folder / "problems.csv", dtype=types, keep_default_na=False, na_values=blank)
+        return told_apart(found if {*names, *numbers} <= set(found) else found.iloc[:0, :0], self.changed)
 
     @property
     def name(self) -> str:
@@ -218,8 +237,9 @@ def unlisted(folder: Path) -> list[Path]:
 
 
 def load_cell(folder: Path) -> Cell:
-    """One run folder, finished or not."""
+    """One run folder, finished or not. Raises UserError if a file of it holds what no run writes."""
     result = read_result(folder)
+    check_result(folder / "result.json", result)
     return Cell(
         folder=folder,
         overrides=overrides_by_key(read_yaml(folder / ".hydra" / "overrides.yaml", list) or []),
@@ -238,12 +258,15 @@ def with_axes(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics.assign(**found)
 
 
-def _csv(file: Path) -> pd.DataFrame:
-    """The complete rows of a CSV file. No rows if it is missing or unreadable, for example after a crash of the machine."""
+def _csv(file: Path, **options: Any) -> pd.DataFrame:
+    """The complete rows of a CSV file. No rows if it is missing or unreadable, for example after a crash of the machine.
+
+    `options` are those of `pandas.read_csv`.
+    """
     import pandas as pd
 
     try:
-        return pd.read_csv(io.StringIO(whole_lines(file.read_text(encoding="utf-8"))), dtype={"digest": str})
+        return pd.read_csv(io.StringIO(whole_lines(file.read_text(encoding="utf-8"))), **options)
     except (FileNotFoundError, ValueError):  # pandas: an empty or damaged file, or a wrong encoding
         return pd.DataFrame()
 

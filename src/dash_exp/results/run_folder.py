@@ -22,6 +22,10 @@ SNAPSHOT_NAME = re.compile(r"step_\d{5,}-[0-9a-f]{16}\.pt")
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
 SCHEME = "wandb:"  # marks runs in W&B
 ID_FILE = "wandb_id"  # in a run folder: the id of the run in W&B, and the last row that W&B may have
+# What `result.json` holds: the status of the run, texts, and numbers by the beginning of their keys.
+STATUSES = ("done", "failed", "stopped", "unfinished")  # unfinished: killed, or still running
+TEXTS = ("error", "git", "device", "stopped_by", "watch/stopped_by")
+NUMBERS = ("accuracy/", "eval/", "time/", "tokens/", "completions/", "score/", "optimizer", "watch/", "steps", "sizes/")
 # The small files of a run folder that are enough to read the run again. They are uploaded to W&B with the run.
 RECORD_FILES = ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", "result.json", "problems.csv")
 
@@ -29,20 +33,30 @@ RECORD_FILES = ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", "result.j
 def wandb_id(folder: Path) -> str | None:
     """The W&B id of the run in this folder; None if it was never recorded in W&B."""
     file = folder / ID_FILE
-    words = file.read_text().split() if file.is_file() else []
+    words = file.read_text(encoding="utf-8").split() if file.is_file() else []
     return words[0] if words else None
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """`sweep.json` of a sweep folder, with today's names of parts; {} where there is none."""
+    """`sweep.json` of a sweep folder, with today's names of parts; {} where there is none. UserError if it is another file."""
+    what = "Delete it: the next start of the sweep writes it again"
     try:
-        return json.loads(renamed.in_text((folder / SWEEP_FILE).read_text()))
+        found = json.loads(renamed.in_text((folder / SWEEP_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise UserError(
-            str(folder / SWEEP_FILE), f"is not valid JSON ({error})", "Delete it: the next start of the sweep writes it again"
-        ) from error
+        raise UserError(str(folder / SWEEP_FILE), f"is not valid JSON ({error})", what) from error
+    cells = found.get("cells", []) if isinstance(found, dict) else None
+    if not isinstance(cells, list) or not all(map(_is_cell, cells)):
+        raise UserError(str(folder / SWEEP_FILE), "does not list cells with their folder and overrides", what)
+    return found
+
+
+def _is_cell(listed: Any) -> bool:
+    if not isinstance(listed, dict) or not isinstance(listed.get("folder"), str):
+        return False
+    overrides = listed.get("overrides")
+    return isinstance(overrides, list) and all(isinstance(override, str) for override in overrides)
 
 
 def is_run(folder: Path) -> bool:
@@ -53,10 +67,23 @@ def is_run(folder: Path) -> bool:
 def read_result(folder: Path) -> dict[str, Any]:
     """`result.json` of a run folder; {} if it is missing or incomplete."""
     try:
-        result = json.loads((folder / "result.json").read_text())
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return result if isinstance(result, dict) else {}
+
+
+def check_result(file: Path, result: Mapping[str, Any]) -> None:
+    """Raise UserError if a value of this `result.json` is not of the kind that a run writes. Unknown keys may hold anything."""
+    what = "Restore the file, or delete it: the cell then counts as unfinished"
+    status = result.get("status", "unfinished")
+    if status not in STATUSES:
+        raise UserError(str(file), f"status is {json.dumps(status)}, not one of {', '.join(STATUSES)}", what)
+    for key, value in result.items():
+        wanted, name = (str, "text") if key in TEXTS else (int | float, "a number")
+        known = key in TEXTS or key.startswith(NUMBERS)
+        if known and value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+            raise UserError(str(file), f"{key} is {json.dumps(value)[:60]}, not {name}", what)
 
 
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The statistics of a comparison: thin wrappers around scipy and statsmodels. Numbers in, numbers out, nothing about runs.
+"""The statistics of a comparison: thin wrappers around scipy. Numbers in, numbers out, nothing about runs.
 
 Two kinds of interval answer two questions. Over *seeds* (Student's t): how uncertain is the mean because of the choice of
 seeds, on these problems? Over *problems* (bootstrap): how uncertain is it because of the choice of test problems, for these
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
+from scipy import optimize, stats
 
 from dash_exp.core.intervals import CONFIDENCE, resampled_mean
 
@@ -56,10 +54,16 @@ def p_value(differences: ArrayLike) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction (1979) of the p values that are not None. The order stays."""
-    defined = [p for p in p_values if p is not None]
-    corrected = iter(multipletests(defined, method="holm")[1] if len(defined) > 1 else defined)
-    return [None if p is None else float(next(corrected)) for p in p_values]
+    """Holm's correction (1979) of the m p values that are not None. The order stays.
+
+    The i-th smallest is multiplied by m + 1 - i; none is below one before it, or above 1.
+    """
+    defined = np.array([p for p in p_values if p is not None])
+    order = np.argsort(defined)
+    corrected = np.empty_like(defined)
+    corrected[order] = np.maximum.accumulate(defined[order] * np.arange(len(defined), 0, -1)).clip(max=1.0)
+    found = iter(corrected)
+    return [None if p is None else float(next(found)) for p in p_values]
 
 
 def problem_interval(differences_P: ArrayLike) -> Estimate | None:
@@ -76,16 +80,36 @@ def problem_interval(differences_P: ArrayLike) -> Estimate | None:
 def detectable(differences: ArrayLike, comparisons: int = 1) -> float | None:
     """The smallest true mean difference that a paired t test with this number of seeds finds in 80% of studies.
 
-    With several comparisons the significance level is divided by their number (Bonferroni); an effect found at this level is
-    also found by Holm's procedure. The standard deviation of the differences is treated as known, although it is estimated from
-    the same few values. None for fewer than two differences, or if all are equal.
+    With several comparisons the significance level is divided by their number (Bonferroni). Holm's procedure finds all that is
+    found at this level, and no more than that where no other arm differs. The standard deviation of the differences is treated
+    as known, although it is estimated from the same few values. None for fewer than two differences, or if all are equal.
     """
     x = np.asarray(differences, dtype=float)
     if len(x) < 2 or no_spread(x):
         return None
     alpha = (1 - CONFIDENCE) / comparisons
-    in_sd = TTestPower().solve_power(nobs=len(x), alpha=alpha, power=POWER, alternative="two-sided")
-    return float(np.squeeze(in_sd)) * float(x.std(ddof=1))
+    return detectable_in_sd(len(x), alpha) * float(x.std(ddof=1))
+
+
+def detectable_in_sd(n: int, alpha: float) -> float:
+    """The mean of n >= 2 normal values, in their standard deviations, that a two-sided t test at level `alpha` finds in 80%.
+
+    The test statistic has a noncentral t distribution with n - 1 degrees of freedom and noncentrality sqrt(n) mean / sd. Only
+    its upper tail counts: an effect found with the wrong sign is not found (and scipy's lower tail is NaN far out). Raises
+    ArithmeticError rather than return a value that does not have this power.
+    """
+    critical = stats.t.isf(alpha / 2, n - 1)
+
+    def missing(noncentrality: float) -> float:
+        return POWER - float(stats.nct.sf(critical, n - 1, noncentrality))
+
+    upper = 1.0
+    while missing(upper) > 0:
+        upper *= 2
+    found = optimize.brentq(missing, 0.0, upper, xtol=1e-9)
+    if not abs(missing(found)) < 1e-6:  # also where scipy gave NaN
+        raise ArithmeticError(f"no noncentrality has a power of {POWER} for n={n} and alpha={alpha}")
+    return found / math.sqrt(n)
 
 
 def ratio_interval(values: ArrayLike, baselines: ArrayLike) -> Estimate | None:

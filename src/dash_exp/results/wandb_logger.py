@@ -98,7 +98,7 @@ def identity(run_dir: Path) -> tuple[str, int]:
     partially (this leaves `.syncstate` without `.synced`).
     """
     file = run_dir / ID_FILE
-    known = file.read_text().split() if file.is_file() else []
+    known = file.read_text(encoding="utf-8").split() if file.is_file() else []
     run_id, last = known if len(known) == 2 else (secrets.token_hex(6), "-1")
     sent = int(last)
     if any(run_dir.glob("wandb/run-*")) or any(run_dir.glob("wandb/offline-run-*/*.sync*")):
@@ -114,7 +114,7 @@ def override_columns(run_dir: Path) -> dict[str, str]:
     W&B treats a dot in a column name as nesting, so the dots of a key become underscores.
     """
     file = run_dir / ".hydra" / "overrides.yaml"
-    overrides = yaml.safe_load(file.read_text()) if file.is_file() else None
+    overrides = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     return {column(key): value for key, value in overrides_by_key(overrides or []).items()}
 
 

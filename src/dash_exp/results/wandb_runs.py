@@ -96,7 +96,7 @@ def download_record(where: str, run: Any, folder: Path) -> bool:
     folder.parent.mkdir(parents=True, exist_ok=True)
     (new / "record").rename(folder)
     new.rmdir()
-    (folder / ID_FILE).write_text(f"{run.id}\n-1\n")
+    (folder / ID_FILE).write_text(f"{run.id}\n-1\n", encoding="utf-8")
     if run.group and (folder / SWEEP_FILE).is_file():
         (folder / SWEEP_FILE).replace(folder.parent / SWEEP_FILE)  # the list of the newest run is kept
     return True

@@ -91,7 +91,7 @@ def limited_memory(memory_bytes: int | None) -> Iterator[None]:
 def size() -> tuple[int, int]:
     """Bytes of address space and of memory in use of this process; 0, 0 where the system does not say (Linux does)."""
     try:
-        pages = Path("/proc/self/statm").read_text().split()
+        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()
     except OSError:
         return 0, 0
     return int(pages[0]) * resource.getpagesize(), int(pages[1]) * resource.getpagesize()

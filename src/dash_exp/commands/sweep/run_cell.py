@@ -56,11 +56,11 @@ def attempt(run_dir: Path) -> Iterator[None]:
     The count stays on the disk only where the process was killed. A snapshot sets it back.
     """
     file = run_dir / ATTEMPTS_FILE
-    before = len(file.read_text()) if file.is_file() else 0
+    before = len(file.read_text(encoding="utf-8")) if file.is_file() else 0
     if before >= ATTEMPTS:
         file.unlink()
         raise RuntimeError(f"the process ended in this cell {before} times (out of memory?); the same command tries it again")
-    file.write_text("x" * (before + 1))
+    file.write_text("x" * (before + 1), encoding="utf-8")
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from dash_exp.report.comparison.arms import (
     SKIPPED,
     by_seed,
     choose_baseline,
+    number,
     of_base,
     over_seeds,
     pass_at_k,
@@ -17,7 +18,7 @@ from dash_exp.report.comparison.arms import (
     watched,
 )
 from dash_exp.report.comparison.curves import Curve, curve, learns_from_traces, mean_line
-from dash_exp.report.comparison.differences import Difference, difference, differences, solved, time_ratio
+from dash_exp.report.comparison.differences import Difference, difference, differences, relative_change, solved, time_ratio
 from dash_exp.report.comparison.targets import Reach, Target, choose_target, reach
 
 __all__ = [
@@ -35,11 +36,13 @@ __all__ = [
     "differences",
     "learns_from_traces",
     "mean_line",
+    "number",
     "of_base",
     "over_seeds",
     "pass_at_k",
     "phases",
     "reach",
+    "relative_change",
     "several_models",
     "solved",
     "time_ratio",

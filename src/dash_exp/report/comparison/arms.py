@@ -24,7 +24,7 @@ def by_seed(results: Results, arm: str) -> dict[Seed, Cell]:
 
 def per_seed(results: Results, arm: str, key: str) -> dict[Seed, float]:
     """A number of `result.json` by seed, for the done cells that have it. The key `kept` is the kept fraction of samples."""
-    found = {seed: _number(cell, key) for seed, cell in by_seed(results, arm).items()}
+    found = {seed: number(cell, key) for seed, cell in by_seed(results, arm).items()}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
@@ -41,7 +41,7 @@ def of_base(results: Results, key: str, arm: str | None = None) -> Estimate | No
     if arm is None and several_models(results):
         return None
     cells = results.cells if arm is None else results.of_arm(arm, None)
-    return stats.mean_interval([value for cell in cells if (value := _number(cell, f"{key}/base")) is not None])
+    return stats.mean_interval([value for cell in cells if (value := number(cell, f"{key}/base")) is not None])
 
 
 def several_models(results: Results) -> bool:
@@ -50,7 +50,8 @@ def several_models(results: Results) -> bool:
     return len({(str(model.get("path")), str(model.get("architecture"))) for model in models}) > 1
 
 
-def _number(cell: Cell, key: str) -> float | None:
+def number(cell: Cell, key: str) -> float | None:
+    """A finite number of `result.json`; None if it is missing. The key `kept` is the kept fraction of the samples."""
     if key == "kept":
         kept, sampled = cell.result.get("completions/kept"), cell.result.get("completions/sampled")
         return kept / sampled if sampled and kept is not None else None

@@ -1,4 +1,7 @@
-"""Paired differences between an arm and its baseline: accuracy by seed and by problem, and the ratio of training times."""
+"""Paired differences between an arm and its baseline: accuracy by seed and by problem, and the ratio of training times.
+
+Two accuracies are compared only over problems that both cells of a pair were tested on, as `problems.csv` lists them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from dash_exp.report.comparison.arms import BASE, by_seed, per_seed
+from dash_exp.report.comparison.arms import BASE, Seed, by_seed, number, per_seed
 from dash_exp.results import stats
 from dash_exp.results.cells import Cell, Results
 from dash_exp.results.stats import Estimate
@@ -17,12 +20,15 @@ from dash_exp.results.stats import Estimate
 class Difference:
     """Final accuracy of an arm minus that of the baseline, on one test set, as a fraction.
 
-    `over_seeds` and `over_problems` are the same mean with two different intervals. `p` is from the paired t test over seeds;
-    `p_holm` is corrected over all arms. `detectable` is the smallest effect that this number of seeds could show.
+    `by_pair`: the difference of each pair, over the problems of the pair. `over_seeds` and `over_problems` are the same mean
+    with two different intervals, if all pairs have the same problems; their n say how many pairs and problems were compared.
+    `p` is from the paired t test over seeds; `p_holm` is corrected over all arms. `detectable` is the smallest effect that this
+    number of seeds could show.
     """
 
     arm: str
     test: str
+    by_pair: tuple[float, ...]
     over_seeds: Estimate | None
     over_problems: Estimate | None
     p: float | None
@@ -33,45 +39,65 @@ class Difference:
 def differences(results: Results, baseline: str, test: str, arms: Sequence[str] | None = None) -> list[Difference]:
     """Every arm (or those given) minus its baseline. The baseline `base` is the model that each arm started from."""
     compared = [arm for arm in arms or results.arms if arm != results.baseline_of(arm, baseline)]
-    found = [difference(results, arm, baseline, test, len(compared)) for arm in compared]
+    found = [difference(results, arm, baseline, test) for arm in compared]
     corrected = stats.holm([d.p for d in found])
-    return [replace(d, p_holm=p) for d, p in zip(found, corrected, strict=True)]
+    tests = sum(p is not None for p in corrected)  # Holm's correction counts no others
+    return [replace(d, p_holm=p, detectable=stats.detectable(d.by_pair, tests)) for d, p in zip(found, corrected, strict=True)]
 
 
-def difference(results: Results, arm: str, baseline: str, test: str, comparisons: int = 1) -> Difference:
-    """One arm minus its baseline (`Results.baseline_of`), over the seeds that are done in both."""
-    baseline = results.baseline_of(arm, baseline)
-    ours = per_seed(results, arm, f"accuracy/{test}/final")
-    theirs = (
-        per_seed(results, arm, f"accuracy/{test}/base")
-        if baseline == BASE
-        else per_seed(results, baseline, f"accuracy/{test}/final")
-    )
-    by_pair = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+def difference(results: Results, arm: str, baseline: str, test: str) -> Difference:
+    """One arm minus its baseline (`Results.baseline_of`), over the seeds that are done in both, as the only comparison."""
+    found = [pair["arm"] - pair["baseline"] for pair in paired(results, arm, baseline, test).values()]
+    by_pair = tuple(float(of_problems.mean()) for of_problems in found)
     return Difference(
         arm,
         test,
+        by_pair,
         over_seeds=stats.mean_interval(by_pair),
-        over_problems=stats.problem_interval(problem_differences(results, arm, baseline, test)),
+        over_problems=stats.problem_interval(pd.concat(found, axis=1).mean(axis=1) if found else []),
         p=stats.p_value(by_pair),
-        detectable=stats.detectable(by_pair, comparisons),
+        detectable=stats.detectable(by_pair),
     )
 
 
-def problem_differences(results: Results, arm: str, baseline: str, test: str) -> pd.Series:
-    """By problem: correct (1) or wrong (0) in the arm minus the same in the baseline, mean over the seeds done in both.
+def paired(results: Results, arm: str, baseline: str, test: str) -> dict[Seed, pd.DataFrame]:
+    """By seed done in both: columns arm and baseline, 1 or 0 for each problem that both cells were tested on.
 
-    Only problems that all of these cells were tested on.
+    A seed without a problem in common is left out. The baseline is `Results.baseline_of`; `base` is the model before training.
     """
+    when = "base" if baseline == BASE else "final"
+    found = {
+        seed: pd.concat({"arm": solved(ours, test, "final"), "baseline": solved(theirs, test, when)}, axis=1).dropna()
+        for seed, (ours, theirs) in pairs(results, arm, baseline).items()
+    }
+    return {seed: pair for seed, pair in found.items() if len(pair)}
+
+
+def pairs(results: Results, arm: str, baseline: str) -> dict[Seed, tuple[Cell, Cell]]:
+    """By seed done in both: the cell of the arm and that of its baseline; the same cell if the baseline is `base`."""
     cells = by_seed(results, arm)
-    others = cells if baseline == BASE else by_seed(results, baseline)
-    columns = [
-        solved(cells[seed], test, "final") - solved(others[seed], test, "base" if baseline == BASE else "final")
-        for seed in cells
-        if seed in others
-    ]
-    columns = [column for column in columns if len(column)]
-    return pd.concat(columns, axis=1).dropna().mean(axis=1) if columns else pd.Series(dtype=float)
+    others = cells if baseline == BASE else by_seed(results, results.baseline_of(arm, baseline))
+    return {seed: (cell, others[seed]) for seed, cell in cells.items() if seed in others}
+
+
+def relative_change(results: Results, arm: str, baseline: str, test: str, metric: str = "accuracy") -> float | None:
+    """Mean over the pairs of an arm as a multiple of its baseline's, minus 1. The baseline may be `base`.
+
+    Accuracy is over the problems of each pair. Of another metric (`pass@8`) there is one number for a cell, so only pairs whose
+    cells were tested on the same problems count. None without pairs, or if the baseline's mean is 0.
+    """
+    if metric == "accuracy":
+        found = [(pair["arm"].mean(), pair["baseline"].mean()) for pair in paired(results, arm, baseline, test).values()]
+    else:
+        key = f"eval/{test}/{metric}"
+        numbers = [
+            (number(ours, f"{key}/final"), number(theirs, f"{key}/{'base' if baseline == BASE else 'final'}"))
+            for ours, theirs in pairs(results, arm, baseline).values()
+            if set(solved(ours, test, "final").index) == set(solved(theirs, test, "final").index)
+        ]
+        found = [(ours, theirs) for ours, theirs in numbers if ours is not None and theirs is not None]
+    total = sum(theirs for _, theirs in found)
+    return float(sum(ours for ours, _ in found) / total) - 1 if total else None
 
 
 def solved(cell: Cell, test: str, when: str) -> pd.Series:

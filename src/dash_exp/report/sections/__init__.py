@@ -71,7 +71,8 @@ def facts(c: Context) -> list[tuple[str, str]]:
     count = {status: sum(cell.status == status for cell in c.results.cells) for status in STATUSES}
     seeds = {seed for arm in c.results.arms for seed in comparison.by_seed(c.results, arm)}
     tested = [[len(comparison.solved(cell, test, "final")) for cell in c.results.cells] for test in c.tests]
-    problems = " + ".join(f"{max(counts):,}" for counts in tested if counts)
+    ranges = [sorted({count for count in counts if count}) for counts in tested]
+    problems = " + ".join(" to ".join(f"{n:,}" for n in dict.fromkeys((found[0], found[-1]))) for found in ranges if found)
     found = [("cells done", f"{count['done']} of {len(c.results.cells)}"), ("failed", str(count["failed"]))]
     found += [(status, str(count[status])) for status in ("stopped", "unfinished", "waiting") if count[status]]
     found += [("arms", str(len(c.results.arms))), ("seeds", str(len(seeds)))]

@@ -46,9 +46,10 @@ def section(c: Context) -> Section:
         row += [mean(c, arm, "kept", lambda x: f"{percent(x)}%") if own else Cell("–"), mean(c, arm, "steps", tokens)]
         stops = dict.fromkeys(str(cell.result.get("stopped_by") or "all steps").replace("_", " ") for cell in done)
         rows.append([*row, Cell(", ".join(stops) or "–")])
+    means = "Means over seeds. Below each accuracy is its interval over seeds, cut at 0 and 100. " if c.several_seeds else ""
     note = (
-        "Means over seeds. Below each accuracy is its interval over seeds, cut at 0 and 100. Training time does not include "
-        "evaluation. Length is the mean number of tokens of the greedy completions, one number for each test set."
+        f"{means}Training time does not include evaluation. Length is the mean number of tokens of the greedy completions, one "
+        "number for each test set."
     )
     if any(comparison.learns_from_traces(c.results, arm) for arm in c.results.arms):
         note += " An arm that learns from written traces does not sample or drop completions."

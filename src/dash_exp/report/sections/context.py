@@ -35,6 +35,16 @@ class Context:
             return self.against_baseline
         return {test: comparison.differences(self.results, BASE, test) for test in self.tests}
 
+    @cached_property
+    def several_seeds(self) -> bool:
+        """Whether any arm has more than one seed done. If not, there is nothing to average, and no interval over seeds."""
+        return any(len(comparison.by_seed(self.results, arm)) > 1 for arm in self.results.arms)
+
+    @property
+    def mean_over_seeds(self) -> str:
+        """What the label of an axis says of an average: ` (mean over seeds)`, or nothing for one seed."""
+        return " (mean over seeds)" if self.several_seeds else ""
+
     def named(self, arm: str, text: str | None = None, detail: str = "") -> Cell:
         """A table cell with the colour and line of an arm. The text defaults to the name of the arm."""
         return Cell(arm if text is None else text, detail, *self.looks[arm])

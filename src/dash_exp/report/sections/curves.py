@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dash_exp.core.metrics import METRICS
 from dash_exp.report import comparison, figures
 from dash_exp.report.document import Figure, Paragraph, Section, Tabs
 from dash_exp.report.sections.context import Context
@@ -37,19 +36,17 @@ def section(c: Context) -> Section | None:
             is_percent = title.endswith("%")
             figures.curves(found, c.looks, title, label, is_percent, c.folder / name)
             arms |= {x.arm for x in found}
-            unit = "" if metric not in METRICS else f" ({METRICS[metric].unit})"
-            ends = [f"{x.arm} ends at {x.mean[1][-1]:.3g}" for x in found if x.mean is not None]
-            drawn.append(Figure(name, f"{title}{unit} against {label}: {'; '.join(ends)}"))
+            scale = 100 if is_percent else 1
+            ends = [f"{x.arm} ends at {scale * x.mean[1][-1]:.3g}" for x in found if x.mean is not None]
+            drawn.append(Figure(name, f"{title}, against {label}: {'; '.join(ends)}"))
         missing = [arm for arm in c.results.arms if arm not in arms and c.results.of_arm(arm)]
         note = f"No values for {label}, so not drawn: {', '.join(missing)}." if missing and drawn else ""
         if drawn:
             tabs.append((label, drawn, note))
     if not tabs:
         return None
-    note = (
-        "A thick line is the mean over seeds, drawn where all seeds have values. Thin lines are the single seeds. "
-        "The axes do not include the time and tokens of evaluation."
-    )
+    lines = "A thick line is the mean over seeds, drawn where all seeds have values. Thin lines are the single seeds. "
+    note = f"{lines if c.several_seeds else ''}The axes do not include the time and tokens of evaluation."
     if traces := [arm for arm in c.results.arms if comparison.learns_from_traces(c.results, arm)]:
         note += (
             f" {', '.join(traces)} learned from written traces: their reward, length and advantage are not those of the policy."

@@ -39,7 +39,7 @@ def section(c: Context) -> Section | None:
     ]
     table = Table(["arm", "test set", *(f"pass@{k}, %" for k in sorted(ks))], cells, words=2)
     note = (
-        "The probability that at least one of k sampled completions is correct (arXiv 2107.03374). Means and intervals are "
-        "over seeds."
+        "The probability that at least one of k sampled completions is correct (arXiv 2107.03374)."
+        f"{' Means and intervals are over seeds.' if c.several_seeds else ''}"
     )
     return Section("pass-at-k", "pass@k", "pass@k before and after training", [Paragraph(note), Figures(drawn), table])

@@ -36,7 +36,11 @@ def outcome(c: Context, arm: str) -> str:
         return f"{reached}. This is the baseline: the other arms are compared with it."
     found = {d.arm: d for d in c.against_baseline[c.tests[0]]}[arm]
     if found.over_seeds is None:
-        return f"{reached}. No seed is done both in this arm and in {against or c.baseline_name}."
+        name = against or c.baseline_name
+        both = set(comparison.by_seed(c.results, arm)) & set(comparison.by_seed(c.results, against))
+        if both or against == BASE:
+            return f"{reached}. No test problem is recorded both in this arm and in {name}."
+        return f"{reached}. No seed is done both in this arm and in {name}."
     name = "the base model" if against == BASE else against
     said = f"{reached}: {points(found.over_seeds.value)} points compared with {name} ({verdict(found)})"
     for test in c.tests[1:]:
@@ -90,8 +94,9 @@ def tradeoff(c: Context) -> list[Block]:
                 points[arm] = (time.value, final)
         if points:
             base = comparison.of_base(c.results, f"accuracy/{test}")
+            xlabel = f"seconds of training{c.mean_over_seeds}"
             title, name = f"accuracy {test_label(test)}, %", f"tradeoff-{test}"
-            figures.tradeoff(points, base.value if base else None, c.looks, title, c.folder / name)
+            figures.tradeoff(points, base.value if base else None, c.looks, title, c.folder / name, xlabel)
             words = "; ".join(f"{arm} {percent(e.value)}% in {seconds(s)}" for arm, (s, e) in points.items())
             drawn.append(Figure(name, f"Final accuracy {test_label(test)} against seconds of training: {words}"))
     return [Figures(drawn)] if drawn else []

@@ -32,8 +32,9 @@ def section(c: Context) -> Section:
             (seconds if axis == "seconds" else whole)(at) if math.isfinite(at := found.median[axis]) else never for axis in AXES
         ]
         rows.append([c.named(arm), Cell(f"{found.reached} of {found.n} seeds"), *map(Cell, shown)])
+    median = ": the median over seeds, where a seed that never reaches the target counts as infinite"
     note = (
         f"Target: {percent(c.target.value)}% in distribution, {c.target.why}. The table shows the first evaluation at or above "
-        "the target: the median over seeds, where a seed that never reaches the target counts as infinite."
+        f"the target{median if c.several_seeds else ''}."
     )
     return Section("target", "Target", title, [Paragraph(note), Table(["arm", "reached by", *AXES.values()], rows, words=1)])
