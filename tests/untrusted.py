@@ -1,6 +1,6 @@
 """Programs for the tests of sandboxes: hostile ones, right ones, and ones that feel along the walls."""
 
-from dash_exp.rewards import sandbox_inside
+from dash_exp.rewards.inside import judge
 
 LONG = "31337"  # seconds
 SECRET = 271828  # what the tests expect; no hostile program can know it
@@ -119,7 +119,7 @@ for fd in pipes():
     "announces an endless message": EVERY_PIPE
     + "for fd in pipes():\n    try: os.write(fd, b'\\xff' * 8)\n    except OSError: pass\nimport time\ntime.sleep(60)\n",
     "sends a huge message": "def f(x): return 'x' * (sandbox_limit + 1)".replace(
-        "sandbox_limit", str(sandbox_inside.MESSAGE_BYTES)
+        "sandbox_limit", str(judge.MESSAGE_BYTES)
     ),
     "sends a deep message": "def f(x):\n    y = []\n    for _ in range(10**5):\n        y = [y]\n    return y",
     "sends itself": "def f(x):\n    y = []\n    y.append(y)\n    return y",

@@ -14,7 +14,7 @@ from untrusted import CARELESS, ESCAPES, HOSTILE, LONG, RIGHT, TESTS, TOLERANT, 
 
 from dash_exp.core.errors import UserError
 from dash_exp.rewards import bubblewrap as command_line
-from dash_exp.rewards import sandbox_inside
+from dash_exp.rewards.inside import start
 from dash_exp.rewards.sandbox import Outcome, Sandbox
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -147,7 +147,7 @@ sandbox.Sandbox(timeout_s=1)
     for _ in range(3):
         with owner(killed_at_once) as ours:
             assert ours.wait(60) == -signal.SIGKILL
-    wait_until_gone(mark, sandbox_inside.START_S + 60)
+    wait_until_gone(mark, start.START_S + 60)
 
 
 # --- what is refused, and what fails ----------------------------------------------------------------------------------

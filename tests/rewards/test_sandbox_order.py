@@ -1,11 +1,11 @@
 import pytest
 
-from dash_exp.rewards import sandbox_inside
+from dash_exp.rewards.inside import wire
 from dash_exp.rewards.sandbox_order import order_of
 
 
 def asked(*tests):
-    order = sandbox_inside.decode(order_of(tests), lambda number: None)
+    order = wire.decode(order_of(tests), lambda number: None)
     assert order["pieces"] == list(tests)
     return order["names"], order["modules"]
 

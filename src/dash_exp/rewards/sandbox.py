@@ -1,7 +1,7 @@
 """Runs untrusted programs against tests, each in isolated processes of its own, and says which ones pass.
 
 Each program takes two processes: the candidate runs the program; the judge, which shares nothing with the candidate but two
-pipes, runs the tests (`sandbox_inside`). The verdict comes from the judge. This file starts both, limits the time, and kills
+pipes, runs the tests (`inside`). The verdict comes from the judge. This file starts both, limits the time, and kills
 them.
 
 `isolation="bwrap"` (bubblewrap) gives each process its own namespaces: no network, no other process is visible, and the file
@@ -33,7 +33,8 @@ from typing import Literal
 
 from dash_exp.core.errors import UserError
 from dash_exp.rewards import bubblewrap, seccomp
-from dash_exp.rewards import sandbox_inside as inside
+from dash_exp.rewards.inside import judge as verdicts
+from dash_exp.rewards.inside import start
 from dash_exp.rewards.sandbox_order import order_of
 
 Status = Literal["passed", "failed", "timeout", "error"]
@@ -113,7 +114,7 @@ class Sandbox:
             if verdict is None:
                 return Outcome("timeout", f"more than {self.timeout_s} s")
             word, _, detail = verdict.decode("utf-8", "replace").partition(" ")
-            for status in (inside.PASSED, inside.FAILED, inside.ERROR):
+            for status in (verdicts.PASSED, verdicts.FAILED, verdicts.ERROR):
                 if word == status.decode():
                     return Outcome(status.decode(), detail)  # type: ignore[arg-type]
             return Outcome("error", "the judge died")
@@ -126,7 +127,7 @@ class Sandbox:
         uid, folder, info, rules = 0, None, None, None
         handed_over = [requests, replies]
         prefix: list[str] = []
-        script = str(Path(inside.__file__))
+        root = str(Path(start.__file__).parents[3])
         with contextlib.ExitStack() as stack:
             if self._prefix is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dash_exp-", ignore_cleanup_errors=True))
@@ -140,12 +141,13 @@ class Sandbox:
                 os.close(rules_in)
                 handed_over += [info, rules]
                 prefix = [*self._prefix, "--info-fd", str(info), "--seccomp", str(rules), "--"]
-                script = bubblewrap.INSIDE
+                root = bubblewrap.INSIDE
                 if os.geteuid() == 0:
                     uid = 20_000 + secrets.randbelow(40_000)  # limits on processes are counted by user
                 else:
                     processes += 1  # bubblewrap's own process counts there
-            command = [*prefix, *interpreter(), script, role, *map(str, (requests, replies, memory_bytes, processes, cpu_s))]
+            command = [*prefix, *interpreter(), "-c", start.PROGRAM.format(folder=root), role]
+            command += map(str, (requests, replies, memory_bytes, processes, cpu_s))
             try:
                 popen = subprocess.Popen(
                     [*command, str(bubblewrap.FILE_BYTES), str(uid), *bubblewrap.site_folders()],
@@ -181,12 +183,12 @@ class _Process:
 
     def is_ready(self) -> bool:
         """Wait until it runs inside the sandbox, with its limits set."""
-        first_byte = self.read(time.monotonic() + inside.START_S, 1)
+        first_byte = self.read(time.monotonic() + start.START_S, 1)
         if self.info is not None:  # bubblewrap has written it before it lets the process start
             found = re.search(rb'"child-pid": (\d+)', os.pread(self.info, 4096, 0))
             with contextlib.suppress(ProcessLookupError):
                 self.first = found and os.pidfd_open(int(found[1]))
-        return first_byte == inside.READY
+        return first_byte == start.READY
 
     def feed(self, data: bytes) -> None:
         """Write its whole input. Whether it has died is found out by reading."""
@@ -224,7 +226,7 @@ class _Process:
             # readable when it is dead, which it is when all others of its namespace are
             poll = select.poll()
             poll.register(self.first, select.POLLIN)
-            poll.poll(inside.START_S * 1000)
+            poll.poll(start.START_S * 1000)
             os.close(self.first)
         for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
             with contextlib.suppress(OSError):

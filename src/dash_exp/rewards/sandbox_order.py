@@ -8,7 +8,7 @@ import functools
 import symtable
 import sys
 
-from dash_exp.rewards import sandbox_inside as inside
+from dash_exp.rewards.inside import wire
 
 
 @functools.lru_cache(maxsize=4096)
@@ -34,7 +34,7 @@ def order_of(tests: tuple[str, ...]) -> bytes:
         raise ValueError(f"{value!r} is not text")
 
     order = {"pieces": list(tests), "names": sorted(names), "modules": sorted(modules)}
-    return inside.encode(order, nothing_else)
+    return wire.encode(order, nothing_else)
 
 
 def _globals(table: symtable.SymbolTable) -> set[str]:

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from dash_exp.rewards import sandbox_inside
+from dash_exp.rewards.inside import wire
 
 
 def test_bytes_that_say_nothing_are_refused():
@@ -24,6 +24,6 @@ def test_bytes_that_say_nothing_are_refused():
         b"e" + eight + b"l" + bytes(8),
     ):
         with pytest.raises((ValueError, TypeError, struct.error)):
-            sandbox_inside.decode(data, thing)
+            wire.decode(data, thing)
     with pytest.raises((ValueError, KeyError)):
-        sandbox_inside.decode(b"T" + (4).to_bytes(8, "little") + b"eval", thing)
+        wire.decode(b"T" + (4).to_bytes(8, "little") + b"eval", thing)
