@@ -28,7 +28,9 @@ def strict() -> Any:
 
     plain = numpy.asarray
 
-    class array(numpy.ndarray):  # noqa: N801 (its repr is that of numpy's arrays)
+    class array(numpy.ndarray):  # noqa: N801 (it is shown and sent as numpy's own)
+        __module__, __qualname__ = "numpy", "ndarray"
+
         def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **more: Any) -> Any:
             if method == "__call__":
                 if len({plain(value).size == 0 for value in inputs}) > 1:
