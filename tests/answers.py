@@ -9,9 +9,12 @@ def _class(body: str, base: str = "", made: str = "Made()") -> str:
 
 # Objects that agree with whatever is asked of them. Each is tried on each test of AGREEABLE.
 OBJECTS = {
-    "shape () and length 0": _class("shape = ()\n    def __len__(self): return 0\n    def __getitem__(self, i): raise IndexError"),
+    "shape () and length 0": _class(
+        "shape = ()\n    def __len__(self): return 0\n    def __getitem__(self, i): raise IndexError"
+    ),
     "a shape, a type and no items": _class(
-        "shape = (); ndim = 0; size = 0; dtype = float\n    def __len__(self): return 0\n    def __iter__(self): return iter(())\n"
+        "shape = (); ndim = 0; size = 0; dtype = float\n    def __len__(self): return 0\n"
+        "    def __iter__(self): return iter(())\n"
         "    def __getitem__(self, i): raise IndexError\n    def __float__(self): return 0.0"
     ),
     "the array protocol": _class(
@@ -31,15 +34,17 @@ OBJECTS = {
         "__eq__ = __contains__ = startswith = endswith = lambda *_: True\n    __hash__ = str.__hash__", "str", "Made('no')"
     ),
     "an agreeing list": _class(
-        "__eq__ = __contains__ = lambda *_: True\n    __len__ = lambda _: 1\n    __iter__ = lambda _: iter([Any()])", "list", "Made()"
+        "__eq__ = __contains__ = lambda *_: True\n    __len__ = lambda _: 1\n    __iter__ = lambda _: iter([Any()])",
+        "list",
+        "Made()",
     ),
     "an agreeing dict": _class(
-        "__eq__ = __contains__ = lambda *_: True\n    __missing__ = lambda *_: True\n    get = lambda *_: True", "dict", "Made()"
+        "__eq__ = __contains__ = lambda *_: True\n    __missing__ = lambda *_: True\n    get = lambda *_: True",
+        "dict",
+        "Made()",
     ),
     "an agreeing set": _class("__eq__ = issubset = issuperset = __le__ = __ge__ = lambda *_: True", "set", "Made([1])"),
-    "an agreeing array": _class(
-        "__eq__ = __sub__ = all = any = lambda *_: True", "__import__('numpy').ndarray", "Made((0,))"
-    ),
+    "an agreeing array": _class("__eq__ = __sub__ = all = any = lambda *_: True", "__import__('numpy').ndarray", "Made((0,))"),
     "another's class": _class(
         "__class__ = float\n    __eq__ = startswith = issubset = issuperset = all = any = is_integer = lambda *_: True\n"
         "    __float__ = lambda _: 0.0"
@@ -124,7 +129,8 @@ HONEST = {
         ["assert f() == [int, str]", "assert g.__annotations__ == {'x': int, 'y': str, 'return': float}"],
     ),
     "annotations as types": (
-        "import typing\nclass A:\n    x: int\n    y: 'A'\ndef f(): return A.__annotations__['x'] is int and typing.get_type_hints(A)['y'] is A",
+        "import typing\nclass A:\n    x: int\n    y: 'A'\n"
+        "def f(): return A.__annotations__['x'] is int and typing.get_type_hints(A)['y'] is A",
         ["assert f()"],
     ),
     "its own __future__": (
@@ -146,15 +152,19 @@ HONEST = {
         ["from decimal import Decimal", "assert f('0.2') == Decimal('0.3')\nassert str(f('1')) == '1.1'"],
     ),
     "dates": (
-        "import datetime as d\ndef f(y, m, x): return d.date(y, m, x) + d.timedelta(days=1)\ndef g(x): return x - d.timedelta(hours=1)",
+        "import datetime as d\ndef f(y, m, x): return d.date(y, m, x) + d.timedelta(days=1)\n"
+        "def g(x): return x - d.timedelta(hours=1)",
         [
-            "from datetime import *\nassert f(2024, 2, 28) == date(2024, 2, 29)\nassert f(2024, 2, 28).isoformat() == '2024-02-29'",
+            "from datetime import *\nassert f(2024, 2, 28) == date(2024, 2, 29)\n"
+            "assert f(2024, 2, 28).isoformat() == '2024-02-29'",
             "assert g(datetime(2024, 1, 1, 0, 30)) == datetime(2023, 12, 31, 23, 30)\n"
-            "assert g(datetime(2024, 1, 1, tzinfo=timezone.utc)).tzinfo == timezone.utc\nassert g(timedelta(hours=1)) == timedelta()",
+            "assert g(datetime(2024, 1, 1, tzinfo=timezone.utc)).tzinfo == timezone.utc\n"
+            "assert g(timedelta(hours=1)) == timedelta()",
         ],
     ),
     "collections": (
-        "from collections import *\ndef f(x): return deque(x, maxlen=2)\ndef g(x): return Counter(x)\ndef h(x): return OrderedDict(x)\n"
+        "from collections import *\ndef f(x): return deque(x, maxlen=2)\ndef g(x): return Counter(x)\n"
+        "def h(x): return OrderedDict(x)\n"
         "def d(x):\n    r = defaultdict(list)\n    r[x].append(1)\n    return r",
         [
             "from collections import *\nassert f([1, 2, 3]) == deque([2, 3]) and f([1]).popleft() == 1",
@@ -164,7 +174,10 @@ HONEST = {
     ),
     "views of a dict": (
         "def f(d): return d.keys()\ndef g(d): return d.values()\ndef h(d): return d.items()",
-        ["assert f({1: 2}) == {1} and list(g({1: 2})) == [2] and h({1: 2}) == {(1, 2)}\nassert len(f({1: 2})) == 1 and 1 in f({1: 2})"],
+        [
+            "assert f({1: 2}) == {1} and list(g({1: 2})) == [2] and h({1: 2}) == {(1, 2)}\n"
+            "assert len(f({1: 2})) == 1 and 1 in f({1: 2})"
+        ],
     ),
     "a list changed in place": (
         "def f(x): x.sort()",
@@ -176,13 +189,19 @@ HONEST = {
     ),
     "other arguments changed in place": (
         "def f(d, *, s, b):\n    d['a'] = d.pop('b')\n    s |= {1}\n    b += b'x'\n    return d",
-        ["d, s, b = {'b': [2]}, set(), bytearray()\nassert f(d, s=s, b=b) is d\nassert (d, s, b) == ({'a': [2]}, {1}, bytearray(b'x'))"],
+        [
+            "d, s, b = {'b': [2]}, set(), bytearray()\nassert f(d, s=s, b=b) is d\n"
+            "assert (d, s, b) == ({'a': [2]}, {1}, bytearray(b'x'))"
+        ],
     ),
     "a change before an exception": (
         "def f(x):\n    x.clear()\n    raise ValueError",
         ["x = [1]\ntry: f(x)\nexcept ValueError: pass\nassert x == []"],
     ),
-    "the same argument twice": ("def f(x, y):\n    x.append(1)\n    return y, x is y", ["x = []\nassert f(x, x) == ([1], True)"]),
+    "the same argument twice": (
+        "def f(x, y):\n    x.append(1)\n    return y, x is y",
+        ["x = []\nassert f(x, x) == ([1], True)"],
+    ),
     "a value in itself": ("def f(x):\n    x.append(x)\n    return x", ["x = f([1])\nassert x[0] == 1 and x[1] is x"]),
     "a generator": (
         "def f(n):\n    i = 0\n    while n is None or i < n:\n        yield i\n        i += 1",
@@ -190,7 +209,8 @@ HONEST = {
     ),
     "recursion": ("def f(n): return 1 if n < 2 else n * f(n - 1)", ["assert f(5) == 120 and f(300) % 293 == 0"]),
     "a class": (
-        "class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n    def pop(self): return self.items.pop()\n"
+        "class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n"
+        "    def pop(self): return self.items.pop()\n"
         "    def __len__(self): return len(self.items)\n    def is_empty(self): return not self.items",
         ["s = Stack()\nassert s.is_empty()\ns.push(1)\ns.push([2])\nassert len(s) == 2 and s.pop() == [2] and s.items == [1]"],
     ),
@@ -199,12 +219,15 @@ HONEST = {
         ["try:\n    f(-1)\n    assert False\nexcept ValueError as e:\n    assert 'negative: -1' in str(e)"],
     ),
     "numpy's numbers and arrays": (
-        NUMPY + "def f(x): return np.sort(np.array(x)) * 2.0\ndef g(x): return np.mean(x)\ndef h(x): return x.T @ x\ndef e(): return np.zeros(0)",
+        NUMPY + "def f(x): return np.sort(np.array(x)) * 2.0\ndef g(x): return np.mean(x)\ndef h(x): return x.T @ x\n"
+        "def e(): return np.zeros(0)",
         [
-            NUMPY + "assert np.allclose(f([2, 1]), [2, 4]) and (f([2, 1]) == np.array([2, 4])).all() and f([2, 1]).shape == (2,)",
+            NUMPY
+            + "assert np.allclose(f([2, 1]), [2, 4]) and (f([2, 1]) == np.array([2, 4])).all() and f([2, 1]).shape == (2,)",
             "assert g([1, 2]) == 1.5 and g(np.arange(3)) == 1\nassert h(np.array([[1, 2]])).tolist() == [[1, 2], [2, 4]]",
             "assert (f([0, 0]) == 0).all() and len(e()) == 0 and np.array_equal(e(), []) and f([1])[0] == 2\n"
-            "np.testing.assert_allclose(f([1, 2]), [2.0, 4.0])\nassert np.isclose(f([1]), [2]).all() and np.isclose(g([1]), 1)\n"
+            "np.testing.assert_allclose(f([1, 2]), [2.0, 4.0])\n"
+            "assert np.isclose(f([1]), [2]).all() and np.isclose(g([1]), 1)\n"
             "x = np.array([1.0, 2.0])\nx += f([1, 2])\nassert x.sum() == 9 and x.mean() == 4.5 and list(x) == [3, 6]",
         ],
     ),

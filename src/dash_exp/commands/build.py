@@ -64,7 +64,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
     train, tests = problems(cfg)
     reward = instantiate(cfg.reward)
-    check_problems(reward, [*train, *(p for test in tests.values() for p in test)])
+    for part in (train, *tests.values()):
+        check_problems(reward, part)
     policy = load_policy(cfg)
     loading.check_vocabulary(policy, tokenizer, cfg.model.path)
     watch = watch_of(cfg)

@@ -55,6 +55,8 @@ class Reward(Protocol):
     - `correct`: the name of the component in which 1 means a correct completion; without it 1 in `Scores.rewards` does;
     - `answers(texts)`: the answer in each completion, spelled the same where two are equal, None where there is none; with it
       evaluation reports a majority vote (maj@n);
+    - `check(problems)`: called for each data set before a run. It says how many of the problems can never be graded, and raises
+      UserError where that is all of them;
     - `close()`: called once, at the end of a run.
     """
 
@@ -63,7 +65,7 @@ class Reward(Protocol):
 
 
 def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:
-    """Raise UserError for a problem that this reward cannot grade."""
+    """Raise UserError for a problem of another kind than this reward grades, and where it can grade none of this data set."""
     grades = getattr(reward, "grades", None)
     for problem in problems:
         if grades == "programs" and not problem.tests:
@@ -72,6 +74,8 @@ def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:
             )
         if grades == "answers" and problem.tests:
             raise UserError(f"problem {problem.id}", "asks for a program, but the reward reads an answer", "Use reward=code")
+    if problems and hasattr(reward, "check"):
+        reward.check(problems)
 
 
 def correct(scores: Scores, reward: Reward) -> list[bool]:

@@ -35,7 +35,7 @@ from dash_exp.core.errors import UserError
 from dash_exp.rewards import bubblewrap, seccomp
 from dash_exp.rewards.inside import judge as verdicts
 from dash_exp.rewards.inside import start
-from dash_exp.rewards.sandbox_order import order_of
+from dash_exp.rewards.sandbox_order import NoTestsError, order_of
 
 Status = Literal["passed", "failed", "timeout", "error"]
 
@@ -91,8 +91,8 @@ class Sandbox:
         """Whether all pieces of `tests`, with the names that `program` defines, run to their end without an exception."""
         try:
             order = order_of(tests)
-        except (SyntaxError, ValueError) as error:
-            return Outcome("error", f"the tests: {error}")
+        except NoTestsError as error:
+            return Outcome("error", f"the tests {error}")
         cpu_s = math.ceil(self.timeout_s) + 1
         with contextlib.ExitStack() as stack:
             request_out, request_in, reply_out, reply_in = (*os.pipe(), *os.pipe())

@@ -100,7 +100,8 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=trust)
     problems = {name: instantiate(test) for name, test in cfg.data.tests.items() if test is not None}
     reward = instantiate(cfg.reward)
-    check_problems(reward, [p for test in problems.values() for p in test])
+    for test in problems.values():
+        check_problems(reward, test[: cfg.eval.limit])
     policy = loading.load_policy(
         cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust
     )

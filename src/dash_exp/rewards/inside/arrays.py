@@ -1,6 +1,6 @@
-"""How the judge compares arrays: numpy broadcasts, and so finds an empty list equal to any number, and a number to a list of it.
+"""How the judge compares arrays.
 
-Here the functions that compare want equal shapes, and so does `==` between two arrays; no operation takes an empty array
+numpy broadcasts, and so it finds an empty list equal to any number, and a number equal to a list of it. Here the functions that compare want equal shapes, and so does `==` between two arrays; no operation takes an empty array
 together with one that is not empty.
 """
 
@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 COMPARE = ("allclose", "isclose", "array_equiv")
-ASSERT = ("assert_allclose", "assert_almost_equal", "assert_array_equal", "assert_array_almost_equal")
-ASSERT += ("assert_array_almost_equal_nulp", "assert_array_max_ulp")
+ASSERT = (
+    *("assert_allclose", "assert_almost_equal", "assert_array_equal", "assert_array_almost_equal"),
+    *("assert_array_almost_equal_nulp", "assert_array_max_ulp"),
+)
 
 _strict: Any = None
 

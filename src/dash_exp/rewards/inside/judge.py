@@ -167,7 +167,8 @@ def judge(requests: int, replies: int, order: bytes) -> tuple[bytes, str]:
     except wire.NotPlainError as error:
         return ERROR, str(error)
     except BaseException as error:
-        missing = isinstance(error, ImportError) and error is not link.raised
-        return ERROR if missing else FAILED, type(error).__name__
+        if isinstance(error, ImportError) and error is not link.raised:
+            return ERROR, f"they need {error.name}, which is not installed"
+        return FAILED, type(error).__name__
     # a test with a bare except may have caught `Lost`
     return (FAILED, "no answer") if link.lost else (PASSED, "")

@@ -1,6 +1,6 @@
 """Starts one of the two processes of a sandbox: sets its limits, then becomes the candidate or the judge.
 
-    python -I -S -c PROGRAM ROLE REQUESTS REPLIES MEMORY_BYTES PROCESSES CPU_S FILE_BYTES UID SITE...
+python -I -S -c PROGRAM ROLE REQUESTS REPLIES MEMORY_BYTES PROCESSES CPU_S FILE_BYTES UID SITE...
 """
 
 from __future__ import annotations
