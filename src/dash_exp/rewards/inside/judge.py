@@ -159,7 +159,9 @@ def judge(requests: int, replies: int, order: bytes) -> tuple[bytes, str]:
                     return FAILED, f"the program has no {name}"
                 # else the tests raise a NameError
         if any("numpy" in piece for piece in tests["pieces"]):
-            arrays.strict()
+            arrays.compare_shapes()
+        if any("numpy" in piece and "testing" in piece for piece in tests["pieces"]):
+            arrays.compare_shapes_in_testing()
         for i, piece in enumerate(tests["pieces"]):
             exec(compile(piece, f"<test {i}>", "exec", dont_inherit=True), namespace)
     except Lost as lost:
