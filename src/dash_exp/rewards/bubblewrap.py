@@ -11,11 +11,9 @@ import sys
 from pathlib import Path
 
 from dash_exp.core.errors import UserError
-from dash_exp.rewards import inside
 from dash_exp.rewards.seccomp import ARCHITECTURES
 
 FILE_BYTES = 16 * 1024 * 1024  # of /tmp in all, and of one file
-INSIDE = "/inside"  # the folder in which `dash_exp.rewards.inside` stands in there
 
 
 @functools.cache
@@ -54,12 +52,11 @@ def command() -> list[str]:
     libraries = [sys.base_prefix, sys.base_exec_prefix, *site_folders()]
     libraries = [f for f in dict.fromkeys(libraries) if os.path.isdir(f) and not Path(f).is_relative_to("/usr")]
     parents = {str(parent) for f in libraries for parent in Path(f).parents} - {"/", "/tmp", *libraries}
-    package = Path(INSIDE, *inside.__name__.split("."))
-    for folder in sorted({*parents, *map(str, package.parents), "/dev", "/etc"} - {"/"}):
+    for folder in sorted({*parents, "/dev", "/etc"}):
         command += ["--perms", "0755", "--dir", folder]  # empty except for what is bound into it below
     for folder in sorted(libraries):
         command += ["--ro-bind", folder, folder]
-    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--ro-bind", inside.__path__[0], str(package)]
+    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for device in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"):
         command += ["--dev-bind", device, device]
     # no /proc: it would show the machine and other processes

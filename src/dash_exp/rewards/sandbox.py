@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import marshal
 import math
 import os
 import platform
@@ -32,9 +33,9 @@ from pathlib import Path
 from typing import Literal
 
 from dash_exp.core.errors import UserError
-from dash_exp.rewards import bubblewrap, seccomp
-from dash_exp.rewards.inside import judge as verdicts
+from dash_exp.rewards import bubblewrap, inside, seccomp
 from dash_exp.rewards.inside import start
+from dash_exp.rewards.inside.judge import ERROR, FAILED, PASSED
 from dash_exp.rewards.sandbox_order import NoTestsError, order_of
 
 Status = Literal["passed", "failed", "timeout", "error"]
@@ -108,13 +109,13 @@ class Sandbox:
                 if not process.is_ready():
                     return Outcome("error", process.last_words())
             deadline = time.monotonic() + self.timeout_s
-            judge.feed(order)
-            candidate.feed(program.encode("utf-8", "surrogatepass"))
+            judge.feed(order, is_all=True)
+            candidate.feed(program.encode("utf-8", "surrogatepass"), is_all=True)
             verdict = judge.read(deadline, 4096)
             if verdict is None:
                 return Outcome("timeout", f"more than {self.timeout_s} s")
             word, _, detail = verdict.decode("utf-8", "replace").partition(" ")
-            for status in (verdicts.PASSED, verdicts.FAILED, verdicts.ERROR):
+            for status in (PASSED, FAILED, ERROR):
                 if word == status.decode():
                     return Outcome(status.decode(), detail)  # type: ignore[arg-type]
             return Outcome("error", "the judge died")
@@ -127,7 +128,6 @@ class Sandbox:
         uid, folder, info, rules = 0, None, None, None
         handed_over = [requests, replies]
         prefix: list[str] = []
-        root = str(Path(start.__file__).parents[3])
         with contextlib.ExitStack() as stack:
             if self._prefix is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dash_exp-", ignore_cleanup_errors=True))
@@ -141,12 +141,12 @@ class Sandbox:
                 os.close(rules_in)
                 handed_over += [info, rules]
                 prefix = [*self._prefix, "--info-fd", str(info), "--seccomp", str(rules), "--"]
-                root = bubblewrap.INSIDE
                 if os.geteuid() == 0:
                     uid = 20_000 + secrets.randbelow(40_000)  # limits on processes are counted by user
                 else:
                     processes += 1  # bubblewrap's own process counts there
-            command = [*prefix, *interpreter(), "-c", start.PROGRAM.format(folder=root), role]
+            code = modules()
+            command = [*prefix, *interpreter(), "-c", PROGRAM.format(size=len(code)), role]
             command += map(str, (requests, replies, memory_bytes, processes, cpu_s))
             try:
                 popen = subprocess.Popen(
@@ -165,7 +165,33 @@ class Sandbox:
                     os.close(rules)
             process = _Process(popen, info)
             stack.callback(process.close)
+            process.feed(code)
             yield process
+
+
+# What Python is started with: it reads `modules()` from its input and makes the modules.
+PROGRAM = """
+import marshal, sys
+for name, code in marshal.loads(sys.stdin.buffer.read({size})):
+    module = sys.modules[name] = type(sys)(name)
+    module.__path__ = []
+    exec(code, module.__dict__)
+    package, _, last = name.rpartition(".")
+    if package:
+        setattr(sys.modules[package], last, module)
+sys.modules["dash_exp.rewards.inside.start"].main()
+"""
+
+
+@functools.cache
+def modules() -> bytes:
+    """What runs inside, compiled once for all: the packages, empty, then the modules, each after those that it imports."""
+    packages = ("dash_exp", "dash_exp.rewards", inside.__name__)
+    code = [(name, compile("", name, "exec")) for name in packages]
+    for name in ("wire", "arrays", "candidate", "judge", "start"):
+        source = Path(inside.__path__[0], f"{name}.py").read_text(encoding="utf-8")
+        code.append((f"{inside.__name__}.{name}", compile(source, f"{name}.py", "exec", dont_inherit=True, optimize=2)))
+    return marshal.dumps(code)
 
 
 @functools.cache
@@ -190,12 +216,14 @@ class _Process:
                 self.first = found and os.pidfd_open(int(found[1]))
         return first_byte == start.READY
 
-    def feed(self, data: bytes) -> None:
-        """Write its whole input. Whether it has died is found out by reading."""
+    def feed(self, data: bytes, is_all: bool = False) -> None:
+        """Write to its input, and close that if this is all. Whether it has died is found out by reading."""
         assert self.popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self.popen.stdin as pipe:
+        with contextlib.suppress(BrokenPipeError):
             while data:
-                data = data[pipe.write(data) :]
+                data = data[self.popen.stdin.write(data) :]
+            if is_all:
+                self.popen.stdin.close()
 
     def read(self, deadline: float, size: int | None) -> bytes | None:
         """Up to `size` bytes of its output, b"" at its end, None where the deadline comes first."""

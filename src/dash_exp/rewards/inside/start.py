@@ -10,10 +10,11 @@ import resource
 import sys
 import time
 
+from dash_exp.rewards.inside.candidate import candidate
+from dash_exp.rewards.inside.judge import judge
+
 START_S = 60.0  # a process that takes longer to start is the fault of the machine, not of the program
 READY = b"+"
-# The program of Python, for a folder that has `dash_exp/rewards/inside`.
-PROGRAM = "import sys; sys.path.append({folder!r}); from dash_exp.rewards.inside.start import main; main()"
 
 
 def limit(memory_bytes: int, processes: int, cpu_s: int, file_bytes: int) -> None:
@@ -40,7 +41,7 @@ def limit(memory_bytes: int, processes: int, cpu_s: int, file_bytes: int) -> Non
 def main() -> None:
     role, arguments = sys.argv[1], sys.argv[2:]
     requests, replies, memory_bytes, processes, cpu_s, file_bytes, uid = map(int, arguments[:7])
-    sys.path[-1:] = arguments[7:]  # this package's folder is not left there
+    sys.path.extend(arguments[7:])
     if uid:  # started as root: change to a user without rights, for whom the limits hold
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -56,12 +57,8 @@ def main() -> None:
         text = file.read()
     try:
         if role == "candidate":
-            from dash_exp.rewards.inside.candidate import candidate  # each imports only what it needs
-
             os.close(verdict)
             candidate(requests, replies, text)
-        from dash_exp.rewards.inside.judge import judge
-
         word, detail = judge(requests, replies, text)
         os.write(verdict, word + b" " + detail.encode("utf-8", "replace")[:1000])
     finally:  # however it ended, also by SystemExit
