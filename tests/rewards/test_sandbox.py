@@ -175,14 +175,19 @@ def plain_process():
     return Sandbox("process", timeout_s=1, memory_mb=256, processes=4)
 
 
+@pytest.fixture(scope="module")
+def patient_process():
+    return Sandbox("process", timeout_s=20, memory_mb=256, processes=4)
+
+
 def test_process_mode_needs_no_bubblewrap(path):
     assert Sandbox("process").grade("def f(x): return 271828", TESTS) == Outcome("passed")
 
 
 @pytest.mark.parametrize(("program", "tests"), RIGHT.values(), ids=RIGHT)
-def test_right_programs_in_process_mode(plain_process, tmp_path, program, tests):
+def test_right_programs_in_process_mode(patient_process, tmp_path, program, tests):
     program = program.replace("'/tmp/x'", "'x'")  # its folder is its own
-    assert plain_process.grade(program, tuple(tests)) == Outcome("passed")
+    assert patient_process.grade(program, tuple(tests)) == Outcome("passed")
 
 
 @pytest.mark.parametrize(
