@@ -1,6 +1,6 @@
 """Programs for the tests of sandboxes: hostile ones, right ones, and ones that feel along the walls."""
 
-from dash_exp.rewards import sandbox_inside
+from dash_exp.rewards.inside import judge
 
 LONG = "31337"  # seconds
 SECRET = 271828  # what the tests expect; no hostile program can know it
@@ -71,10 +71,60 @@ def f(x): return Memory()
 """,
     "patches the encoder": """
 import sys
-main = sys.modules['__main__']
-main.encode = lambda value, number: b't' + (2).to_bytes(8, 'little') + b'11'
-main.PASSED = main.FAILED = main.ERROR = b'passed'
-main.OPERATIONS.clear()
+inside = {name.rpartition('.')[2]: module for name, module in sys.modules.items() if name.startswith('dash_exp')}
+inside['wire'].encode = lambda *_: b't' + (3).to_bytes(8, 'little') + b'11l' + bytes(8)
+inside['judge'].PASSED = inside['judge'].FAILED = inside['judge'].ERROR = b'passed'
+inside['judge'].judge = lambda *_: (b'passed', '')
+inside['candidate'].OPERATIONS.clear()
+""",
+    "sends a constructor of its own": """
+import sys
+def s(text): return b's' + len(text).to_bytes(8, 'little') + text
+def n(tag, count): return tag + count.to_bytes(8, 'little')
+call = n(b'v', 2) + s(b'os.system') + s(b'touch /tmp/left_behind')
+sys.modules['dash_exp.rewards.inside.wire'].encode = lambda *_: n(b't', 3) + b'1' + call + n(b'l', 0)
+""",
+    "changes what is not its own": """
+import sys
+def n(tag, count): return tag + count.to_bytes(8, 'little')
+change = n(b'l', 1) + n(b't', 2) + n(b'i', 1) + b'\\0' + n(b't', 1) + b'1'
+sys.modules['dash_exp.rewards.inside.wire'].encode = lambda *_: n(b't', 3) + b'11' + change
+""",
+    "patches the libraries": """
+import builtins, math, sys, unittest
+builtins.abs = builtins.float = builtins.len = builtins.isinstance = lambda *_: True
+math.isclose = unittest.TestCase.assertEqual = lambda *_: True
+sys.modules['numpy'] = sys.modules['operator'] = sys.modules['math']
+def f(x): return 1
+""",
+    "says that all went well": """
+import atexit, sys
+for pipe in (sys.stdout, sys.stderr, sys.__stdout__):
+    print('passed ', 'OK', '1 passed in 0.01s', file=pipe, flush=True)
+atexit.register(print, 'passed ')
+raise SystemExit(0)
+""",
+    "forks and answers twice": """
+import os
+def f(x):
+    os.fork()
+    return 271827 + (os.getpid() % 2)
+""",
+    "ends as a success": """
+import os, signal
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+def f(x): os.kill(os.getpid(), 15)
+""",
+    "an exception of its own": """
+class Own(BaseException):
+    def __str__(self): raise self
+    __class__ = StopIteration
+def f(x): raise Own
+""",
+    "an exception that cannot be said": """
+class Own(Exception):
+    def __str__(self): return self
+def f(x): raise Own
 """,
     "walks the frames": """
 import sys
@@ -88,7 +138,7 @@ while frame:
     "patches what the garbage collector shows": """
 import gc
 for thing in gc.get_objects():
-    if isinstance(thing, dict) and 'judge' in thing and 'candidate' in thing:
+    if isinstance(thing, dict) and ('judge' in thing or 'decode' in thing):
         thing['judge'] = thing['decode'] = thing['receive'] = lambda *a: (b'passed', '')
 """,
     "patches builtins": """
@@ -118,9 +168,7 @@ for fd in pipes():
 """,
     "announces an endless message": EVERY_PIPE
     + "for fd in pipes():\n    try: os.write(fd, b'\\xff' * 8)\n    except OSError: pass\nimport time\ntime.sleep(60)\n",
-    "sends a huge message": "def f(x): return 'x' * (sandbox_limit + 1)".replace(
-        "sandbox_limit", str(sandbox_inside.MESSAGE_BYTES)
-    ),
+    "sends a huge message": "def f(x): return 'x' * (sandbox_limit + 1)".replace("sandbox_limit", str(judge.MESSAGE_BYTES)),
     "sends a deep message": "def f(x):\n    y = []\n    for _ in range(10**5):\n        y = [y]\n    return y",
     "sends itself": "def f(x):\n    y = []\n    y.append(y)\n    return y",
     "announces a huge list": EVERY_PIPE

@@ -28,12 +28,12 @@ def test_a_bubblewrap_that_may_not_make_namespaces(path):
 def test_libraries_under_tmp_are_found_all_the_same(bubblewrap, monkeypatch, tmp_path):
     """As in an environment that somebody created there. The program's own /tmp covers the machine's."""
     tmp_path.chmod(0o755)
-    (tmp_path / "numpy.py").write_text("def allclose(a, b): return a == b\ndef shape(a): return ()\n")
+    (tmp_path / "library.py").write_text("def same(a, b): return a == b\n")
     monkeypatch.setattr(command_line, "site_folders", lambda: [str(tmp_path)])
     command_line.command.cache_clear()
     try:
         box = Sandbox(timeout_s=20)
-        test = "import numpy\nassert numpy.allclose(f(1), 1)"
-        assert box.grade("import numpy\ndef f(x): return x", (test,)).status == "passed"
+        test = "import library\nassert library.same(f(1), 1)"
+        assert box.grade("import library\ndef f(x): return x", (test,)).status == "passed"
     finally:
         command_line.command.cache_clear()

@@ -14,7 +14,7 @@ from untrusted import CARELESS, ESCAPES, HOSTILE, LONG, RIGHT, TESTS, TOLERANT, 
 
 from dash_exp.core.errors import UserError
 from dash_exp.rewards import bubblewrap as command_line
-from dash_exp.rewards import sandbox_inside
+from dash_exp.rewards.inside import start
 from dash_exp.rewards.sandbox import Outcome, Sandbox
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -147,7 +147,7 @@ sandbox.Sandbox(timeout_s=1)
     for _ in range(3):
         with owner(killed_at_once) as ours:
             assert ours.wait(60) == -signal.SIGKILL
-    wait_until_gone(mark, sandbox_inside.START_S + 60)
+    wait_until_gone(mark, start.START_S + 60)
 
 
 # --- what is refused, and what fails ----------------------------------------------------------------------------------
@@ -175,14 +175,19 @@ def plain_process():
     return Sandbox("process", timeout_s=1, memory_mb=256, processes=4)
 
 
+@pytest.fixture(scope="module")
+def patient_process():
+    return Sandbox("process", timeout_s=20, memory_mb=256, processes=4)
+
+
 def test_process_mode_needs_no_bubblewrap(path):
     assert Sandbox("process").grade("def f(x): return 271828", TESTS) == Outcome("passed")
 
 
 @pytest.mark.parametrize(("program", "tests"), RIGHT.values(), ids=RIGHT)
-def test_right_programs_in_process_mode(plain_process, tmp_path, program, tests):
+def test_right_programs_in_process_mode(patient_process, tmp_path, program, tests):
     program = program.replace("'/tmp/x'", "'x'")  # its folder is its own
-    assert plain_process.grade(program, tuple(tests)) == Outcome("passed")
+    assert patient_process.grade(program, tuple(tests)) == Outcome("passed")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 import pytest
 
-from dash_exp.rewards import sandbox_inside
-from dash_exp.rewards.sandbox_order import order_of
+from dash_exp.rewards.inside import wire
+from dash_exp.rewards.sandbox_order import NoTestsError, names_of, order_of
 
 
 def asked(*tests):
-    order = sandbox_inside.decode(order_of(tests), lambda number: None)
+    order = wire.decode(order_of(tests), lambda number: None)
     assert order["pieces"] == list(tests)
+    assert names_of(tests) == order["names"]
     return order["names"], order["modules"]
 
 
@@ -29,7 +30,9 @@ def test_which_names_are_the_program_s(tests, names, modules):
 
 def test_tests_that_any_program_would_pass_are_refused():
     for tests in (("assert 1 == 1",), ("x = 1", "assert x"), ("assert len([1]) == sum([1])",)):
-        with pytest.raises(ValueError, match="use no name of the program"):
+        with pytest.raises(NoTestsError, match="use no name of the program"):
             order_of(tests)
-    with pytest.raises(SyntaxError):
-        order_of(("assert f(1) ==",))
+    for tests in (("assert f(1) ==",), ("if f(1):", "    pass"), ("f(1)\0",), ("f(" + "-" * 10**5 + "1)",)):
+        with pytest.raises(NoTestsError, match="are not Python"):
+            order_of(tests)
+        assert names_of(tests) == []

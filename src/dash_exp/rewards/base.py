@@ -56,6 +56,8 @@ class Reward(Protocol):
     - `can_be_right(problem)`: whether a completion can be correct at all, such as where a pattern has to match the answer;
     - `answers(texts)`: the answer in each completion, spelled the same where two are equal, None where there is none; with it
       evaluation reports a majority vote (maj@n);
+    - `check(problems)`: called for each data set before a run. It says how many of the problems can never be graded, and raises
+      UserError where that is all of them;
     - `close()`: called once, at the end of a run.
     """
 
@@ -76,6 +78,8 @@ def check_problems(reward: Reward, problems: Sequence[Problem], where: str = "da
             )
         if grades == "answers" and problem.tests:
             raise UserError(f"problem {problem.id}", "asks for a program, but the reward reads an answer", "Use reward=code")
+    if problems and hasattr(reward, "check"):
+        reward.check(problems)
     can_be_right = getattr(reward, "can_be_right", lambda problem: True)
     never = [problem for problem in problems if not can_be_right(problem)]
     if never:

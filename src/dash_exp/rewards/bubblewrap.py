@@ -11,11 +11,9 @@ import sys
 from pathlib import Path
 
 from dash_exp.core.errors import UserError
-from dash_exp.rewards import sandbox_inside as inside
 from dash_exp.rewards.seccomp import ARCHITECTURES
 
 FILE_BYTES = 16 * 1024 * 1024  # of /tmp in all, and of one file
-INSIDE = "/inside.py"  # where `sandbox_inside` stands in there
 
 
 @functools.cache
@@ -58,7 +56,7 @@ def command() -> list[str]:
         command += ["--perms", "0755", "--dir", folder]  # empty except for what is bound into it below
     for folder in sorted(libraries):
         command += ["--ro-bind", folder, folder]
-    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--ro-bind", inside.__file__, INSIDE]
+    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for device in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"):
         command += ["--dev-bind", device, device]
     # no /proc: it would show the machine and other processes

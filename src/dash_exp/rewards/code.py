@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Scores
+from dash_exp.rewards.programs import program_of
 from dash_exp.rewards.sandbox import Outcome, Sandbox
+from dash_exp.rewards.sandbox_order import NoTestsError, names_of, order_of
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +48,40 @@ class CodeReward:
         return Scores([float(s == "passed") for s in statuses], statuses.count("timeout"), statuses.count("error"))
 
     def _grade(self, problem: Problem, text: str) -> Outcome:
-        return self.sandbox.grade(program_of(text), problem.tests)
+        return self.sandbox.grade(program_of(text, names_of(problem.tests)), problem.tests)
 
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Say in one line how many of the problems no program can solve, and why. Raises UserError where that is all of them.
 
-# Possessive quantifiers (*+): with backtracking, one long word after a fence would take time quadratic in its length.
-FENCED = re.compile(r"^[ \t]*+```[ \t]*+(\w*+)[^\n`]*+\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+        Each problem that has a written solution is graded with it; for the others only their tests are read.
+        """
+        log.info("grading the written solutions of %d problems, to find tests that cannot be passed", len(problems))
+        with ThreadPoolExecutor(self.workers) as pool:
+            reasons = list(pool.map(self._hopeless, problems))
+        lost: dict[str, list[str]] = {}
+        for problem, reason in zip(problems, reasons, strict=True):
+            if reason:
+                lost.setdefault(reason, []).append(problem.id)
+        if not lost:
+            return
+        parts = [f"{len(ids)} {reason} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})" for reason, ids in lost.items()]
+        count = sum(map(len, lost.values()))
+        if count == len(problems):
+            raise UserError("data", f"no program can pass the tests of any problem: {'; '.join(parts)}", "Correct the tests")
+        log.warning("no program can pass the tests of %d of %d problems: %s", count, len(problems), "; ".join(parts))
 
-
-def program_of(text: str) -> str:
-    """The program in a completion: its last block fenced as python, else its last fenced block, else the whole text.
-
-    `"So:\\n```python\\nx = 1\\n```" -> "x = 1\\n"`. A block that is not closed, cut off by the token limit, counts too.
-    """
-    blocks = FENCED.findall(text)
-    python = [code for language, code in blocks if language.lower() in ("python", "python3", "py")]
-    return (python or [code for _, code in blocks] or [text])[-1]
+    def _hopeless(self, problem: Problem) -> str | None:
+        """Why no program can earn a 1, in words that follow a count of problems; None where one can."""
+        try:
+            order_of(problem.tests)
+        except NoTestsError as error:
+            return f"whose tests {error}"
+        if problem.solution is None:
+            return None
+        outcome = self._grade(problem, problem.solution)
+        whys = {
+            "failed": "whose written solution fails",
+            "timeout": "whose written solution takes too long",
+            "error": f"whose tests cannot be run: {outcome.detail}",
+        }
+        return whys.get(outcome.status)

@@ -1,7 +1,7 @@
 """Runs untrusted programs against tests, each in isolated processes of its own, and says which ones pass.
 
 Each program takes two processes: the candidate runs the program; the judge, which shares nothing with the candidate but two
-pipes, runs the tests (`sandbox_inside`). The verdict comes from the judge. This file starts both, limits the time, and kills
+pipes, runs the tests (`inside`). The verdict comes from the judge. This file starts both, limits the time, and kills
 them.
 
 `isolation="bwrap"` (bubblewrap) gives each process its own namespaces: no network, no other process is visible, and the file
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import marshal
 import math
 import os
 import platform
@@ -32,9 +33,10 @@ from pathlib import Path
 from typing import Literal
 
 from dash_exp.core.errors import UserError
-from dash_exp.rewards import bubblewrap, seccomp
-from dash_exp.rewards import sandbox_inside as inside
-from dash_exp.rewards.sandbox_order import order_of
+from dash_exp.rewards import bubblewrap, inside, seccomp
+from dash_exp.rewards.inside import start
+from dash_exp.rewards.inside.judge import ERROR, FAILED, PASSED
+from dash_exp.rewards.sandbox_order import NoTestsError, order_of
 
 Status = Literal["passed", "failed", "timeout", "error"]
 
@@ -90,8 +92,8 @@ class Sandbox:
         """Whether all pieces of `tests`, with the names that `program` defines, run to their end without an exception."""
         try:
             order = order_of(tests)
-        except (SyntaxError, ValueError) as error:
-            return Outcome("error", f"the tests: {error}")
+        except NoTestsError as error:
+            return Outcome("error", f"the tests {error}")
         cpu_s = math.ceil(self.timeout_s) + 1
         with contextlib.ExitStack() as stack:
             request_out, request_in, reply_out, reply_in = (*os.pipe(), *os.pipe())
@@ -107,13 +109,13 @@ class Sandbox:
                 if not process.is_ready():
                     return Outcome("error", process.last_words())
             deadline = time.monotonic() + self.timeout_s
-            judge.feed(order)
-            candidate.feed(program.encode("utf-8", "surrogatepass"))
+            judge.feed(order, is_all=True)
+            candidate.feed(program.encode("utf-8", "surrogatepass"), is_all=True)
             verdict = judge.read(deadline, 4096)
             if verdict is None:
                 return Outcome("timeout", f"more than {self.timeout_s} s")
             word, _, detail = verdict.decode("utf-8", "replace").partition(" ")
-            for status in (inside.PASSED, inside.FAILED, inside.ERROR):
+            for status in (PASSED, FAILED, ERROR):
                 if word == status.decode():
                     return Outcome(status.decode(), detail)  # type: ignore[arg-type]
             return Outcome("error", "the judge died")
@@ -126,7 +128,6 @@ class Sandbox:
         uid, folder, info, rules = 0, None, None, None
         handed_over = [requests, replies]
         prefix: list[str] = []
-        script = str(Path(inside.__file__))
         with contextlib.ExitStack() as stack:
             if self._prefix is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dash_exp-", ignore_cleanup_errors=True))
@@ -140,12 +141,13 @@ class Sandbox:
                 os.close(rules_in)
                 handed_over += [info, rules]
                 prefix = [*self._prefix, "--info-fd", str(info), "--seccomp", str(rules), "--"]
-                script = bubblewrap.INSIDE
                 if os.geteuid() == 0:
                     uid = 20_000 + secrets.randbelow(40_000)  # limits on processes are counted by user
                 else:
                     processes += 1  # bubblewrap's own process counts there
-            command = [*prefix, *interpreter(), script, role, *map(str, (requests, replies, memory_bytes, processes, cpu_s))]
+            code = modules()
+            command = [*prefix, *interpreter(), "-c", PROGRAM.format(size=len(code)), role]
+            command += map(str, (requests, replies, memory_bytes, processes, cpu_s))
             try:
                 popen = subprocess.Popen(
                     [*command, str(bubblewrap.FILE_BYTES), str(uid), *bubblewrap.site_folders()],
@@ -163,7 +165,33 @@ class Sandbox:
                     os.close(rules)
             process = _Process(popen, info)
             stack.callback(process.close)
+            process.feed(code)
             yield process
+
+
+# What Python is started with: it reads `modules()` from its input and makes the modules.
+PROGRAM = """
+import marshal, sys
+for name, code in marshal.loads(sys.stdin.buffer.read({size})):
+    module = sys.modules[name] = type(sys)(name)
+    module.__path__ = []
+    exec(code, module.__dict__)
+    package, _, last = name.rpartition(".")
+    if package:
+        setattr(sys.modules[package], last, module)
+sys.modules["dash_exp.rewards.inside.start"].main()
+"""
+
+
+@functools.cache
+def modules() -> bytes:
+    """What runs inside, compiled once for all: the packages, empty, then the modules, each after those that it imports."""
+    packages = ("dash_exp", "dash_exp.rewards", inside.__name__)
+    code = [(name, compile("", name, "exec")) for name in packages]
+    for name in ("wire", "arrays", "candidate", "judge", "start"):
+        source = Path(inside.__path__[0], f"{name}.py").read_text(encoding="utf-8")
+        code.append((f"{inside.__name__}.{name}", compile(source, f"{name}.py", "exec", dont_inherit=True, optimize=2)))
+    return marshal.dumps(code)
 
 
 @functools.cache
@@ -181,19 +209,21 @@ class _Process:
 
     def is_ready(self) -> bool:
         """Wait until it runs inside the sandbox, with its limits set."""
-        first_byte = self.read(time.monotonic() + inside.START_S, 1)
+        first_byte = self.read(time.monotonic() + start.START_S, 1)
         if self.info is not None:  # bubblewrap has written it before it lets the process start
             found = re.search(rb'"child-pid": (\d+)', os.pread(self.info, 4096, 0))
             with contextlib.suppress(ProcessLookupError):
                 self.first = found and os.pidfd_open(int(found[1]))
-        return first_byte == inside.READY
+        return first_byte == start.READY
 
-    def feed(self, data: bytes) -> None:
-        """Write its whole input. Whether it has died is found out by reading."""
+    def feed(self, data: bytes, is_all: bool = False) -> None:
+        """Write to its input, and close that if this is all. Whether it has died is found out by reading."""
         assert self.popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self.popen.stdin as pipe:
+        with contextlib.suppress(BrokenPipeError):
             while data:
-                data = data[pipe.write(data) :]
+                data = data[self.popen.stdin.write(data) :]
+            if is_all:
+                self.popen.stdin.close()
 
     def read(self, deadline: float, size: int | None) -> bytes | None:
         """Up to `size` bytes of its output, b"" at its end, None where the deadline comes first."""
@@ -224,7 +254,7 @@ class _Process:
             # readable when it is dead, which it is when all others of its namespace are
             poll = select.poll()
             poll.register(self.first, select.POLLIN)
-            poll.poll(inside.START_S * 1000)
+            poll.poll(start.START_S * 1000)
             os.close(self.first)
         for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
             with contextlib.suppress(OSError):

@@ -7,19 +7,38 @@ import builtins
 import functools
 import symtable
 import sys
+from collections.abc import Mapping
 
-from dash_exp.rewards import sandbox_inside as inside
+from dash_exp.rewards.inside import wire
+
+
+class NoTestsError(ValueError):
+    """The tests decide nothing; the message says why, in words that follow "the tests"."""
+
+
+def names_of(tests: tuple[str, ...]) -> list[str]:
+    """The names that the program must define; none where the tests decide nothing."""
+    try:
+        order: Mapping[str, list[str]] = wire.decode(order_of(tests), lambda _: None)
+    except NoTestsError:
+        return []
+    return order["names"]
 
 
 @functools.lru_cache(maxsize=4096)
 def order_of(tests: tuple[str, ...]) -> bytes:
     """The judge's order, encoded: the tests, the names that the program must define, and the modules to import for the tests.
 
-    Raises SyntaxError for tests that are not Python, and ValueError for tests that use no name of the program: every program
-    would pass them.
+    Raises NoTestsError for tests that are not Python, and for tests that use no name of the program: every program would pass
+    them.
     """
     text = "\n".join(tests)
-    table = symtable.symtable(text, "tests", "exec")
+    try:
+        table = symtable.symtable(text, "tests", "exec")
+        for piece in tests:
+            ast.parse(piece)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise NoTestsError(f"are not Python ({error})") from error
     bound = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
     used = _globals(table) - bound
     free = used - set(dir(builtins))
@@ -28,13 +47,13 @@ def order_of(tests: tuple[str, ...]) -> bytes:
     if not names and len(used - modules) == 1:  # the program must define the name of a builtin function
         names = used - modules
     if not names:
-        raise ValueError("they use no name of the program")
+        raise NoTestsError("use no name of the program")
 
     def nothing_else(value: object) -> int:
         raise ValueError(f"{value!r} is not text")
 
     order = {"pieces": list(tests), "names": sorted(names), "modules": sorted(modules)}
-    return inside.encode(order, nothing_else)
+    return wire.encode(order, nothing_else)
 
 
 def _globals(table: symtable.SymbolTable) -> set[str]:

@@ -71,6 +71,12 @@ class SumReward:
             components=components,
         )
 
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Let every part check the problems that can."""
+        for part in self.parts.values():
+            if hasattr(part, "check"):
+                part.check(problems)
+
     def close(self) -> None:
         """Close every part that can be closed."""
         for part in self.parts.values():
