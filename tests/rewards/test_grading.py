@@ -2,7 +2,9 @@
 
 import pytest
 
-from dash_exp.rewards.grading import boxed, final_answer, math_equal
+from dash_exp.rewards.answers import boxes as boxed
+from dash_exp.rewards.answers import final_answer
+from dash_exp.rewards.grading import math_equal
 
 RIGHT = [
     (r"\frac{1}{2}", r"\boxed{0.5}"),
@@ -293,9 +295,9 @@ def test_wrong(gold, text):
         ("Answer: **B**", "B"),
         ("3/4", "3/4"),
         ("The answer is 7, or 8.", "7,8"),
-        ("Answer: 18 apples and 4 pears", None),
-        ("There are 3 pears.", None),
-        ("The answer is $3$ and $4$.", None),
+        ("Answer: 18 apples and 4 pears", "18"),
+        ("There are 3 pears.", "3"),
+        ("The answer is $3$ and $4$.", "3,4"),
         ("", None),
     ],
 )
@@ -309,5 +311,5 @@ def test_boxed_gives_places_and_contents():
 
 @pytest.mark.parametrize("gold", ["", "$$"])
 def test_gold_that_cannot_be_read_is_an_error(gold):
-    with pytest.raises(ValueError, match="cannot read the gold answer"):
+    with pytest.raises(ValueError, match="cannot be read"):
         math_equal(gold, "it is 7")
