@@ -44,7 +44,7 @@ FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
 class Collection(NamedTuple):
-    """Several answers in one. `kind`: "set" (no order), "union", or the two brackets or the environment around them."""
+    """Several answers in one. `kind`: "list" or "set" (no order), "union", or the two brackets or the matrix around them."""
 
     kind: str
     elements: list[str]
@@ -122,7 +122,7 @@ def same(gold: str, found: str) -> bool:
         return quantities.same(numbers[0], numbers[1])
     groups = collection(gold), collection(found)
     if groups[0] or groups[1]:
-        return _same_collections(groups[0] or Collection("set", [gold]), groups[1] or Collection("set", [found]))
+        return _same_collections(groups[0] or Collection("list", [gold]), groups[1] or Collection("list", [found]))
     if (result := _same_relations(gold, found)) is not None:
         return result
     return _same_formulas(gold, found)
@@ -182,7 +182,7 @@ def collection(text: str) -> Collection | None:
         text = assigned[1]
     listed = [part for part in _split(text, ",;") if part.strip(" .")]
     if len(listed) > 1:
-        return Collection("set", listed)
+        return Collection("list", listed)
     if len(union := _split(text, r"\cup")) > 1:
         return Collection("union", union)
     opening, inside, closing = _inside(text)
@@ -227,12 +227,12 @@ def _same_based(gold: str, found: str) -> bool | None:
 def _same_collections(gold: Collection, found: Collection) -> bool:
     if max(len(gold.elements), len(found.elements)) > MOST_ELEMENTS:
         return False
-    if {gold.kind, found.kind} <= {"set", "union"}:  # a repeated element counts once
+    if {gold.kind, found.kind} <= {"list", "set", "union"}:  # a repeated element counts once
         return all(any(same(g, f) for f in found.elements) for g in gold.elements) and all(
             any(same(g, f) for g in gold.elements) for f in found.elements
         )
     return (
-        gold.kind == found.kind
+        (gold.kind == found.kind or {gold.kind, found.kind} == {"list", "()"})  # "3, 4" is also written for (3, 4)
         and len(gold.elements) == len(found.elements)
         and all(same(g, f) for g, f in zip(gold.elements, found.elements, strict=True))
     )
@@ -378,7 +378,7 @@ def _spelling(text: str) -> str:
         return symbolic.spelling_of_number(number.value / (100 if number.percent else 1))
     if group := collection(text):
         elements = [_spelling(element) for element in group.elements]
-        if group.kind in ("set", "union"):
+        if group.kind in ("list", "set", "union"):
             return f"{{{', '.join(sorted(set(elements)))}}}"
         opening, closing = group.kind if len(group.kind) == 2 else (f"{group.kind}: ", "")
         return f"{opening}{', '.join(elements)}{closing}"
