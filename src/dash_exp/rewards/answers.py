@@ -40,7 +40,7 @@ PERCENT = re.compile(r"\s*\\?%|\s*(?i:per ?cent(?:age)?|pct)\b")
 PLAIN_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = (
     rf"(?<![\w.,/^])(?:(?<![\w)])-\s?)?\$?(?:[0-9]+ [0-9]+/[0-9]+|[0-9]{{1,2}}:[0-9]{{2}}(?:\s*[aApP]\.?[mM]\b\.?)?"
-    rf"|(?:{PLAIN_NUMBER})(?:\s?/\s?[0-9]+(?![0-9./])|[eE][+-]?[0-9]+|\s?(?:\\times|[*x×])\s?10\s?\^\s?\{{?-?[0-9]+\}}?)?)"
+    rf"|(?:{PLAIN_NUMBER})(?:\s?/\s?[0-9]+(?![0-9/]|\.[0-9])|[eE][+-]?[0-9]+|\s?(?:\\times|[*x×])\s?10\s?\^\s?\{{?-?[0-9]+\}}?)?)"
 )
 NUMBERS = re.compile(rf"{NUMBER}(?:(?:,\s{NUMBER})*,?\s(?:and|or)\s{NUMBER})?")  # "2, 4, and 6" is one answer
 OR = re.compile(r"(?<=[\w)}.])\s*,?\s*\b(?:and|or)\s+(?=[\w.({\\-])")  # between numbers or formulas

@@ -18,13 +18,14 @@ from dash_exp.rewards import quantities, symbolic
 from dash_exp.rewards.answers import MATH_WORDS, TEXT_COMMAND, boxed_answer, final_answer, group_end, is_prose
 from dash_exp.rewards.quantities import Quantity
 
+LONGEST = 2_000  # characters of an answer
 MOST_ELEMENTS = 30  # of a collection that is compared element by element
 
 MARKS = re.compile(  # of formulas, of brackets that grow, of a small space back, of dollars; but \\ ends a row
     r"\$|(?<!\\)\\(?:[()\[\]$]|!\s*|(?:left|right)(?![a-z])\.?|(?:displaystyle|boldsymbol|limits)(?![a-zA-Z]))"
 )
 DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\circ(?![a-z])|°|\\degree(?![a-z]))")
-SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![a-z])|~|[\s\u00a0\u200b\u202f\ufeff]")
+SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad|~|[\s\u00a0\u200b\u202f\ufeff]")
 MACRO = re.compile(r"\\(frac|sqrt)(?![a-zA-Z])")
 ARGUMENT = re.compile(r"\\[a-zA-Z]+|[^\s{}\\]")
 WORDS_BETWEEN = re.compile(r"\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
@@ -35,7 +36,7 @@ TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
 BASED = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
 UNIT_OF_FORMULA = re.compile(r"(?<=[\w})])\s*(?:\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?|\s([a-zA-Z]{4,}))\.?\Z")
 MATRIX = re.compile(r"\\begin\s*\{([pb]?matrix|array)\}(?:\s*\{[clr|]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
-NAME = r"[a-zA-Z\\(][\w\\{}()\[\],:;' /]*?"  # x, a_1, f(x), \theta, (p,q)
+NAME = r"[a-zA-Z\\(|][\w\\{}()\[\],:;' /|]*?"  # x, a_1, f(x), \theta, (p,q)
 ASSIGNED = re.compile(rf"\s*({NAME})\s*=\s*(?=[^=])")
 ELEMENT_OF = re.compile(rf"\s*({NAME})\s*\\in(?![a-z])\s*")
 RELATION = re.compile(r"\\(?:leq?|geq?|lt|gt|neq?)(?![a-zA-Z])|<=|>=|!=|[<>]|(?<![<>!=])=(?!=)")
@@ -57,7 +58,7 @@ def math_equal(answer: str, text: str) -> bool:
     that cannot be read.
     """
     found = final_answer(text)
-    if found is not None and same(_gold(answer), plain_latex(found)):
+    if found is not None and len(found) <= LONGEST and same(_gold(answer), plain_latex(found)):
         return True
     if not gradable(answer):
         raise ValueError(f"the gold answer {answer!r} cannot be read")
@@ -82,7 +83,9 @@ def math_answer(text: str) -> str | None:
     Answers that are equal only after a simplification are spelled differently.
     """
     found = final_answer(text)
-    return None if found is None else _spelling(plain_latex(found)) or None
+    if found is None or len(found) > LONGEST:
+        return found
+    return _spelling(plain_latex(found)) or None
 
 
 def warm_up() -> None:
@@ -98,14 +101,17 @@ def plain_latex(text: str) -> str:
     `"$\dfrac\pi 2$" -> "\frac{\pi}{2}"`, `"3\,000\!" -> "3 000"`, `"90^\circ" -> "90"`, `"\textbf{(C)}" -> "\text{(C)}"`.
     """
     text = "".join(UNICODE.get(character, character) for character in text)
+    if "\\begin" not in text:
+        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)  # \\\\frac, escaped twice
     text = TEXT_COMMAND.sub(lambda t: rf"\text{{{t[1]}}}" if re.search(r"[^\W\d_]", t[1]) else t[1], MARKS.sub("", text))
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", DEGREE.sub("", text)).replace("{,}", ",")
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", DEGREE.sub("", text))
+    text = re.sub(r"\s*\{\s*,\s*\}\s*", ",", text)
     text = re.sub(r"\\text\{\s*\}|\\phantom\s*(?:\{[^{}]*\}|[^{}])|\A\s*\\approx(?![a-z])", " ", text)
     text = re.sub(r" +", " ", SPACE.sub(" ", text)).strip(" *")
     text = re.sub(r"[,;]\Z|(?<!\.)\.\Z", "", text).strip()
     while text.startswith("{") and group_end(text, 0) == len(text):
         text = text[1:-1].strip()
-    return _with_braces(text) if len(text) <= symbolic.LONGEST else text
+    return _with_braces(text)
 
 
 def same(gold: str, found: str) -> bool:
@@ -138,8 +144,9 @@ def readable(text: str) -> bool:
         return True
     if group := collection(text):
         return all(map(readable, group.elements))
-    if sides := [side for side in RELATION.split(text) if side.strip()][1:]:
-        return all(symbolic.parse(side) is not None for side in sides)
+    sides = _relation(text)[1]
+    if len(sides) > 1:
+        return all(symbolic.parse(side) is not None for side in sides if side)
     return symbolic.parse(_formula(text)) is not None
 
 
@@ -171,6 +178,8 @@ def collection(text: str) -> Collection | None:
     text = re.sub(r"\s+", " ", WORDS_BETWEEN.sub(",", text)).strip(" ,;")
     if inner := re.fullmatch(r"\\text\s*\{([A-Za-z0-9](?:\s?,\s?[A-Za-z0-9])+)\}", text):  # \text{A, B}
         text = inner[1]
+    if wrapped := re.fullmatch(r"[(\[]\s*(\\begin.*\\end\s*\{[a-z]+\})\s*[)\]]", text, re.DOTALL):
+        text = wrapped[1]
     if matrix := MATRIX.fullmatch(text):
         rows = [row for row in re.split(r"\\\\", matrix[2]) if row.strip()]
         return Collection(f"matrix {len(rows)}", [cell.strip() for row in rows for cell in row.split("&")])
@@ -180,7 +189,7 @@ def collection(text: str) -> Collection | None:
         text = text[element.end() :]
     elif len(assigned := _split(text, "=")) == 2 and ASSIGNED.match(text) and len(_split(text, ",;")) == 1:
         text = assigned[1]
-    listed = [part for part in _split(text, ",;") if part.strip(" .")]
+    listed = [part for part in _split(text, ";" if len(_split(text, ";")) > 1 else ",") if part.strip(" .")]
     if len(listed) > 1:
         return Collection("list", listed)
     if len(union := _split(text, r"\cup")) > 1:
@@ -238,13 +247,27 @@ def _same_collections(gold: Collection, found: Collection) -> bool:
     )
 
 
+def _relation(text: str) -> tuple[list[str], list[str]]:
+    r"""The operators outside of groups, and the sides between them: `"1 < x \le 2" -> (["<", "<="], ["1", "x", "2"])`."""
+    operators, sides, depth, start = [], [], 0, 0
+    for found in re.finditer(rf"\\[{{}}]|[{{}}]|{RELATION.pattern}", text):
+        if found[0] in "{}":
+            depth += 1 if found[0] == "{" else -1
+        elif depth == 0 and len(found[0].strip("\\{}")):
+            operators.append(OPERATORS.get(found[0], found[0]))
+            sides.append(text[start : found.start()].strip())
+            start = found.end()
+    return operators, [*sides, text[start:].strip()]
+
+
 def _interval(text: str) -> Collection | None:
     r"""An inequality of one name as interval: `"x \ge 2" -> "[2,\infty)"`; None where it is something else."""
-    operators = [OPERATORS.get(op, op) for op in RELATION.findall(text)]
-    sides = [side.strip() for side in RELATION.split(text)]
+    operators, sides = _relation(text)
     if not operators or not all(op in FLIPPED for op in operators) or not all(sides):
         return None
     is_name = [re.fullmatch(NAME, side) is not None and not re.fullmatch(r"\\[a-z]+.*", side) for side in sides]
+    if len(sides) == 2 and sides[0].startswith("-") and re.fullmatch(NAME, sides[0][1:]):  # -x > -1
+        return _interval(f"{sides[0][1:]} {FLIPPED[operators[0]]} -({sides[1]})")
     if len(sides) == 2 and is_name[0] != is_name[1]:
         op, bound = (operators[0], sides[1]) if is_name[0] else (FLIPPED[operators[0]], sides[0])
         if op.startswith("<"):
@@ -259,13 +282,13 @@ def _interval(text: str) -> Collection | None:
 
 def _same_relations(gold: str, found: str) -> bool | None:
     """Equations and inequalities, equal where one is the other times a number. None where one is a value (x = 2 and 2)."""
-    operators = [[OPERATORS.get(op, op) for op in RELATION.findall(text)] for text in (gold, found)]
+    operators = [_relation(text)[0] for text in (gold, found)]
     if not operators[0] and not operators[1]:
         return None
     names = [ASSIGNED.match(text) for text in (gold, found)]
     if not all(operators):  # a value on one side, and on the other
         valued = [text[name.end() :] if name else text for text, name in zip((gold, found), names, strict=True)]
-        return False if any(map(RELATION.search, valued)) else same(valued[0], valued[1])
+        return False if any(_relation(text)[0] for text in valued) else same(valued[0], valued[1])
     if names[0] and names[1] and plain_text(names[0][1]) == plain_text(names[1][1]):
         return same(gold[names[0].end() :], found[names[1].end() :])
     if len(operators[0]) != 1 or len(operators[1]) != 1:
@@ -279,7 +302,7 @@ def _same_relations(gold: str, found: str) -> bool | None:
 
 
 def _difference(text: str, flip: bool) -> object:
-    left, right = (symbolic.parse(side) for side in RELATION.split(text))
+    left, right = (symbolic.parse(side) for side in _relation(text)[1])
     if left is None or right is None or not hasattr(left, "is_commutative") or not hasattr(right, "is_commutative"):
         return None
     return right - left if flip else left - right
@@ -293,6 +316,8 @@ def _value_of_chain(text: str) -> str:
     if approximations and (re.fullmatch(NAME, first.strip()) or not first.strip()):
         first = f"{first} = {approximations[0]}"
     parts = _split(first, "=")
+    if len(parts) > 1 and (WORDS_BETWEEN.search(first) or len(_split(first, ",;")) > 1):  # x = 1, y = 2
+        return first
     if len(parts) > 1 and not re.search(r"[a-zA-Z]", parts[0]) and quantities.quantity(parts[-1]):
         return parts[-1]
     return f"{parts[0]} = {parts[-1]}" if len(parts) > 2 else first
@@ -385,5 +410,5 @@ def _spelling(text: str) -> str:
     text = _value_of_chain(text)
     if name := ASSIGNED.match(text):
         return _spelling(text[name.end() :])
-    formula = None if is_words(text) or RELATION.search(text) else symbolic.parse(_formula(text))
+    formula = None if is_words(text) or _relation(text)[0] else symbolic.parse(_formula(text))
     return plain_text(text) if formula is None else symbolic.spelling(formula)
