@@ -324,16 +324,21 @@ def _value_of_chain(text: str) -> str:
 
 
 def _same_formulas(gold: str, found: str) -> bool:
-    if is_words(gold) or is_words(found):
+    numbers = quantities.quantity(gold), quantities.quantity(found)
+    parsed = [_parsed(text, number) for text, number in zip((gold, found), numbers, strict=True)]
+    if parsed[0] is None or parsed[1] is None:
         return False
-    a, b = symbolic.parse(_formula(gold)), symbolic.parse(_formula(found))
-    if a is None or b is None:
-        return False
-    for number, other in ((quantities.quantity(gold), b), (quantities.quantity(found), a)):
+    for number, other in zip(numbers, parsed[::-1], strict=True):
         if number and number.digits:  # a decimal for a constant
             constant = symbolic.value(other)
             return constant is not None and quantities.same(number, Quantity(constant))
-    return symbolic.same(a, b)
+    return symbolic.same(parsed[0], parsed[1])
+
+
+def _parsed(text: str, number: Quantity | None) -> object:
+    if number:
+        return symbolic.rational(number.value)
+    return None if is_words(text) else symbolic.parse(_formula(text))
 
 
 def _formula(text: str) -> str:

@@ -47,6 +47,12 @@ def parse(latex: str) -> Any | None:
         return None
 
 
+def rational(number: Fraction) -> Any:
+    import sympy
+
+    return sympy.Rational(number.numerator, number.denominator)
+
+
 def same(a: Any, b: Any) -> bool:
     """Whether two parsed formulas are equal."""
     import sympy
@@ -148,15 +154,24 @@ def _bits(a: Any) -> int:
     else:
         inside = [_bits(x) for x in a.args]
         if a.is_Pow or isinstance(a, sympy.exp | sympy.factorial | sympy.binomial | sympy.gamma):
-            power = inside[-1] if a.is_Pow else max(inside)
-            if power > 20:
-                raise TooLargeError
-            bits = max(inside[0], 2) << power
+            largest = list(zip(a.args, inside, strict=True))[1 if a.is_Pow else 0 :]
+            bits = max(inside[0], 2) * max(_size(x, n) for x, n in largest)
         else:
             bits = sum(inside)
     if bits > MOST_BITS:
         raise TooLargeError
     return bits
+
+
+def _size(a: Any, bits: int) -> int:
+    """At least the size of an exponent that has `bits`."""
+    if not a.free_symbols:
+        value = abs(a.evalf(5))
+        if value.is_Float or value.is_Integer:
+            return int(value) + 1
+    if bits > 20:
+        raise TooLargeError
+    return int(1 << bits)
 
 
 def _bits_of_terms(a: Any) -> int:
