@@ -19,7 +19,9 @@ def load(path: str, split: str) -> list[Problem]:
             raise NoAnswerError(f"{where}, field answer", "has no '#### number' at its end", "GSM8K rows end with it")
         reasoning, answer = solution.rsplit("####", 1)
         if not answer.strip():
-            raise NoAnswerError(f"{where}, field answer", "has nothing after its last ####", "GSM8K rows end with '#### number'")
+            raise NoAnswerError(
+                f"{where}, field answer", "has nothing after its last ####", "GSM8K rows end with '#### number'"
+            )
         prompt = text_of(row, "question", where)
         return Problem(name, prompt, answer.strip().replace(",", ""), f"{reasoning.strip()}\n#### {answer.strip()}")
 

@@ -105,7 +105,11 @@ def spelling(a: Any) -> str:
     number = value(a)
     if number is not None:
         return spelling_of_number(number)
-    if isinstance(a, sympy.Expr) and a.free_symbols and not any(p.exp.is_Integer and abs(p.exp) > 20 for p in a.atoms(sympy.Pow)):
+    if (
+        isinstance(a, sympy.Expr)
+        and a.free_symbols
+        and not any(p.exp.is_Integer and abs(p.exp) > 20 for p in a.atoms(sympy.Pow))
+    ):
         a = sympy.expand(a)
     return str(a).strip()
 
