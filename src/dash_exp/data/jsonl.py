@@ -10,7 +10,8 @@ def load(path: str, split: str, prompt: str, answer: str, solution: str | None =
     """The problems of one split, "train" or "test".
 
     `path`: a folder with train.jsonl and test.jsonl, or a hub name. `prompt`, `answer`, `solution`: the names of the fields.
-    Only SFT needs a solution. A field `id` is optional. Rows with an empty answer are left out. Raises UserError for data that cannot be read.
+    Only SFT needs a solution. A field `id` is optional. Rows with an empty answer are left out. Raises UserError for data that
+    cannot be read.
     """
 
     def parse(row: Row, where: str, name: str) -> Problem:

@@ -12,8 +12,8 @@ def load(path: str, split: str, hub_splits: str | None = None, hub_path: str | N
 
     `path`: a folder with train.jsonl and test.jsonl, or a hub name. On the hub, `hub_splits` may name other splits (such as
     "train+test") and `hub_path` another data set. Fields of a row: `problem`, `solution` and, optionally, `unique_id` and
-    `answer`; without `answer` it is what the last box of the solution holds, read as in a completion. Rows without an answer are
-    left out. Raises UserError for data that cannot be read.
+    `answer`; without `answer` it is what the last box of the solution holds, read as in a completion. Rows without an
+    answer are left out. Raises UserError for data that cannot be read.
     """
 
     def parse(row: Row, where: str, name: str) -> Problem:

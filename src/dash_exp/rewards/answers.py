@@ -20,7 +20,8 @@ HOLLOW = re.compile(r"(?:\\[a-zA-Z]+\s*\{\s*\}|\\[ ,;:!]|[\s${}~.,])*")  # in `\
 
 # Between boxes, or formulas, that are one answer: spaces, marks of formulas, commas, "and" and "or", also as \text{and}.
 JOINT = re.compile(
-    r"(?:[\s$,;&*]|\\[()\[\],;:! ]|\\\\|\\q?quad(?![a-zA-Z])|\\(?:text[a-z]*|mbox|mathrm)\s*\{[\s,]*(?:and|or)?[\s,]*\}|\b(?:and|or)\b)*"
+    r"(?:[\s$,;&*]|\\[()\[\],;:! ]|\\\\|\\q?quad(?![a-zA-Z])|\b(?:and|or)\b"
+    r"|\\(?:text[a-z]*|mbox|mathrm)\s*\{[\s,]*(?:and|or)?[\s,]*\})*"
 )
 HASHES = re.compile(r"####(?!#)[ \t]*\n?[ \t]*(\S[^\n]*)")  # GSM8K's last line; also Markdown's heading "#### Step 2"
 HEADING = re.compile(r"[0-9]+[.):]\s+[A-Za-z]")  # "1. Add the numbers"
@@ -50,8 +51,46 @@ TEXT_COMMAND = re.compile(r"\\(?:text[a-z]*|mbox|mathrm|mathbf|mathit|operatorna
 WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 # What looks like a word and belongs to formulas; with numbers between them "and" and "or" only make a list.
 MATH_WORDS = frozenset(
-    "pi sqrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp inf infinity infty oo frac dfrac "
-    "gcd lcm mod max min det deg theta alpha beta cdot times and or".split()
+    [
+        "pi",
+        "sqrt",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "log",
+        "ln",
+        "lg",
+        "exp",
+        "inf",
+        "infinity",
+        "infty",
+        "oo",
+        "frac",
+        "dfrac",
+        "gcd",
+        "lcm",
+        "mod",
+        "max",
+        "min",
+        "det",
+        "deg",
+        "theta",
+        "alpha",
+        "beta",
+        "cdot",
+        "times",
+        "and",
+        "or",
+    ]
 )
 
 

@@ -1,6 +1,6 @@
 r"""Compares a final answer with the gold answer: the part of the math reward that runs in worker processes.
 
-An answer is read in steps: (1) `answers` finds its text; (2) `plain_latex` brings it to one spelling; (3) what is one of a few
+An answer is read in steps: (1) `answers` finds its text; (2) `latex` brings it to one spelling; (3) what is one of a few
 kinds is compared as that kind: a text, a time of day, a number with its base, a number (`quantities`), a collection, whose
 elements are answers themselves, or a relation; (4) only what is left, a formula, is parsed (`symbolic`). Text in words is
 never parsed, and an answer that cannot be read is never replaced by a part of it.
@@ -15,33 +15,14 @@ import re
 from typing import NamedTuple
 
 from dash_exp.rewards import quantities, symbolic
-from dash_exp.rewards.answers import MATH_WORDS, TEXT_COMMAND, boxed_answer, final_answer, group_end, is_prose
+from dash_exp.rewards.answers import MATH_WORDS, TEXT_COMMAND, boxed_answer, final_answer, is_prose
+from dash_exp.rewards.latex import inside, plain_latex, plain_text, relation, split
 from dash_exp.rewards.quantities import Quantity
 
 LONGEST = 2_000  # characters of an answer
 MOST_ELEMENTS = 30  # of a collection that is compared element by element
 
-MARKS = re.compile(  # of formulas, of brackets that grow, of a small space back, of dollars; but \\ ends a row
-    r"\$|(?<!\\)\\(?:[()\[\]$]|!\s*|(?:left|right)(?![a-z])\.?|(?:displaystyle|boldsymbol|limits)(?![a-zA-Z]))"
-)
-DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\circ(?![a-z])|°|\\degree(?![a-z]))")
-SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad|~|[\s\u00a0\u200b\u202f\ufeff]")
-MACRO = re.compile(r"\\(frac|sqrt)(?![a-zA-Z])")
-ARGUMENT = re.compile(r"\\[a-zA-Z]+|[^\s{}\\]")
 WORDS_BETWEEN = re.compile(r"\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
-UNICODE = {
-    "−": "-",
-    "–": "-",
-    "×": r"\times ",
-    "·": r"\cdot ",
-    "÷": "/",
-    "π": r"\pi ",
-    "∞": r"\infty ",
-    "≤": r"\le ",
-    "≥": r"\ge ",
-}
-UNICODE |= {"≠": r"\ne ", "∪": r"\cup ", "½": r"\frac{1}{2}", "∅": r"\emptyset ", "∈": r"\in "}
-
 TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
 BASED = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
 UNIT_OF_FORMULA = re.compile(r"(?<=[\w})])\s*(?:\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?|\s([a-zA-Z]{4,}))\.?\Z")
@@ -49,8 +30,6 @@ MATRIX = re.compile(r"\\begin\s*\{([pb]?matrix|array)\}(?:\s*\{[clr|]*\})?(.*)\\
 NAME = r"[a-zA-Z\\(|][\w\\{}()\[\],:;' /|]*?"  # x, a_1, f(x), \theta, (p,q)
 ASSIGNED = re.compile(rf"\s*({NAME})\s*=\s*(?=[^=])")
 ELEMENT_OF = re.compile(rf"\s*({NAME})\s*\\in(?![a-z])\s*")
-RELATION = re.compile(r"\\(?:leq?|geq?|lt|gt|neq?)(?![a-zA-Z])|<=|>=|!=|[<>]|(?<![<>!=])=(?!=)")
-OPERATORS = {"\\leq": "<=", "\\le": "<=", "\\geq": ">=", "\\ge": ">=", "\\lt": "<", "\\gt": ">", "\\neq": "!=", "\\ne": "!="}
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
@@ -105,25 +84,6 @@ def warm_up() -> None:
     assert math_answer("it is 0.5") == "0.5"
 
 
-def plain_latex(text: str) -> str:
-    r"""The same answer in one spelling: no marks of formulas, one kind of space and of fraction, arguments in braces.
-
-    `"$\dfrac\pi 2$" -> "\frac{\pi}{2}"`, `"3\,000\!" -> "3 000"`, `"90^\circ" -> "90"`, `"\textbf{(C)}" -> "\text{(C)}"`.
-    """
-    text = "".join(UNICODE.get(character, character) for character in text)
-    if "\\begin" not in text:
-        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)  # \\\\frac, escaped twice
-    text = TEXT_COMMAND.sub(lambda t: rf"\text{{{t[1]}}}" if re.search(r"[^\W\d_]", t[1]) else t[1], MARKS.sub("", text))
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", DEGREE.sub("", text))
-    text = re.sub(r"\s*\{\s*,\s*\}\s*", ",", text)
-    text = re.sub(r"\\text\{\s*\}|\\phantom\s*(?:\{[^{}]*\}|[^{}])|\A\s*\\approx(?![a-z])", " ", text)
-    text = re.sub(r" +", " ", SPACE.sub(" ", text)).strip(" *")
-    text = re.sub(r"[,;]\Z|(?<!\.)\.\Z", "", text).strip()
-    while text.startswith("{") and group_end(text, 0) == len(text):
-        text = text[1:-1].strip()
-    return _with_braces(text)
-
-
 def same(gold: str, found: str) -> bool:
     """Whether two answers in plain LaTeX are equivalent."""
     gold, found = _value_of_chain(gold), _value_of_chain(found)
@@ -154,22 +114,10 @@ def readable(text: str) -> bool:
         return True
     if group := collection(text):
         return all(map(readable, group.elements))
-    sides = _relation(text)[1]
+    sides = relation(text)[1]
     if len(sides) > 1:
         return all(symbolic.parse(side) is not None for side in sides if side)
     return symbolic.parse(_formula(text)) is not None
-
-
-def plain_text(text: str) -> str:
-    r"""An answer without its dress: `"\text{(C)}" -> "C"`, `"6:00 \text{ PM}" -> "6:00 pm"`, `"1 2"` stays two numbers.
-
-    Case counts where it may tell symbols apart, that is unless there are words.
-    """
-    bare = re.sub(r"\s+", " ", TEXT_COMMAND.sub(r" \1 ", text)).strip(" .")
-    bare = re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", bare)  # what is left keeps two words or numbers apart
-    if is_prose(bare):
-        bare = bare.lower()
-    return bare[1:-1] if re.fullmatch(r"\([A-Za-z]\)", bare) else bare
 
 
 def is_words(text: str) -> bool:
@@ -197,16 +145,16 @@ def collection(text: str) -> Collection | None:
         return interval
     if element := ELEMENT_OF.match(text):
         text = text[element.end() :]
-    elif len(assigned := _split(text, "=")) == 2 and ASSIGNED.match(text) and len(_split(text, ",;")) == 1:
+    elif len(assigned := split(text, "=")) == 2 and ASSIGNED.match(text) and len(split(text, ",;")) == 1:
         text = assigned[1]
-    listed = [part for part in _split(text, ";" if len(_split(text, ";")) > 1 else ",") if part.strip(" .")]
+    listed = [part for part in split(text, ";" if len(split(text, ";")) > 1 else ",") if part.strip(" .")]
     if len(listed) > 1:
         return Collection("list", listed)
-    if len(union := _split(text, r"\cup")) > 1:
+    if len(union := split(text, r"\cup")) > 1:
         return Collection("union", union)
-    opening, inside, closing = _inside(text)
+    opening, content, closing = inside(text)
     if opening:
-        elements = _split(inside, ",;")
+        elements = split(content, ",;")
         if opening == "{":
             return Collection("set", elements)
         if len(elements) > 1:
@@ -257,22 +205,9 @@ def _same_collections(gold: Collection, found: Collection) -> bool:
     )
 
 
-def _relation(text: str) -> tuple[list[str], list[str]]:
-    r"""The operators outside of groups, and the sides between them: `"1 < x \le 2" -> (["<", "<="], ["1", "x", "2"])`."""
-    operators, sides, depth, start = [], [], 0, 0
-    for found in re.finditer(rf"\\[{{}}]|[{{}}]|{RELATION.pattern}", text):
-        if found[0] in "{}":
-            depth += 1 if found[0] == "{" else -1
-        elif depth == 0 and len(found[0].strip("\\{}")):
-            operators.append(OPERATORS.get(found[0], found[0]))
-            sides.append(text[start : found.start()].strip())
-            start = found.end()
-    return operators, [*sides, text[start:].strip()]
-
-
 def _interval(text: str) -> Collection | None:
     r"""An inequality of one name as interval: `"x \ge 2" -> "[2,\infty)"`; None where it is something else."""
-    operators, sides = _relation(text)
+    operators, sides = relation(text)
     if not operators or not all(op in FLIPPED for op in operators) or not all(sides):
         return None
     is_name = [re.fullmatch(NAME, side) is not None and not re.fullmatch(r"\\[a-z]+.*", side) for side in sides]
@@ -292,13 +227,13 @@ def _interval(text: str) -> Collection | None:
 
 def _same_relations(gold: str, found: str) -> bool | None:
     """Equations and inequalities, equal where one is the other times a number. None where one is a value (x = 2 and 2)."""
-    operators = [_relation(text)[0] for text in (gold, found)]
+    operators = [relation(text)[0] for text in (gold, found)]
     if not operators[0] and not operators[1]:
         return None
     names = [ASSIGNED.match(text) for text in (gold, found)]
     if not all(operators):  # a value on one side, and on the other
         valued = [text[name.end() :] if name else text for text, name in zip((gold, found), names, strict=True)]
-        return False if any(_relation(text)[0] for text in valued) else same(valued[0], valued[1])
+        return False if any(relation(text)[0] for text in valued) else same(valued[0], valued[1])
     if names[0] and names[1] and plain_text(names[0][1]) == plain_text(names[1][1]):
         return same(gold[names[0].end() :], found[names[1].end() :])
     if len(operators[0]) != 1 or len(operators[1]) != 1:
@@ -307,12 +242,11 @@ def _same_relations(gold: str, found: str) -> bool | None:
     kinds = [FLIPPED[op[0]] if flip else op[0] for op, flip in zip(operators, flips, strict=True)]
     if kinds[0] != kinds[1]:
         return False
-    differences = [_difference(text, flip) for text, flip in zip((gold, found), flips, strict=True)]
-    return symbolic.proportional(*differences, positive=kinds[0] in FLIPPED)
+    return symbolic.proportional(_difference(gold, flips[0]), _difference(found, flips[1]), positive=kinds[0] in FLIPPED)
 
 
 def _difference(text: str, flip: bool) -> object:
-    left, right = (symbolic.parse(side) for side in _relation(text)[1])
+    left, right = (symbolic.parse(side) for side in relation(text)[1])
     if left is None or right is None or not hasattr(left, "is_commutative") or not hasattr(right, "is_commutative"):
         return None
     return right - left if flip else left - right
@@ -325,8 +259,8 @@ def _value_of_chain(text: str) -> str:
     first, *approximations = re.split(r"\\approx(?![a-z])", text)
     if approximations and (re.fullmatch(NAME, first.strip()) or not first.strip()):
         first = f"{first} = {approximations[0]}"
-    parts = _split(first, "=")
-    if len(parts) > 1 and (WORDS_BETWEEN.search(first) or len(_split(first, ",;")) > 1):  # x = 1, y = 2
+    parts = split(first, "=")
+    if len(parts) > 1 and (WORDS_BETWEEN.search(first) or len(split(first, ",;")) > 1):  # x = 1, y = 2
         return first
     if len(parts) > 1 and not re.search(r"[a-zA-Z]", parts[0]) and quantities.quantity(parts[-1]):
         return parts[-1]
@@ -362,57 +296,6 @@ def _formula(text: str) -> str:
     return rest if is_unit and rest and not is_prose(rest, letters=3) else text
 
 
-def _with_braces(text: str) -> str:
-    r"""Arguments of \frac and \sqrt in braces, as TeX takes them: a group, a command or one character."""
-    for macro in reversed(list(MACRO.finditer(text))):
-        position = macro.end()
-        index = re.compile(r"\s*\[[^\]]*\]").match(text, position) if macro[1] == "sqrt" else None
-        position = index.end() if index else position
-        arguments = []
-        for _ in range(2 if macro[1] == "frac" else 1):
-            position += len(text[position:]) - len(text[position:].lstrip())
-            end = group_end(text, position)
-            if end is not None:
-                arguments.append(text[position:end])
-            elif argument := ARGUMENT.match(text, position):
-                end = argument.end()
-                while argument[0].startswith("\\") and argument[0] in ("\\frac", "\\sqrt") and (more := group_end(text, end)):
-                    end = more
-                arguments.append(f"{{{text[position:end]}}}")
-            else:
-                return text
-            position = end
-        text = text[: macro.end()] + (index[0].strip() if index else "") + "".join(arguments) + text[position:]
-    return text
-
-
-def _split(text: str, separators: str) -> list[str]:
-    r"""The parts of `text` between separators (characters, or one command) outside of all brackets."""
-    pieces = re.split(r"(\\[{}]|\\[a-zA-Z]+|[()\[\]{},;=])", text)
-    parts, depth = [""], 0
-    for piece in pieces:
-        depth += 1 if piece in ("(", "[", "{", "\\{") else -1 if piece in (")", "]", "}", "\\}") else 0
-        if depth == 0 and piece and (piece == separators or (len(piece) == 1 and piece in separators)):
-            parts.append("")
-        else:
-            parts[-1] += piece
-    return [part.strip() for part in parts]
-
-
-def _inside(text: str) -> tuple[str, str, str]:
-    r"""The brackets around the whole text and what is between them: `"(1, 2]" -> ("(", "1, 2", "]")`; else three times ""."""
-    pair = re.fullmatch(r"(\\\{|[(\[{]|\\lbrace)(.*?)(\\\}|[)\]}]|\\rbrace)", text.strip())
-    if pair is None:
-        return "", "", ""
-    depth = 0
-    for bracket in re.findall(r"[(\[{]|[)\]}]", pair[2]):
-        depth += 1 if bracket in "([{" else -1
-        if depth < 0:
-            return "", "", ""
-    names = {"\\{": "{", "\\lbrace": "{", "\\}": "}", "\\rbrace": "}"}
-    return names.get(pair[1], pair[1]), pair[2], names.get(pair[3], pair[3])
-
-
 def _spelling(text: str) -> str:
     if number := quantities.quantity(text):
         return symbolic.spelling_of_number(number.value / (100 if number.percent else 1))
@@ -420,10 +303,10 @@ def _spelling(text: str) -> str:
         elements = [_spelling(element) for element in group.elements]
         if group.kind in ("list", "set", "union"):
             return f"{{{', '.join(sorted(set(elements)))}}}"
-        opening, closing = group.kind if len(group.kind) == 2 else (f"{group.kind}: ", "")
-        return f"{opening}{', '.join(elements)}{closing}"
+        brackets = group.kind if len(group.kind) == 2 else "[]"
+        return f"{brackets[0]}{', '.join(elements)}{brackets[1]}"
     text = _value_of_chain(text)
     if name := ASSIGNED.match(text):
         return _spelling(text[name.end() :])
-    formula = None if is_words(text) or _relation(text)[0] else symbolic.parse(_formula(text))
+    formula = None if is_words(text) or relation(text)[0] else symbolic.parse(_formula(text))
     return plain_text(text) if formula is None else symbolic.spelling(formula)

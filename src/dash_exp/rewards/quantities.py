@@ -29,8 +29,44 @@ UNIT = re.compile(
 PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{\s*)?(?i:per ?cent(?:age)?|pct)\s*\}?)\s*\.?\Z")
 # Words that change the value, or join it to another one: then it is no number with a unit.
 NO_UNIT = frozenset(
-    "pi sqrt sin cos tan cot sec csc log ln exp inf infinity and or over mod times plus minus cdot not to per cent percent "
-    "am pm a.m p.m if half pair score gross base".split()
+    [
+        "pi",
+        "sqrt",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "exp",
+        "inf",
+        "infinity",
+        "and",
+        "or",
+        "over",
+        "mod",
+        "times",
+        "plus",
+        "minus",
+        "cdot",
+        "not",
+        "to",
+        "per",
+        "cent",
+        "percent",
+        "am",
+        "pm",
+        "a.m",
+        "p.m",
+        "if",
+        "half",
+        "pair",
+        "score",
+        "gross",
+        "base",
+    ]
 ) | set(SCALES)
 
 

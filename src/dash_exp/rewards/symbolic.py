@@ -16,7 +16,7 @@ from typing import Any
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
 LONGEST = 250  # characters of a formula; those in the gold answers of MATH have 60
-DEEPEST = 7  # groups within each other: the parser takes twice as long for each more; golds of MATH have 4
+DEEPEST = 5  # groups within each other: the parser takes several times as long for each more; golds of MATH have 4
 MOST_NODES = 400
 MOST_BITS = 200_000  # of a number that may be evaluated: 10,000! has 118,000
 DIGITS = 40
