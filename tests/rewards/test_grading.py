@@ -355,8 +355,8 @@ def test_pairs_of_public_graders(source):
 
 
 SENTENCE = (
-    "3 supports integer arithmetic by determining the additive identity with 3. It carries the property that 3 + 3 is indeed 3, "
-    "demonstrating the well-defined behavior of addition."
+    "3 supports integer arithmetic by determining the additive identity with 3. It carries the property that 3 + 3 is indeed "
+    "3, demonstrating the well-defined behavior of addition."
 )
 
 

@@ -129,7 +129,7 @@ def is_words(text: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def collection(text: str) -> Collection | None:
-    r"""The elements of an answer that has several: `"1, 2"`, `"\{1, 2\}"`, `"(1, 2]"`, `"[1,2) \cup [3,4)"`, `"1 \pm 2"`, a matrix.
+    r"""The elements of an answer that has several: `"1, 2"`, `"\{1, 2\}"`, `"(1, 2]"`, `"[1,2) \cup [3,4)"`, `"1 \pm 2"`.
 
     An interval may be written as an inequality: `"1 < x \le 2" -> Collection("(]", ["1", "2"])`.
     """
@@ -253,7 +253,9 @@ def _difference(text: str, flip: bool) -> object:
 
 
 def _value_of_chain(text: str) -> str:
-    r"""The last side: `"x = 2 + 3 = 5" -> "x = 5"`, `"2 + 3 = 5" -> "5"`; not what a value is about: `"1/3 \approx 0.33" -> "1/3"`."""
+    r"""The last side of a chain: `"x = 2 + 3 = 5" -> "x = 5"`, `"2 + 3 = 5" -> "5"`; without an approximation behind it:
+    `"1/3 \approx 0.33" -> "1/3"`.
+    """
     if "=" not in text and "\\approx" not in text:
         return text
     first, *approximations = re.split(r"\\approx(?![a-z])", text)

@@ -66,7 +66,8 @@ class MathReward:
         lost = [p for p, is_readable in zip(formulas, read, strict=True) if not is_readable]
         if not lost:
             return
-        says = f"{len(lost)} of {len(sample)} gold answers that were tried cannot be read, such as {lost[0].answer!r:.100} of {lost[0].id}"
+        counts, first = f"{len(lost)} of {len(sample)}", f"{lost[0].answer!r:.100} of {lost[0].id}"
+        says = f"{counts} gold answers that were tried cannot be read, such as {first}"
         if 2 * len(lost) > len(sample):
             raise UserError("data", says, "Give golds in LaTeX or as numbers, or use reward=exact")
         log.warning("%s: they count as errors of the grader", says)

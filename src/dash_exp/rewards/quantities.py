@@ -82,7 +82,7 @@ class Quantity(NamedTuple):
 def quantity(text: str) -> Quantity | None:
     r"""The number that the whole text is, without its unit, which is not compared; None where it is something else.
 
-    `"\frac{1}{2}" -> 1/2`, `"18 \text{ dollars per day}" -> 18`, `"5 million" -> 5000000`, `"5 \pi"`, `"1 2"` and `"3x"` -> None.
+    `"\frac{1}{2}" -> 1/2`, `"18 \text{ dollars per day}" -> 18`, `"5 million" -> 5000000`, `"5 \pi"` and `"3x"` -> None.
     """
     text = FRACTION.sub(lambda f: f" {f[1]}{f[2]}/{f[3]}", text).strip()
     text = re.sub(r"\A(-?)\s*(-?)\s*", lambda s: "-" if len(s[1] + s[2]) == 1 else "", text)  # -\frac{-1}{2}
