@@ -22,6 +22,7 @@ from dash_exp.rewards.answers import boxed_answer, boxes, final_answer
         ("There are 3 pears.", "3"),
         ("The answer is $3$ and $4$.", "3,4"),
         ("", None),
+        ("<answer>42</answer>", "42"),
         ("So $5 and $3 make $8.", "$8"),
         ("$5$ and $3$ and so on", "5,3"),
         ("They weigh 2, 4, and 6 pounds.", "2, 4,6"),
