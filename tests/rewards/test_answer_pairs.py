@@ -1,4 +1,4 @@
-"""Pairs of a gold answer and a text: those of public graders, and texts that must not be evaluated."""
+"""Pairs of a gold answer and a text: those of public graders, texts that must not be evaluated, golds and votes."""
 
 import json
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dash_exp.rewards.grading import math_equal
+from dash_exp.rewards.grading import gradable, math_answer, math_equal
 
 PAIRS = json.loads((Path(__file__).parent / "answer_pairs.json").read_text())
 
@@ -59,3 +59,32 @@ def test_texts_that_are_not_evaluated(gold, text):
     start = time.process_time()
     assert not math_equal(gold, text)
     assert time.process_time() - start < 5
+
+
+def test_golds_that_can_be_graded():
+    golds = [
+        r"\frac{1}{2}",
+        r"\text{(E)},",
+        r"\approx 8.24 \text{ mph}",
+        "0.56 = 56\\%",
+        "2:30",
+        "52_8",
+        r"x \ne 4",
+        "(1, x)",
+        "two lines",
+    ]
+    assert all(map(gradable, golds))
+    assert not any(map(gradable, ["", "$$", "?", r"\frac{1}{", r"x + \boxed{"]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "answer"),
+    [
+        ((r"\boxed{30 \text{ or } 150}", "#### 150, 30"), "{150, 30}"),
+        ((r"\boxed 2", r"\boxed{\frac{4}{2}}", "x = 2"), "2"),
+        ((r"\boxed{\frac{1}{3000000}}",), "3.33333e-07"),
+        (("The answer is Evelyn!", r"\boxed{\text{Evelyn}}"), "evelyn"),
+    ],
+)
+def test_answers_for_a_vote(texts, answer):
+    assert [math_answer(text) for text in texts] == [answer] * len(texts)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dash_exp.rewards.grading import gradable, math_answer, math_equal
+from dash_exp.rewards.grading import math_equal
 
 RIGHT = [
     (r"\frac{1}{2}", r"\boxed{0.5}"),
@@ -335,32 +335,3 @@ def test_wrong(gold, text):
 def test_gold_that_cannot_be_read_is_an_error(gold):
     with pytest.raises(ValueError, match="cannot be read"):
         math_equal(gold, "it is 7")
-
-
-def test_golds_that_can_be_graded():
-    golds = [
-        r"\frac{1}{2}",
-        r"\text{(E)},",
-        r"\approx 8.24 \text{ mph}",
-        "0.56 = 56\\%",
-        "2:30",
-        "52_8",
-        r"x \ne 4",
-        "(1, x)",
-        "two lines",
-    ]
-    assert all(map(gradable, golds))
-    assert not any(map(gradable, ["", "$$", "?", r"\frac{1}{", r"x + \boxed{"]))
-
-
-@pytest.mark.parametrize(
-    ("texts", "answer"),
-    [
-        ((r"\boxed{30 \text{ or } 150}", "#### 150, 30"), "{150, 30}"),
-        ((r"\boxed 2", r"\boxed{\frac{4}{2}}", "x = 2"), "2"),
-        ((r"\boxed{\frac{1}{3000000}}",), "3.33333e-07"),
-        (("The answer is Evelyn!", r"\boxed{\text{Evelyn}}"), "evelyn"),
-    ],
-)
-def test_answers_for_a_vote(texts, answer):
-    assert [math_answer(text) for text in texts] == [answer] * len(texts)

@@ -188,7 +188,7 @@ def _answer_of_prose(text: str) -> str | None:
     lines = text.strip().splitlines() or [""]
     last = _bare(lines[-1])
     is_formula = not FORMULA.search(last) and not is_prose(last)
-    if re.search(r"\w", last) and (is_formula or (len(lines) == 1 and re.fullmatch(r"[\w(){}\\.-]+", last))):
+    if re.search(r"\w", last) and (is_formula or (len(lines) == 1 and re.fullmatch(r"[\w(){}$\\.-]+", last))):
         return OR.sub(",", last)
     return _last(text)
 
