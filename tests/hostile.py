@@ -90,7 +90,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "an unknown": lambda: r"A: x \boxed{x}",
     "a true statement": lambda: r"\boxed{0 = 0}",
     "empty box": lambda: r"A: \boxed{}",
-    "7, then an empty box": lambda: r"It is 7. \boxed{}",
+    "8, then an empty box": lambda: r"It is 8. \boxed{}",
     "7, then 8": lambda: r"A: 7. No, A: 8 \boxed{7}. No, \boxed{8}",
     # instructions
     "to the grader": lambda: (

@@ -1,5 +1,7 @@
+import pytest
 from json_lines import write
 
+from dash_exp.core.errors import UserError
 from dash_exp.data import math
 
 
@@ -12,7 +14,10 @@ def test_math_rows_take_the_answer_field_or_the_last_box(tmp_path):
     assert (first.answer, second.answer, second.id) == ("\\frac{1}{2}", "4", "u/1")
 
 
-def test_last_boxed():
-    assert math.last_boxed("\\boxed{a} and \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
-    assert math.last_boxed("none") is None
-    assert math.last_boxed("\\boxed{never closed") is None
+def test_math_boxes_are_read_as_in_completions(tmp_path, caplog):
+    solutions = ["so \\boxed 2.", "so \\boxed {17}", "so $\\boxed{30}$ or $\\boxed{150}$.", "no primes: \\boxed{}", "none"]
+    problems = math.load(write(tmp_path / "d", [{"problem": "a", "solution": s} for s in solutions]), "train")
+    assert [p.answer for p in problems] == ["2", "17", "30,150"]
+    assert "rows without an answer are left out, 2 of the train split: train/4, train/5" in caplog.text
+    with pytest.raises(UserError, match=r"line 1, field solution: has no \\boxed\{answer\}"):
+        math.load(write(tmp_path / "e", [{"problem": "a", "solution": "none"}]), "train")

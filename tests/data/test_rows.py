@@ -48,7 +48,8 @@ def test_a_hub_that_cannot_be_reached_is_a_message(monkeypatch):
 
 
 def test_what_a_field_may_hold():
-    assert rows.text_of({"a": 3}, "a", "here") == "3"
+    for number, text in ((3, "3"), (2.5, "2.5"), (1e-05, "0.00001"), (1e22, "10000000000000000000000")):
+        assert rows.text_of({"a": number}, "a", "here") == text
     assert rows.id_of({"id": 7}, "id", "train/1", "here") == "7"
     assert [rows.id_of(row, "id", "train/1", "here") for row in ({}, {"id": None}, {"id": ""})] == ["train/1"] * 3
     assert [rows.texts(row, "a", "here") for row in ({}, {"a": None}, {"a": ["x"]})] == [[], [], ["x"]]
@@ -66,3 +67,12 @@ def test_what_is_meant_as_a_folder(tmp_path, monkeypatch):
     assert all(map(rows.is_local, ("name", "a/b/c", "./a", "../a/b", "/a/b", "~/a")))
     (tmp_path / "owner" / "name").mkdir(parents=True)
     assert rows.is_local("owner/name")
+
+
+def test_rows_without_an_answer_are_left_out(tmp_path, caplog):
+    path = write(tmp_path / "d", [{"p": "1", "a": ""}, {"p": "2", "a": None}, {"p": "3", "a": 0.00001}])
+    assert [p.answer for p in jsonl.load(path, "train", prompt="p", answer="a")] == ["0.00001"]
+    assert "rows without an answer are left out, 2 of the train split: train/1, train/2" in caplog.text
+    assert len(gsm8k.load(write(tmp_path / "e", [ROW, {"question": "x", "answer": "no mark"}]), "train")) == 1
+    with pytest.raises(UserError, match="line 1, field a: is ''"):
+        jsonl.load(write(tmp_path / "f", [{"p": "1", "a": ""}]), "train", prompt="p", answer="a")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dash_exp.rewards.grading import boxed, final_answer, math_equal
+from dash_exp.rewards.grading import math_equal
 
 RIGHT = [
     (r"\frac{1}{2}", r"\boxed{0.5}"),
@@ -160,12 +160,63 @@ RIGHT = [
     (r"B", r"Answer: B"),
     (r"B", r"\boxed{B}"),
     (r"\text{(C)}", r"\boxed{\text{(C) }}"),
+    (r"(2,2),(6,2)", r"\boxed{(2, 2)} \quad \text{and} \quad \boxed{(6, 2)}"),
+    (r"\frac{1}{2004!}", r"\boxed{\frac{2005}{2005!}}"),
+    ("0", r"\boxed{\sqrt2 \sqrt3 - \sqrt6}"),
+    (r"\frac{\pi}{4}", r"\boxed{\frac\pi4}"),
+    (r"\frac{\sqrt{3}}{2}", r"\boxed{\frac{\sqrt 3}2}"),
+    (r"2:30 \text{ p.m.}", r"\boxed{2:30 \text{ PM}}"),
+    (r"2:30 \text{ p.m.}", r"\boxed{14:30}"),
+    (r"2:30 \text{ p.m.}", "at 2:30"),
+    ("42", "#### 42\nThere are 17 others"),
+    ("42", "#### 42\n\nQ: What is 3 + 4? A: 7"),
+    ("7", r"The answer is 7. \boxed{}"),
+    ("7", r"\boxed{7}, so $x = \boxed{\text{ }}$"),
+    ("5/4", "1 1/4"),
+    ("1 1/4", r"\boxed{\frac{5}{4}}"),
+    ("5/4", r"\boxed{1 \frac14}"),
+    *(("18", f"The answer is {mark}") for mark in ("18!", "18?", "18;", "`18`", "**18**!", '"18".')),
+    ("18", "So it is 18! Done."),
+    ("6", r"\boxed{3!}"),
+    (r"x \neq 4", r"\boxed{x \ne 4}"),
+    ("1e-05", r"\boxed{10^{-5}}"),
+    ("0.00001", r"\boxed{1 \times 10^{-5}}"),
+    (r"\frac{12}{5,\!525}", r"\boxed{\frac{12}{5525}}"),
+    ("0.56 = 56\\%", r"\boxed{0.56}"),
+    (r"3\sqrt{2}", r"\boxed{3\sqrt{2} \text{ cm}}"),
+    ("5000000", r"\boxed{5 \text{ million}}"),
+    ("1414213.562373", r"\boxed{1000000\sqrt{2}}"),
+    (r"\sqrt{2}", r"\boxed{1.41421356}"),
+    ("16386.17", r"\boxed{16386.17}"),
+    ("0.3", "0.30000000000000004"),
+    (r"x < 1", r"\boxed{-x > -1}"),
+    (r"\frac{2}{3}", "The probability is 2/3."),
     ("7, 8", "The answer is 7 or 8"),
     ("1,-2", "The answer is 1 and -2."),
     (r"\frac{1}{2}, 3, 5", r"The answer is \frac{1}{2}, 3, or 5."),
 ]
 
 WRONG = [
+    (r"\frac{1}{2004!}", r"\boxed{\frac{1}{2006!}}"),
+    (r"\frac{1}{2^{99}}", r"\boxed{\frac{1}{2^{98}}}"),
+    (r"(\frac{1}{2004!}, 1)", r"\boxed{(\frac{1}{2006!}, 1)}"),
+    ("0", r"\boxed{\frac{1}{2004!}}"),
+    ("0.00000000000000001", r"\boxed{0.00000000000000002}"),
+    ("1234567.1", r"\boxed{1234567.2}"),
+    ("1000000", r"\boxed{1000000.4}"),
+    ("2", r"\boxed{\frac\pi 2}"),
+    ("7", r"\boxed{\foo{7}{}"),
+    ("7", r"\boxed{7 \text{ or so, or rather } 8}"),
+    (r"2:30 \text{ p.m.}", r"\boxed{1:15 \text{ p.m.}}"),
+    (r"2:30 \text{ p.m.}", r"\boxed{2:30 \text{ a.m.}}"),
+    ("12:00", r"\boxed{1:00}"),
+    ("17", "#### 42\nThere are 17 others"),
+    (r"x \neq 4", r"\boxed{x < 4}"),
+    (r"x \neq 4", r"\boxed{x = 4}"),
+    (r"x \neq 4", r"\boxed{4}"),
+    ("6", "The answer is 3!"),
+    ("e - 5", "1e-5"),
+    (r"\text{even}", r"\boxed{neve}"),
     ("23", r"\boxed{2*3}"),
     ("12", r"\boxed{1 2}"),
     ("3 1/2", r"\boxed{31/2}"),
@@ -280,34 +331,7 @@ def test_wrong(gold, text):
     assert not math_equal(gold, text)
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"$x=\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
-        (r"\boxed{1} and \boxed{-2}", "1,-2"),
-        (r"$\boxed{1}$, $\boxed{2}$, or $\boxed{3}$. This took 4 steps.", "1,2,3"),
-        (r"\boxed{8}. No: \boxed{7}", "7"),
-        (r"\boxed{5} and then it breaks off: \boxed{6", "5"),
-        ("some <<1+1=2>>2\n#### 2", "2"),
-        (r"The answer is 3\sqrt{13}.", r"3\sqrt{13}"),
-        ("Answer: **B**", "B"),
-        ("3/4", "3/4"),
-        ("The answer is 7, or 8.", "7,8"),
-        ("Answer: 18 apples and 4 pears", None),
-        ("There are 3 pears.", None),
-        ("The answer is $3$ and $4$.", None),
-        ("", None),
-    ],
-)
-def test_final_answer(text, answer):
-    assert final_answer(text) == answer
-
-
-def test_boxed_gives_places_and_contents():
-    assert boxed(r"so \boxed{\frac{1}{2}}, \boxed{3}") == [(3, 22, r"\frac{1}{2}"), (24, 33, "3")]
-
-
 @pytest.mark.parametrize("gold", ["", "$$"])
 def test_gold_that_cannot_be_read_is_an_error(gold):
-    with pytest.raises(ValueError, match="cannot read the gold answer"):
+    with pytest.raises(ValueError, match="cannot be read"):
         math_equal(gold, "it is 7")

@@ -55,17 +55,13 @@ def test_format():
     assert earned(scores, texts) == set()
 
 
-ENDLESS = ("power tower", "large power", "factorial", "binomial", "long product")
-
-
 def test_math():
     texts = [*hostile.texts(MB // 40), hostile.LARGE["one word in a box"](MB)]
     reward = MathReward(timeout_s=1.0, workers=2)
     scores = graded(reward, SEVEN, texts, r"\boxed{7}", r"\boxed{9}")
     reward.close()
     assert earned(scores, texts) == set()
-    assert len(ENDLESS) <= scores.timeouts < len(texts) / 2
-    assert scores.errors < 10
+    assert (scores.timeouts, scores.errors) == (0, 0)  # what would take long is not evaluated
 
 
 def test_math_and_format():

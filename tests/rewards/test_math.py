@@ -5,6 +5,7 @@ import hostile
 import pytest
 from problems import problem
 
+from dash_exp.core.errors import UserError
 from dash_exp.rewards.math import MathReward
 
 
@@ -101,3 +102,10 @@ def test_math_within_tags():
     assert reward([problem("42")] * 3, texts).rewards == [r for _, r in TAGGED]
     assert reward.answers(texts) == ["42", None, "43"]
     reward.close()
+
+
+def test_golds_that_cannot_be_read_are_told_before_a_run(math_reward, caplog):
+    math_reward.check([problem("7"), problem("x + 1"), problem(r"\frac{1}{")])
+    assert "1 of 3 gold answers that were tried cannot be read, such as '\\\\frac{1}{' of p" in caplog.text
+    with pytest.raises(UserError, match=r"^data: 2 of 3 gold answers that were tried cannot be read"):
+        math_reward.check([problem("7"), problem("$$"), problem(r"\frac{1}{")])

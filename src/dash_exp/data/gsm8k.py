@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
-from dash_exp.data.rows import Row, load_problems, text_of
+from dash_exp.data.rows import NoAnswerError, Row, load_problems, text_of
 
 # What its authors had a calculator replace while a model samples: "48/2 = <<48/2=24>>24 clips".
 ANNOTATION = re.compile(r"<<[^<>\n]*>>")
@@ -16,19 +15,21 @@ def load(path: str, split: str, annotations: bool = False) -> list[Problem]:
     """The problems of one split, "train" or "test".
 
     `path`: a folder with train.jsonl and test.jsonl, or a hub name. Fields of a row: `question`, and `answer`, which is the
-    reasoning followed by `#### number`. `annotations`: solutions keep their calculator annotations (`ANNOTATION`). Raises
-    UserError for data that cannot be read.
+    reasoning followed by `#### number`; rows without it are left out. `annotations`: solutions keep their calculator annotations
+    (`ANNOTATION`). Raises UserError for data that cannot be read.
     """
 
     def parse(row: Row, where: str, name: str) -> Problem:
         solution = text_of(row, "answer", where)
         if "####" not in solution:
-            raise UserError(f"{where}, field answer", "has no '#### number' at its end", "GSM8K rows end with it")
+            raise NoAnswerError(f"{where}, field answer", "has no '#### number' at its end", "GSM8K rows end with it")
         reasoning, answer = solution.rsplit("####", 1)
         answer = answer.strip()
         gold = answer.replace(",", "")
         if not gold:
-            raise UserError(f"{where}, field answer", "has nothing after its last ####", "GSM8K rows end with '#### number'")
+            raise NoAnswerError(
+                f"{where}, field answer", "has nothing after its last ####", "GSM8K rows end with '#### number'"
+            )
         if not annotations:
             reasoning = ANNOTATION.sub("", reasoning)
         return Problem(name, text_of(row, "question", where), gold, f"{reasoning.strip()}\n#### {answer}")

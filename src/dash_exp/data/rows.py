@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,15 @@ from typing import Any
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 
+log = logging.getLogger(__name__)
+
 Row = Mapping[str, Any]
 Located = tuple[Row, str, str]  # a row, its place for messages ("FILE, line 3") and its id ("train/3")
 Parse = Callable[[Row, str, str], Problem]  # from the three values of a `Located` to its problem
+
+
+class NoAnswerError(UserError):
+    """A row without an answer. It is left out; the error is raised only where no row has one."""
 
 
 def load_problems(path: str, split: str, parse: Parse, subset: str | None = None) -> list[Problem]:
@@ -26,15 +34,28 @@ def load_problems(path: str, split: str, parse: Parse, subset: str | None = None
 
 
 def problems_of(rows: Iterator[Located], parse: Parse, path: str, split: str) -> list[Problem]:
-    """Each row parsed, in order. UserError also where two problems have the same id or there is none at all."""
+    """Each row parsed, in order; rows without an answer are left out, and counted in one line of the log.
+
+    UserError also where two problems have the same id or there is none at all.
+    """
     problems: list[Problem] = []
     seen: dict[str, str] = {}
+    unanswered: list[tuple[str, NoAnswerError]] = []
     for row, where, name in rows:
-        problem = parse(row, where, name)
+        try:
+            problem = parse(row, where, name)
+        except NoAnswerError as error:
+            unanswered.append((name, error))
+            continue
         if problem.id in seen:
             raise UserError(where, f"has the id {problem.id!r} of {seen[problem.id]}", "Give each row its own id")
         seen[problem.id] = where
         problems.append(problem)
+    if unanswered and not problems:
+        raise unanswered[0][1]
+    if unanswered:
+        names = ", ".join(name for name, _ in unanswered[:5]) + (", ..." if len(unanswered) > 5 else "")
+        log.warning("%s: rows without an answer are left out, %d of the %s split: %s", path, len(unanswered), split, names)
     if not problems:
         raise UserError(f"data.path={path}", f"its {split} split ({split}.jsonl in a folder) is empty", "Give at least one row")
     return problems
@@ -115,7 +136,7 @@ def hub_rows(path: str, split: str, subset: str | None) -> Iterator[Located]:
 
 
 def text_of(row: Row, field: str, where: str) -> str:
-    """The text or number in the field, as text. It must be there, and must not be empty."""
+    """The text or number in the field, as text: a small number as `0.00001`, never as `1e-05`. It must not be empty."""
     if field not in row:
         raise UserError(where, f"has no field {field!r}", f"Its fields are {', '.join(map(repr, row)) or '(none)'}")
     value = row[field]
@@ -123,7 +144,7 @@ def text_of(row: Row, field: str, where: str) -> str:
         raise UserError(f"{where}, field {field}", f"is {value!r:.200}", "Write text or a number, not an empty value")
     if isinstance(value, float) and not isfinite(value):
         raise UserError(f"{where}, field {field}", f"is {value}", "Write a finite number, or text")
-    return _clean(str(value), field, where)
+    return _clean(format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value), field, where)
 
 
 def _clean(text: str, field: str, where: str) -> str:
@@ -135,6 +156,13 @@ def _clean(text: str, field: str, where: str) -> str:
     if "\0" in text:
         raise UserError(f"{where}, field {field}", "has a NUL character", "Remove it")
     return text
+
+
+def answer_of(row: Row, field: str, where: str) -> str:
+    """The text in the field. Raises NoAnswerError where it is null or empty."""
+    if field in row and (row[field] is None or (isinstance(row[field], str) and not row[field].strip())):
+        raise NoAnswerError(f"{where}, field {field}", f"is {row[field]!r}", "Write text or a number, not an empty value")
+    return text_of(row, field, where)
 
 
 def id_of(row: Row, field: str, name: str, where: str) -> str:

@@ -1,7 +1,9 @@
-"""Finds and compares mathematical answers: the part of the math reward that runs in worker processes.
+r"""Compares a final answer with the gold answer: the part of the math reward that runs in worker processes.
 
-math-verify decides whether two expressions are equivalent. What is done here before that: finding the final answer if the text
-names it, and the kinds of answers that math-verify confuses (words, number bases, percentages, very small decimals).
+An answer is read in steps: (1) `answers` finds its text; (2) `latex` brings it to one spelling; (3) what is one of a few
+kinds is compared as that kind: a text, a time of day, a number with its base, a number (`quantities`), a collection, whose
+elements are answers themselves, or a relation; (4) only what is left, a formula, is parsed (`symbolic`). Text in words is
+never parsed, and an answer that cannot be read is never replaced by a part of it.
 
 It does not import torch, so a worker starts in about a second.
 """
@@ -9,199 +11,304 @@ It does not import torch, so a worker starts in about a second.
 from __future__ import annotations
 
 import functools
-import logging
-import math
 import re
-from itertools import product
-from typing import Any
+from typing import NamedTuple
 
-logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every unreadable completion
+from dash_exp.rewards import quantities, symbolic
+from dash_exp.rewards.answers import MATH_WORDS, TEXT_COMMAND, boxed_answer, final_answer, is_prose
+from dash_exp.rewards.latex import inside, plain_latex, plain_text, relation, split
+from dash_exp.rewards.quantities import Quantity
 
-HASHES = re.compile(r"\n?####\s*(\S.*?)\s*\Z")  # GSM8K's last line
-ANSWER_IS = re.compile(r"(?i:\banswer(?:\s+is\b|:)):?\s*(\S[^\n]*?)[\s.*]*\Z")
-JOINT = re.compile(r"[\s$,;]*(?:and|or)?[\s$,;]*")  # between boxes that are one answer
-OR = re.compile(r"(?<=[\d)}])\s*(?:,\s*)?\b(?:and|or)\s+(?=[\d.({\\-])")  # between numbers or formulas
-DELIMITER = re.compile(r"(?<!\\)\$|\\[(\[]|\\boxed")
-WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf)\s*\{([^{}]*)\}")
-PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{)?\s*(?i:per ?cent)\s*\}?)\s*\Z")
-# A number and the words of its unit, none of which changes its value.
-QUANTITY = re.compile(
-    r"(?i)\s*((?:\\?\$)?\s*-?[\d.,/]*\d)\s+"
-    r"(?:(?!(?:pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|inf|infinity|and|or|over|mod|times|plus|minus|per ?cent|"
-    r"dozen|hundred|thousand|million|billion|trillion)\b)[a-z]{2,}\s*)+"
-)
-# Numbers with words between them, as in `4 \text{ hours and } 30 \text{ minutes}`.
-MIXED = re.compile(r"\d\s*\\(?:text|mbox|mathrm)\s*\{\s*(?!(?:,|and|or)\s*\})[^{}]*[a-z][^{}]*\}\s*\d")
-BASED = re.compile(r"\s*([0-9A-Z]+)_\{?(\d+)\}?\s*")
+LONGEST = 2_000  # characters of an answer
+MOST_ELEMENTS = 30  # of a collection that is compared element by element
+
+WORDS_BETWEEN = re.compile(r"\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
+TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
+BASED = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
+UNIT_OF_FORMULA = re.compile(r"(?<=[\w})])\s*(?:\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?|\s([a-zA-Z]{4,}))\.?\Z")
+MATRIX = re.compile(r"\\begin\s*\{([pb]?matrix|array)\}(?:\s*\{[clr|]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
+NAME = r"[a-zA-Z\\(|][\w\\{}()\[\],:;' /|]*?"  # x, a_1, f(x), \theta, (p,q)
+ASSIGNED = re.compile(rf"\s*({NAME})\s*=\s*(?=[^=])")
+ELEMENT_OF = re.compile(rf"\s*({NAME})\s*\\in(?![a-z])\s*")
+FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+
+
+class Collection(NamedTuple):
+    """Several answers in one. `kind`: "list" or "set" (no order), "union", or the two brackets or the matrix around them."""
+
+    kind: str
+    elements: list[str]
 
 
 def math_equal(answer: str, text: str) -> bool:
     """Whether the final answer of `text` is equivalent to the gold `answer`.
 
     It has no time limit of its own: `workers.Workers` kills a process that takes too long. Raises ValueError for a gold answer
-    that math-verify cannot read.
+    that cannot be read.
     """
     found = final_answer(text)
-    if found is None:
-        return _verify(_gold_readings(answer, False), [text])
-    if _plain(found) == _plain(answer) != "":
+    if found is not None and len(found) <= LONGEST and same(_gold(answer), plain_latex(found)):
         return True
-    bases = BASED.fullmatch(answer), BASED.fullmatch(found)
-    if bases[0] and bases[1]:
-        return bases[0].groups() == bases[1].groups()
-    if MIXED.search(found) and not MIXED.search(answer):
-        return False  # math-verify would read the first number alone
-    percent = PERCENT.search(found) is not None
-    gold_percent = PERCENT.search(answer) is not None
-    readings = _numbers(found) if percent and not gold_percent else _numbers(found)[:1]
-    return _verify(_gold_readings(answer, percent), [f"\\boxed{{{r}}}" for r in readings])
-
-
-def final_answer(text: str) -> str | None:
-    """The final answer that `text` names: in \\boxed{}, after `####`, or as a formula from "answer is" to the end of the text.
-
-    Of several boxes the last one counts, together with those before it that are separated only by a comma, "and" or "or":
-    `"\\boxed{1} and \\boxed{-2}" -> "1,-2"`, but `"\\boxed{8}. No: \\boxed{7}" -> "7"`. None where no answer is named, or
-    where it is part of a sentence, which math-verify reads better.
-    """
-    boxes = boxed(text)
-    if boxes:
-        last = [boxes[-1]]
-        while len(last) < len(boxes) and JOINT.fullmatch(text, boxes[-len(last) - 1][1], last[0][0]):
-            last.insert(0, boxes[-len(last) - 1])
-        return ",".join(content for _, _, content in last)
-    if hashes := HASHES.search(text):
-        named: re.Match[str] | None = hashes
-        found = hashes[1].strip(" $*")
-    else:
-        named = ANSWER_IS.search(text)
-        found = named[1].strip(" *") if named else text.strip()
-    if not found or "\n" in found or DELIMITER.search(found):
-        return None
-    found = OR.sub(",", found)  # math-verify would read one of "7 or 8" alone
-    one_word = named is not None and len(found.split()) == 1
-    return found if one_word or QUANTITY.fullmatch(found) or not WORD.search(_prose(found)) else None
-
-
-def boxed(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of every outermost \\boxed{...} that is closed. `"so \\boxed{2}." -> [(3, 12, "2")]`."""
-    found, position = [], 0
-    while (start := text.find("\\boxed{", position)) >= 0:
-        begin = start + len("\\boxed{")
-        depth, position = 1, begin
-        while depth and position < len(text):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            position += 1
-        if depth:
-            break
-        found.append((start, position, text[begin : position - 1]))
-    return found
-
-
-def math_answer(text: str) -> str | None:
-    """The last answer in `text`, spelled the same for equal answers, so that they can be counted; None where there is none.
-
-    Numbers are rounded to 6 decimals, as in math-verify (0.5 and \\frac{1}{2} are one answer), the order of a set does not
-    count, expressions are expanded. Answers that are equal only after a simplification are spelled differently.
-    """
-    import math_verify
-
-    found = final_answer(text)
-    form = text if found is None or PERCENT.search(found) else f"\\boxed{{{found}}}"
-    parsed = math_verify.parse(form, parsing_timeout=None, raise_on_error=True)
-    return _spelling(parsed[0]) if parsed else None
-
-
-def warm_up() -> None:
-    """Called first in a worker process: imports and first use take seconds, which must not count towards a time limit."""
-    assert math_equal("1", "\\boxed{\\frac{2}{2}}")
-    assert math_answer("it is 0.5") == "0.5"
-
-
-def _spelling(parsed: Any) -> str:
-    import sympy
-
-    if isinstance(parsed, sympy.Eq) and parsed.lhs.is_Symbol:  # x = 3
-        return _spelling(parsed.rhs)
-    if isinstance(parsed, sympy.Tuple):
-        return f"({', '.join(map(_spelling, parsed.args))})"
-    if isinstance(parsed, sympy.FiniteSet):
-        return f"{{{', '.join(sorted(map(_spelling, parsed.args)))}}}"
-    if isinstance(parsed, sympy.Expr) and parsed.is_number:
-        if parsed.is_Integer:
-            return str(parsed)
-        number = parsed.doit().evalf(20)  # 50% is kept as a product until doit
-        return f"{round(float(number), 6):.15g}" if number.is_finite and number.is_real else str(number)
-    return str(sympy.expand(parsed) if isinstance(parsed, sympy.Expr) else parsed).strip()
-
-
-def _verify(golds: list[str], texts: list[str]) -> bool:
-    """Whether math-verify finds one of the gold readings equivalent to one of those of the text."""
-    import math_verify
-    import sympy
-
-    for gold, text in product(golds, texts):
-        parsed = _gold(gold)
-        found = math_verify.parse(text, parsing_timeout=None, raise_on_error=True)
-        if math_verify.verify(
-            parsed,
-            found,
-            float_rounding=_places(parsed),
-            # (2, oo) and x > 2; but a relation that always holds is the set of everything, which sympy finds empty
-            allow_set_relation_comp=sympy.S.EmptySet not in parsed,
-            timeout_seconds=None,
-            raise_on_error=True,
-        ):
-            return True
+    if not gradable(answer):
+        raise ValueError(f"the gold answer {answer!r} cannot be read")
     return False
 
 
 @functools.lru_cache(maxsize=4096)
-def _gold(answer: str) -> list[Any]:
-    """The parsed gold answer; unreadable gold is an error of the data, never a wrong answer."""
-    import math_verify
-
-    for form in (f"\\boxed{{{answer}}}", answer):
-        parsed = math_verify.parse(form, parsing_timeout=None)
-        if parsed:
-            return parsed
-    raise ValueError(f"math-verify cannot read the gold answer {answer!r}")
+def gradable(answer: str) -> bool:
+    """Whether a completion can be right with this gold answer. It is read, but not compared with anything."""
+    return readable(_gold(answer))
 
 
-def _gold_readings(answer: str, answered_in_percent: bool) -> list[str]:
-    """A gold percentage may be given as the number and as the fraction; by an answer in percent, as the number alone."""
-    return _numbers(answer)[: 1 if answered_in_percent else 2]
+@functools.lru_cache(maxsize=4096)
+def _gold(answer: str) -> str:
+    return plain_latex(boxed_answer(answer) or answer)
 
 
-def _numbers(answer: str) -> list[str]:
-    """The answer as math-verify is to read it: a quantity without its unit, a percentage as number and as fraction."""
-    if quantity := QUANTITY.fullmatch(answer):
-        return [quantity[1]]
-    number = PERCENT.sub("", answer)
-    return [answer] if number in (answer, "") else [number, f"\\frac{{{number}}}{{100}}"]
+def math_answer(text: str) -> str | None:
+    r"""The answer that `text` names, spelled the same for equal answers, so that they can be counted; None without one.
 
-
-def _places(gold: list[Any]) -> int:
-    """Decimal places to which decimals must agree: six, and more where that were fewer than five significant digits."""
-    sizes = [abs(float(g)) for g in gold if getattr(g, "is_Number", False) and g.is_finite and g != 0]
-    return max([6, *(4 - math.floor(math.log10(size)) for size in sizes)])
-
-
-def _prose(text: str) -> str:
-    """The text without LaTeX commands and what they set as text."""
-    return re.sub(r"\\[a-zA-Z]+", " ", re.sub(r"\\(?:begin|end)\{[a-z]+\}", " ", TEXT_COMMAND.sub(" ", text)))
-
-
-def _plain(text: str) -> str:
-    """An answer without its dress: `"\\textbf{(C)}" -> "C"`, `"6:00 \\text{ PM}" -> "6:00 pm"`, `"1 2"` stays two numbers.
-
-    Case counts where it may tell symbols apart, that is unless there are words.
+    Numbers have six places (0.5 and \frac{1}{2} are one answer), the order of a set does not count, expressions are expanded.
+    Answers that are equal only after a simplification are spelled differently.
     """
-    bare = TEXT_COMMAND.sub(r"\1", text)
-    bare = re.sub(r"\\[!,;:]|\$", "", bare).replace("\\ ", " ").strip(" \n\t*").rstrip(".")
-    bare = re.sub(r"\s+", " ", bare)
-    bare = re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", bare)  # what is left keeps two words or numbers apart
-    if WORD.search(bare):
-        bare = bare.lower()
-    return bare[1:-1] if re.fullmatch(r"\([A-Za-z]\)", bare) else bare
+    found = final_answer(text)
+    if found is None or len(found) > LONGEST:
+        return found
+    return _spelling(plain_latex(found)) or None
+
+
+def warm_up() -> None:
+    """Called first in a worker process: imports and first use take seconds, which must not count towards a time limit."""
+    assert math_equal(r"\sqrt{2}", r"\boxed{\frac{2}{\sqrt{2}}}")
+    assert math_equal("x + 1", r"\boxed{1 + x}")
+    assert math_answer("it is 0.5") == "0.5"
+
+
+def same(gold: str, found: str) -> bool:
+    """Whether two answers in plain LaTeX are equivalent."""
+    gold, found = _value_of_chain(gold), _value_of_chain(found)
+    gold_text, found_text = plain_text(gold), plain_text(found)
+    if gold_text == found_text != "":
+        return True
+    for kind in (_same_times, _same_based):
+        if (result := kind(gold_text, found_text)) is not None:
+            return result
+    numbers = quantities.quantity(gold), quantities.quantity(found)
+    if numbers[0] and numbers[1]:
+        return quantities.same(numbers[0], numbers[1])
+    groups = collection(gold), collection(found)
+    if groups[0] or groups[1]:
+        return _same_collections(groups[0] or Collection("list", [gold]), groups[1] or Collection("list", [found]))
+    if (result := _same_relations(gold, found)) is not None:
+        return result
+    return _same_formulas(gold, found)
+
+
+def readable(text: str) -> bool:
+    """Whether an answer in plain LaTeX is of one of the kinds that can be compared."""
+    text = _value_of_chain(text)
+    plain = plain_text(text)
+    if not re.search(r"\w|\\", plain):
+        return False
+    if quantities.quantity(text) or TIME.fullmatch(plain) or BASED.fullmatch(plain) or is_words(text):
+        return True
+    if group := collection(text):
+        return all(map(readable, group.elements))
+    sides = relation(text)[1]
+    if len(sides) > 1:
+        return all(symbolic.parse(side) is not None for side in sides if side)
+    return symbolic.parse(_formula(text)) is not None
+
+
+def is_words(text: str) -> bool:
+    r"""Whether an answer is text, which is compared as it is written: words, also in \text{}, or numbers side by side."""
+    bare = WORDS_BETWEEN.sub(",", _formula(text))
+    in_text = any(re.search(r"[^\W\d_]{2}|\d", content) for content in TEXT_COMMAND.findall(bare))
+    return in_text or is_prose(bare, letters=3) or re.search(r"(?<![_^0-9])[0-9]+ +[0-9]", bare) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def collection(text: str) -> Collection | None:
+    r"""The elements of an answer that has several: `"1, 2"`, `"\{1, 2\}"`, `"(1, 2]"`, `"[1,2) \cup [3,4)"`, `"1 \pm 2"`.
+
+    An interval may be written as an inequality: `"1 < x \le 2" -> Collection("(]", ["1", "2"])`.
+    """
+    text = re.sub(r"\s+", " ", WORDS_BETWEEN.sub(",", text)).strip(" ,;")
+    if inner := re.fullmatch(r"\\text\s*\{([A-Za-z0-9](?:\s?,\s?[A-Za-z0-9])+)\}", text):  # \text{A, B}
+        text = inner[1]
+    if wrapped := re.fullmatch(r"[(\[]\s*(\\begin.*\\end\s*\{[a-z]+\})\s*[)\]]", text, re.DOTALL):
+        text = wrapped[1]
+    if matrix := MATRIX.fullmatch(text):
+        rows = [row for row in re.split(r"\\\\", matrix[2]) if row.strip()]
+        return Collection(f"matrix {len(rows)}", [cell.strip() for row in rows for cell in row.split("&")])
+    if interval := _interval(text):
+        return interval
+    if element := ELEMENT_OF.match(text):
+        text = text[element.end() :]
+    elif len(assigned := split(text, "=")) == 2 and ASSIGNED.match(text) and len(split(text, ",;")) == 1:
+        text = assigned[1]
+    listed = [part for part in split(text, ";" if len(split(text, ";")) > 1 else ",") if part.strip(" .")]
+    if len(listed) > 1:
+        return Collection("list", listed)
+    if len(union := split(text, r"\cup")) > 1:
+        return Collection("union", union)
+    opening, content, closing = inside(text)
+    if opening:
+        elements = split(content, ",;")
+        if opening == "{":
+            return Collection("set", elements)
+        if len(elements) > 1:
+            return Collection(opening + closing, elements)
+    if text.count(r"\pm") == 1:
+        return Collection("set", [text.replace(r"\pm", "+"), text.replace(r"\pm", "-")])
+    return None
+
+
+def _same_times(gold: str, found: str) -> bool | None:
+    """By hour and minute; without "a.m." or "p.m." on one side, the other decides. None where one is no time."""
+    times = TIME.fullmatch(gold), TIME.fullmatch(found)
+    if times[0] is None or times[1] is None:
+        return False if any(t and t[3] for t in times) and not any(map(collection, (gold, found))) else None
+    (hour, minute, half), (other_hour, other_minute, other_half) = (t.groups() for t in times if t)
+    if minute != other_minute:
+        return False
+    if half and other_half and half.lower() != other_half.lower():
+        return False
+    hours = {_hour(hour, half)} if half or not other_half else {int(hour), _hour(hour, other_half)}
+    others = {_hour(other_hour, other_half)} if other_half or not half else {int(other_hour), _hour(other_hour, half)}
+    return not hours.isdisjoint(others)
+
+
+def _hour(hour: str, half: str | None) -> int:
+    return int(hour) % 12 + (12 if half in ("p", "P") else 0) if half else int(hour)
+
+
+def _same_based(gold: str, found: str) -> bool | None:
+    r"""Numbers such as 52_8, digit by digit; the base may be left out in the answer. None where the gold answer is none."""
+    bases = BASED.fullmatch(gold), BASED.fullmatch(found)
+    if bases[0] is None:
+        return None
+    return bases[0].groups() == bases[1].groups() if bases[1] else bases[0][1] == found
+
+
+def _same_collections(gold: Collection, found: Collection) -> bool:
+    if max(len(gold.elements), len(found.elements)) > MOST_ELEMENTS:
+        return False
+    if {gold.kind, found.kind} <= {"list", "set", "union"}:  # a repeated element counts once
+        return all(any(same(g, f) for f in found.elements) for g in gold.elements) and all(
+            any(same(g, f) for g in gold.elements) for f in found.elements
+        )
+    return (
+        (gold.kind == found.kind or {gold.kind, found.kind} == {"list", "()"})  # "3, 4" is also written for (3, 4)
+        and len(gold.elements) == len(found.elements)
+        and all(same(g, f) for g, f in zip(gold.elements, found.elements, strict=True))
+    )
+
+
+def _interval(text: str) -> Collection | None:
+    r"""An inequality of one name as interval: `"x \ge 2" -> "[2,\infty)"`; None where it is something else."""
+    operators, sides = relation(text)
+    if not operators or not all(op in FLIPPED for op in operators) or not all(sides):
+        return None
+    is_name = [re.fullmatch(NAME, side) is not None and not re.fullmatch(r"\\[a-z]+.*", side) for side in sides]
+    if len(sides) == 2 and sides[0].startswith("-") and re.fullmatch(NAME, sides[0][1:]):  # -x > -1
+        return _interval(f"{sides[0][1:]} {FLIPPED[operators[0]]} -({sides[1]})")
+    if len(sides) == 2 and is_name[0] != is_name[1]:
+        op, bound = (operators[0], sides[1]) if is_name[0] else (FLIPPED[operators[0]], sides[0])
+        if op.startswith("<"):
+            return Collection("(" + ("]" if "=" in op else ")"), [r"-\infty", bound])
+        return Collection(("[" if "=" in op else "(") + ")", [bound, r"\infty"])
+    if len(sides) == 3 and is_name[1] and operators[0][0] == operators[1][0]:
+        if operators[0][0] == ">":
+            operators, sides = operators[::-1], sides[::-1]
+        return Collection(("[" if "=" in operators[0] else "(") + ("]" if "=" in operators[1] else ")"), [sides[0], sides[2]])
+    return None
+
+
+def _same_relations(gold: str, found: str) -> bool | None:
+    """Equations and inequalities, equal where one is the other times a number. None where one is a value (x = 2 and 2)."""
+    operators = [relation(text)[0] for text in (gold, found)]
+    if not operators[0] and not operators[1]:
+        return None
+    names = [ASSIGNED.match(text) for text in (gold, found)]
+    if not all(operators):  # a value on one side, and on the other
+        valued = [text[name.end() :] if name else text for text, name in zip((gold, found), names, strict=True)]
+        return False if any(relation(text)[0] for text in valued) else same(valued[0], valued[1])
+    if names[0] and names[1] and plain_text(names[0][1]) == plain_text(names[1][1]):
+        return same(gold[names[0].end() :], found[names[1].end() :])
+    if len(operators[0]) != 1 or len(operators[1]) != 1:
+        return False
+    flips = [op[0].startswith(">") for op in operators]
+    kinds = [FLIPPED[op[0]] if flip else op[0] for op, flip in zip(operators, flips, strict=True)]
+    if kinds[0] != kinds[1]:
+        return False
+    return symbolic.proportional(_difference(gold, flips[0]), _difference(found, flips[1]), positive=kinds[0] in FLIPPED)
+
+
+def _difference(text: str, flip: bool) -> object:
+    left, right = (symbolic.parse(side) for side in relation(text)[1])
+    if left is None or right is None or not hasattr(left, "is_commutative") or not hasattr(right, "is_commutative"):
+        return None
+    return right - left if flip else left - right
+
+
+def _value_of_chain(text: str) -> str:
+    r"""The last side of a chain: `"x = 2 + 3 = 5" -> "x = 5"`, `"2 + 3 = 5" -> "5"`; without an approximation behind it:
+    `"1/3 \approx 0.33" -> "1/3"`.
+    """
+    if "=" not in text and "\\approx" not in text:
+        return text
+    first, *approximations = re.split(r"\\approx(?![a-z])", text)
+    if approximations and (re.fullmatch(NAME, first.strip()) or not first.strip()):
+        first = f"{first} = {approximations[0]}"
+    parts = split(first, "=")
+    if len(parts) > 1 and (WORDS_BETWEEN.search(first) or len(split(first, ",;")) > 1):  # x = 1, y = 2
+        return first
+    if len(parts) > 1 and not re.search(r"[a-zA-Z]", parts[0]) and quantities.quantity(parts[-1]):
+        return parts[-1]
+    return f"{parts[0]} = {parts[-1]}" if len(parts) > 2 else first
+
+
+def _same_formulas(gold: str, found: str) -> bool:
+    numbers = quantities.quantity(gold), quantities.quantity(found)
+    parsed = [_parsed(text, number) for text, number in zip((gold, found), numbers, strict=True)]
+    if parsed[0] is None or parsed[1] is None:
+        return False
+    for number, other in zip(numbers, parsed[::-1], strict=True):
+        if number and number.digits:  # a decimal for a constant
+            constant = symbolic.value(other)
+            return constant is not None and quantities.same(number, Quantity(constant))
+    return symbolic.same(parsed[0], parsed[1])
+
+
+def _parsed(text: str, number: Quantity | None) -> object:
+    if number:
+        return symbolic.rational(number.value)
+    return None if is_words(text) else symbolic.parse(_formula(text))
+
+
+def _formula(text: str) -> str:
+    r"""A formula without a unit behind it: `"3\sqrt{2} \text{ cm}" -> "3\sqrt{2}"`. A number alone has been read before."""
+    unit = UNIT_OF_FORMULA.search(text)
+    if unit is None or re.search(r"\d", unit[1] or ""):
+        return text
+    words = re.findall(r"[a-z]+", (unit[1] or unit[2] or "").lower())
+    is_unit = words and not any(word in quantities.NO_UNIT or word in MATH_WORDS for word in words)
+    rest = text[: unit.start()].strip()
+    return rest if is_unit and rest and not is_prose(rest, letters=3) else text
+
+
+def _spelling(text: str) -> str:
+    if number := quantities.quantity(text):
+        return symbolic.spelling_of_number(number.value / (100 if number.percent else 1))
+    if group := collection(text):
+        elements = [_spelling(element) for element in group.elements]
+        if group.kind in ("list", "set", "union"):
+            return f"{{{', '.join(sorted(set(elements)))}}}"
+        brackets = group.kind if len(group.kind) == 2 else "[]"
+        return f"{brackets[0]}{', '.join(elements)}{brackets[1]}"
+    text = _value_of_chain(text)
+    if name := ASSIGNED.match(text):
+        return _spelling(text[name.end() :])
+    formula = None if is_words(text) or relation(text)[0] else symbolic.parse(_formula(text))
+    return plain_text(text) if formula is None else symbolic.spelling(formula)

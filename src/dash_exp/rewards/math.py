@@ -1,15 +1,19 @@
-"""Mathematical answers, compared by the library math-verify."""
+"""Mathematical answers, compared by `grading`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 
+from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Scores
-from dash_exp.rewards.grading import math_answer, math_equal, warm_up
+from dash_exp.rewards.grading import gradable, math_answer, math_equal, plain_latex, warm_up
 from dash_exp.rewards.patterns import last_matches, one_group
+from dash_exp.rewards.quantities import quantity
 from dash_exp.rewards.workers import Workers
+
+SAMPLE = 200  # gold answers that are read before a run
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +22,11 @@ class MathReward:
     """1 if the last answer of the completion is equivalent to the answer of the problem (numbers, LaTeX, sets...); else 0.
 
     `pattern`: a regular expression with exactly one group. Only its last match is read, and a completion without a match has
-    no answer. Completions with tags need it: math-verify does not find 42 in `<answer>42</answer>`, but takes a number that
-    stands before it.
+    no answer. Completions with tags need it where a number may stand behind the tag.
 
-    Each answer is graded in one of `workers` processes, which start with the first call. (math-verify's own time limits are
-    alarms: they work in the main thread only and cannot interrupt a long computation in C.) An answer that takes more than
+    Each answer is graded in one of `workers` processes, which start with the first call. An answer that takes more than
     `timeout_s` seconds counts as a time-out; its process is killed and replaced. An answer that needs more than `memory_mb` MiB
-    counts as an error, unless math-verify was only trying one more way to compare two answers: then it continues without that.
+    counts as an error. Both are for what nobody foresaw: `grading` does not evaluate what would take long.
 
     It can be called from any thread, and from a script without `if __name__ == "__main__":`. Raises UserError for a pattern
     that cannot be used, RuntimeError where no process can be started.
@@ -51,8 +53,27 @@ class MathReward:
             log.warning("reading the answer took more than %s s in %d completions", self.timeout_s, timeouts)
         return found.values
 
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Say in one line how many gold answers of a sample cannot be read. Raises UserError where that is most of them.
+
+        Such an answer is graded as an error, unless a completion spells it in the same way. The sample is evenly spread, since
+        reading 10,000 formulas takes a minute; numbers and words are read without a parser.
+        """
+        step = -(-len(problems) // SAMPLE)
+        sample = problems[::step]
+        formulas = [p for p in sample if not quantity(plain_latex(p.answer))]
+        read = self.workers.map(gradable, [(p.answer,) for p in formulas], [p.id for p in formulas]).values if formulas else []
+        lost = [p for p, is_readable in zip(formulas, read, strict=True) if not is_readable]
+        if not lost:
+            return
+        counts, first = f"{len(lost)} of {len(sample)}", f"{lost[0].answer!r:.100} of {lost[0].id}"
+        says = f"{counts} gold answers that were tried cannot be read, such as {first}"
+        if 2 * len(lost) > len(sample):
+            raise UserError("data", says, "Give golds in LaTeX or as numbers, or use reward=exact")
+        log.warning("%s: they count as errors of the grader", says)
+
     def _read(self, texts: Sequence[str]) -> tuple[Sequence[str], int]:
-        """The text that math-verify reads in each completion, "" where there is no answer; how many searches took too long."""
+        """The text that is read in each completion, "" where there is no answer; how many searches took too long."""
         if self.pattern is None:
             return texts, 0
         found, timeouts = last_matches(self.pattern, texts, self.timeout_s)

@@ -1,0 +1,90 @@
+"""Pairs of a gold answer and a text: those of public graders, texts that must not be evaluated, golds and votes."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from dash_exp.rewards.grading import gradable, math_answer, math_equal
+
+PAIRS = json.loads((Path(__file__).parent / "answer_pairs.json").read_text())
+
+
+@pytest.mark.parametrize("source", PAIRS)
+def test_pairs_of_public_graders(source):
+    """`equal` is what their tests say; a pair with `why_not` is decided otherwise here, for that reason."""
+    for pair in PAIRS[source]:
+        try:
+            found = math_equal(pair["gold"], pair["text"])
+        except ValueError:
+            found = None
+        assert (found == pair["equal"]) == ("why_not" not in pair), pair
+
+
+SENTENCE = (
+    "3 supports integer arithmetic by determining the additive identity with 3. It carries the property that 3 + 3 is indeed "
+    "3, demonstrating the well-defined behavior of addition."
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SENTENCE,
+        f"\\boxed{{{SENTENCE}}}",
+        f"\\boxed{{\\text{{{SENTENCE}}}}}",
+        f"${SENTENCE}$",
+        SENTENCE * 500,
+        "def f(x):\n    return x ** 9 ** 9\nprint(f(3))",
+        r"\boxed{9**9**9**9}",
+        r"\boxed{9^{9^{9^{9}}}}",
+        r"\boxed{x^{x^{x^{x^{x}}}}}",
+        r"\boxed{(((9!)!)!)!}",
+        r"\boxed{\binom{99999}{50000}}",
+        r"\boxed{\gcd(10^{9}!, 7)}",
+        r"\boxed{" + "|x|" * 60 + "}",
+        r"\boxed{" + "(" * 11 + "x" + ")" * 11 + "}",
+        r"\boxed{" + r"\sqrt{2+" * 40 + "2" + "}" * 40 + "}",
+        r"\boxed{\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}^{100}}",
+        r"\boxed{\int_0^1 x^x dx}",
+        r"\boxed{\sum_{n=1}^{\infty} \frac{1}{n^7+n+1}}",
+        r"\boxed{\prod_{n=1}^{99999999} n}",
+        r"\boxed{x^{x^x} + \sin x = \tan(y)^z}",
+    ],
+)
+@pytest.mark.parametrize("gold", ["6", "x^2 + 1", "y = 2x + 3"])
+def test_texts_that_are_not_evaluated(gold, text):
+    """Sentences and giants never reach an evaluation: seconds of this process, which other loads do not change."""
+    start = time.process_time()
+    assert not math_equal(gold, text)
+    assert time.process_time() - start < 5
+
+
+def test_golds_that_can_be_graded():
+    golds = [
+        r"\frac{1}{2}",
+        r"\text{(E)},",
+        r"\approx 8.24 \text{ mph}",
+        "0.56 = 56\\%",
+        "2:30",
+        "52_8",
+        r"x \ne 4",
+        "(1, x)",
+        "two lines",
+    ]
+    assert all(map(gradable, golds))
+    assert not any(map(gradable, ["", "$$", "?", r"\frac{1}{", r"x + \boxed{"]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "answer"),
+    [
+        ((r"\boxed{30 \text{ or } 150}", "#### 150, 30"), "{150, 30}"),
+        ((r"\boxed 2", r"\boxed{\frac{4}{2}}", "x = 2"), "2"),
+        ((r"\boxed{\frac{1}{3000000}}",), "3.33333e-07"),
+        (("The answer is Evelyn!", r"\boxed{\text{Evelyn}}"), "evelyn"),
+    ],
+)
+def test_answers_for_a_vote(texts, answer):
+    assert [math_answer(text) for text in texts] == [answer] * len(texts)

@@ -1,0 +1,65 @@
+"""Where the final answer of a text is."""
+
+import pytest
+
+from dash_exp.rewards.answers import boxed_answer, boxes, final_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"$x=\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (r"\boxed{1} and \boxed{-2}", "1,-2"),
+        (r"$\boxed{1}$, $\boxed{2}$, or $\boxed{3}$. This took 4 steps.", "1,2,3"),
+        (r"\boxed{8}. No: \boxed{7}", "7"),
+        (r"\boxed{5} and then it breaks off: \boxed{6", "5"),
+        ("some <<1+1=2>>2\n#### 2", "2"),
+        (r"The answer is 3\sqrt{13}.", r"3\sqrt{13}"),
+        ("Answer: **B**", "B"),
+        ("3/4", "3/4"),
+        ("The answer is 7, or 8.", "7,8"),
+        ("Answer: 18 apples and 4 pears", "18"),
+        ("There are 3 pears.", "3"),
+        ("The answer is $3$ and $4$.", "3,4"),
+        ("", None),
+        ("<answer>42</answer>", "42"),
+        ("So $5 and $3 make $8.", "$8"),
+        ("$5$ and $3$ and so on", "5,3"),
+        ("They weigh 2, 4, and 6 pounds.", "2, 4,6"),
+        ("The answer is (C) since 4 is even.", "C"),
+        ("The answer is no solution.", "no solution"),
+        ("#### 1. Add the numbers\n3 + 4 = 7", "3 + 4 = 7"),
+        ("It takes 10-7 = 3 days, i.e. -3/4 of it", "-3/4"),
+        ("\\[ x = 5 \\]", "x = 5"),
+    ],
+)
+def test_final_answer(text, answer):
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so $\boxed 2$.", "2"),
+        (r"so $x = \boxed 9$.", "9"),
+        (r"so \boxed {17}.", "17"),
+        (r"so \boxed 12.5.", "12.5"),
+        (r"\fbox{17}", "17"),
+        (r"$\boxed\frac{1}{2}$", r"\frac{1}{2}"),
+        (r"$\boxed{\{1, 2\}}$", r"\{1, 2\}"),
+        (r"\boxed{\boxed{5}}", "{5}"),
+        (r"\boxed{2} and $\boxed{}$", "2"),
+        (r"\boxed{18}\%", r"18\%"),
+        (r"\boxed{}", None),
+        (r"\boxed{\text{ }}", None),
+        (r"in a \boxed and nowhere", None),
+        (r"\boxed{never closed", None),
+        ("none", None),
+    ],
+)
+def test_boxed_answer(text, answer):
+    assert boxed_answer(text) == answer
+
+
+def test_boxes_gives_places_and_contents():
+    assert boxes(r"so \boxed{\frac{1}{2}}, \boxed{3}") == [(3, 22, r"\frac{1}{2}"), (24, 33, "3")]
