@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import dash_exp.commands.hydra_setup  # noqa: F401  the functions that the configuration calls
+from dash_exp.commands import hydra_errors
 from dash_exp.core import files
 from dash_exp.core.errors import UserError
 from dash_exp.core.process import INTERRUPTED, importing, leaving_on_sigterm
@@ -106,6 +107,8 @@ def explain(error: Exception) -> str:
         return " ".join(f"a file of the configuration is not valid YAML: {error}".split())
     if isinstance(error, InstantiationException):
         return str(error).strip() + _renamed(str(error))
+    if isinstance(error, HydraException) and (said := hydra_errors.in_one_line(error)):
+        return str(said)
     message = str(error).splitlines()[0]
     if "Config group override" in message:
         return (
@@ -115,9 +118,8 @@ def explain(error: Exception) -> str:
         return f"{message} Several values make a sweep: add -m."
     if found := re.match(r"Could not override '(.+?)'", message):
         return f"{found[1]}: there is no such setting.{_did_you_mean(found[1])} `python train.py --cfg job` shows them all."
-    if "Could not find 'kl/" in message:
-        return f"{message}. kl takes a number of at least 0, such as kl=0 or kl=0.04."
-    return "\n".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
+    own = str(error).partition("\nConfig search path:")[0]
+    return "\n".join(dict.fromkeys([*own.splitlines(), *str(error.__cause__ or "").splitlines()]))
 
 
 def help_or_arguments(doc: str | None) -> list[str]:
