@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import WandbLogger
 from dash_exp.core.files import write_whole
 from dash_exp.core.metrics import read_metrics
 from dash_exp.core.words import first_line
-from dash_exp.results.run_folder import ID_FILE, RECORD_FILES, SWEEP_FILE, overrides_by_key, read_result
+from dash_exp.results.run_folder import ID_FILE, RECORD_FILES, RESULT_FILE, SWEEP_FILE, overrides_by_key, write_result
 
 log = logging.getLogger(__name__)
 
@@ -123,27 +123,32 @@ def column(key: str) -> str:
     return key.replace(".", "_")
 
 
-def finish(tracker: StepLogger, run_dir: Path) -> None:
-    """Finish the W&B run, with the numbers of `result.json` and the small files, whether the run succeeded or failed."""
+def finish(tracker: StepLogger, run_dir: Path, result: Mapping[str, Any]) -> None:
+    """Finish the W&B run, with the numbers of the result and the small files, whether the run succeeded or failed.
+
+    The word "done" comes here before it comes into the run folder: a run that is killed in between is finished here again.
+    """
     run = tracker.experiment
-    result = read_result(run_dir)
     tracker.close_row()  # otherwise it would be sent after the summary and replace numbers of the same name
     run.summary.update({k: v for k, v in result.items() if isinstance(v, (int, float))} | {"status": result.get("status")})
-    save_record(run, run_dir, RECORD_FILES)
+    save_record(run, run_dir, RECORD_FILES, result)
     run.finish(exit_code=0 if result.get("status") == "done" else 1)
 
 
-def save_record(run: Any, run_dir: Path, names: Iterable[str]) -> None:
+def save_record(run: Any, run_dir: Path, names: Iterable[str], result: Mapping[str, Any] | None = None) -> None:
     """Upload these files of the run folder, if they exist, and the list of the sweep with the W&B run.
 
     They are copied first, because an offline run may be uploaded later from another place. They go into `record/`, because W&B
-    has its own `config.yaml`.
+    has its own `config.yaml`. `result` takes the place of `result.json`.
     """
     for name, source in {**{n: run_dir / n for n in names}, SWEEP_FILE: run_dir.parent / SWEEP_FILE}.items():
         if source.is_file():
             copy = Path(run.dir) / "record" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, copy)
+            if name == RESULT_FILE and result is not None:
+                write_result(copy.parent, result)
+            else:
+                shutil.copy(source, copy)
             run.save(copy, base_path=run.dir, policy="now", glob=False)  # cell names may contain brackets
 
 

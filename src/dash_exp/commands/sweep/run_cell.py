@@ -16,7 +16,7 @@ from dash_exp.commands.sweep.finished import finished
 from dash_exp.commands.sweep.matched import with_matched_budget
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import first_line
-from dash_exp.results.run_folder import ATTEMPTS_FILE, read_result, write_result
+from dash_exp.results.run_folder import ATTEMPTS_FILE, ENDING, read_result, write_result
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ def run_cell(cfg: DictConfig, run_dir: Path, run: Callable[..., dict[str, Any]])
     except Exception as error:
         result = read_result(run_dir)
         if result.get("status") != "done":  # a run that is done stays done, whatever failed after it
-            write_result(run_dir, result | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+            status = ENDING if result.get("status") == ENDING else "failed"  # a trained one is not trained again
+            write_result(run_dir, result | {"status": status, "error": f"{type(error).__name__}: {error}"})
         if searches:
             raise
         log.error("cell %s failed", run_dir.name, exc_info=not isinstance(error, UserError))
