@@ -41,7 +41,8 @@ def resume(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> dict[str, Any]:
     rows = read_metrics(run_dir / "metrics.csv")
     tracker = start_tracker(cfg, run_dir, in_sweep)
     for row in rows if tracker else ():
-        tracker.log_metrics({k: v for k, v in row.items() if v is not None}, step=row["step"])
+        step = int(row["step"] or 0)
+        tracker.log_metrics({k: v for k, v in row.items() if v is not None} | {"step": step}, step=step)
     return end(run_dir, read_result(run_dir), rows, tracker)
 
 

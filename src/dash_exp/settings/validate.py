@@ -23,12 +23,13 @@ from dash_exp.settings import (
     study,
     targets,
     teacher,
+    tracker,
     watching,
 )
 from dash_exp.settings.checks import sections
 
 # Each has SECTIONS (keys that must have settings below them) and `values` (of single settings).
-SUBJECTS = (run, study, evaluation, optimizer, model, devices, data, reward, sampling, teacher, algorithm, watching)
+SUBJECTS = (run, tracker, study, evaluation, optimizer, model, devices, data, reward, sampling, teacher, algorithm, watching)
 # Those that also have `relations`: settings that cannot be used together.
 RELATED = (study, evaluation, optimizer, model, devices, data, teacher, algorithm, sampling)
 

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dash_exp.commands.sweep.finished import finished
-from dash_exp.commands.sweep.launchers import check_launcher
+from dash_exp.commands.sweep.launchers import check_launcher, check_sweeper
 from dash_exp.commands.sweep.matched import wanted_baseline
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
@@ -46,6 +46,7 @@ class Planned:
 def checked(config: DictConfig) -> list[Planned]:
     """The cells of a sweep, each of which can be run; [] for a search. Raises UserError for the first that cannot."""
     check_launcher(config)
+    check_sweeper(config)
     if overrides_by_key(list(config.hydra.overrides.task)).get("plan", "false").lower() != "false":  # also of a search
         raise _no_plan()
     cells = planned(config)
