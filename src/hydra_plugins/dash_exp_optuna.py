@@ -1,4 +1,4 @@
-"""A search with Optuna: the sweeper of hydra-optuna-sweeper, whose trials may fail.
+"""A search with Optuna (`hydra/sweeper=optuna`): the sweeper of hydra-optuna-sweeper, whose trials may fail.
 
 It is in this package because Hydra finds plugins only here.
 """
@@ -10,23 +10,24 @@ from dash_exp.core.words import error_line
 
 try:
     from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
-except ImportError:  # it is not installed, which sweep.launchers reports
+except ImportError:  # it is not installed, so that there is no such option
     OptunaSweeper = object
 
 
 class Search(OptunaSweeper):
-    """What Optuna says of its own settings (storage, sampler, an interval) is one message. A search none of whose trials came
-    to its end ends as one with some failures: the ledger lists them.
+    """A trial that fails is told to Optuna as failed: it counts as one of the trials, and nothing is learned from it.
+
+    A search none of whose trials came to its end returns, so that the ledger lists them as it lists some of them. What Optuna
+    and its data base say of their settings (an interval, the storage) is one message.
     """
 
     def sweep(self, arguments: list[str]) -> None:
         try:
             super().sweep(arguments)
-        except UserError:
-            raise
-        except (ValueError, AssertionError, ImportError) as error:
-            if "No trials are completed yet" in str(error):
-                return
-            raise UserError(
-                "the search", error_line(error).rstrip("."), "Correct hydra.sweeper, or the searched values"
-            ) from error
+        except Exception as error:
+            of_optuna = type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy")
+            if not (of_optuna or isinstance(error, ValueError | AssertionError | ImportError)):
+                raise
+            if "No trials are completed yet" not in str(error):
+                wrong = error_line(error).rstrip(".")
+                raise UserError("the search", wrong, "Correct hydra.sweeper, or the values that are searched") from error

@@ -37,6 +37,8 @@ def _no_file(error: MissingConfigException) -> UserError | None:
     group, _, name = missing.rpartition("/")
     if group == "kl":
         right = "kl takes a number of at least 0, such as kl=0 or kl=0.04, or the name of a schedule: adaptive, cosine, linear"
+    elif missing == "hydra/sweeper/optuna":
+        right = "Its package is not installed: run `pip install -e '.[optuna]'`"
     else:
         right = _choose(name, error.options)
     return UserError(f"{group}={name}", f"there is no file {missing}.yaml in conf/ or in a folder given with -cd", right)

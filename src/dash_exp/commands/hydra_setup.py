@@ -69,8 +69,8 @@ def set_up() -> None:
     OmegaConf.register_new_resolver("gpus", gpus, replace=True)
     OmegaConf.register_new_resolver("times", operator.mul, replace=True)
     OmegaConf.register_new_resolver("asset", lambda name: str(ASSETS / name), replace=True)
-    # The settings of launchers and sweepers are checked by the types that their packages declare for them, which is intended.
-    warnings.filterwarnings("ignore", r"\s*'hydra/(launcher|sweeper)/\w+' is validated against ConfigStore schema")
+    # A launcher's settings are checked by the types that its package declares for them, which is intended.
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     JobReturn.return_value = JobReturn.return_value.getter(outcome)  # type: ignore[attr-defined, method-assign]
 
 
