@@ -23,7 +23,7 @@ import dash_exp.commands.hydra_setup  # noqa: F401  the functions that the confi
 from dash_exp.commands import hydra_errors
 from dash_exp.core import files
 from dash_exp.core.errors import UserError
-from dash_exp.core.process import INTERRUPTED, importing, leaving_on_sigterm
+from dash_exp.core.process import INTERRUPTED, importing, leaving_on_sigterm, outlast_readers
 from dash_exp.settings import credentials, renamed
 from dash_exp.settings.overrides import number_of_kl
 from dash_exp.settings.validate import validate
@@ -45,6 +45,7 @@ def launch(main: Callable[[], None]) -> None:
 
     HYDRA_FULL_ERROR=1 asks for the traceback. A bug of the program always shows it.
     """
+    outlast_readers()
     asked = os.environ.get("HYDRA_FULL_ERROR", "")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the exception and exits by itself
     logging.raiseExceptions = False  # a full disk is reported once, not by every line of the log as well
