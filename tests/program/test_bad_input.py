@@ -306,7 +306,7 @@ SWEEPS = {
     "unknown key": ("defaults: [config, _self_]\nstepz: 3\n", "stepz: there is no such setting. Did you mean steps?"),
     "unknown key in a section": ("defaults: [config, _self_]\nbatch: {promts: 3}\n", "Did you mean batch.prompts?"),
     "unknown key of Hydra": ("defaults: [config, _self_]\nhydra: {sweeper: {parms: {}}}\n", "hydra.sweeper.parms: there is no"),
-    "no defaults": ("default: [config]\n", "default: there is no such setting. Did you mean defaults?"),
+    "no defaults": ("default: [x]\n", "default: there is no such setting. Did you mean defaults?"),
     "no YAML": ("a: [", "is not valid YAML"),
     "a key twice": ("defaults: [config, _self_]\nsteps: 3\nsteps: 4\n", "duplicate key steps"),
     "no such default": ("defaults: [config, nothing, _self_]\n", "Could not load 'nothing'"),
