@@ -11,7 +11,7 @@ from dash_exp.core.words import error_line
 try:
     from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 except ImportError:  # it is not installed, so that there is no such option
-    OptunaSweeper = object
+    OptunaSweeper = object  # type: ignore[assignment, misc]
 
 
 class Search(OptunaSweeper):
