@@ -21,10 +21,10 @@ from dash_exp.settings.validate import validate
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
-    validate(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_cell(cfg, run_dir, run)
+    validate(cfg)
     check_alone(cfg)
     if finished(run_dir, cfg):
         print(f"done before, skipped: {run_dir} (remove the folder to run it again)")

@@ -129,4 +129,4 @@ def attempt(cell: Path, steps: list[int], status: str = "done") -> None:
         with (cell / "metrics.csv").open("a") as file:
             file.write(",".join(map(str, row.values())) + "\n")
     (cell / "result.json").write_text(json.dumps({"status": status, "steps": len(steps)}))
-    wandb_logger.finish(tracker, cell)
+    wandb_logger.finish(tracker, cell, run_folder.read_result(cell))

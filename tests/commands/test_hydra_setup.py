@@ -47,6 +47,7 @@ def test_a_cell_that_fails_is_in_the_one_message_of_the_sweep(train):
 def test_a_search_ends_with_the_message_of_its_cell(train):
     done = train(*SEARCH, *SMALL, "clip_norm=0")
     assert done.returncode == 1
-    *others, last = done.stderr.strip().splitlines()
-    assert last == f"error: {WRONG}"
+    *others, error, last = done.stderr.strip().splitlines()
+    assert error == "error: 1 of 1 cells are not done; the same command tries them again:"
+    assert last.endswith(f"failed, UserError: {WRONG}")
     assert all("Error executing job" not in line and "[I " in line for line in others)  # Optuna's

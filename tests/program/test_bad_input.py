@@ -118,12 +118,31 @@ TYPED = [
     ("kl=0,0.04", "add -m"),
     ("algo=1", "a group takes the name of a file"),
     ("algo=null", "not a number or null"),
-    ("experiment=papr_math", "Could not find 'experiment/papr_math'"),
-    ("hydra/launcher=nowhere", "Could not find 'hydra/launcher/nowhere'"),
+    ("algo=dahs", "algo=dahs: there is no file algo/dahs.yaml in conf/ or in a folder given with -cd. Did you mean dash?"),
+    ("experiment=papr_math", "there is no file experiment/papr_math.yaml"),
+    ("hydra/launcher=rya", "Did you mean ray?"),
+    ("+test@data.tests.x=gsm", "test=gsm: there is no file test/gsm.yaml"),
+    ("name=größe", "has letters that Hydra reads only inside quotes. Write \"name='größe'\""),
+    ("-m name=a,größe", "Write \"name=a,'größe'\""),
+    ("+batch.promts=3", "Did you mean batch.prompts?"),
+    ("+own.n=3 steps=-1", "steps=-1"),
+    # what only a sweep uses, and what can never answer
+    ("hydra/launcher=joblib", "hydra/launcher=joblib: is for the cells of a sweep, and this is a single run. Add -m"),
+    ("hydra/launcher=submitit_slurm", "Add -m"),
+    ("hydra/sweeper=optuna", "hydra/sweeper=optuna: is for the cells of a sweep"),
+    ("-m hydra/launcher=ray hydra.launcher.ray.init.address=127.0.0.1:9", "127.0.0.1:9: does not answer (Connection refused)"),
+    ("-m hydra/launcher=ray hydra.launcher.ray.init.address=127.0.0.1:99999", "is not an address: its port is not a number"),
+    ("rollout=vllm_server rollout.sampler.servers=[http://127.0.0.1:99999]", "its port is not a number from 1 to 65535"),
+    # searches
+    ("-m hydra/sweeper=optuna hydra.sweeper.direction=maximise", "hydra.sweeper.direction=maximise: is not a direction"),
+    ("-m hydra/sweeper=optuna hydra.sweeper.direction=[minimize,maximize]", "a search has one objective"),
+    ("-m hydra/sweeper=optuna hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials=0: is not a whole number of at least 1"),
+    ("-m hydra/sweeper=optuna optimizer.lr=interval(1e-3,1e-5)", "the search: The `low` value must be smaller"),
+    ("-m hydra/sweeper=optuna hydra.sweeper.storage=nonsense", "the search: Could not parse"),
     ("hydra.nothing=1", "there is no such setting"),
     ("hydra.run.dir=null", "hydra.run.dir"),
     ("hydra.mode=WRONG", "Invalid value 'WRONG'"),
-    ("-cn nowhere", "Cannot find primary config 'nowhere'"),
+    ("-cn kl", "-cn kl: there is no such file in conf/. Name its folder as well: -cd sweeps"),
     ("-cd nowhere", "Additional config directory"),
     ("-m steps=range(a,b)", "range(a,b)"),
     ("-m steps=range(3", "no viable alternative"),
@@ -185,6 +204,19 @@ TYPED = [
 def test_what_is_typed(typed, tmp_path, arguments, says):
     ended = typed(*arguments.split(), "logger=csv")
     assert_one_message(ended, says)
+    assert_no_result(tmp_path)
+
+
+ENVIRONMENT = [
+    ("WANDB_MODE", "nonsense", "WANDB_MODE=nonsense: is not known to W&B. Use one of online, offline, disabled"),
+    ("WANDB_BASE_URL", "http://local host", "WANDB_BASE_URL=http://local host: is not the address of a server: it has a space"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), ENVIRONMENT, ids=[name for name, _, _ in ENVIRONMENT])
+def test_what_the_environment_says(typed, tmp_path, monkeypatch, name, value, says):
+    monkeypatch.setenv(name, value)
+    assert_one_message(typed(), says)
     assert_no_result(tmp_path)
 
 
@@ -280,6 +312,10 @@ def test_errors_of_the_program_keep_their_traceback(typed):
 
 
 SWEEPS = {
+    "unknown key": ("defaults: [config, _self_]\nstepz: 3\n", "stepz: there is no such setting. Did you mean steps?"),
+    "unknown key in a section": ("defaults: [config, _self_]\nbatch: {promts: 3}\n", "Did you mean batch.prompts?"),
+    "unknown key of Hydra": ("defaults: [config, _self_]\nhydra: {sweeper: {parms: {}}}\n", "hydra.sweeper.parms: there is no"),
+    "no defaults": ("default: [x]\n", "default: there is no such setting. Did you mean defaults?"),
     "no YAML": ("a: [", "is not valid YAML"),
     "a key twice": ("defaults: [config, _self_]\nsteps: 3\nsteps: 4\n", "duplicate key steps"),
     "no such default": ("defaults: [config, nothing, _self_]\n", "Could not load 'nothing'"),

@@ -163,3 +163,22 @@ def test_a_search_with_optuna_gets_the_objective_and_continues(train, tmp_path):
     assert more.returncode == 0, more.stderr
     assert len(cells.cells_of(folder)) == 3
     assert more.stdout.count(" -> ") == 1  # the two trials that were there are not run again
+
+
+def test_a_trial_that_fails_does_not_end_the_search(train, tmp_path):
+    """One is refused by its settings, one when the model is there; the third is the result. The end lists the failures."""
+    search = [
+        "-m",
+        "hydra/sweeper=optuna",
+        "hydra/sweeper/sampler=grid",
+        "hydra.sweeper.direction=maximize",
+        "hydra.sweeper.n_jobs=1",
+    ]
+    limits = [o for o in SWEEP if not o.startswith("rollout.max_response_tokens")]
+    done = train(*search, *limits, "rollout.max_response_tokens=choice(-3,5000,8)", "hydra.callbacks.ledger.report=null")
+    assert done.returncode == 1
+    assert "error: 2 of 3 cells are not done" in done.stderr
+    assert "rollout.max_response_tokens=-3: is not a whole number" in done.stderr
+    assert "Traceback" not in done.stderr
+    folder = tmp_path / "multirun" / "small"
+    assert OmegaConf.load(folder / "optimization_results.yaml").best_params == {"rollout.max_response_tokens": 8}

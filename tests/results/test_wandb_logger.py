@@ -1,12 +1,13 @@
 """Logging to W&B with the real SDK: offline, and against a stand-in server on loopback."""
 
 import json
+from pathlib import Path
 
 import pytest
 import wandb
 import yaml
 from conftest import SMALL, composed
-from wandb_helpers import FEW, PLACE, assert_arrived, assert_same, attempt, upload
+from wandb_helpers import FEW, PLACE, assert_arrived, assert_same, attempt, enter, upload
 
 from dash_exp.commands import run
 from dash_exp.core.metrics import read_metrics
@@ -169,3 +170,27 @@ def test_a_cell_that_cannot_be_built_is_recorded_too(server, online, tmp_path):
     (arrived,) = server.runs.values()
     assert (arrived.state, arrived.summary["status"], arrived.history) == ("failed", "failed", [])
     assert_same(cells.load([cell.parent]), cells.load([f"wandb:{PLACE}/small"]))
+
+
+def test_a_server_that_does_not_answer_leaves_the_run_offline(monkeypatch, tmp_path, caplog, capsys):
+    """A closed port. The second start has the id that the first one held, and nothing counts as sent."""
+    enter(monkeypatch, {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online"})
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    monkeypatch.setattr(wandb_logger, "TELL_AFTER_S", 0.5)
+    attempt(tmp_path, [0, 1])
+    assert caplog.text.count("W&B cannot be used (") == 1
+    assert "the run is recorded offline" in caplog.text
+    assert "waiting for an answer of W&B (http://127.0.0.1:9)" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == 1
+    assert not list(tmp_path.glob("wandb/run-*"))
+    assert wandb_logger.identity(tmp_path)[1] == -1
+
+
+def test_a_home_folder_that_cannot_be_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(wandb_logger, "usual_places", lambda: {"WANDB_DATA_DIR": Path("/dev/null/home")})
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null/home")
+    tracker = wandb_logger.wandb_logger(tmp_path, "x", None, {}, "dash_exp")
+    tracker.log_text("completions", columns=["a"], data=[["b"]], step=0)  # a table, which W&B stages there
+    wandb_logger.finish(tracker, tmp_path, {"status": "done"})
+    assert list((tmp_path / "wandb_data").rglob("staging"))

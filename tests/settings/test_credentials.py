@@ -8,7 +8,7 @@ from dash_exp.settings import credentials
 
 SECRET = "not-to-be-shown"
 BAD = [
-    ("+x.env_set.HF_TOKEN=abc", "x.env_set.HF_TOKEN: would be written into the run folder. Set it in the shell instead"),
+    ("+own.env_set.HF_TOKEN=abc", "own.env_set.HF_TOKEN: would be written into the run folder. Set it in the shell instead"),
     ("data=gsm8k data.path=https://me:pass@host/data", "data.path: holds a password, and every setting is written into"),
     (
         "data=gsm8k data.path=${oc.env:SOME_TOKEN}",

@@ -65,7 +65,7 @@ BAD = [
     ),
     (
         "rollout=vllm_server rollout.sampler.servers=[ftp://a]",
-        "rollout.sampler.servers=['ftp://a']: ftp://a is not an address. Write http://HOST:PORT.",
+        "rollout.sampler.servers=['ftp://a']: ftp://a is not an address: it does not start with http:// or https://. Write http://HOST:PORT.",
     ),
     ("rollout=vllm_server rollout.sampler.servers=[http://a,http://a]", "has an address twice"),
 ]

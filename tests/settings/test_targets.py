@@ -31,7 +31,7 @@ BAD = [
         "filter.threshold: dash_exp.algorithms.filters.KeepAll has no such setting. It has none",
     ),
     ("+kl.schedule.final=0.1", "kl.schedule.final: dash_exp.algorithms.kl.Constant has no such setting. It has coef, steps"),
-    ("+data.train.sise=3", "data.train.sise: dash_exp.data.arithmetic.generate has no such setting. It has careless, direct"),
+    ("+data.train.sise=3", "data.train.sise: dash_exp.data.arithmetic.generate has no such setting. Did you mean size? It has"),
 ]
 
 

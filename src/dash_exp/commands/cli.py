@@ -21,10 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import dash_exp.commands.hydra_setup  # noqa: F401  the functions that the configuration calls
+from dash_exp.commands import hydra_errors
 from dash_exp.commands.encoding import not_utf_8
 from dash_exp.core import files
 from dash_exp.core.errors import UserError
-from dash_exp.core.process import INTERRUPTED, importing, leaving_on_sigterm
+from dash_exp.core.process import INTERRUPTED, importing, leaving_on_sigterm, outlast_readers
 from dash_exp.settings import credentials, renamed
 from dash_exp.settings.overrides import number_of_kl
 from dash_exp.settings.validate import validate
@@ -49,6 +50,7 @@ def launch(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what LANG=C cannot print is printed as \u2212, and does not end the run
             stream.reconfigure(errors="backslashreplace")
+    outlast_readers()
     asked = os.environ.get("HYDRA_FULL_ERROR", "")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the exception and exits by itself
     logging.raiseExceptions = False  # a full disk is reported once, not by every line of the log as well
@@ -115,6 +117,8 @@ def explain(error: Exception) -> str:
         return " ".join(f"a file of the configuration is not valid YAML: {error}".split())
     if isinstance(error, InstantiationException):
         return str(error).strip() + _renamed(str(error))
+    if isinstance(error, HydraException) and (said := hydra_errors.in_one_line(error)):
+        return str(said)
     message = str(error).splitlines()[0]
     if "Config group override" in message:
         return (
@@ -124,9 +128,8 @@ def explain(error: Exception) -> str:
         return f"{message} Several values make a sweep: add -m."
     if found := re.match(r"Could not override '(.+?)'", message):
         return f"{found[1]}: there is no such setting.{_did_you_mean(found[1])} `python train.py --cfg job` shows them all."
-    if "Could not find 'kl/" in message:
-        return f"{message}. kl takes a number of at least 0, such as kl=0 or kl=0.04."
-    return "\n".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))
+    own = str(error).partition("\nConfig search path:")[0]
+    return "\n".join(dict.fromkeys([*own.splitlines(), *str(error.__cause__ or "").splitlines()]))
 
 
 def help_or_arguments(doc: str | None) -> list[str]:

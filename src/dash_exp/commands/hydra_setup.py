@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dash_exp.core.process import in_use
 from dash_exp.results.cells import load_cell
-from dash_exp.results.run_folder import same_numbers, snapshots
+from dash_exp.results.run_folder import can_resume, same_numbers
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -41,7 +41,7 @@ def run_folder(parent: str, new: str, *, _root_: DictConfig) -> str:
         return f"{parent}/{new}"  # `validate` reports the error
     if settings.get("resume"):
         for folder in sorted(Path(parent).glob("*/"), reverse=True):
-            if snapshots(folder) and not in_use(folder):
+            if can_resume(folder) and not in_use(folder):
                 cell = load_cell(folder)
                 if cell.status != "done" and same_numbers(cell.config) == same_numbers(settings):
                     return str(folder)

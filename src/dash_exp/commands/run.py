@@ -17,8 +17,8 @@ import torch
 import transformers
 from omegaconf import DictConfig, OmegaConf
 
+from dash_exp.commands import ending
 from dash_exp.commands.build import Parts, build, close, make_trainer
-from dash_exp.commands.parts import made
 from dash_exp.commands.sizes import derived_sizes, device_name, sizes
 from dash_exp.commands.sweep.finished import with_other_problems
 from dash_exp.core import files, process
@@ -29,10 +29,8 @@ from dash_exp.core.watch import check_trained
 from dash_exp.data import digests
 from dash_exp.distributed import ranks
 from dash_exp.distributed.ranks import ALONE, NOTICE_S, Ranks
-from dash_exp.results.plots import plot_curves
 from dash_exp.results.problems import DIGEST
-from dash_exp.results.run_folder import same_numbers, write_result
-from dash_exp.results.summary import result_table
+from dash_exp.results.run_folder import ENDING, read_result, same_numbers, write_result
 from dash_exp.training.budget import LIMITS, Budget
 from dash_exp.training.module import PolicyModule
 from dash_exp.training.progress import Progress
@@ -59,6 +57,8 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with process.alone_in(run_dir), process.leaving_on_sigterm():
+            if ending.is_left(run_dir, cfg):
+                return ending.resume(cfg, run_dir, in_sweep)
             files.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             with ranks.started(
                 cfg.trainer.devices,
@@ -97,7 +97,8 @@ def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, grou
             print("stopped during set-up: the same command resumes, or starts from the beginning", flush=True)
             raise SystemExit(leave) from error
         try:
-            finish_tracker(start_tracker(cfg, run_dir, in_sweep), run_dir)  # so that W&B has every cell of a sweep
+            tracker = ending.start_tracker(cfg, run_dir, in_sweep)  # so that W&B has every cell of a sweep
+            ending.finish_tracker(tracker, run_dir, read_result(run_dir))
         except Exception:
             log.exception("the tracker has no record of this run")
         raise
@@ -165,7 +166,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         ranks=group,
         problems=parts.digests,
     )
-    tracker = start_tracker(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
+    tracker = ending.start_tracker(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
     budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
     trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Progress(cfg.steps)], tracker)
@@ -195,7 +196,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         assert parts.module.accuracy_version == parts.module.policy_version, "the last step was not evaluated"
         result |= {f"{name}/final": value for name, value in evaluated(parts.module).items()}
         write_problems(run_dir, base, parts.module.right, parts.data.test_prompts)
-        result |= {"status": "done", "stopped_by": budget.reached}
+        result |= {"status": ENDING, "stopped_by": budget.reached}
         process.stay_to_the_end()
     except BaseException as error:
         if leave := process.status_of_stop(error):
@@ -211,33 +212,13 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         result |= totals(parts, record, time.perf_counter() - start)
         try:
             write_result(run_dir, result)
-            finish_tracker(tracker, run_dir)
+            if result["status"] != ENDING:
+                ending.finish_tracker(tracker, run_dir, result)
         except OSError as error:
-            if result["status"] == "done":
+            if result["status"] == ENDING:
                 raise
             log.warning("result.json was not written: %s", error)  # the error that ended the run is the one to report
-    snapshots.remove()
-    plot_curves(record.rows, parts.clock.seconds, run_dir / "curves.png")
-    print(f"{result_table(result)}\nrun folder {run_dir}", flush=True)
-    return result
-
-
-def start_tracker(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> Any:
-    """The logger of this run for Lightning; None without one."""
-    return cfg.logger.wandb and made(cfg, "logger.wandb")(
-        run_dir=run_dir,
-        name=run_dir.name if in_sweep else f"{cfg.name}/{run_dir.name}",
-        group=cfg.name if in_sweep else None,
-        settings=OmegaConf.to_container(cfg, resolve=True),
-    )
-
-
-def finish_tracker(tracker: Any, run_dir: Path) -> None:
-    """Give the tracker, if there is one, the record of the run, and close it."""
-    if tracker:
-        from dash_exp.results.wandb_logger import finish  # wandb is loaded only where it is used
-
-        finish(tracker, run_dir)
+    return ending.end(run_dir, result, record.rows, tracker)
 
 
 def evaluated(module: PolicyModule) -> dict[str, float | None]:

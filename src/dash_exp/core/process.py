@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
+import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +22,29 @@ from dash_exp.core.errors import UserError
 RESUME_ME = 75  # exit status after SIGTERM: EX_TEMPFAIL of sysexits.h, "try again later"
 INTERRUPTED = 130  # after Ctrl-C, as shells have it
 LOCK_FILE = ".lock"  # of a run folder; the system releases it in whatever way the process ends
+
+
+class _Outlasting(io.FileIO):
+    """A file descriptor that drops what is written to it when nobody reads it any more, as in `python train.py | head`."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())  # also for what other code writes there
+            return len(data)
+
+
+def outlast_readers() -> None:
+    """From here on, what is printed into a pipe whose reader has gone is dropped: the work goes on to its end."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper or not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+            continue
+        stream.flush()
+        file = io.BufferedWriter(_Outlasting(stream.fileno(), "wb", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=stream.line_buffering))
 
 
 @contextmanager

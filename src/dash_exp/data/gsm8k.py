@@ -15,8 +15,8 @@ def load(path: str, split: str, annotations: bool = False) -> list[Problem]:
     """The problems of one split, "train" or "test".
 
     `path`: a folder with train.jsonl and test.jsonl, or a hub name. Fields of a row: `question`, and `answer`, which is the
-    reasoning followed by `#### number`; rows without it are left out. `annotations`: solutions keep their calculator annotations
-    (`ANNOTATION`). Raises UserError for data that cannot be read.
+    reasoning followed by `#### number`; rows without it are left out. `annotations`: solutions keep their calculator
+    annotations (`ANNOTATION`). Raises UserError for data that cannot be read.
     """
 
     def parse(row: Row, where: str, name: str) -> Problem:
@@ -27,9 +27,7 @@ def load(path: str, split: str, annotations: bool = False) -> list[Problem]:
         answer = answer.strip()
         gold = answer.replace(",", "")
         if not gold:
-            raise NoAnswerError(
-                f"{where}, field answer", "has nothing after its last ####", "GSM8K rows end with '#### number'"
-            )
+            raise NoAnswerError(f"{where}, field answer", "has nothing after the ####", "GSM8K rows end with '#### number'")
         if not annotations:
             reasoning = ANNOTATION.sub("", reasoning)
         return Problem(name, text_of(row, "question", where), gold, f"{reasoning.strip()}\n#### {answer}")

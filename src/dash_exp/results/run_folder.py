@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,19 @@ from dash_exp.settings import renamed
 ATTEMPTS_FILE = (
     "attempts"  # in a run folder: how often a process died there without an error message (`commands.sweep.run_cell`)
 )
+ENDING = "unfinished"  # the status in `result.json` while a trained run writes the last of its files
 SNAPSHOTS = Path("checkpoints") / "resume"  # in a run folder
 SNAPSHOT_NAME = re.compile(r"step_\d{5,}-[0-9a-f]{16}\.pt")
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
 SCHEME = "wandb:"  # marks runs in W&B
+RESULT_FILE = "result.json"
 ID_FILE = "wandb_id"  # in a run folder: the id of the run in W&B, and the last row that W&B may have
 # What `result.json` holds: the status of the run, texts, and numbers by the beginning of their keys.
 STATUSES = ("done", "failed", "stopped", "unfinished")  # unfinished: killed, or still running
 TEXTS = ("error", "git", "device", "stopped_by", "watch/stopped_by")
 NUMBERS = ("accuracy/", "eval/", "time/", "tokens/", "completions/", "score/", "optimizer", "watch/", "steps", "sizes/")
 # The small files of a run folder that are enough to read the run again. They are uploaded to W&B with the run.
-RECORD_FILES = ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", "result.json", "problems.csv")
+RECORD_FILES = ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", RESULT_FILE, "problems.csv")
 
 
 def wandb_id(folder: Path) -> str | None:
@@ -67,7 +70,7 @@ def is_run(folder: Path) -> bool:
 def read_result(folder: Path) -> dict[str, Any]:
     """`result.json` of a run folder; {} if it is missing or incomplete."""
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return result if isinstance(result, dict) else {}
@@ -88,7 +91,7 @@ def check_result(file: Path, result: Mapping[str, Any]) -> None:
 
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
     """Write `result.json`, either completely or not at all."""
-    write_whole(run_dir / "result.json", json.dumps(result, indent=2) + "\n")
+    write_whole(run_dir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
 
 
 def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,6 +120,15 @@ def snapshots(folder: Path) -> list[Path]:
     """Snapshots that a stopped run can resume from, newest first: `step_00012-<digest>.pt`, the outer step and a SHA-256."""
     names = [file for file in (folder / SNAPSHOTS).glob("step_*.pt") if SNAPSHOT_NAME.fullmatch(file.name)]
     return sorted(names, key=lambda file: int(file.name.split("-")[0].removeprefix("step_")), reverse=True)
+
+
+def remove_snapshots(folder: Path) -> None:
+    shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
+
+
+def can_resume(folder: Path) -> bool:
+    """Whether the same command would go on with what is in this folder."""
+    return bool(snapshots(folder)) or read_result(folder).get("status") == ENDING
 
 
 def overrides_by_key(overrides: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,11 @@ import netrc
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -19,16 +23,20 @@ import wandb
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
+from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
 from dash_exp.core.metrics import read_metrics
-from dash_exp.core.words import first_line
-from dash_exp.results.run_folder import ID_FILE, RECORD_FILES, SWEEP_FILE, overrides_by_key, read_result
+from dash_exp.core.words import error_line
+from dash_exp.results.run_folder import ID_FILE, RECORD_FILES, RESULT_FILE, SWEEP_FILE, overrides_by_key, write_result
 
 log = logging.getLogger(__name__)
 
 OLD_NAMES = {
     "api.forge.coreweave.com": ("api.wandb.ai",)
 }  # older host names of the public server that a login may be stored under
+
+
+ANSWER_S, UPLOAD_S, TELL_AFTER_S = 30.0, 600.0, 5.0  # W&B's answer at the start, the upload at the end, a line about the first
 
 
 class StepLogger(WandbLogger):
@@ -60,34 +68,87 @@ def wandb_logger(
 ) -> StepLogger:
     """Start a W&B run in `run_dir`/wandb. WANDB_MODE decides the mode if it is set; otherwise it is online with a login.
 
-    The cells of a sweep share `group`. The id of the W&B run stays the same when its folder is run again. `run_dir`/wandb of an
-    earlier attempt is deleted, so only this attempt is uploaded. Call this while `metrics.csv` is still the file of the earlier
-    attempt. Command-line overrides become columns (`override_columns`).
+    The cells of a sweep share `group`. Where W&B does not answer, the run is recorded offline. The id of the W&B run stays the
+    same when its folder is run again. `run_dir`/wandb of an earlier attempt is deleted, so only this attempt is uploaded. Call
+    this while `metrics.csv` is still the file of the earlier attempt. Command-line overrides become columns
+    (`override_columns`). Raises UserError where W&B takes the settings in no mode.
     """
     run_id, sent = identity(run_dir)
     shutil.rmtree(run_dir / "wandb", ignore_errors=True)
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # an empty one would be refused
+    mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    places_that_can_be_written(run_dir)
 
     def start(mode: str) -> Any:
-        return wandb.init(
-            project=project,
-            entity=entity,
-            id=run_id,
-            resume="allow",
-            name=name,
-            group=group,
-            dir=run_dir,
-            config=settings | {"cell": run_dir.name, "overrides": override_columns(run_dir)},
-            mode=cast(Any, mode),
-            settings=wandb.Settings(silent=True),
-        )
+        with waiting_is_told(mode):
+            return wandb.init(
+                project=project,
+                entity=entity,
+                id=run_id,
+                resume="allow",
+                name=name,
+                group=group,
+                dir=run_dir,
+                config=settings | {"cell": run_dir.name, "overrides": override_columns(run_dir)},
+                mode=cast(Any, mode),
+                settings=wandb.Settings(silent=True, finish_timeout_raises=True, **limits()),
+            )
 
     try:
-        experiment = start(os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline"))
-    except wandb.errors.CommError as error:  # training does not need W&B
-        log.warning("cannot reach W&B (%s): the run is recorded offline; `wandb sync` uploads it later", first_line(str(error)))
-        experiment = start("offline")
+        try:
+            experiment = start(mode)
+        except (wandb.errors.Error, ValueError, OSError) as error:  # training does not need W&B
+            if mode != "online":
+                raise
+            wrong = error_line(error).rstrip(".")
+            log.warning("W&B cannot be used (%s): the run is recorded offline; `wandb sync` uploads it later", wrong)
+            wandb.teardown()  # the run that did not start holds its id
+            shutil.rmtree(run_dir / "wandb", ignore_errors=True)  # it would count as sent
+            experiment = start("offline")
+    except (wandb.errors.Error, ValueError) as error:
+        raise UserError(
+            "logger=wandb", f"W&B cannot be started ({error_line(error)})", "Correct it, or use logger=csv"
+        ) from error
     save_record(experiment, run_dir, RECORD_FILES[:2])  # config and overrides now; `finish` adds the results
     return StepLogger(experiment, sent)
+
+
+def limits() -> dict[str, Any]:
+    """How long W&B is waited for, where the user does not say: its own limits are 90 s and none."""
+    own = {"init_timeout": ANSWER_S, "finish_timeout": UPLOAD_S}
+    return {name: seconds for name, seconds in own.items() if f"WANDB_{name.upper()}" not in os.environ}
+
+
+@contextmanager
+def waiting_is_told(mode: str) -> Iterator[None]:
+    """Around the start of a run: a line that says what is waited for, where it takes longer than usual."""
+    server = os.environ.get("WANDB_BASE_URL", "its server")
+    text = f"waiting for an answer of W&B ({server}); without one the run is recorded offline"
+    timer = threading.Timer(TELL_AFTER_S, print, [text], {"flush": True})
+    if mode == "online":
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@cache
+def usual_places() -> dict[str, Path]:
+    """W&B's folders for tables and other data, by the variables that choose them, where the user has not."""
+    places = {wandb.env.DATA_DIR: Path(wandb.env.get_data_dir()), wandb.env.CACHE_DIR: wandb.env.get_cache_dir()}
+    return {name: place for name, place in places.items() if name not in os.environ}
+
+
+def places_that_can_be_written(run_dir: Path) -> None:
+    """These folders are in the home folder; where that cannot be written, they are in the run folder."""
+    for name, usual in usual_places().items():
+        try:
+            usual.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=usual).close()
+        except OSError:
+            os.environ[name] = str(run_dir.absolute() / "wandb_data" / name.lower())
 
 
 def identity(run_dir: Path) -> tuple[str, int]:
@@ -123,27 +184,32 @@ def column(key: str) -> str:
     return key.replace(".", "_")
 
 
-def finish(tracker: StepLogger, run_dir: Path) -> None:
-    """Finish the W&B run, with the numbers of `result.json` and the small files, whether the run succeeded or failed."""
+def finish(tracker: StepLogger, run_dir: Path, result: Mapping[str, Any]) -> None:
+    """Finish the W&B run, with the numbers of the result and the small files, whether the run succeeded or failed.
+
+    The word "done" comes here before it comes into the run folder: a run that is killed in between is finished here again.
+    """
     run = tracker.experiment
-    result = read_result(run_dir)
     tracker.close_row()  # otherwise it would be sent after the summary and replace numbers of the same name
     run.summary.update({k: v for k, v in result.items() if isinstance(v, (int, float))} | {"status": result.get("status")})
-    save_record(run, run_dir, RECORD_FILES)
+    save_record(run, run_dir, RECORD_FILES, result)
     run.finish(exit_code=0 if result.get("status") == "done" else 1)
 
 
-def save_record(run: Any, run_dir: Path, names: Iterable[str]) -> None:
+def save_record(run: Any, run_dir: Path, names: Iterable[str], result: Mapping[str, Any] | None = None) -> None:
     """Upload these files of the run folder, if they exist, and the list of the sweep with the W&B run.
 
     They are copied first, because an offline run may be uploaded later from another place. They go into `record/`, because W&B
-    has its own `config.yaml`.
+    has its own `config.yaml`. `result` takes the place of `result.json`.
     """
     for name, source in {**{n: run_dir / n for n in names}, SWEEP_FILE: run_dir.parent / SWEEP_FILE}.items():
         if source.is_file():
             copy = Path(run.dir) / "record" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, copy)
+            if name == RESULT_FILE and result is not None:
+                write_result(copy.parent, result)
+            else:
+                shutil.copy(source, copy)
             run.save(copy, base_path=run.dir, policy="now", glob=False)  # cell names may contain brackets
 
 

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from dash_exp.core.addresses import host_and_port
 from dash_exp.core.errors import UserError
 from dash_exp.sampling import nccl as native
 
@@ -92,10 +93,11 @@ def addresses(servers: Sequence[str]) -> list[str]:
     """The addresses in a standard form. Raises UserError for an invalid or duplicate address."""
     found: list[str] = []
     for given in [servers] if isinstance(servers, str) else servers:
+        parts = urlsplit(str(given))
         try:
-            parts = urlsplit(str(given))
-            good = parts.scheme in ("http", "https") and parts.hostname and parts.path in ("", "/") and parts.port != 0
-        except ValueError:  # an invalid port
+            host_and_port(str(given), "http", "https")
+            good = parts.path in ("", "/")
+        except ValueError:
             good = False
         if not good:
             raise UserError(f"{SETTING}: {given}", "is not the address of a server", "Write http://HOST:PORT")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from dash_exp.core.errors import UserError
-from dash_exp.settings.checks import flags, known, number, numbers, part, texts
+from dash_exp.settings.checks import flags, known, number, numbers, texts
 
-SECTIONS = "logger"
+SECTIONS = ""
 DEVICES = ("a100", "h100", "h200")  # that plan_device can name
 
 
@@ -15,9 +15,8 @@ def values(cfg: DictConfig) -> None:
     numbers(cfg, "steps table_rows completions_every", whole=True, least=1)
     numbers(cfg, "resume_every plan_tokens", whole=True, least=1, optional=True)
     number(cfg, "seed", whole=True, least=0, below=2**32, why="numpy takes no other seed")
-    texts(cfg, "name objective logger.wandb.project")
+    texts(cfg, "name objective")
     flags(cfg, "resume plan")
-    part(cfg, "logger.wandb", "_target_")
     if cfg.get("plan_device") is not None:
         known(cfg, "plan_device", DEVICES)
     if "/" in cfg.name or cfg.name.startswith((".", "~")):

@@ -6,6 +6,7 @@ import importlib.util
 
 from omegaconf import DictConfig, OmegaConf
 
+from dash_exp.core.addresses import host_and_port
 from dash_exp.core.errors import UserError
 from dash_exp.settings.algorithm import has_ratio, kl_in_reward
 from dash_exp.settings.checks import flags, known, number, numbers, shown
@@ -102,8 +103,12 @@ def _servers(cfg: DictConfig) -> None:
         )
     servers = list(servers)
     for server in servers:
-        if not str(server).startswith(("http://", "https://")):
-            raise UserError(f"rollout.sampler.servers={servers}", f"{server} is not an address", "Write http://HOST:PORT")
+        try:
+            host_and_port(str(server), "http", "https")
+        except ValueError as error:
+            raise UserError(
+                f"rollout.sampler.servers={servers}", f"{server} is not an address: {error}", "Write http://HOST:PORT"
+            ) from error
     if len(set(servers)) < len(servers):
         raise UserError(f"rollout.sampler.servers={servers}", "has an address twice", "Remove one of them")
     if cfg.rollout.sampler.transfer != "nccl":

@@ -65,8 +65,9 @@ def _check_one(part: dict[object, object], key: str) -> None:
     settings = known[name]
     for setting in part:
         if settings is not None and setting not in settings | HYDRAS_OWN:
-            has = ", ".join(sorted(settings)) or "none"
-            raise UserError(f"{key}.{setting}", f"{target} has no such setting", f"It has {has}")
+            close = get_close_matches(str(setting), settings, n=1)
+            right = (f"Did you mean {close[0]}? " if close else "") + f"It has {', '.join(sorted(settings)) or 'none'}"
+            raise UserError(f"{key}.{setting}", f"{target} has no such setting", right)
 
 
 @cache

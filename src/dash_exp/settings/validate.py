@@ -15,6 +15,7 @@ from dash_exp.settings import (
     devices,
     evaluation,
     model,
+    names,
     optimizer,
     reward,
     run,
@@ -22,18 +23,24 @@ from dash_exp.settings import (
     study,
     targets,
     teacher,
+    tracker,
     watching,
 )
 from dash_exp.settings.checks import sections
 
 # Each has SECTIONS (keys that must have settings below them) and `values` (of single settings).
-SUBJECTS = (run, study, evaluation, optimizer, model, devices, data, reward, sampling, teacher, algorithm, watching)
+SUBJECTS = (run, tracker, study, evaluation, optimizer, model, devices, data, reward, sampling, teacher, algorithm, watching)
 # Those that also have `relations`: settings that cannot be used together.
 RELATED = (study, evaluation, optimizer, model, devices, data, teacher, algorithm, sampling)
 
 
-def validate(cfg: DictConfig) -> None:
-    """Raise UserError for the first setting that cannot be used. `cfg` stays as it is."""
+def validate(cfg: DictConfig, earlier: bool = False) -> None:
+    """Raise UserError for the first setting that cannot be used. `cfg` stays as it is.
+
+    `earlier`: the settings are those of a run, maybe of an earlier version, which may have had others.
+    """
+    if not earlier:
+        names.check(cfg)
     settings = _resolved(cfg)
     credentials.refuse_settings(settings)
     for subject in SUBJECTS:

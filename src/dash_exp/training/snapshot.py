@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import random
-import shutil
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -199,9 +198,6 @@ class Snapshots(L.Callback):
     def way_on(self) -> str:
         """What the same command does when it is run again."""
         return f"resumes after outer step {self._written} in {self.run_dir}" if self._written else "starts from the beginning"
-
-    def remove(self) -> None:
-        shutil.rmtree(self.run_dir / SNAPSHOTS, ignore_errors=True)
 
     def _read(self) -> tuple[Path | None, State | None]:
         """The newest undamaged snapshot, file and contents; None without one, or where it is of other settings."""

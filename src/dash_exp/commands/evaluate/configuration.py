@@ -51,7 +51,7 @@ def configured(command: Command) -> DictConfig:
     cfg.model.path, cfg.model.architecture = path, None
     if "adapter" in cfg.model:  # a run of an earlier version does not have it
         cfg.model.adapter = None  # a trained one is merged into its base
-    validate(cfg)
+    validate(cfg, earlier=is_run(target))
     return cfg
 
 

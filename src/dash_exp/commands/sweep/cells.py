@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dash_exp.commands.sweep.finished import finished
-from dash_exp.commands.sweep.launchers import check_launcher
+from dash_exp.commands.sweep.launchers import check_launcher, check_sweeper
 from dash_exp.commands.sweep.matched import wanted_baseline
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
@@ -46,6 +46,8 @@ class Planned:
 def checked(config: DictConfig) -> list[Planned]:
     """The cells of a sweep, each of which can be run; [] for a search. Raises UserError for the first that cannot."""
     check_launcher(config)
+    check_sweeper(config)
+    _let_trials_fail(config)
     if overrides_by_key(list(config.hydra.overrides.task)).get("plan", "false").lower() != "false":  # also of a search
         raise _no_plan()
     cells = planned(config)
@@ -57,6 +59,15 @@ def checked(config: DictConfig) -> list[Planned]:
     _check_order(cells, config)
     _check_jobs(cells, config)
     return cells
+
+
+def _let_trials_fail(config: DictConfig) -> None:
+    """Let a search with Optuna go on after failures, as a list of cells does, where the command does not limit their share."""
+    given = any("hydra.sweeper.max_failure_rate" in override for override in config.hydra.overrides.hydra)
+    if str(config.hydra.sweeper._target_).endswith(".OptunaSweeper"):
+        with open_dict(config.hydra.sweeper):
+            config.hydra.sweeper._target_ = "hydra_plugins.dash_exp_optuna.Search"
+            config.hydra.sweeper.max_failure_rate = config.hydra.sweeper.max_failure_rate if given else 1.0
 
 
 def _no_plan() -> UserError:

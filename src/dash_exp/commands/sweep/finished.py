@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dash_exp.core.errors import UserError
 from dash_exp.results.cells import load_cell
 from dash_exp.results.problems import differ, recorded
-from dash_exp.results.run_folder import flat, read_result, same_numbers, snapshots
+from dash_exp.results.run_folder import can_resume, flat, read_result, same_numbers
 
 
 def finished(run_dir: Path, cfg: DictConfig) -> bool:
@@ -53,7 +53,7 @@ def _data(settings: Any) -> tuple[Any, Any]:
 def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:
     """Raise UserError where a stopped run of other settings could be resumed, which this run would overwrite."""
     before = load_cell(run_dir).config
-    if cfg.get("resume") and before and snapshots(run_dir):
+    if cfg.get("resume") and before and can_resume(run_dir):
         was, now = (dict(flat(same_numbers(_settings(c)))) for c in (OmegaConf.create(dict(before)), cfg))
         differ = [f"{key}={now.get(key)}, not {was.get(key)}" for key in {**now, **was} if now.get(key) != was.get(key)]
         if differ:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from difflib import get_close_matches
 from typing import Any
 
 from omegaconf import DictConfig
 
+from dash_exp.core.addresses import host_and_port, unreachable
 from dash_exp.core.errors import UserError
 from dash_exp.settings.checks import number
 
@@ -24,6 +26,15 @@ RAY_NUMBERS: dict[str, dict[str, Any]] = {
     "ray.init.num_cpus": {"whole": True, "least": 1, "optional": True},
     "ray.remote.num_cpus": {"above": 0},
     "ray.remote.num_gpus": {"least": 0, "optional": True},
+}
+RAY_PORT = 10001  # of Ray's client, where an address has none
+ANSWER_S = 5.0
+
+# Numbers of a search.
+SEARCH_NUMBERS: dict[str, dict[str, Any]] = {
+    "n_trials": {"whole": True, "least": 1},
+    "n_jobs": {"whole": True, "least": 1},
+    "max_failure_rate": {"least": 0, "most": 1},
 }
 
 
@@ -47,7 +58,48 @@ def check_launcher(config: DictConfig) -> None:
             "would run all cells on the same GPU",
             "Use hydra/launcher=ray, which gives each cell its own",
         )
-    for key, limits in RAY_NUMBERS.items() if extra == "ray" else ():
-        number(config, f"hydra.launcher.{key}", **limits)
+    if extra == "ray":
+        for key, limits in RAY_NUMBERS.items():
+            number(config, f"hydra.launcher.{key}", **limits)
+        _check_address(config.hydra.launcher.ray.init.get("address"))
     if extra == "joblib" and config.hydra.launcher.n_jobs == 0:
         raise UserError("hydra.launcher.n_jobs=0", "runs nothing", "Write how many cells at a time; -1 = one per core")
+
+
+def check_single(config: DictConfig) -> None:
+    """Raise UserError where a single run has a launcher or a sweeper, which would not be used."""
+    for name in ("launcher", "sweeper"):
+        if (choice := config.hydra.runtime.choices.get(f"hydra/{name}")) not in (None, "basic"):
+            raise UserError(f"hydra/{name}={choice}", "is for the cells of a sweep, and this is a single run", "Add -m")
+
+
+def check_sweeper(config: DictConfig) -> None:
+    """Raise UserError where a search with Optuna asks for what it, or a run, cannot do."""
+    if "optuna" not in str(config.hydra.sweeper._target_):
+        return
+    for key, limits in SEARCH_NUMBERS.items():
+        number(config, f"hydra.sweeper.{key}", **limits)
+    direction = getattr(config.hydra.sweeper.direction, "name", config.hydra.sweeper.direction)  # it may be an enumeration
+    known = ("minimize", "maximize")
+    if direction not in known:
+        close = get_close_matches(str(direction), known, n=1)
+        raise UserError(
+            f"hydra.sweeper.direction={direction}",
+            "is not a direction; a search has one objective",
+            f"Use {close[0] if close else ' or '.join(known)}",
+        )
+
+
+def _check_address(address: str | None) -> None:
+    """Raise UserError where no Ray answers at HOST:PORT: `ray.init` would try for minutes without a word."""
+    if address in (None, "local", "auto"):
+        return
+    where = f"hydra.launcher.ray.init.address={address}"
+    try:
+        host, port = host_and_port(address if "://" in str(address) else f"ray://{address}", "ray")
+    except ValueError as error:
+        raise UserError(where, f"is not an address: {error}", "Write local, auto or HOST:PORT") from error
+    wrong = unreachable(host, port or RAY_PORT, ANSWER_S)
+    if wrong:
+        raise UserError(where, f"does not answer ({wrong})", "Start Ray there (ray start --head), or write address=local")
+    print(f"waiting for Ray at {address}", flush=True)

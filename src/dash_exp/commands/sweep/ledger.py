@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import dash_exp.commands.hydra_setup  # noqa: F401  for the processes of launchers, which load this callback
 from dash_exp.commands.sweep import cells
+from dash_exp.commands.sweep.launchers import check_single
 from dash_exp.commands.sweep.progress import progress_line
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import trouble
@@ -41,6 +42,10 @@ class Ledger(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before Hydra writes the configuration into the run folder. With `plan=true` Hydra never writes it."""
         _refuse_secrets(config)
+        try:
+            check_single(config)
+        except UserError as error:
+            sys.exit(f"error: {error}")
         if config.get("plan"):
             get_method(self.plan)(config)
 

@@ -32,6 +32,7 @@ class Task:
         self.command = os.getpid() if of_command else None
 
     def __call__(self, cfg: DictConfig) -> Any:
+        process.outlast_readers()
         if self.command and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # the first cell of this process
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, lambda *_: None)  # between two cells, where there is nothing to save

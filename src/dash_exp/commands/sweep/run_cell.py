@@ -16,7 +16,8 @@ from dash_exp.commands.sweep.finished import finished
 from dash_exp.commands.sweep.matched import with_matched_budget
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import first_line
-from dash_exp.results.run_folder import ATTEMPTS_FILE, read_result, write_result
+from dash_exp.results.run_folder import ATTEMPTS_FILE, ENDING, read_result, write_result
+from dash_exp.settings.validate import validate
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,11 @@ def run_cell(cfg: DictConfig, run_dir: Path, run: Callable[..., dict[str, Any]])
     """Run a cell of a sweep, unless it is done, and return its objective.
 
     A cell that fails writes the reason into `result.json`, and the other cells are run. A sweeper that searches gets the
-    exception instead, and decides for itself.
+    exception instead, which counts as a failed trial.
     """
     searches = not lists_its_cells(OmegaConf.create({"hydra": HydraConfig.get()}))
     try:
+        validate(cfg)  # of a search; the cells of a list are known to be good
         if finished(run_dir, cfg):
             result = read_result(run_dir)
         else:
@@ -41,11 +43,12 @@ def run_cell(cfg: DictConfig, run_dir: Path, run: Callable[..., dict[str, Any]])
     except Exception as error:
         result = read_result(run_dir)
         if result.get("status") != "done":  # a run that is done stays done, whatever failed after it
-            write_result(run_dir, result | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
-        if searches:
-            raise
+            status = ENDING if result.get("status") == ENDING else "failed"  # a trained one is not trained again
+            write_result(run_dir, result | {"status": status, "error": f"{type(error).__name__}: {error}"})
         log.error("cell %s failed", run_dir.name, exc_info=not isinstance(error, UserError))
         print(f"failed: {run_dir}: {first_line(str(error))}", flush=True)
+        if searches:
+            raise
         return None
 
 

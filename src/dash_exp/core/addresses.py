@@ -1,0 +1,36 @@
+"""Addresses of servers, and whether they can be those of one: a typing error is not waited for."""
+
+from __future__ import annotations
+
+import re
+import socket
+from urllib.parse import urlsplit
+
+HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+")  # a name, or IPv6 without its brackets
+
+
+def host_and_port(address: str, *schemes: str) -> tuple[str, int | None]:
+    """Of `SCHEME://HOST` or `SCHEME://HOST:PORT`. Raises ValueError with what is wrong."""
+    if address != "".join(address.split()):
+        raise ValueError("it has a space in it")
+    parts = urlsplit(address)
+    if parts.scheme not in schemes:
+        raise ValueError(f"it does not start with {' or '.join(f'{s}://' for s in schemes)}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError("its port is not a number from 1 to 65535")
+    if not parts.hostname or not HOST.fullmatch(parts.hostname):
+        raise ValueError("it names no host")
+    return parts.hostname, port
+
+
+def unreachable(host: str, port: int, within_s: float) -> str | None:
+    """Why no connection can be made within these seconds; None where one can."""
+    try:
+        socket.create_connection((host, port), timeout=within_s).close()
+    except OSError as error:
+        return str(error.strerror or error)
+    return None

@@ -1,0 +1,37 @@
+"""Addresses that can be those of a server."""
+
+import socket
+
+import pytest
+
+from dash_exp.core.addresses import host_and_port, unreachable
+
+BAD = {
+    "http://127.0.0.1:80 01": "it has a space in it",
+    "http://my host:8001": "it has a space in it",
+    "127.0.0.1:8001": "it does not start with http:// or https://",
+    "http://127.0.0.1:99999": "its port is not a number from 1 to 65535",
+    "http://127.0.0.1:0": "its port is not a number from 1 to 65535",
+    "http://127.0.0.1:x": "its port is not a number from 1 to 65535",
+    "http://:8001": "it names no host",
+    "http://a,b:8001": "it names no host",
+}
+
+
+@pytest.mark.parametrize("address", BAD)
+def test_what_is_wrong_is_said(address):
+    with pytest.raises(ValueError, match=BAD[address]):
+        host_and_port(address, "http", "https")
+
+
+def test_host_and_port():
+    assert host_and_port("http://127.0.0.1:8001/", "http", "https") == ("127.0.0.1", 8001)
+    assert host_and_port("https://node-3.cluster_a.example", "http", "https") == ("node-3.cluster_a.example", None)
+    assert host_and_port("http://[::1]:8001", "http") == ("::1", 8001)
+
+
+def test_whether_something_listens():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        assert unreachable("127.0.0.1", port, 1.0) is None
+    assert unreachable("127.0.0.1", port, 1.0) == "Connection refused"
