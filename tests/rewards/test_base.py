@@ -28,11 +28,13 @@ def test_problems_that_a_reward_cannot_grade_are_refused_before_anything_runs():
 def test_problems_in_which_no_completion_can_be_right(caplog):
     digits = ExactReward(r"A:\s*(\d+)")
     for reward in (digits, SumReward({"exact": digits, "format": FormatReward(".*")}, {"exact": 1.0, "format": 1.0}, "exact")):
-        with pytest.raises(UserError, match=r"^data\.train: no completion can be right, as in p with the answer 'x = 1'\."):
+        with pytest.raises(UserError, match=r"^data\.train: in 2 of 2 problems no .*: 2 whose answer the pattern .* 'x = 1'\."):
             check_problems(reward, [problem("x = 1"), problem("y")], "data.train")
         caplog.clear()
         check_problems(reward, [problem("7"), problem("x" * 99)], "data.tests.in_dist")
-        said = "data.tests.in_dist: in 1 of 2 problems no completion can be right, as in p with the answer 'xxx"
+        said = (
+            "data.tests.in_dist: in 1 of 2 problems no completion can be correct: 1 whose answer the pattern cannot give"
+        )
         assert said in caplog.text
         assert "x" * 61 not in caplog.text
     caplog.clear()

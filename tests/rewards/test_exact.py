@@ -47,7 +47,7 @@ def test_a_match_of_no_character_does_not_count(pattern, text):
     ],
 )
 def test_whether_a_pattern_can_give_an_answer(pattern, answer, can):
-    assert ExactReward(pattern).can_be_right(problem(answer)) == can
+    assert (ExactReward(pattern).hopeless([problem(answer)]) == [None]) == can
 
 
 def test_exact_answers():

@@ -6,6 +6,7 @@ import pytest
 from problems import problem
 
 from dash_exp.core.errors import UserError
+from dash_exp.rewards.base import check_problems
 from dash_exp.rewards.math import MathReward
 
 
@@ -105,7 +106,7 @@ def test_math_within_tags():
 
 
 def test_golds_that_cannot_be_read_are_told_before_a_run(math_reward, caplog):
-    math_reward.check([problem("7"), problem("x + 1"), problem(r"\frac{1}{")])
-    assert "1 of 3 gold answers that were tried cannot be read, such as '\\\\frac{1}{' of p" in caplog.text
-    with pytest.raises(UserError, match=r"^data: 2 of 3 gold answers that were tried cannot be read"):
-        math_reward.check([problem("7"), problem("$$"), problem(r"\frac{1}{")])
+    check_problems(math_reward, [problem("7"), problem("x + 1"), problem(r"\frac{1}{")])
+    assert "in 1 of 3 problems no completion can be correct: 1 whose answer cannot be read" in caplog.text
+    with pytest.raises(UserError, match=r"^data: in 2 of 3 problems no .* such as p with the answer '\$\$'"):
+        check_problems(math_reward, [problem("7"), problem("$$"), problem(r"\frac{1}{")])

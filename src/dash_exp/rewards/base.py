@@ -15,6 +15,8 @@ from typing import Protocol
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 
+SAMPLE = 100  # problems of a data set that are tried before a run
+
 log = logging.getLogger(__name__)
 
 
@@ -53,11 +55,10 @@ class Reward(Protocol):
     - `grades`: "programs" if every problem must have `tests`, "answers" if none may;
     - `components`: the names in `Scores.components`;
     - `correct`: the name of the component in which 1 means a correct completion; without it 1 in `Scores.rewards` does;
-    - `can_be_right(problem)`: whether a completion can be correct at all, such as where a pattern has to match the answer;
     - `answers(texts)`: the answer in each completion, spelled the same where two are equal, None where there is none; with it
       evaluation reports a majority vote (maj@n);
-    - `check(problems)`: called for each data set before a run. It says how many of the problems can never be graded, and raises
-      UserError where that is all of them;
+    - `hopeless(problems)`: for each of some problems why no completion can be correct, in words that follow "in 3 problems";
+      None where one can, or where it is not known. It is called before a run (`check_problems`);
     - `close()`: called once, at the end of a run.
     """
 
@@ -66,9 +67,10 @@ class Reward(Protocol):
 
 
 def check_problems(reward: Reward, problems: Sequence[Problem], where: str = "data") -> None:
-    """Raise UserError for a problem that this reward cannot grade, and where in none of them a completion can be correct.
+    """Raise UserError for a problem of another kind than this reward grades, and where no completion can be correct in most of
+    a sample of the problems; some of that kind are one line in the log. `where`: the setting that the problems are from.
 
-    `where`: the setting that the problems are from. Some problems of that kind are one line in the log.
+    The sample is evenly spread: to grade thousands of programs or read as many formulas takes minutes.
     """
     grades = getattr(reward, "grades", None)
     for problem in problems:
@@ -78,15 +80,26 @@ def check_problems(reward: Reward, problems: Sequence[Problem], where: str = "da
             )
         if grades == "answers" and problem.tests:
             raise UserError(f"problem {problem.id}", "asks for a program, but the reward reads an answer", "Use reward=code")
-    if problems and hasattr(reward, "check"):
-        reward.check(problems)
-    can_be_right = getattr(reward, "can_be_right", lambda problem: True)
-    never = [problem for problem in problems if not can_be_right(problem)]
-    if never:
-        example = f"{never[0].id} with the answer {shortened(never[0].answer)!r}"
-        if len(never) == len(problems):
-            raise UserError(where, f"no completion can be right, as in {example}", "Change reward.pattern, or the answers")
-        log.warning("%s: in %d of %d problems no completion can be right, as in %s", where, len(never), len(problems), example)
+    if not problems or not hasattr(reward, "hopeless"):
+        return
+    sample = problems[:: -(-len(problems) // SAMPLE)]
+    lost: dict[str, list[Problem]] = {}
+    for problem, reason in zip(sample, reward.hopeless(sample), strict=True):
+        if reason:
+            lost.setdefault(reason, []).append(problem)
+    if not lost:
+        return
+    count = sum(map(len, lost.values()))
+    reasons = "; ".join(f"{len(found)} {reason}, such as {_shown(found[0])}" for reason, found in lost.items())
+    tried = f"{len(sample)} problems" + (" that were tried" if len(sample) < len(problems) else "")
+    says = f"in {count} of {tried} no completion can be correct: {reasons}"
+    if 2 * count > len(sample):
+        raise UserError(where, says, "Correct the data, or choose another reward or pattern")
+    log.warning("%s: %s", where, says)
+
+
+def _shown(problem: Problem) -> str:
+    return problem.id + (f" with the answer {shortened(problem.answer)!r}" if problem.answer else "")
 
 
 def shortened(text: str, most: int = 60) -> str:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Scores
 from dash_exp.rewards.programs import program_of
@@ -50,28 +49,15 @@ class CodeReward:
     def _grade(self, problem: Problem, text: str) -> Outcome:
         return self.sandbox.grade(program_of(text, names_of(problem.tests)), problem.tests)
 
-    def check(self, problems: Sequence[Problem]) -> None:
-        """Say in one line how many of the problems no program can solve, and why. Raises UserError where that is all of them.
-
-        Each problem that has a written solution is graded with it; for the others only their tests are read.
+    def hopeless(self, problems: Sequence[Problem]) -> list[str | None]:
+        """For each problem why no program can pass its tests; None where one can. Problems with a written solution are graded
+        with it; of the others only the tests are read.
         """
-        log.info("grading the written solutions of %d problems, to find tests that cannot be passed", len(problems))
         with ThreadPoolExecutor(self.workers) as pool:
-            reasons = list(pool.map(self._hopeless, problems))
-        lost: dict[str, list[str]] = {}
-        for problem, reason in zip(problems, reasons, strict=True):
-            if reason:
-                lost.setdefault(reason, []).append(problem.id)
-        if not lost:
-            return
-        parts = [f"{len(ids)} {reason} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})" for reason, ids in lost.items()]
-        count = sum(map(len, lost.values()))
-        if count == len(problems):
-            raise UserError("data", f"no program can pass the tests of any problem: {'; '.join(parts)}", "Correct the tests")
-        log.warning("no program can pass the tests of %d of %d problems: %s", count, len(problems), "; ".join(parts))
+            return list(pool.map(self._hopeless, problems))
 
     def _hopeless(self, problem: Problem) -> str | None:
-        """Why no program can earn a 1, in words that follow a count of problems; None where one can."""
+        """Why no program can pass the tests of this problem."""
         try:
             order_of(problem.tests)
         except NoTestsError as error:

@@ -24,9 +24,10 @@ class ExactReward:
         self.timeout_s = timeout_s
         self.group = group_of(self.pattern)
 
-    def can_be_right(self, problem: Problem) -> bool:
-        """Whether the pattern can give the answer: `A:(\\S+)` cannot give `1 1/2`. True where it is not known."""
-        return can_give(self.group, problem.answer, self.timeout_s)
+    def hopeless(self, problems: Sequence[Problem]) -> list[str | None]:
+        """For each problem whether the pattern cannot give its answer: `A:(\\S+)` cannot give `1 1/2`."""
+        said = "whose answer the pattern cannot give"
+        return [None if can_give(self.group, p.answer, self.timeout_s) else said for p in problems]
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         answers, timeouts = last_matches(self.pattern, texts, self.timeout_s)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Scores
 from dash_exp.rewards.grading import gradable, math_answer, math_equal, plain_latex, warm_up
 from dash_exp.rewards.patterns import last_matches, one_group
 from dash_exp.rewards.quantities import quantity
 from dash_exp.rewards.workers import Workers
-
-SAMPLE = 200  # gold answers that are read before a run
 
 log = logging.getLogger(__name__)
 
@@ -53,24 +50,14 @@ class MathReward:
             log.warning("reading the answer took more than %s s in %d completions", self.timeout_s, timeouts)
         return found.values
 
-    def check(self, problems: Sequence[Problem]) -> None:
-        """Say in one line how many gold answers of a sample cannot be read. Raises UserError where that is most of them.
-
-        Such an answer is graded as an error, unless a completion spells it in the same way. The sample is evenly spread, since
-        reading 10,000 formulas takes a minute; numbers and words are read without a parser.
+    def hopeless(self, problems: Sequence[Problem]) -> list[str | None]:
+        """For each problem whether its answer cannot be read. It would be graded as an error, unless a completion spells it in
+        the same way. Numbers and words are read without a parser.
         """
-        step = -(-len(problems) // SAMPLE)
-        sample = problems[::step]
-        formulas = [p for p in sample if not quantity(plain_latex(p.answer))]
+        formulas = [p for p in problems if not quantity(plain_latex(p.answer))]
         read = self.workers.map(gradable, [(p.answer,) for p in formulas], [p.id for p in formulas]).values if formulas else []
-        lost = [p for p, is_readable in zip(formulas, read, strict=True) if not is_readable]
-        if not lost:
-            return
-        counts, first = f"{len(lost)} of {len(sample)}", f"{lost[0].answer!r:.100} of {lost[0].id}"
-        says = f"{counts} gold answers that were tried cannot be read, such as {first}"
-        if 2 * len(lost) > len(sample):
-            raise UserError("data", says, "Give golds in LaTeX or as numbers, or use reward=exact")
-        log.warning("%s: they count as errors of the grader", says)
+        lost = {p.answer for p, is_readable in zip(formulas, read, strict=True) if not is_readable}
+        return ["whose answer cannot be read as mathematics" if p.answer in lost else None for p in problems]
 
     def _read(self, texts: Sequence[str]) -> tuple[Sequence[str], int]:
         """The text that is read in each completion, "" where there is no answer; how many searches took too long."""

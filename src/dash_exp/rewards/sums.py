@@ -16,7 +16,7 @@ class SumReward:
     """The weighted sum of other rewards: sum over parts of `weights[name] * parts[name]`, rounded to 12 decimals.
 
     `Scores.components` has the rewards of each part by its name, before the weight. `correct`: the name of the part in which 1
-    means a correct completion (a sum of 1.1 does not say); `answers` and `can_be_right` are those of this part too. A part may
+    means a correct completion (a sum of 1.1 does not say); `answers` and `hopeless` are those of this part too. A part may
     be a sum or have components itself: they are named `part/component`. Time-outs and errors are the sums over the parts.
 
     Raises UserError where weights and parts do not have the same names, a weight is not a finite number, all weights are 0,
@@ -57,8 +57,8 @@ class SumReward:
         self.correct = f"{correct}/{inner}" if inner else correct
         if hasattr(decides, "answers"):
             self.answers = decides.answers
-        if hasattr(decides, "can_be_right"):
-            self.can_be_right = decides.can_be_right
+        if hasattr(decides, "hopeless"):
+            self.hopeless = decides.hopeless
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         scores = {name: part(problems, texts) for name, part in self.parts.items()}
@@ -70,12 +70,6 @@ class SumReward:
             errors=sum(s.errors for s in scores.values()),
             components=components,
         )
-
-    def check(self, problems: Sequence[Problem]) -> None:
-        """Let every part check the problems that can."""
-        for part in self.parts.values():
-            if hasattr(part, "check"):
-                part.check(problems)
 
     def close(self) -> None:
         """Close every part that can be closed."""
