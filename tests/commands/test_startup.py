@@ -10,7 +10,7 @@ from dash_exp.core import process
 
 SETTINGS = ["logger=csv", "data.train.size=64", "batch.prompts=8", "data.tests.in_dist.size=8", "data.tests.out_dist.size=8"]
 # What only other settings need (a tracker, data from the hub, mathematics, other samplers), or a report, or the last picture.
-NOT_USED = ["wandb", "datasets", "pandas", "pyarrow", "statsmodels", "math_verify", "vllm", "httpx", "uvicorn", "IPython"]
+NOT_USED = ["wandb", "datasets", "pandas", "pyarrow", "math_verify", "vllm", "httpx", "uvicorn", "IPython"]
 BEFORE = """
 import runpy, sys
 runpy.run_path("train.py")

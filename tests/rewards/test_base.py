@@ -32,9 +32,7 @@ def test_problems_in_which_no_completion_can_be_right(caplog):
             check_problems(reward, [problem("x = 1"), problem("y")], "data.train")
         caplog.clear()
         check_problems(reward, [problem("7"), problem("x" * 99)], "data.tests.in_dist")
-        said = (
-            "data.tests.in_dist: in 1 of 2 problems no completion can be correct: 1 whose answer the pattern cannot give"
-        )
+        said = "data.tests.in_dist: in 1 of 2 problems no completion can be correct: 1 whose answer the pattern cannot give"
         assert said in caplog.text
         assert "x" * 61 not in caplog.text
     caplog.clear()
