@@ -22,6 +22,10 @@ class Search(OptunaSweeper):
     """
 
     def sweep(self, arguments: list[str]) -> None:
+        from optuna.samplers import GridSampler
+
+        # It would stop the study after the last trial, which only Optuna's own loop allows. The sweeper counts for itself.
+        GridSampler.after_trial = lambda *_: None  # type: ignore[method-assign]
         try:
             super().sweep(arguments)
         except Exception as error:

@@ -59,7 +59,8 @@ def killed_or_done(overrides: Sequence[str], folder: Path, training: bool, after
     cfg = composed(*overrides)
     sys.addaudithook(hook)
     run.run(cfg, folder)
-    folder.with_suffix(".spent").write_text(f"{time.perf_counter() - began[0]} {events[False]} {events[True]}")
+    if began:  # otherwise it was killed in its end, and there was nothing left to train
+        folder.with_suffix(".spent").write_text(f"{time.perf_counter() - began[0]} {events[False]} {events[True]}")
 
 
 def ended(overrides: Sequence[str], folder: Path, training: bool = True, **moment: float) -> int | None:
