@@ -41,6 +41,6 @@ class AdapterSampler(CopySampler):
 
 def hungry(logprobs_BT, *arguments):
     """On the second rank memory runs out where a micro-batch has more than 4 completions."""
-    if dist.get_rank() == 1 and len(logprobs_BT) > 4:
+    if len(logprobs_BT) > 4 and dist.get_rank() == 1:
         raise torch.OutOfMemoryError
     return losses.policy_gradient(logprobs_BT, *arguments)
