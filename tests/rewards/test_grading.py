@@ -5,6 +5,9 @@ import pytest
 from dash_exp.rewards.grading import math_equal
 
 RIGHT = [
+    ("#### 2", "It is 2."),  # a gold with its marks
+    ("3 + 4 = 7\n#### 7", r"\boxed{7}"),
+    (r"So $x = \boxed{7}$.", "#### 7"),
     (r"\frac{1}{2}", r"\boxed{0.5}"),
     (r"\frac{1}{2}", r"\boxed{\frac{2}{4}}"),
     (r"\frac{1}{2}", r"\boxed{1/2}"),

@@ -109,7 +109,12 @@ def final_answer(text: str) -> str | None:
     or "answer:"; the last line if it is a formula; the last number or formula. Several of them that are separated only by
     commas, "and" or "or" are one answer: `"\boxed{1} and \boxed{-2}" -> "1,-2"`, but `"\boxed{8}. No: \boxed{7}" -> "7"`.
     """
-    return boxed_answer(text) or _after_hashes(text) or _answer_of_prose(text[-TAIL:].replace("−", "-"))
+    return marked_answer(text) or _answer_of_prose(text[-TAIL:].replace("−", "-"))
+
+
+def marked_answer(text: str) -> str | None:
+    """The answer in the last box that is not empty, or else in the last line of `####`; None without either."""
+    return boxed_answer(text) or _after_hashes(text)
 
 
 def boxed_answer(text: str) -> str | None:

@@ -15,7 +15,7 @@ import re
 from typing import NamedTuple
 
 from dash_exp.rewards import quantities, symbolic
-from dash_exp.rewards.answers import MATH_WORDS, TEXT_COMMAND, boxed_answer, final_answer, is_prose
+from dash_exp.rewards.answers import MATH_WORDS, TEXT_COMMAND, final_answer, is_prose, marked_answer
 from dash_exp.rewards.latex import inside, plain_latex, plain_text, relation, split
 from dash_exp.rewards.quantities import Quantity
 
@@ -62,7 +62,7 @@ def gradable(answer: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _gold(answer: str) -> str:
-    return plain_latex(boxed_answer(answer) or answer)
+    return plain_latex(marked_answer(answer) or answer)
 
 
 def math_answer(text: str) -> str | None:
