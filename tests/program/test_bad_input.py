@@ -597,8 +597,8 @@ def test_no_file_of_a_run_holds_a_secret(train, tmp_path):
     failed = train(*small, "hydra.run.dir=failed", "reward.pattern=a", env=env)
     assert failed.returncode == 1
     assert yaml.safe_load((tmp_path / "failed" / "config.yaml").read_text())["reward"]["pattern"] == "a"
-    refused = train(*small, "hydra.run.dir=refused", "+note=x/${oc.env:HF_TOKEN}", env=env)
-    literal = train(*small, "hydra.run.dir=literal", f"+note={SECRETS['OPENAI_API_KEY']}", env=env)
+    refused = train(*small, "hydra.run.dir=refused", "+own.note=x/${oc.env:HF_TOKEN}", env=env)
+    literal = train(*small, "hydra.run.dir=literal", f"+own.note={SECRETS['OPENAI_API_KEY']}", env=env)
     assert "holds the value of HF_TOKEN" in refused.stderr
     assert "holds the value of OPENAI_API_KEY" in literal.stderr
     assert_kept_secret(tmp_path, SECRET)
