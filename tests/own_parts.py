@@ -38,6 +38,11 @@ def one_for_all(problems, texts):
     return Scores([1.0])
 
 
+def longest_is_best(problems, texts):
+    """Relative to the batch: it fails where all texts are empty."""
+    return Scores([len(text) / max(map(len, texts)) for text in texts])
+
+
 def words(problems, texts):
     return Scores(["good" for _ in texts])
 

@@ -1,13 +1,15 @@
 """Parts that the training loop cannot use: one message, which names the part, before anything is loaded."""
 
+import own_parts
 import pytest
 import torch
 from conftest import composed
 from omegaconf import OmegaConf
 from refusals import refusal, refusal_of
 
-from dash_exp.commands import build, parts
+from dash_exp.commands import build, parts, rehearsal
 from dash_exp.core.errors import UserError
+from dash_exp.core.types import Problem
 
 NO_ADAM = "~optimizer.betas ~optimizer.fused"
 NO_LINEAR = "~schedule.name ~schedule.num_warmup_steps ~schedule.num_training_steps"
@@ -16,7 +18,7 @@ LR = "torch.optim.lr_scheduler"
 BAD = [
     # optimizers
     (
-        f"optimizer._target_=torch.optim.LBFGS {NO_ADAM} ~optimizer.weight_decay",
+        "optimizer._target_=torch.optim.LBFGS",
         "optimizer._target_=torch.optim.LBFGS: its step() needs closure, which this training loop does not give. Use another",
     ),
     (
@@ -34,7 +36,7 @@ BAD = [
     ("+optimizer.amsgrd=true", "optimizer.amsgrd: torch.optim.AdamW has no such setting. Write amsgrad."),
     ("optimizer._target_=own_parts.nothing", "it gives a NoneType and not an optimizer"),
     # schedules
-    (f"schedule._target_={LR}.ReduceLROnPlateau {NO_LINEAR}", "ReduceLROnPlateau: its step() needs metrics, which this"),
+    (f"schedule._target_={LR}.ReduceLROnPlateau", "ReduceLROnPlateau: its step() needs metrics, which this"),
     ("schedule.name=reduce_lr_on_plateau", "schedule._target_=transformers.get_scheduler: its step() needs metrics"),
     (f"schedule._target_={LR}.StepLR {NO_LINEAR}", "missing 1 required positional argument: 'step_size'"),
     (f"schedule._target_={LR}.StepLR +schedule.step_size=0 {NO_LINEAR}", "integer modulo by zero"),
@@ -49,7 +51,7 @@ BAD = [
     ("algo.advantage._target_=own_parts.total", "it gives the shape () where (2, 8) is wanted"),
     ("algo.advantage._target_=own_parts.nothing", "it gives a NoneType and not a tensor"),
     ("filter={_target_:own_parts.nothing,_partial_:true}", "filter._target_=own_parts.nothing: does not work as a filter"),
-    ("filter={_target_:own_parts.no_booleans,_partial_:true}", "it gives torch.float32 and not a mask of booleans"),
+    ("filter={_target_:own_parts.no_booleans,_partial_:true}", "it gives torch.float64 and not a mask of booleans"),
     ("algo.loss._target_=own_parts.other_arguments", "algo.loss._target_=own_parts.other_arguments: does not work as a loss"),
     ("algo.loss._target_=own_parts.text", "it gives a str and not a TokenLoss"),
     ("algo.loss._target_=own_parts.without_gradient", "it has no gradient"),
@@ -113,7 +115,7 @@ def test_parts_that_do(good):
 REWARDS = [
     ("other_arguments", "does not work as a reward (other_arguments() missing 3 required"),
     ("texts", "it gives a list and not Scores"),
-    ("one_for_all", "rewards: 1 for 2 texts"),
+    ("one_for_all", "rewards: 1 for 8 texts"),
     ("words", "must be real number, not str"),
     ("needs_a_text", "string index out of range"),
 ]
@@ -128,6 +130,11 @@ def test_rewards_that_do_not_do_their_work(name, message):
         build.build(cfg)
     assert str(error.value).startswith(f"reward._target_=own_parts.{name}: ")
     assert message in str(error.value)
+
+
+def test_a_reward_may_compare_the_completions_of_a_group():
+    for group_size in (1, 8):
+        rehearsal.reward(own_parts.longest_is_best, Problem("p", "1+1=", "2"), group_size, "reward")
 
 
 DATA = [

@@ -54,12 +54,12 @@ def test_what_a_run_leaves(small_run):
 
 @pytest.mark.parametrize(("good", "said"), [(2, None), (1, "2 of 3 optimizer steps were left out"), (0, "3 of 3")])
 def test_a_run_whose_steps_were_mostly_left_out_is_not_done(good, said, tmp_path, monkeypatch):
-    """The loss is NaN from one outer step on; `in_a_row` does not end the run before."""
+    """The loss is NaN from one outer step on; `in_a_row` does not end the run before. Its first call is the rehearsal's."""
     calls = []
 
     def loss(logprobs_BT, old_logprobs_BT, advantages_B, mask_BT):
         calls.append(1)
-        return TokenLoss(logprobs_BT * (1.0 if len(calls) <= good else float("nan")), None)
+        return TokenLoss(logprobs_BT * (1.0 if len(calls) <= 1 + good else float("nan")), None)
 
     monkeypatch.setattr("dash_exp.algorithms.losses.policy_gradient", loss)
     cfg = composed(

@@ -261,7 +261,10 @@ def test_an_adapters_fingerprint_is_that_of_both(folder):
         ),
         (lambda f: change(f / "adapter_config.json", base_model_name_or_path=str(f)), "is an adapter too"),
         (lambda f: change(f / "adapter_config.json", base_model_name_or_path=TINY), "the adapter does not fit its base"),
-        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"{torn"), "the adapter does not fit its base"),
+        (
+            lambda f: (f / "adapter_model.safetensors").write_bytes(b"{torn"),
+            "safetensors .5 bytes. is damaged",
+        ),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "the folder has no adapter_model.safetensors"),
     ],
 )
@@ -280,9 +283,9 @@ def test_layers_that_get_no_adapter_are_named():
 
 
 MIXTURES = {
-    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 16, "decoder_sparse_step": 1},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1},
     "mixtral": {"num_local_experts": 4},
-    "olmoe": {"num_experts": 4},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": LATENT
     | {"first_k_dense_replace": 1, "n_routed_experts": 8, "n_group": 1, "topk_group": 1}
     | {"num_experts_per_tok": 2, "moe_intermediate_size": 16},

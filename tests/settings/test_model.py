@@ -30,7 +30,7 @@ BAD = [
     ),
     (
         "model.adapter=lora +model.lora.bias=all",
-        "model.lora={'r': 16, 'alpha': 32, 'dropout': 0.0, 'target_modules': 'all-linear', 'lr': 0.001, 'bias': 'a",
+        "model.lora.bias: there is no such setting",
     ),
     ("model.adapter=lora model.lora.r=0", "model.lora.r=0: is not a whole number of at least 1"),
     (

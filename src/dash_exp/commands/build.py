@@ -161,7 +161,8 @@ def reward_of(cfg: DictConfig, sets: Mapping[str, Sequence[Problem]], tokenizer:
     for where, problems in sets.items():
         check_problems(reward, problems, where)
         check_answers(reward, problems, tokenizer, cfg.rollout.max_response_tokens, where)
-    rehearsal.reward(reward, next(p for problems in sets.values() for p in problems), named(cfg, "reward"))
+    problem = next(p for problems in sets.values() for p in problems)
+    rehearsal.reward(reward, problem, cfg.algo.group_size, named(cfg, "reward"))
     return reward
 
 
@@ -264,8 +265,10 @@ def evaluator_of(cfg: DictConfig, sampler: Sampler, reward: Reward, tokenizer: P
 
 def check_parts(cfg: DictConfig, rank: int = 0) -> None:
     """Raise UserError where a part does not exist, or does not do its work on a few numbers (see `rehearsal`)."""
-    check_named(OmegaConf.to_container(cfg, resolve=True))
     name = partial(named, cfg)
+    for key in ("optimizer", "schedule"):
+        rehearsal.steps_alone(OmegaConf.select(cfg, f"{key}._target_"), name(key))
+    check_named(OmegaConf.to_container(cfg, resolve=True))
     with torch.random.fork_rng(devices=[]):
         rehearsal.scoring(made(cfg, "algo.advantage"), made(cfg, "filter"), cfg.algo.group_size, name)
         rehearsal.objective(objective_of(cfg), bool(cfg.algo.train_sampler), name)

@@ -19,6 +19,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+from yaml.reader import ReaderError
 
 import dash_exp.commands.hydra_setup  # noqa: F401  the functions that the configuration calls
 from dash_exp.commands import hydra_errors
@@ -111,7 +112,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         assert error.errno is not None
         return str(UserError(str(error.filename or "a file"), *FILE_SYSTEM[error.errno]))
-    if isinstance(error, UnicodeDecodeError | YAMLError) and (told := _not_utf_8()):
+    if isinstance(error, UnicodeDecodeError | ReaderError) and (told := _not_utf_8()):
         return str(told)
     if isinstance(error, YAMLError):
         return " ".join(f"a file of the configuration is not valid YAML: {error}".split())

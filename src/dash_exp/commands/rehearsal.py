@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -23,12 +25,13 @@ from dash_exp.core.types import MicroBatch, Problem
 from dash_exp.rewards.base import Reward, Scores
 from dash_exp.training.objective import Objective, Optimization
 
+ANOTHER = "Use another one, such as torch.optim.AdamW or schedule.name=linear, or correct its settings"
 SCHEDULED = 10_000  # outer steps of a schedule that are tried, at most
 
 
 def scoring(advantage: Callable[..., Any], keep: Any, group_size: int, named: Callable[[str], str]) -> None:
     """Advantage and filter, on two groups of rewards 0 and 1. `named` gives the name of the part at a key."""
-    rewards_PG = (torch.arange(2 * group_size) % 2).float().view(2, group_size)
+    rewards_PG = (torch.arange(2 * group_size) % 2).double().view(2, group_size)  # 64 bits, as in `training.scoring`
     with refusing(named("algo.advantage"), "does not work as an advantage", "Give a function of rewards_PG, (P, G) to (P, G)"):
         advantages_PG = _shaped(advantage(rewards_PG), rewards_PG.shape)
     right = "Give a Filter (dash_exp.algorithms.filters): rewards_PG and advantages_PG to a mask, all (P, G)"
@@ -70,9 +73,18 @@ def objective(objective: Objective, written: bool, named: Callable[[str], str]) 
         assert callable(objective.kl_coef.observe)
 
 
+def steps_alone(target: str | None, where: str) -> None:
+    """Raise UserError for the name of a class whose `step` needs an argument, before its settings are looked at."""
+    part = None
+    with suppress(Exception):  # a name that does not exist is told by `parts`
+        part = get_object(target) if target else None
+    if isinstance(part, type) and hasattr(part, "step"):
+        _takes_nothing(part.step, where, ANOTHER)
+
+
 def optimization(how: Optimization, parameters: Sequence[Tensor], steps: int, named: Callable[[str], str]) -> None:
     """A step of the optimizer on these parameters, which it changes, and `steps` outer steps of the schedule."""
-    where, right = named("optimizer"), "Use another one, such as torch.optim.AdamW, or correct its settings"
+    where, right = named("optimizer"), ANOTHER
     with refusing(where, "does not work in this training loop", right):
         optimizer = how.optimizer(parameters)
         if not isinstance(optimizer, Optimizer):
@@ -80,7 +92,7 @@ def optimization(how: Optimization, parameters: Sequence[Tensor], steps: int, na
         _takes_nothing(getattr(optimizer, "inner", optimizer).step, where, right)
         sum(parameter.float().sum() for parameter in parameters).backward()  # type: ignore[union-attr]
         optimizer.step()
-    where, right = named("schedule"), "Use another one, such as schedule.name=linear, or correct its settings"
+    where, right = named("schedule"), ANOTHER
     with refusing(where, "does not work in this training loop", right):
         schedule = how.schedule(optimizer=optimizer)
         _takes_nothing(schedule.step, where, right)
@@ -93,17 +105,19 @@ def optimization(how: Optimization, parameters: Sequence[Tensor], steps: int, na
             schedule.step()
 
 
-def reward(reward: Reward, problem: Problem, where: str) -> None:
-    """The reward, on two empty completions of a problem."""
+def reward(reward: Reward, problem: Problem, group_size: int, where: str) -> None:
+    """The reward, on a group of completions of a problem: its solution or answer, and with more than one an empty one."""
     right = "Give a function of problems and texts that returns Scores (dash_exp.rewards.base), a number for each text"
     with refusing(where, "does not work as a reward", right):
-        scores = reward([problem, problem], ["", ""])
+        texts = [problem.solution or problem.answer or problem.prompt] * group_size
+        texts[1:] = [*texts[2:], ""] if group_size > 1 else []
+        scores = reward([problem] * group_size, texts)
         if not isinstance(scores, Scores):
             raise TypeError(f"it gives a {type(scores).__name__} and not Scores")
         named = {"rewards": scores.rewards, **scores.components}
         for name, values in named.items():
-            if len(values) != 2:
-                raise ValueError(f"{name}: {len(values)} for 2 texts")
+            if len(values) != group_size:
+                raise ValueError(f"{name}: {len(values)} for {group_size} texts")
         wanted = {*getattr(reward, "components", ()), getattr(reward, "correct", None)} - {None}
         if missing := wanted - scores.components.keys():
             raise ValueError(f"its Scores have no component {min(missing)}")
@@ -136,6 +150,6 @@ def _number(value: Any) -> None:
 
 def _takes_nothing(step: Callable[..., Any], where: str, right: str) -> None:
     """Raise UserError where `step` needs an argument: a closure that computes the loss again, or a metric."""
-    needs = [p.name for p in inspect.signature(step).parameters.values() if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
-    if needs:
+    parameters = [p for p in inspect.signature(step).parameters.values() if p.name != "self"]
+    if needs := [p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]:
         raise UserError(where, f"its step() needs {needs[0]}, which this training loop does not give", right)

@@ -270,16 +270,20 @@ def _check_weights(model: PreTrainedModel, loading: Mapping[str, Any], where: st
 
 
 def _has_a_place_near(model: PreTrainedModel, name: str) -> bool:
-    """Whether a weight of this name belongs to a part that the model has: a parameter of one of its layers, or a further layer.
+    """Whether a weight of this name belongs to a part that the model has: a weight or bias that one of its layers lacks, or a
+    further layer.
 
-    Parts that it has not at all (an image encoder, heads for several tokens) may be left out.
+    Parts that it has not at all (an image encoder, heads for several tokens) may be left out, and so may tables that earlier
+    versions saved with the weights (`masked_bias`, `inv_freq`), which are no parameters.
     """
-    parent = name.rpartition(".")[0]
+    parent, _, last = name.rpartition(".")
+    if last not in ("weight", "bias"):
+        return False
     while parent:
         try:
             near = model.get_submodule(parent)
         except AttributeError:
             parent = parent.rpartition(".")[0]
             continue
-        return near.get_submodule != model.base_model.get_submodule and "inv_freq" not in name
+        return near is not model.base_model and getattr(near, last, None) is None
     return False

@@ -64,10 +64,10 @@ def _group_size(cfg: DictConfig) -> str:
 def _batch(cfg: DictConfig) -> None:
     relative = "group_" in str(OmegaConf.select(cfg, "algo.advantage._target_"))
     if (relative or (kl_in_reward(cfg) and not cfg.algo.train_sampler)) and cfg.algo.group_size < 2:
-        what = "group-relative advantages" if relative else "the baseline of a KL in the reward (kl.place=reward)"
+        what = "group-relative advantages need" if relative else "the baseline of a KL in the reward (kl.place=reward) needs"
         raise UserError(
             f"{_group_size(cfg)}={cfg.algo.group_size}",
-            f"leaves nothing to compare a completion with, which {what} need",
+            f"leaves nothing to compare a completion with, which {what}",
             f"Use {_group_size(cfg)}=2 or more",
         )
     if (cfg.batch.sample_prompts or 0) > cfg.batch.prompts:

@@ -55,13 +55,13 @@ def check(cfg: DictConfig) -> None:
 
 
 def nearest(key: str) -> str | None:
-    """The setting that was most likely meant: of this name elsewhere, or else written nearly so; None where there is none."""
+    """The setting that was most likely meant: written nearly so in the same section, or of this name elsewhere; None where
+    there is none.
+    """
     section, _, name = key.rpartition(".")
-    if section and (close := get_close_matches(name, NAMES.get(section, "").split(), n=1)):
-        return f"{section}.{close[0]}"
-    elsewhere = [known for known in ALL if known.rpartition(".")[2] == name]
-    close = elsewhere or get_close_matches(key, [*ALL, "defaults"], n=1)
-    return close[0] if close else None
+    if close := get_close_matches(name, [*NAMES.get(section, "").split(), *([] if section else ["defaults"])], n=1, cutoff=0.7):
+        return f"{section}.{close[0]}".lstrip(".")
+    return next((known for known in ALL if known.rpartition(".")[2] == name and known != key), None)
 
 
 def _references(tree: object) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dash_exp.core.errors import UserError
 from dash_exp.settings.checks import part, texts
 
 SECTIONS = "logger"
-MODES = ("online", "offline", "disabled")
+MODES = ("online", "offline", "shared", "disabled")
 EARLIER_MODES = ("run", "dryrun")  # W&B's own names for the first two, which it still takes
 NOT_IN_PROJECT = "/\\#?%:"
 LONGEST_PROJECT = 128
