@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import socket
@@ -128,5 +127,5 @@ def attempt(cell: Path, steps: list[int], status: str = "done") -> None:
         tracker.log_metrics(row, step=step)
         with (cell / "metrics.csv").open("a") as file:
             file.write(",".join(map(str, row.values())) + "\n")
-    (cell / "result.json").write_text(json.dumps({"status": status, "steps": len(steps)}))
+    run_folder.write_result(cell, {"status": status, "steps": len(steps)})
     wandb_logger.finish(tracker, cell, run_folder.read_result(cell))

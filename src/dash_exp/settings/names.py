@@ -59,7 +59,9 @@ def nearest(key: str) -> str | None:
     there is none.
     """
     section, _, name = key.rpartition(".")
-    if close := get_close_matches(name, [*NAMES.get(section, "").split(), *([] if section else ["defaults"])], n=1, cutoff=0.7):
+    names = [*NAMES.get(section, "").split(), *([] if section else ["defaults"])]
+    close = get_close_matches(name, names, n=1, cutoff=0.7) or [known for known in names if name.startswith(known)]
+    if close:
         return f"{section}.{close[0]}".lstrip(".")
     return next((known for known in ALL if known.rpartition(".")[2] == name and known != key), None)
 
