@@ -5,7 +5,7 @@ from conftest import SMALL, TRAIN, program
 
 from dash_exp.commands.hydra_setup import cell_name
 
-WRONG = "clip_norm=0: is not a number above 0. Write a number above 0."
+WRONG = "clip_norm=0: is not a number above 0: at 0 no weight would change. Write a number above 0."
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "optimizer.lr=interval(1e-5,1e-2)"]
 FAILS_LATER = "rollout.max_response_tokens=5000"  # found when the model is there
 

@@ -103,7 +103,8 @@ def test_its_snapshot_is_of_the_same_settings(tmp_path):
     """The settings in a snapshot are a text, which is compared with that of the command."""
     today = json.dumps({"loss": {"_target_": "dash_exp.algorithms.losses.ppo_clip"}})
     contents = io.BytesIO()
-    torch.save({"config": today.replace("algorithms.losses", "algo"), "module": dict.fromkeys(snapshot.MODULE)}, contents)
+    state = {"config": today.replace("algorithms.losses", "algo"), "module": dict.fromkeys(snapshot.MODULE), "random": []}
+    torch.save(state, contents)
     file = tmp_path / SNAPSHOTS / f"step_00001-{hashlib.sha256(contents.getvalue()).hexdigest()[:16]}.pt"
     file.parent.mkdir(parents=True)
     file.write_bytes(contents.getvalue())

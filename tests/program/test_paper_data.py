@@ -60,7 +60,7 @@ def test_every_cell_at_the_papers_scale_has_its_data(sweep, data, tokenizer):
         assert [*tests] == (["in_dist", "out_dist"] if cfg.data.name == "math" else ["in_dist"])
         prompts = tokenized(train, tokenizer, 32768, cfg.rollout.max_response_tokens, "data.train", cfg.data.max_prompt_tokens)
         if cfg.algo.name == "sft_h":
-            sampler = build.instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=None)
+            sampler = build.made(cfg, "algo.train_sampler", {"tokenizer": tokenizer, "reward": None})
             sampler.check(train)
             traces = sampler.sample(prompts, 1, Sampling(cfg.rollout.max_response_tokens), (0, 0))
             starts_new_line = [tokenizer.decode(c.ids).startswith("\n") for c in traces]
