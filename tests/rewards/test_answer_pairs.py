@@ -61,6 +61,43 @@ def test_texts_that_are_not_evaluated(gold, text):
     assert time.process_time() - start < 5
 
 
+MATRIX = r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ("5", r"\boxed{a+b=5}", r"\boxed{a+b=6}"),  # what stands left of = does not count
+        ("5", r"\boxed{a+b+c = 2+3 = 5}", r"\boxed{a+b+c = 5+1 = 6}"),
+        ("5", r"\boxed{x = 5}", r"\boxed{a+b > 5}"),
+        ("5", r"\boxed{2+3 = 5}", r"\boxed{5 = a+b}"),
+        ("17", "The answer is $m+n=17$.", "The answer is $17+n=m$."),
+        ("17", "Thus $m+n = 10+7 = 17$.", "Thus $m+n = 10+7 \\le 17$."),
+        ("17", r"\boxed{AB^2 = 17}", r"\boxed{AB^2 = 17, BC = 3}"),
+        ("17", r"\boxed{f(3)+f(4)=17}", r"\boxed{17=f(3)+f(4)}"),
+        ("6", "The answer is a + b = 6.", "7 != 6"),
+        ("6", r"\[a+b=6\]", r"\[a+b=7\]"),
+        ("2x+3", r"\boxed{f^{-1}(x) = 2x+3}", r"\boxed{f^{-1}(x) = 2x-3}"),
+        ("x + y = 5", r"\boxed{2x + 2y = 10}", r"\boxed{5}"),
+        ("x = 5", r"\boxed{x = 2+3}", r"\boxed{y = 5}"),
+        (MATRIX, rf"\boxed{{A = {MATRIX}}}", rf"\boxed{{A = {MATRIX.replace('4', '5')}}}"),
+        (MATRIX, rf"\boxed{{\mathbf{{A}} = {MATRIX}}}", r"\boxed{\mathbf{A} = 1, 2, 3, 4}"),
+        ("204_5", r"\boxed{x = 204_5}", r"\boxed{x = 203_5}"),
+        ("204_5", "$x=204_5$", "$x=204_6$"),
+        ("2516_8", r"\boxed{2516_{(8)}}", r"\boxed{2516_{(9)}}"),
+        ("2516_8", r"\boxed{2516\text{ (base 8)}}", r"\boxed{2516\text{ (base 9)}}"),
+        ("5", r"\boxed{5_{10}}", r"\boxed{5_8}"),
+        (r"\sqrt{2}", r"\boxed{\sqrt{2} \approx 1.41}", r"\boxed{\sqrt{3} \approx 1.41}"),
+        (r"\frac{1}{3}", r"\boxed{\frac13 \approx 0.33}", r"\boxed{x \approx 0.33}"),
+        (r"3\pi", r"\boxed{x = 3\pi \approx 9.42}", r"\boxed{x = 3 \approx 3\pi}"),
+        ("1.41", r"\boxed{\theta \approx 1.41}", r"\boxed{\theta_1 \approx 1.42}"),
+    ],
+)
+def test_spellings(gold, right, wrong):
+    assert math_equal(gold, right)
+    assert not math_equal(gold, wrong)
+
+
 def test_golds_that_can_be_graded():
     golds = [
         r"\frac{1}{2}",

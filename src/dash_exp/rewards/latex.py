@@ -56,6 +56,7 @@ def plain_text(text: str) -> str:
     """
     bare = re.sub(r"\s+", " ", TEXT_COMMAND.sub(r" \1 ", text)).strip(" .")
     bare = re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", bare)  # what is left keeps two words or numbers apart
+    bare = re.sub(r"(?<=[0-9A-Z])[ _{(]+(?:in )?base ?([0-9]+)[)}]*\Z", r"_\1", bare)  # 204 (base 5)
     if is_prose(bare):
         bare = bare.lower()
     return bare[1:-1] if re.fullmatch(r"\([A-Za-z]\)", bare) else bare
