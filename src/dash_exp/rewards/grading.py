@@ -25,7 +25,7 @@ MOST_ELEMENTS = 30  # of a collection that is compared element by element
 WORDS_BETWEEN = re.compile(r"\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
 TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
 BASED = re.compile(r"([0-9A-Z]+)_\{?\(?(\d+)\)?\}?")
-UNIT_OF_FORMULA = re.compile(r"(?<=[\w})])\s*(?:\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?|\s([a-zA-Z]{4,}))\.?\Z")
+UNIT_OF_FORMULA = re.compile(r"(?<=[\w})\]])\s*(?:\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?|\s([a-zA-Z]{4,}))\.?\Z")
 MATRIX = re.compile(r"\\begin\s*\{([pb]?matrix|array)\}(?:\s*\{[clr|]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
 NAME = r"[a-zA-Z\\(|][\w\\{}()\[\],:;' /|]*?"  # x, a_1, f(x), \theta, (p,q)
 ASSIGNED = re.compile(rf"\s*({NAME})\s*=\s*(?=[^=])")
@@ -138,8 +138,9 @@ def collection(text: str) -> Collection | None:
         text = inner[1]
     if wrapped := re.fullmatch(r"[(\[]\s*(\\begin.*\\end\s*\{[a-z]+\})\s*[)\]]", text, re.DOTALL):
         text = wrapped[1]
+    text = _formula(text)
     if matrix := MATRIX.fullmatch(text):
-        rows = [row for row in re.split(r"\\\\", matrix[2]) if row.strip()]
+        rows = [row for row in re.split(r"\\\\(?:\[[0-9.]+ ?[a-z]{2}\])?", matrix[2]) if row.strip()]
         return Collection(f"matrix {len(rows)}", [cell.strip() for row in rows for cell in row.split("&")])
     if interval := _interval(text):
         return interval
