@@ -90,9 +90,10 @@ def same(gold: str, found: str) -> bool:
     gold_text, found_text = plain_text(gold), plain_text(found)
     if gold_text == found_text != "":
         return True
-    for kind in (_same_times, _same_based):
-        if (result := kind(gold_text, found_text)) is not None:
-            return result
+    if (result := _same_times(gold_text, found_text)) is not None:
+        return result
+    if (result := _same_based(plain_text(_formula(gold)), plain_text(_formula(found)))) is not None:
+        return result
     numbers = quantities.quantity(gold), quantities.quantity(found)
     if numbers[0] and numbers[1]:
         return quantities.same(numbers[0], numbers[1])

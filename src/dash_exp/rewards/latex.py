@@ -9,7 +9,7 @@ from dash_exp.rewards.answers import TEXT_COMMAND, group_end, is_prose
 MARKS = re.compile(  # of formulas, of brackets that grow, of a small space back, of dollars; but \\ ends a row
     r"\$|(?<!\\)\\(?:[()\[\]$]|!\s*|(?:left|right|[bB]igg?[lr]?)(?![a-z])\.?|(?:displaystyle|boldsymbol|limits)(?![a-zA-Z]))"
 )
-DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\circ(?![a-z])|°|\\degree(?![a-z]))(?:\s*[CF](?![a-zA-Z]))?")
+DEGREE = re.compile(r"\s*(?:\^\s*\{\s*\\circ\s*\}|\^?\s*\\circ(?![a-z])|°|\\degree(?![a-z]))(?:\s*[CF](?![a-zA-Z]))?")
 # 30^\circ is 30, as a unit is left out; but for \sin 30^\circ its value is needed.
 OF_ANGLE = re.compile(rf"(\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*2)?\s*[({{]?\s*)([0-9.]+)(?:{DEGREE.pattern})")
 SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad|~|[\s\u00a0\u200b\u202f\ufeff]")
@@ -29,7 +29,8 @@ UNICODE = {
 }
 UNICODE |= {"≠": r"\ne ", "∪": r"\cup ", "½": r"\frac{1}{2}", "∅": r"\emptyset ", "∈": r"\in "}
 
-RELATION = re.compile(r"\\(?:leq?|geq?|lt|gt|neq?)(?![a-zA-Z])|<=|>=|!=|[<>]|(?<![<>!=])=(?!=)")
+# "6!=720" has a factorial, "x != 6" and "7 != 6" have not.
+RELATION = re.compile(r"\\(?:leq?|geq?|lt|gt|neq?)(?![a-zA-Z])|<=|>=|(?<![0-9)}])!=|[<>]|(?<![<>=])=(?!=)")
 OPERATORS = {"\\leq": "<=", "\\le": "<=", "\\geq": ">=", "\\ge": ">=", "\\lt": "<", "\\gt": ">", "\\neq": "!=", "\\ne": "!="}
 
 
