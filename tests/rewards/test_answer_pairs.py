@@ -153,6 +153,7 @@ def test_golds_that_can_be_graded():
         ((r"\boxed{30 \text{ or } 150}", "#### 150, 30"), "{150, 30}"),
         ((r"\boxed 2", r"\boxed{\frac{4}{2}}", "x = 2"), "2"),
         ((r"\boxed{\frac{1}{3000000}}",), "3.33333e-07"),
+        (("x = 204_5", r"\boxed{204_{5}}", "The answer is 204 (base 5)."), "204_5"),
         (("The answer is Evelyn!", r"\boxed{\text{Evelyn}}"), "evelyn"),
     ],
 )

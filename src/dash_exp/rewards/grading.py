@@ -318,6 +318,8 @@ def _formula(text: str) -> str:
 
 
 def _spelling(text: str) -> str:
+    if based := BASED.fullmatch(plain_text(text)):
+        return "_".join(based.groups())
     if number := quantities.quantity(text):
         return symbolic.spelling_of_number(number.value / (100 if number.percent else 1))
     if group := collection(text):
