@@ -61,6 +61,76 @@ def test_texts_that_are_not_evaluated(gold, text):
     assert time.process_time() - start < 5
 
 
+MATRIX = r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ("5", r"\boxed{a+b=5}", r"\boxed{a+b=6}"),  # what stands left of = does not count
+        ("5", r"\boxed{a+b+c = 2+3 = 5}", r"\boxed{a+b+c = 5+1 = 6}"),
+        ("5", r"\boxed{x = 5}", r"\boxed{a+b > 5}"),
+        ("5", r"\boxed{2+3 = 5}", r"\boxed{5 = a+b}"),
+        ("17", "The answer is $m+n=17$.", "The answer is $17+n=m$."),
+        ("17", "Thus $m+n = 10+7 = 17$.", "Thus $m+n = 10+7 \\le 17$."),
+        ("17", r"\boxed{AB^2 = 17}", r"\boxed{AB^2 = 17, BC = 3}"),
+        ("17", r"\boxed{f(3)+f(4)=17}", r"\boxed{17=f(3)+f(4)}"),
+        ("6", "The answer is a + b = 6.", "7 != 6"),
+        ("6", r"\[a+b=6\]", r"\[a+b=7\]"),
+        ("2x+3", r"\boxed{f^{-1}(x) = 2x+3}", r"\boxed{f^{-1}(x) = 2x-3}"),
+        ("x + y = 5", r"\boxed{2x + 2y = 10}", r"\boxed{5}"),
+        ("x = 5", r"\boxed{x = 2+3}", r"\boxed{y = 5}"),
+        (MATRIX, rf"\boxed{{A = {MATRIX}}}", rf"\boxed{{A = {MATRIX.replace('4', '5')}}}"),
+        (MATRIX, rf"\boxed{{\mathbf{{A}} = {MATRIX}}}", r"\boxed{\mathbf{A} = 1, 2, 3, 4}"),
+        ("204_5", r"\boxed{x = 204_5}", r"\boxed{x = 203_5}"),
+        ("204_5", "$x=204_5$", "$x=204_6$"),
+        ("2516_8", r"\boxed{2516_{(8)}}", r"\boxed{2516_{(9)}}"),
+        ("2516_8", r"\boxed{2516\text{ (base 8)}}", r"\boxed{2516\text{ (base 9)}}"),
+        ("5", r"\boxed{5_{10}}", r"\boxed{5_8}"),
+        ("52_8", r"\boxed{52_8 \text{ units}}", r"\boxed{53_8 \text{ units}}"),
+        ("720", r"\boxed{6!=720}", r"\boxed{6 != 720}"),
+        (r"\sqrt{2}", r"\boxed{\sqrt{2} \approx 1.41}", r"\boxed{\sqrt{3} \approx 1.41}"),
+        (r"\frac{1}{3}", r"\boxed{\frac13 \approx 0.33}", r"\boxed{x \approx 0.33}"),
+        (r"3\pi", r"\boxed{x = 3\pi \approx 9.42}", r"\boxed{x = 3 \approx 3\pi}"),
+        ("1.41", r"\boxed{\theta \approx 1.41}", r"\boxed{\theta_1 \approx 1.42}"),
+        ("120", r"\boxed{{10 \choose 3}}", r"\boxed{{10 \choose 4}}"),  # characters and commands
+        (r"\binom{10}{3}", r"\boxed{10 \choose 3}", r"\boxed{10 \choose 2}"),
+        (r"1 \pm \sqrt{19}", r"\boxed{1 ± \sqrt{19}}", r"\boxed{1 ± \sqrt{18}}"),
+        (r"\sqrt{12}", "√12", "√1 2"),
+        (r"\sqrt{x+1}", r"\boxed{√(x+1)}", r"\boxed{√x+1}"),
+        ("20", r"\boxed{20°C}", r"\boxed{20C}"),
+        (r"\frac{1}{2}", r"\boxed{\sin 30^\circ}", r"\boxed{\sin 30}"),
+        (r"\frac{3}{4}", r"\boxed{\sin^2(60^\circ)}", r"\boxed{\sin^2(30^\circ)}"),
+        ("45", r"\boxed{\frac{90^\circ}{2}}", r"\boxed{\frac{80^{\circ}}{2}}"),
+        ("1", r"\boxed{\tan{45^\circ}}", r"\boxed{\tan{60^\circ}}"),
+        (r"\emptyset", r"\boxed{\{\}}", r"\boxed{\{0\}}"),
+        (r"\emptyset", r"\boxed{\varnothing}", r"\boxed{0}"),
+        ("(1,2)", r"\boxed{\bigl( 1, 2 \bigr)}", r"\boxed{\Big( 2, 1 \Big)}"),
+        (r"\frac{1}{2}", r"\boxed\frac12", r"\boxed\frac13"),
+        ("e^2", r"\boxed{\mathrm{e}^2}", r"\boxed{\mathrm{e}^3}"),
+        (MATRIX, r"\boxed{\begin{pmatrix} 1 & 2 \\[2pt] 3 & 4 \end{pmatrix}}", r"\boxed{1, 2, 3, 4}"),
+        (MATRIX, rf"\boxed{{{MATRIX} \text{{ units}}}}", rf"\boxed{{{MATRIX} \text{{ or }} 0}}"),
+        ("(2,4)", r"\boxed{(2,4) \text{ units}}", r"\boxed{(4,2) \text{ units}}"),
+        ("[2,4]", r"\boxed{[2,4] \text{ cm}}", r"\boxed{(2,4) \text{ cm}}"),
+        ("24", "Step 1: \\boxed{12}\n\n\\boxed{24}", "Step 1: \\boxed{24}\n\n\\boxed{12}"),  # boxes side by side
+        ("24", "$\\boxed{12}$\n\n$\\boxed{24}$", "$\\boxed{12}$,\n\n$\\boxed{24}$"),
+        ("1,2", r"\boxed{1} \quad \boxed{2}", r"\boxed{1}\, \boxed{2}"),
+        ("11111111100", r"#### 11,\! 111,\! 111,\! 100", r"#### 11,\! 111,\! 111,\! 10"),  # in prose
+        ("1000000", "The answer is 1 million.", "The answer is 1 millionth."),
+        ("1000000", "So it makes 1 million dollars.", "So it makes 1 dollar of a million."),
+        ("204_5", "The answer is 204 (base 5).", "The answer is 204 (base 6)."),
+        ("204_5", "So it is 204 in base 5.", "It is 204, a base, and 5."),
+        (r"\text{June 20}", "The answer is June 20.", "The answer is June 21."),
+        ("3:4", "The ratio is 3:4.", "The ratio is 4:3."),
+        ("C", "The correct option is C", "The correct option is D"),
+        (r"\frac{\pi}{4}", "The answer is pi/4.", "The answer is pi/3."),
+    ],
+)
+def test_spellings(gold, right, wrong):
+    assert math_equal(gold, right)
+    assert not math_equal(gold, wrong)
+
+
 def test_golds_that_can_be_graded():
     golds = [
         r"\frac{1}{2}",
@@ -83,6 +153,7 @@ def test_golds_that_can_be_graded():
         ((r"\boxed{30 \text{ or } 150}", "#### 150, 30"), "{150, 30}"),
         ((r"\boxed 2", r"\boxed{\frac{4}{2}}", "x = 2"), "2"),
         ((r"\boxed{\frac{1}{3000000}}",), "3.33333e-07"),
+        (("x = 204_5", r"\boxed{204_{5}}", "The answer is 204 (base 5)."), "204_5"),
         (("The answer is Evelyn!", r"\boxed{\text{Evelyn}}"), "evelyn"),
     ],
 )

@@ -14,8 +14,9 @@ TAIL = 5_000  # characters: without a box or a line of ####, an answer is looked
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are characters of the answer
-# What TeX takes where no { follows: a command or one character. A number counts as one: who writes `\boxed 12` means 12.
-TOKEN = re.compile(r"\\[a-zA-Z]+|-?[0-9]+(?:[.,][0-9]+)*|[a-zA-Z](?![a-zA-Z])")
+# What TeX takes where no { follows: a command, or one character. A number counts as one, since who writes `\boxed 12` means 12;
+# digits behind \frac and \sqrt belong to them.
+TOKEN = re.compile(r"\\[dt]?frac\s*[0-9]{2}|\\sqrt\s*[0-9]|\\[a-zA-Z]+|-?[0-9]+(?:[.,][0-9]+)*|[a-zA-Z](?![a-zA-Z])")
 HOLLOW = re.compile(r"(?:\\[a-zA-Z]+\s*\{\s*\}|\\[ ,;:!]|[\s${}~.,])*")  # in `\boxed{}` and `\boxed{\text{ }}`
 
 # Between boxes, or formulas, that are one answer: spaces, marks of formulas, commas, "and" and "or", also as \text{and}.
@@ -23,11 +24,14 @@ JOINT = re.compile(
     r"(?:[\s$,;&*]|\\[()\[\],;:! ]|\\\\|\\q?quad(?![a-zA-Z])|\b(?:and|or)\b"
     r"|\\(?:text[a-z]*|mbox|mathrm)\s*\{[\s,]*(?:and|or)?[\s,]*\})*"
 )
+JOINT_SIGN = re.compile(r"(?<!\\)[,;&]|quad|and|or")  # one of these must be there: white space alone divides
 HASHES = re.compile(r"####(?!#)[ \t]*\n?[ \t]*(\S[^\n]*)")  # GSM8K's last line; also Markdown's heading "#### Step 2"
 HEADING = re.compile(r"[0-9]+[.):]\s+[A-Za-z]")  # "1. Add the numbers"
-ANSWER_IS = re.compile(r"(?i)\banswers?(?:\s+(?:is|are)\b|\**\s*[:=])(?:\s*:)?")
+ANSWER_IS = re.compile(r"(?i)\b(?:answers?|correct (?:option|choice))(?:\s+(?:is|are)\b|\**\s*[:=])(?:\s*:)?")
 CHOICE = re.compile(r"\(?([A-J])\)")  # "(C) because ..."
-SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)")
+MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+DATE = re.compile(rf"(?:{MONTHS}) [0-9]{{1,2}}(?![0-9])")  # "June 20": the number alone is not the answer
+SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|\Z)")
 # A formula between marks. For $...$ this is Pandoc's rule, which tells "$5 and $3" from a formula: no space inside the marks
 # (or one on both sides), no digit behind the second.
 FORMULA = re.compile(
@@ -40,10 +44,12 @@ PERCENT = re.compile(r"\s*\\?%|\s*(?i:per ?cent(?:age)?|pct)\b")
 # A number as people write it: 1,234.5  .5  -3/4  1 1/4  2:30  6.7e-5; its sign counts where it is not a difference.
 PLAIN_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = (
-    rf"(?<![\w.,/^])(?:(?<![\w)])-\s?)?\$?(?:[0-9]+ [0-9]+/[0-9]+|[0-9]{{1,2}}:[0-9]{{2}}(?:\s*[aApP]\.?[mM]\b\.?)?"
+    rf"(?<![\w.,/^])(?:(?<![\w)])-\s?)?\$?(?:[0-9]+ [0-9]+/[0-9]+|[0-9]{{1,3}}:[0-9]{{1,3}}(?:\s*[aApP]\.?[mM]\b\.?)?"
     rf"|(?:{PLAIN_NUMBER})(?:\s?/\s?[0-9]+(?![0-9/]|\.[0-9])|[eE][+-]?[0-9]+|\s?(?:\\times|[*x×])\s?10\s?\^\s?\{{?-?[0-9]+\}}?)?)"
 )
-NUMBERS = re.compile(rf"{NUMBER}(?:(?:,\s{NUMBER})*,?\s(?:and|or)\s{NUMBER})?")  # "2, 4, and 6" is one answer
+# Its scale or base: 5 million, 204_5, 204 (base 5).
+BEHIND = r"(?:\s(?i:thousand|million|billion|trillion)\b|_\{?[0-9]+\}?|\s\(base\s[0-9]+\)|\sin\sbase\s[0-9]+)?"
+NUMBERS = re.compile(rf"{NUMBER}{BEHIND}(?:(?:,\s{NUMBER})*,?\s(?:and|or)\s{NUMBER})?")  # "2, 4, and 6" is one answer
 OR = re.compile(r"(?<=[\w)}.])\s*,?\s*\b(?:and|or)\s+(?=[\w.({\\-])")  # between numbers or formulas
 MARKS = " \t\n*_`\"'“”"  # around an answer in Markdown
 
@@ -169,7 +175,8 @@ def _joined(text: str, found: Sequence[Found], backward: bool) -> str:
     kept = [found[::step][0]]
     for other in found[::step][1:]:
         left, right = (other, kept[-1]) if backward else (kept[-1], other)
-        if not JOINT.fullmatch(text, left.end, right.start):
+        between = text[left.end : right.start]
+        if not JOINT.fullmatch(between) or (between and not JOINT_SIGN.search(between)):
             break
         kept.append(other)
     return ",".join(one.content.strip() for one in kept[::step])
@@ -213,6 +220,8 @@ def _at_start(text: str) -> str | None:
         return OR.sub(",", sentence)
     if numbers := NUMBERS.match(sentence):
         return OR.sub(",", numbers[0]) + _percent_behind(sentence, numbers.end())
+    if date := DATE.match(sentence):
+        return date[0]
     if choice := CHOICE.match(sentence):
         return choice[1]
     return sentence if len(sentence.split()) <= 3 and not re.search(r"[0-9$\\]", sentence) else None

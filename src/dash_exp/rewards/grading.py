@@ -24,8 +24,8 @@ MOST_ELEMENTS = 30  # of a collection that is compared element by element
 
 WORDS_BETWEEN = re.compile(r"\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
 TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
-BASED = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
-UNIT_OF_FORMULA = re.compile(r"(?<=[\w})])\s*(?:\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?|\s([a-zA-Z]{4,}))\.?\Z")
+BASED = re.compile(r"([0-9A-Z]+)_\{?\(?(\d+)\)?\}?")
+UNIT_OF_FORMULA = re.compile(r"(?<=[\w})\]])\s*(?:\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?|\s([a-zA-Z]{4,}))\.?\Z")
 MATRIX = re.compile(r"\\begin\s*\{([pb]?matrix|array)\}(?:\s*\{[clr|]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
 NAME = r"[a-zA-Z\\(|][\w\\{}()\[\],:;' /|]*?"  # x, a_1, f(x), \theta, (p,q)
 ASSIGNED = re.compile(rf"\s*({NAME})\s*=\s*(?=[^=])")
@@ -86,13 +86,14 @@ def warm_up() -> None:
 
 def same(gold: str, found: str) -> bool:
     """Whether two answers in plain LaTeX are equivalent."""
-    gold, found = _value_of_chain(gold), _value_of_chain(found)
+    gold, found = _values(_value_of_chain(gold), _value_of_chain(found))
     gold_text, found_text = plain_text(gold), plain_text(found)
     if gold_text == found_text != "":
         return True
-    for kind in (_same_times, _same_based):
-        if (result := kind(gold_text, found_text)) is not None:
-            return result
+    if (result := _same_times(gold_text, found_text)) is not None:
+        return result
+    if (result := _same_based(plain_text(_formula(gold)), plain_text(_formula(found)))) is not None:
+        return result
     numbers = quantities.quantity(gold), quantities.quantity(found)
     if numbers[0] and numbers[1]:
         return quantities.same(numbers[0], numbers[1])
@@ -138,8 +139,9 @@ def collection(text: str) -> Collection | None:
         text = inner[1]
     if wrapped := re.fullmatch(r"[(\[]\s*(\\begin.*\\end\s*\{[a-z]+\})\s*[)\]]", text, re.DOTALL):
         text = wrapped[1]
+    text = _formula(text)
     if matrix := MATRIX.fullmatch(text):
-        rows = [row for row in re.split(r"\\\\", matrix[2]) if row.strip()]
+        rows = [row for row in re.split(r"\\\\(?:\[[0-9.]+ ?[a-z]{2}\])?", matrix[2]) if row.strip()]
         return Collection(f"matrix {len(rows)}", [cell.strip() for row in rows for cell in row.split("&")])
     if interval := _interval(text):
         return interval
@@ -184,10 +186,10 @@ def _hour(hour: str, half: str | None) -> int:
 
 
 def _same_based(gold: str, found: str) -> bool | None:
-    r"""Numbers such as 52_8, digit by digit; the base may be left out in the answer. None where the gold answer is none."""
+    r"""Numbers such as 52_8, digit by digit; the base may be left out in the answer. None where neither is one."""
     bases = BASED.fullmatch(gold), BASED.fullmatch(found)
     if bases[0] is None:
-        return None
+        return None if bases[1] is None else bases[1].groups() == (gold, "10")
     return bases[0].groups() == bases[1].groups() if bases[1] else bases[0][1] == found
 
 
@@ -226,16 +228,10 @@ def _interval(text: str) -> Collection | None:
 
 
 def _same_relations(gold: str, found: str) -> bool | None:
-    """Equations and inequalities, equal where one is the other times a number. None where one is a value (x = 2 and 2)."""
+    """Equations and inequalities, equal where one is the other times a number. None where neither is one."""
     operators = [relation(text)[0] for text in (gold, found)]
     if not operators[0] and not operators[1]:
         return None
-    names = [ASSIGNED.match(text) for text in (gold, found)]
-    if not all(operators):  # a value on one side, and on the other
-        valued = [text[name.end() :] if name else text for text, name in zip((gold, found), names, strict=True)]
-        return False if any(relation(text)[0] for text in valued) else same(valued[0], valued[1])
-    if names[0] and names[1] and plain_text(names[0][1]) == plain_text(names[1][1]):
-        return same(gold[names[0].end() :], found[names[1].end() :])
     if len(operators[0]) != 1 or len(operators[1]) != 1:
         return False
     flips = [op[0].startswith(">") for op in operators]
@@ -252,6 +248,28 @@ def _difference(text: str, flip: bool) -> object:
     return right - left if flip else left - right
 
 
+def _values(gold: str, found: str) -> tuple[str, str]:
+    r"""Both without what stands before a single `=`: a name that is on one side only or on both, or, where the gold answer has
+    no relation, anything: `("5", "a + b = 5") -> ("5", "5")`.
+    """
+    sides = [relation(text)[1] for text in (gold, found)]
+    if len(sides[0]) == 1:
+        return gold, sides[1][1] if relation(found)[0] == ["="] and not _is_list(found) else found
+    names = [
+        ASSIGNED.match(text) if len(parts) == 2 and not _is_list(text) else None
+        for text, parts in zip((gold, found), sides, strict=True)
+    ]
+    if names[0] and len(sides[1]) == 1:
+        return sides[0][1], found
+    if names[0] and names[1] and plain_text(names[0][1]) == plain_text(names[1][1]):
+        return sides[0][1], sides[1][1]
+    return gold, found
+
+
+def _is_list(text: str) -> bool:
+    return WORDS_BETWEEN.search(text) is not None or len(split(text, ",;")) > 1
+
+
 def _value_of_chain(text: str) -> str:
     r"""The last side of a chain: `"x = 2 + 3 = 5" -> "x = 5"`, `"2 + 3 = 5" -> "5"`; without an approximation behind it:
     `"1/3 \approx 0.33" -> "1/3"`.
@@ -259,12 +277,13 @@ def _value_of_chain(text: str) -> str:
     if "=" not in text and "\\approx" not in text:
         return text
     first, *approximations = re.split(r"\\approx(?![a-z])", text)
-    if approximations and (re.fullmatch(NAME, first.strip()) or not first.strip()):
+    is_name = re.fullmatch(NAME, first.strip()) and symbolic.value(symbolic.parse(first.strip())) is None  # not \sqrt{2}
+    if approximations and (is_name or not first.strip()):
         first = f"{first} = {approximations[0]}"
-    parts = split(first, "=")
-    if len(parts) > 1 and (WORDS_BETWEEN.search(first) or len(split(first, ",;")) > 1):  # x = 1, y = 2
+    operators, parts = relation(first)
+    if set(operators) != {"="} or _is_list(first):  # 7 != 6, or x = 1, y = 2
         return first
-    if len(parts) > 1 and not re.search(r"[a-zA-Z]", parts[0]) and quantities.quantity(parts[-1]):
+    if not re.search(r"[a-zA-Z]", parts[0]) and quantities.quantity(parts[-1]):
         return parts[-1]
     return f"{parts[0]} = {parts[-1]}" if len(parts) > 2 else first
 
@@ -299,6 +318,8 @@ def _formula(text: str) -> str:
 
 
 def _spelling(text: str) -> str:
+    if based := BASED.fullmatch(plain_text(text)):
+        return "_".join(based.groups())
     if number := quantities.quantity(text):
         return symbolic.spelling_of_number(number.value / (100 if number.percent else 1))
     if group := collection(text):

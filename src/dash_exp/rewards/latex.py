@@ -7,9 +7,11 @@ import re
 from dash_exp.rewards.answers import TEXT_COMMAND, group_end, is_prose
 
 MARKS = re.compile(  # of formulas, of brackets that grow, of a small space back, of dollars; but \\ ends a row
-    r"\$|(?<!\\)\\(?:[()\[\]$]|!\s*|(?:left|right)(?![a-z])\.?|(?:displaystyle|boldsymbol|limits)(?![a-zA-Z]))"
+    r"\$|(?<!\\)\\(?:[()\[\]$]|!\s*|(?:left|right|[bB]igg?[lr]?)(?![a-z])\.?|(?:displaystyle|boldsymbol|limits)(?![a-zA-Z]))"
 )
-DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\circ(?![a-z])|°|\\degree(?![a-z]))")
+DEGREE = re.compile(r"\s*(?:\^\s*\{\s*\\circ\s*\}|\^?\s*\\circ(?![a-z])|°|\\degree(?![a-z]))(?:\s*[CF](?![a-zA-Z]))?")
+# 30^\circ is 30, as a unit is left out; but for \sin 30^\circ its value is needed.
+OF_ANGLE = re.compile(rf"(\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*2)?\s*[({{]?\s*)([0-9.]+)(?:{DEGREE.pattern})")
 SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad|~|[\s\u00a0\u200b\u202f\ufeff]")
 MACRO = re.compile(r"\\(frac|sqrt)(?![a-zA-Z])")
 ARGUMENT = re.compile(r"\\[a-zA-Z]+|[^\s{}\\]")
@@ -23,10 +25,12 @@ UNICODE = {
     "∞": r"\infty ",
     "≤": r"\le ",
     "≥": r"\ge ",
+    "±": r"\pm ",
 }
 UNICODE |= {"≠": r"\ne ", "∪": r"\cup ", "½": r"\frac{1}{2}", "∅": r"\emptyset ", "∈": r"\in "}
 
-RELATION = re.compile(r"\\(?:leq?|geq?|lt|gt|neq?)(?![a-zA-Z])|<=|>=|!=|[<>]|(?<![<>!=])=(?!=)")
+# "6!=720" has a factorial, "x != 6" and "7 != 6" have not.
+RELATION = re.compile(r"\\(?:leq?|geq?|lt|gt|neq?)(?![a-zA-Z])|<=|>=|(?<![0-9)}])!=|[<>]|(?<![<>=])=(?!=)")
 OPERATORS = {"\\leq": "<=", "\\le": "<=", "\\geq": ">=", "\\ge": ">=", "\\lt": "<", "\\gt": ">", "\\neq": "!=", "\\ne": "!="}
 
 
@@ -35,11 +39,16 @@ def plain_latex(text: str) -> str:
 
     `"$\dfrac\pi 2$" -> "\frac{\pi}{2}"`, `"3\,000\!" -> "3 000"`, `"90^\circ" -> "90"`, `"\textbf{(C)}" -> "\text{(C)}"`.
     """
+    text = re.sub(r"√\s*(?:\(([^()]*)\)|([0-9]+|\w))", r"\\sqrt{\1\2}", text)
     text = "".join(UNICODE.get(character, character) for character in text)
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)  # \\\\frac, escaped twice
     text = TEXT_COMMAND.sub(lambda t: rf"\text{{{t[1]}}}" if re.search(r"[^\W\d_]", t[1]) else t[1], MARKS.sub("", text))
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", DEGREE.sub("", text))
+    text = DEGREE.sub("", OF_ANGLE.sub(r"\1\\frac{\2\\pi}{180}", text))
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    text = re.sub(r"\\\{\s*\\\}|\\varnothing(?![a-z])", r"\\emptyset ", text)
+    text = re.sub(r"(?:\A|\{)([^{}]*)\\choose(?![a-z])([^{}]*)(?:\}|\Z)", r"\\binom{\1}{\2}", text)
+    text = re.sub(r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi", text)
     text = re.sub(r"\s*\{\s*,\s*\}\s*", ",", text)
     text = re.sub(r"\\text\{\s*\}|\\phantom\s*(?:\{[^{}]*\}|[^{}])|\A\s*\\approx(?![a-z])", " ", text)
     text = re.sub(r" +", " ", SPACE.sub(" ", text)).strip(" *")
@@ -56,6 +65,7 @@ def plain_text(text: str) -> str:
     """
     bare = re.sub(r"\s+", " ", TEXT_COMMAND.sub(r" \1 ", text)).strip(" .")
     bare = re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", bare)  # what is left keeps two words or numbers apart
+    bare = re.sub(r"(?<=[0-9A-Z])[ _{(]+(?:in )?base ?([0-9]+)[)}]*\Z", r"_\1", bare)  # 204 (base 5)
     if is_prose(bare):
         bare = bare.lower()
     return bare[1:-1] if re.fullmatch(r"\([A-Za-z]\)", bare) else bare
