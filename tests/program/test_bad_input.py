@@ -208,7 +208,7 @@ def test_what_is_typed(typed, tmp_path, arguments, says):
 
 
 ENVIRONMENT = [
-    ("WANDB_MODE", "nonsense", "WANDB_MODE=nonsense: is not known to W&B. Use one of online, offline, disabled"),
+    ("WANDB_MODE", "nonsense", "WANDB_MODE=nonsense: is not known to W&B. Use one of online, offline, shared, disabled"),
     ("WANDB_BASE_URL", "http://local host", "WANDB_BASE_URL=http://local host: is not the address of a server: it has a space"),
 ]
 
