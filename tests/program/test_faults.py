@@ -99,7 +99,7 @@ def killed_and_killed_again(overrides: Sequence[str], folder: Path, seed: int) -
         if kills == 0:
             status = ended(overrides, killed, training=False, at_event=1 + int(rng.random() * before))
         elif kills % 2:
-            status = ended(overrides, killed, at_event=1 + int(moment * events))
+            status = ended(overrides, killed, at_event=1 + int((1 / STEPS + moment) * events))  # after a snapshot
         else:
             status = ended(overrides, killed, after_s=moment * seconds)
         if status == 0:  # it came to its end before
