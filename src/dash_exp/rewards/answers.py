@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dash_exp.rewards.quantities import FORMULA_WORDS
+
 TAIL = 5_000  # characters: without a box or a line of ####, an answer is looked for only so far from the end
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
@@ -56,47 +58,8 @@ MARKS = " \t\n*_`\"'“”"  # around an answer in Markdown
 TEXT_COMMAND = re.compile(r"\\(?:text[a-z]*|mbox|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}")
 WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 # What looks like a word and belongs to formulas; with numbers between them "and" and "or" only make a list.
-MATH_WORDS = frozenset(
-    [
-        "pi",
-        "sqrt",
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "log",
-        "ln",
-        "lg",
-        "exp",
-        "inf",
-        "infinity",
-        "infty",
-        "oo",
-        "frac",
-        "dfrac",
-        "gcd",
-        "lcm",
-        "mod",
-        "max",
-        "min",
-        "det",
-        "deg",
-        "theta",
-        "alpha",
-        "beta",
-        "cdot",
-        "times",
-        "and",
-        "or",
-    ]
+MATH_WORDS = FORMULA_WORDS | frozenset(
+    ("alpha arccos arcsin arctan beta cosh deg det dfrac frac gcd infty lcm lg max min oo sinh tanh theta").split()  # noqa: SIM905
 )
 
 

@@ -27,47 +27,18 @@ UNIT = re.compile(
     r"(?:\s*\^\s*\{?[23]\}?)?"
 )
 PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{\s*)?(?i:per ?cent(?:age)?|pct)\s*\}?)\s*\.?\Z")
+# Words of formulas.
+FORMULA_WORDS = frozenset(
+    ("and cdot cos cot csc exp inf infinity ln log mod or pi sec sin sqrt tan times").split()  # noqa: SIM905
+)
 # Words that change the value, or join it to another one: then it is no number with a unit.
-NO_UNIT = frozenset(
-    [
-        "pi",
-        "sqrt",
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "ln",
-        "exp",
-        "inf",
-        "infinity",
-        "and",
-        "or",
-        "over",
-        "mod",
-        "times",
-        "plus",
-        "minus",
-        "cdot",
-        "not",
-        "to",
-        "per",
-        "cent",
-        "percent",
-        "am",
-        "pm",
-        "a.m",
-        "p.m",
-        "if",
-        "half",
-        "pair",
-        "score",
-        "gross",
-        "base",
-    ]
-) | set(SCALES)
+NO_UNIT = (
+    FORMULA_WORDS
+    | set(SCALES)
+    | frozenset(
+        ("a.m am base cent gross half if minus not over p.m pair per percent plus pm score to").split()  # noqa: SIM905
+    )
+)
 
 
 class Quantity(NamedTuple):
