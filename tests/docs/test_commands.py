@@ -31,8 +31,6 @@ from dash_exp.settings.validate import validate
 pytestmark = pytest.mark.filterwarnings("ignore:\\s*'hydra/launcher")
 SWEEPS = [file.stem for file in (ROOT / "sweeps").glob("*.yaml")]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# Commands that cannot be checked in this way, as the page shows them, with the reason.
-EXCEPTIONS: dict[str, str] = {}
 # Files that a page describes in a sentence, by page.
 DESCRIBED = {
     "README.md": {"conf/reward/short.yaml": "_target_: my_rewards.Short\n"},
@@ -240,15 +238,8 @@ WITH_COMMANDS = [page for page in PAGES if commands(page.read_text(encoding="utf
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_command_of_a_page_is_accepted(page, workplace):
     workplace(files(page))
-    shown = [command for command in commands(page.read_text(encoding="utf-8")) if command not in EXCEPTIONS]
-    answers = {command: why for command in shown if (why := refused(command))}
+    answers = {command: why for command in commands(page.read_text(encoding="utf-8")) if (why := refused(command))}
     assert answers == {}
-
-
-def test_every_exception_is_used_and_would_be_refused():
-    shown = {command for page in PAGES for command in commands(page.read_text(encoding="utf-8"))}
-    assert {*EXCEPTIONS} <= shown
-    assert all(EXCEPTIONS.values()) and all(map(refused, EXCEPTIONS))
 
 
 @pytest.mark.parametrize(
