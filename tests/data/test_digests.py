@@ -8,7 +8,11 @@ from dash_exp.data import digests
 ONE, TWO = Problem("a", "1+1=", "2", "A:2"), Problem("b", "1+2=", "3", "A:3")
 
 
-@pytest.mark.parametrize("change", [{"id": "c"}, {"prompt": "1+1 ="}, {"answer": "3"}, {"tests": ("assert f()",)}])
+CHANGES = [{"id": "c"}, {"prompt": "1+1 ="}, {"answer": "3"}, {"tests": ("assert f()",)}]
+CHANGES += [{"messages": (("user", "1+1="),)}, {"extra": {"source": "a"}}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_problem_is_what_is_asked_and_what_is_right(change):
     assert digests.of_problem(replace(ONE, **change)) != digests.of_problem(ONE)
     before, now = (digests.of_sets([p], {"in_dist": [p, TWO], "out_dist": [TWO]}) for p in (ONE, replace(ONE, **change)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import BoolTensor, Tensor
@@ -20,6 +21,8 @@ class Problem:
     """One task. `id` is unique in its data set and keys the sampling noise. `solution`: a written trace, for SFT.
 
     `tests`: for programs, pieces of Python that run in order in one namespace (set-up, then asserts); one that raises fails.
+    `messages`: the conversation that asks for the answer, (role, text) each, where the data has one; `prompt` is then its text
+    for prompts that are no chat. `extra`: further columns of the data, for a reward.
     """
 
     id: str
@@ -27,6 +30,8 @@ class Problem:
     answer: str
     solution: str | None = None
     tests: tuple[str, ...] = ()
+    messages: tuple[tuple[str, str], ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

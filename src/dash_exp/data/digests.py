@@ -10,8 +10,9 @@ from dash_exp.core.types import Problem
 
 
 def of_problem(problem: Problem) -> str:
-    """Of what a test of a policy depends on: id, prompt, answer and tests."""
-    return _digest([problem.id, problem.prompt, problem.answer, list(problem.tests)])
+    """Of what a test of a policy depends on: id, prompt, answer and tests, and messages and further columns where there are."""
+    further = [part for part in (problem.messages, problem.extra) if part]
+    return _digest([problem.id, problem.prompt, problem.answer, list(problem.tests), *further])
 
 
 def of_sets(train: Sequence[Problem], tests: Mapping[str, Sequence[Problem]]) -> dict[str, str]:
@@ -24,4 +25,4 @@ def of_sets(train: Sequence[Problem], tests: Mapping[str, Sequence[Problem]]) ->
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
