@@ -42,6 +42,8 @@ GROUPS = {
     "kl": "Coefficient, estimator and schedule of the KL term. A number works as well: `kl=0.01`, or in a sweep `kl=0,0.04`.",
     "logger": "Where metrics go in addition to the files of the run folder.",
     "model": "The policy. Options that every model has are in [`model` of the main page](index.md#model).",
+    "prompt": "How the model is asked: by text or in its chat template, with what stands around the problem, and what ends an "
+    "answer.",
     "reward": "What a completion is worth. The data set chooses one.",
     "rollout": "The sampler, and what happens to its completions before they are trained on.",
     "scale": "For the files of `sweeps/` only, added with `+scale=paper`.",

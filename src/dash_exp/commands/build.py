@@ -18,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp.algorithms.kl import Schedule
 from dash_exp.algorithms.kl_penalty import Penalty, RewardPenalty
-from dash_exp.commands import rehearsal
+from dash_exp.commands import prompting, rehearsal
 from dash_exp.commands.parts import check_named, made, named
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
-from dash_exp.core.types import Problem, Prompt
+from dash_exp.core.types import Problem
 from dash_exp.core.watch import Watch
 from dash_exp.data import digests, order
-from dash_exp.data.prompts import check_answers, tokenized
+from dash_exp.data.prompts import check_answers
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models import adapter, folders, loading, sharded
@@ -75,6 +75,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
         train_sampler.check(train)
     policy = load_policy(cfg)
     loading.check_vocabulary(policy, tokenizer, cfg.model.path)
+    train_prompts, test_prompts = prompting.prompts(cfg, train, tests, tokenizer, policy)
     watch = watch_of(cfg)
     passes = Passes(
         cfg.batch.micro_tokens, tokenizer.pad_token_id, cfg.rollout.temperature, getattr(torch, cfg.model.compute_dtype)
@@ -98,7 +99,6 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
         sharded_for_servers = cfg.trainer.strategy == "fsdp" and group.size > 1 and not shared
         weights = partial(weights_for_servers, policy, group) if sharded_for_servers else None
         refresh = Refresh(policy, sampler, cfg.rollout.staleness, cfg.rollout.refresh_every, weights)
-        train_prompts, test_prompts = prompts(cfg, train, tests, tokenizer, policy)
         data = RolloutDataModule(
             train=train_prompts,
             tests=test_prompts,
@@ -166,22 +166,6 @@ def reward_of(cfg: DictConfig, sets: Mapping[str, Sequence[Problem]], tokenizer:
     return reward
 
 
-def prompts(
-    cfg: DictConfig,
-    train: Sequence[Problem],
-    tests: Mapping[str, Sequence[Problem]],
-    tokenizer: PreTrainedTokenizerBase,
-    policy: PreTrainedModel,
-) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
-    """The problems as the policy reads them. A test set is never cut by length: its accuracy would be another one."""
-    context = loading.context_length(policy, cfg.rollout.sampler.get("max_model_len"))
-    read = partial(tokenized, tokenizer=tokenizer, context=context, max_tokens=cfg.rollout.max_response_tokens)
-    return (
-        read(train, where="data.train", limit=cfg.data.max_prompt_tokens),
-        {name: read(test, where=f"data.tests.{name}") for name, test in tests.items()},
-    )
-
-
 def load_policy(cfg: DictConfig) -> PreTrainedModel:
     """The policy that is trained, with its adapter where it has one."""
     lora: Any = OmegaConf.to_container(cfg.model.lora) if cfg.model.adapter else None
@@ -232,7 +216,7 @@ def optimization_of(cfg: DictConfig) -> Optimization:
 
 def plan_of(cfg: DictConfig) -> SamplingPlan:
     """What an outer step samples."""
-    sampling = Sampling(cfg.rollout.max_response_tokens, cfg.rollout.temperature)
+    sampling = Sampling(cfg.rollout.max_response_tokens, cfg.rollout.temperature, stop=prompting.stop(cfg))
     return SamplingPlan(cfg.batch.prompts, cfg.algo.group_size, sampling, cfg.batch.sample_prompts, cfg.seed)
 
 
@@ -250,15 +234,15 @@ def scoring_of(cfg: DictConfig, reward: Reward, penalty: Penalty | None, kl_coef
 
 def evaluator_of(cfg: DictConfig, sampler: Sampler, reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Evaluator:
     """How test problems are sampled and graded."""
-    max_tokens = cfg.rollout.max_response_tokens
+    max_tokens, stop = cfg.rollout.max_response_tokens, prompting.stop(cfg)
     return Evaluator(
         sampler=sampler,
         reward=reward,
         tokenizer=tokenizer,
-        greedy=Sampling(max_tokens, temperature=0.0),
+        greedy=Sampling(max_tokens, temperature=0.0, stop=stop),
         n=cfg.eval.n,
         k=tuple(cfg.eval.k),
-        sampling=Sampling(max_tokens, cfg.eval.temperature, cfg.eval.top_p),
+        sampling=Sampling(max_tokens, cfg.eval.temperature, cfg.eval.top_p, stop),
         seed=cfg.seed,
     )
 

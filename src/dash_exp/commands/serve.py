@@ -120,7 +120,7 @@ def build(cfg: DictConfig) -> EngineServer:
     settings = {name: cfg.rollout.sampler[name] for name in ENGINE}
     rank = cfg.model.lora.r if cfg.model.adapter else None
     dtype = getattr(torch, cfg.model.compute_dtype)
-    engine = Engine(policy.config, eos_ids, dtype, receive=on_gpu, lora_rank=rank, **settings)
+    engine = Engine(policy.config, eos_ids, dtype, receive=on_gpu, lora_rank=rank, tokenizer=tokenizer, **settings)
     engine.warm_up()
     about = {
         "model": f"{cfg.model.name} ({described(policy.config, engine.expected)})",

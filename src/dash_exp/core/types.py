@@ -36,10 +36,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem and the token ids of its prompt, as the model sees them."""
+    """A problem and the token ids of its prompt, as the model sees them.
+
+    `prefill`: the beginning of the answer, which `ids` end with; rewards and records see it in front of the completion. `lead`:
+    the text that a written solution stands behind; empty where the answer is a turn of its own in a chat, None = the problem's.
+    """
 
     problem: Problem
     ids: tuple[int, ...]
+    prefill: str = ""
+    lead: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,14 @@ class Completion:
     """Sampled token ids, with the end-of-sequence token where there is one.
 
     `logprobs`: the log-probability (nats) of each token under the sampling distribution, temperature included; None for text
-    that no policy sampled. `truncated`: the token limit was reached before an end-of-sequence token.
+    that no policy sampled. `truncated`: the token limit was reached before the end. `stopped`: the last token completed a stop
+    string (`Sampling.stop`), so it is text, and not an end-of-sequence token.
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     truncated: bool
+    stopped: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem, Prompt
-from dash_exp.models import texts
+from dash_exp.data.prompt_form import PromptForm
 from dash_exp.rewards.base import Reward, shortened
 
 log = logging.getLogger(__name__)
@@ -22,16 +22,18 @@ def tokenized(
     max_tokens: int,
     where: str,
     limit: int | None = None,
+    form: PromptForm | None = None,
+    examples: Sequence[Problem] = (),
 ) -> list[Prompt]:
-    """The problems with their token ids, those of more than `limit` tokens left out.
+    """The problems with their token ids, those of more than `limit` tokens left out. `form`: how the model is asked, by default
+    by the problem's text alone; `examples`: the training problems that it may show.
 
     Raises UserError where nothing is left, and where a prompt has no token, and where a prompt and a completion
     of `max_tokens` exceed the model's `context`.
     """
     if not problems:
         raise UserError(where, "has no problem left, test problems taken out", "Give problems that are not in the tests")
-    ids = texts.encoded(tokenizer, [p.prompt for p in problems])
-    prompts = [Prompt(p, tuple(i)) for p, i in zip(problems, ids, strict=True)]
+    prompts = (form or PromptForm()).prompts(problems, tokenizer, examples)
     empty = next((p for p in prompts if not p.ids), None)
     if empty is not None:
         raise UserError(f"{where}, problem {empty.problem.id}", "its prompt has no token of this tokenizer", "Give a text")

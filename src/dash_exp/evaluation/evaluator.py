@@ -161,13 +161,15 @@ class Evaluator:
         sampled = self._grade(prompts, self.n, self.sampling, (self.seed, SAMPLED)) if self.n and self.sampling else None
         return Evaluation([p.problem for p in prompts], self._grade(prompts, 1, self.greedy, ()), sampled, self.k)
 
-    def texts(self, completions: Sequence[Completion]) -> list[str]:
-        """The completions as text, as rewards and records have them."""
-        return decoded(self.tokenizer, completions)
+    def texts(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[str]:
+        """The completions as text, as rewards and records have them: behind the prefill of their prompts."""
+        group = len(completions) // len(prompts)
+        written = decoded(self.tokenizer, completions)
+        return [prompts[i // group].prefill + text for i, text in enumerate(written)]
 
     def _grade(self, prompts: Sequence[Prompt], count: int, sampling: Sampling, key: tuple[int, ...]) -> Graded:
         completions = self.sampler.sample(prompts, count, sampling, key)
-        texts = self.texts(completions)
+        texts = self.texts(prompts, completions)
         scores = self.reward([p.problem for p in prompts for _ in range(count)], texts)
         answers = getattr(self.reward, "answers", None) if count > 1 else None
         return Graded(

@@ -36,17 +36,32 @@ def joined(first: Ids, second: Ids) -> list[int]:
     return [*first, *second[shared:]]
 
 
+def without_end(ids: Ids, eos_id: int) -> list[int]:
+    """The ids without EOS behind them."""
+    end = next((n for n in range(len(ids), 0, -1) if ids[n - 1] != eos_id), 0)
+    return list(ids[:end])
+
+
 def continuation(tokenizer: PreTrainedTokenizerBase, text: str, complete: bool = True) -> list[int]:
     """The ids of a text that stands behind a prompt: nothing before it, and where it is `complete` EOS once behind it."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
     return joined(ids, [tokenizer.eos_token_id]) if complete else list(ids)
 
 
+def behind(text: str, more: str, separator: str) -> str:
+    """What stands behind a text, as a solution behind its prompt: with the separator before it, unless nothing or white space
+    divides the two already.
+
+    The prompt stays as it is, so that a policy has the same prompts in SFT, in RL and in evaluation.
+    """
+    return more if not text or text[-1].isspace() or more[:1].isspace() else separator + more
+
+
 def decoded(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Completion]) -> list[str]:
-    """Each completion as text, without padding, BOS, EOS, and the token that ended it.
+    """Each completion as text, without padding, BOS, EOS, and the token that ended it. A stop string that ended it stays.
 
     Other special tokens stay: where `<think>` is one, a reward has to see it. No space is removed before punctuation.
     """
     unsaid = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
-    said = [[i for i in (c.ids if c.truncated else c.ids[:-1]) if i not in unsaid] for c in completions]
+    said = [[i for i in (c.ids if c.truncated or c.stopped else c.ids[:-1]) if i not in unsaid] for c in completions]
     return [str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)) for ids in said]

@@ -17,6 +17,8 @@ from dash_exp.core.types import Completion, Prompt
 class Sampling:
     """How to sample. `temperature` 0 is greedy. `max_tokens` counts completion tokens.
 
+    `stop`: a completion ends with the token that completes one of these texts, which stays a part of it.
+
     `top_p` below 1 samples from the smallest set of most likely tokens whose probabilities at that temperature add up to
     `top_p` (nucleus sampling, arXiv 1904.09751). It is for evaluation only: such completions have no log-probabilities.
     """
@@ -24,6 +26,7 @@ class Sampling:
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    stop: tuple[str, ...] = ()
 
 
 class Sampler(Protocol):

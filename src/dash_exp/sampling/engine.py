@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Prompt
@@ -39,7 +39,7 @@ class Engine:
     `max_sequences`: most completions decoded at a time. `max_model_len`: most tokens of prompt and completion together (None:
     the context length of the model). `memory_share`: share of GPU memory for weights and KV cache. `cpu_cache_gb`: size of the
     KV cache on a CPU. `eager`: do not use CUDA graphs. `sleep`: the engine can release its GPU memory. `receive`: it can
-    receive weights over NCCL (GPU only). `lora_rank`: it can load adapters of this rank.
+    receive weights over NCCL (GPU only). `lora_rank`: it can load adapters of this rank. `tokenizer`: for stop strings.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Engine:
         sleep: bool = False,
         receive: bool = False,
         lora_rank: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         vllm = import_vllm()
         self.vllm = vllm
@@ -104,6 +105,8 @@ class Engine:
                     f"vLLM could not create an engine ({' '.join(str(error).split())[:400]})",
                     "Check rollout.sampler: max_model_len, max_sequences and the memory settings",
                 ) from error
+
+        self.llm.llm_engine.output_processor.tokenizer = tokenizer  # it decodes only requests with stop strings
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Load weights by the names of the policy's `state_dict`, and clear cached prompts. No weight may be missing.
@@ -228,22 +231,23 @@ class Engine:
             logprobs=0 if sampling.top_p == 1 else None,  # only that of the sampled token
             stop_token_ids=sorted(self.eos_ids),
             seed=seed if sampling.temperature > 0 else None,
-            detokenize=False,
+            stop=list(sampling.stop),
+            include_stop_str_in_output=True,
+            skip_special_tokens=False,  # a stop string may be one
+            detokenize=bool(sampling.stop),
             flat_logprobs=True,
             output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
 
     def completions(self, output: Any) -> list[Completion]:
         """The completions of one finished request, in the order of the group."""
-        members = sorted(output.outputs, key=lambda member: member.index)
-        return [
-            Completion(
-                tuple(m.token_ids),
-                None if m.logprobs is None else tuple(m.logprobs.logprobs),
-                truncated=m.token_ids[-1] not in self.eos_ids,
-            )
-            for m in members
-        ]
+        return [self._completion(m) for m in sorted(output.outputs, key=lambda member: member.index)]
+
+    def _completion(self, member: Any) -> Completion:
+        ended = member.token_ids[-1] in self.eos_ids
+        stopped = not ended and isinstance(member.stop_reason, str)  # the stop string
+        logprobs = None if member.logprobs is None else tuple(member.logprobs.logprobs)
+        return Completion(tuple(member.token_ids), logprobs, not (ended or stopped), stopped)
 
 
 def group_seed(key: tuple[int, ...], prompt: Prompt) -> int:

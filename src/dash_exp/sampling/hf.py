@@ -22,6 +22,7 @@ from dash_exp.models.log_probs import autocast, positions
 from dash_exp.sampling import decode
 from dash_exp.sampling.base import Sampling, noise_seed
 from dash_exp.sampling.cache import RoomyCache, SharedPrompts
+from dash_exp.sampling.stopping import StopStrings
 
 # Finished rows are removed from the batch when they are this share of it.
 LEAVE_AT = 1 / 32
@@ -38,6 +39,7 @@ class HFSampler:
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.policy = policy
+        self.tokenizer = tokenizer
         self.eos_ids = eos_ids(policy, tokenizer)
         self.pad_id = int(tokenizer.pad_token_id)
         self.max_sequences = max_sequences
@@ -83,15 +85,20 @@ class HFSampler:
         ids_BT = torch.zeros(len(rows), sampling.max_tokens, dtype=torch.long, device=device)
         logprobs_BT = torch.zeros(len(rows), sampling.max_tokens, device=device)
         lengths = torch.full((len(rows),), sampling.max_tokens, device=device)
+        complete = torch.zeros(len(rows), dtype=torch.bool, device=device)
         logits_BV, context = self._read_prompts([prompt for prompt, _ in rows])
         batch = torch.arange(len(rows), device=device)  # the rows that are still being decoded
         ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        stops = StopStrings(self.tokenizer, sampling.stop)
         eos = torch.tensor(sorted(self.eos_ids), device=device)
         for t in range(sampling.max_tokens):
             tokens_B, logprob_B = choose(logits_BV, sampling.temperature, noise_BT[batch, t], sampling.top_p)
             ids_BT[batch, t], logprobs_BT[batch, t] = tokens_B, logprob_B
-            ends_B = torch.isin(tokens_B, eos) & ~ended_B
-            lengths[batch[ends_B]] = t + 1
+            ends_B = torch.isin(tokens_B, eos)
+            if sampling.stop:
+                ends_B = ends_B | stops.completed(ids_BT[batch, max(0, t + 1 - stops.window) : t + 1])
+            ends_B = ends_B & ~ended_B
+            lengths[batch[ends_B]], complete[batch[ends_B]] = t + 1, True
             ended_B = ended_B | ends_B
             n_ended = int(ended_B.sum())
             if t + 1 == sampling.max_tokens or n_ended == len(ended_B):
@@ -102,9 +109,12 @@ class HFSampler:
             logits_BV = context.next_logits(tokens_B)
         return [
             Completion(
-                tuple(ids[:n]), tuple(logprobs[:n]) if sampling.top_p == 1 else None, truncated=ids[n - 1] not in self.eos_ids
+                tuple(ids[:n]),
+                tuple(logprobs[:n]) if sampling.top_p == 1 else None,
+                truncated=not whole,
+                stopped=whole and ids[n - 1] not in self.eos_ids,
             )
-            for ids, logprobs, n in zip(*map(Tensor.tolist, (ids_BT, logprobs_BT, lengths)), strict=True)
+            for ids, logprobs, n, whole in zip(*map(Tensor.tolist, (ids_BT, logprobs_BT, lengths, complete)), strict=True)
         ]
 
     def _read_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Context]:

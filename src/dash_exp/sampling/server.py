@@ -6,8 +6,9 @@
     POST /transfer/STEP?version=N      body: JSON. Weights with vLLM's weight transfer, step by step (GPU)
     POST /sample                       body: JSON, see `Job`. Answers with one line of JSON for each finished group
 
-Lines of /sample: {"index", "version", "completions": [{"ids", "logprobs"}]} for a group; {"alive": steps} about once a second
-while the engine makes progress; at the end {"done": groups}, or {"error": why} if the weights were replaced during the request.
+Lines of /sample: {"index", "version", "completions": [{"ids", "logprobs", "stopped"}]} for a group; {"alive": steps} about
+once a second while the engine makes progress; at the end {"done": groups}, or {"error": why} if the weights were replaced
+during the request.
 
 Only one thread, that of `EngineServer.run`, uses the engine. Requests reach it through a queue, so that several are decoded
 together. There is no authentication: anyone who can reach the port can sample and replace the weights.
@@ -72,7 +73,12 @@ class Job:
                 load=body.get("load"),
                 groups=[(int(p["index"]), [int(i) for i in p["ids"]], int(p["seed"])) for p in body["prompts"]],
                 group_size=int(body["group_size"]),
-                sampling=Sampling(int(body["max_tokens"]), float(body["temperature"]), float(body["top_p"])),
+                sampling=Sampling(
+                    int(body["max_tokens"]),
+                    float(body["temperature"]),
+                    float(body["top_p"]),
+                    tuple(str(text) for text in body.get("stop", ())),
+                ),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RefusedError(400, f"not a sampling request: {type(error).__name__} {error}") from error
@@ -105,7 +111,7 @@ class EngineServer:
                 if group not in self._waiting:
                     continue
                 index, put = self._waiting.pop(group)
-                line = [{"ids": c.ids, "logprobs": c.logprobs} for c in completions]
+                line = [{"ids": c.ids, "logprobs": c.logprobs, "stopped": c.stopped} for c in completions]
                 put({"index": index, "version": self.version, "completions": line})
             self.steps += 1
 

@@ -55,6 +55,7 @@ class Call:
             "max_tokens": self.sampling.max_tokens,
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
+            "stop": self.sampling.stop,
         }
 
     def parsed(self, text: str, eos_ids: frozenset[int]) -> dict[str, Any]:
@@ -80,4 +81,6 @@ class Call:
 def completion(sent: Mapping[str, Any], eos_ids: frozenset[int]) -> Completion:
     """A completion from the JSON that a server sends."""
     ids, logprobs = tuple(sent["ids"]), sent["logprobs"]
-    return Completion(ids, None if logprobs is None else tuple(logprobs), truncated=ids[-1] not in eos_ids)
+    stopped = bool(sent.get("stopped", False))
+    truncated = not stopped and ids[-1] not in eos_ids
+    return Completion(ids, None if logprobs is None else tuple(logprobs), truncated, stopped)

@@ -26,7 +26,7 @@ from dash_exp.core.types import Completion, Problem, Prompt
 from dash_exp.models import loading, texts
 from dash_exp.rewards.base import Reward, correct
 from dash_exp.sampling.base import Sampler, Sampling
-from dash_exp.sampling.traces import behind
+from dash_exp.sampling.traces import lead
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class TeacherSampler:
     `sampler` creates the sampler of the teacher from (policy=, tokenizer=, compute_dtype=). `dtype`: of its weights and matrix
     products. `accelerator`: "cpu" or "gpu", as in Lightning. `file`: the file of traces. `data`: the name of the data set.
     `chunk`: how many problems are sampled and added to the file at a time; they are kept if the run is stopped.
-    `separator`: see `traces.behind`.
+    `separator`: see `texts.behind`.
 
     Raises UserError if the file belongs to another teacher, other settings, or other problems.
     """
@@ -140,7 +140,7 @@ class TeacherSampler:
                     self._say()
         rows = [self.traces.text(problem) for problem in problems]
         written = [
-            (behind(p.prompt, text, self.separator), complete) for p, (text, complete) in zip(problems, rows, strict=True)
+            (texts.behind(lead(p), text, self.separator), complete) for p, (text, complete) in zip(prompts, rows, strict=True)
         ]
         return [self._completion(*trace, sampling.max_tokens) for trace in written for _ in range(group_size)]
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Problem, Prompt
-from dash_exp.models.texts import continuation
+from dash_exp.models.texts import behind, continuation
 from dash_exp.rewards.base import Reward
 from dash_exp.sampling.base import Sampling
 
@@ -18,7 +18,7 @@ class TraceSampler:
     """Returns the solution of each problem, tokenised and with the end-of-sequence token, `group_size` times.
 
     `reward` is ignored: solutions are returned whether they are correct or not. Other samplers of traces use it. `separator`:
-    see `behind`.
+    see `texts.behind`.
     """
 
     version = None
@@ -51,14 +51,11 @@ class TraceSampler:
 
     def _trace(self, prompt: Prompt, max_tokens: int) -> Completion:
         self.check([prompt.problem])
-        solution = behind(prompt.problem.prompt, str(prompt.problem.solution), self.separator)
+        solution = behind(lead(prompt), str(prompt.problem.solution), self.separator)
         ids = tuple(continuation(self.tokenizer, solution))
         return Completion(ids[:max_tokens], None, truncated=len(ids) > max_tokens)
 
 
-def behind(prompt: str, solution: str, separator: str) -> str:
-    """The solution as it stands behind its prompt: with the separator before it, unless white space divides the two already.
-
-    The prompt stays as it is, so that a policy has the same prompts in SFT, in RL and in evaluation.
-    """
-    return solution if prompt[-1:].isspace() or solution[:1].isspace() else separator + solution
+def lead(prompt: Prompt) -> str:
+    """The text that a solution stands behind, in front of which there may be a separator; empty where it begins a turn."""
+    return prompt.problem.prompt if prompt.lead is None else prompt.lead

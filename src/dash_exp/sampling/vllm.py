@@ -37,7 +37,8 @@ class VLLMSampler:
         self.policy = policy
         self.adapter = None if merge else adapter.described(policy)
         rank = None if self.adapter is None else int(self.adapter["r"])
-        self.engine = Engine(policy.config, eos_ids(policy, tokenizer), compute_dtype, lora_rank=rank, **settings)
+        ends = eos_ids(policy, tokenizer)
+        self.engine = Engine(policy.config, ends, compute_dtype, lora_rank=rank, tokenizer=tokenizer, **settings)
         if self.adapter is not None:
             self.engine.load(adapter.base(policy))
         self.engine.warm_up()

@@ -24,6 +24,8 @@ def values(cfg: DictConfig) -> None:
     numbers(cfg, "model.lora.r model.lora.alpha", whole=True, least=1)
     number(cfg, "model.lora.dropout", least=0, below=1, why="it is a share, and 1 would drop everything")
     known(cfg, "model.dtype", DTYPES)
+    if "instruct" in cfg.model:  # a run of an earlier version does not have it
+        known(cfg, "model.instruct", ["auto", True, False])
     known(cfg, "model.compute_dtype", DTYPES)
 
 

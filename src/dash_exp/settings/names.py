@@ -19,7 +19,8 @@ OWN = "own"  # the section for settings of the user's own, whatever their names
 # By section: its settings. Sections that are not listed take any, as model.architecture, or are parts.
 NAMES = {
     "": "name steps seed eval model optimizer schedule clip_norm watch budget objective study completions_every table_rows "
-    "resume resume_every plan plan_device plan_tokens algo batch data filter kl logger reward rollout teacher trainer own",
+    "resume resume_every plan plan_device plan_tokens algo batch data filter kl logger prompt reward rollout teacher "
+    "trainer own",
     "batch": "prompts group_size sample_prompts epochs minibatches micro_tokens",
     "algo": "name group_size advantage loss weighting denominator train_sampler",
     "budget": "seconds sampled_tokens optimizer_steps match",
@@ -28,7 +29,7 @@ NAMES = {
     "kl": "coef estimator place schedule",
     "logger": "wandb",
     "model": "name path tokenizer architecture dtype compute_dtype attn_implementation gradient_checkpointing "
-    "trust_remote_code lr micro_tokens master_weights adapter lora",
+    "trust_remote_code lr micro_tokens master_weights instruct adapter lora",
     "model.lora": "r alpha dropout target_modules lr",
     "rollout": "temperature max_response_tokens truncated truncated_penalty staleness refresh_every importance_cap "
     "mismatch_limit memory_gb sampler",

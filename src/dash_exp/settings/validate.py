@@ -17,6 +17,7 @@ from dash_exp.settings import (
     model,
     names,
     optimizer,
+    prompt,
     reward,
     run,
     sampling,
@@ -29,9 +30,12 @@ from dash_exp.settings import (
 from dash_exp.settings.checks import sections
 
 # Each has SECTIONS (keys that must have settings below them) and `values` (of single settings).
-SUBJECTS = (run, tracker, study, evaluation, optimizer, model, devices, data, reward, sampling, teacher, algorithm, watching)
+SUBJECTS = (
+    *(run, tracker, study, evaluation, optimizer, model, devices),
+    *(data, prompt, reward, sampling, teacher, algorithm, watching),
+)
 # Those that also have `relations`: settings that cannot be used together.
-RELATED = (study, evaluation, optimizer, model, devices, data, teacher, algorithm, sampling)
+RELATED = (study, evaluation, optimizer, model, devices, data, prompt, teacher, algorithm, sampling)
 
 
 def validate(cfg: DictConfig, earlier: bool = False) -> None:

@@ -184,7 +184,7 @@ class RolloutDataModule(L.LightningDataModule):
         with self.clock("sample"):
             key = (self.plan.seed, step)
             completions = self.train_sampler.sample(prompts, self.plan.group_size, self.plan.sampling, key)
-            texts = self.evaluator.texts(completions)
+            texts = self.evaluator.texts(prompts, completions)
         with self.clock("score"):
             return self.scoring(prompts, completions, texts, step, self.train_sampler.version)
 

@@ -24,8 +24,9 @@ SECTIONS = {
     "reward": ("reward",),
     "rollout": ("rollout",),
     "model": ("model",),
+    "prompt": ("prompt",),
     "trainer": ("trainer",),
-    "experiment": ("data", "reward", "rollout", "model", "trainer", "eval"),
+    "experiment": ("data", "reward", "prompt", "rollout", "model", "trainer", "eval"),
 }
 
 
@@ -46,6 +47,8 @@ def configured(command: Command) -> DictConfig:
         _check_model(command.target)
         cfg = cli.composed(command.overrides)
         path, own_tokenizer = str(target) if target.is_dir() else command.target, True
+        if not any(o.startswith("model.instruct=") for o in command.overrides):
+            cfg.model.instruct = "auto"  # the file of conf/model describes another model
     if own_tokenizer and not any(o.startswith("model.tokenizer=") for o in command.overrides):
         cfg.model.tokenizer = path
     cfg.model.path, cfg.model.architecture = path, None
@@ -64,6 +67,8 @@ def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
     _check_values(values, folder, cfg, with_data="data" in {g.key_or_group for g in groups})
     if "rollout" in cfg:  # a run of an earlier version does not have all of its settings
         cfg.rollout = OmegaConf.merge(cli.composed().rollout, cfg.rollout)
+    if "prompt" not in cfg:  # as such runs asked
+        cfg.prompt = OmegaConf.to_container(cli.composed(["prompt=bare"]).prompt, resolve=True)
     _choose(groups, cfg)
     OmegaConf.set_struct(cfg, True)
     ConfigLoaderImpl._apply_overrides_to_config(values, cfg)

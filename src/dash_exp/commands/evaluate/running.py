@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # they load torch, which is needed only after the command was
 def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
     """Evaluate on every test set and write the results, which are also returned."""
     with process.importing():
+        from dash_exp.commands.prompting import shown
         from dash_exp.commands.run import git_revision, quiet
         from dash_exp.evaluation.evaluator import evaluate
         from dash_exp.results.plots import plot_pass_at_k
@@ -31,6 +32,7 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
     start = time.perf_counter()
     quiet()
     tests, evaluator = build(cfg, command)
+    print(shown(evaluator.tokenizer, next(iter(tests.values()))[0]), flush=True)
     sampled = f"{command.n} completion(s) each at temperature {command.temperature:g}, top-p {command.top_p:g}, seed {cfg.seed}"
     print(f"{cfg.model.path} on {cfg.data.name}: greedy{f', and {sampled}' if command.n else ''}", flush=True)
     result: dict[str, Any] = {"settings": {**settings(cfg, command), "git": git_revision()}, "tests": {}}
@@ -83,9 +85,10 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     """The test sets as the model will see them, and the evaluator. The model is loaded last."""
     import torch
 
+    from dash_exp.commands import prompting
     from dash_exp.commands.build import data_set, reward_of
+    from dash_exp.commands.build import problems as all_problems
     from dash_exp.commands.parts import check_named, made
-    from dash_exp.data.prompts import tokenized
     from dash_exp.evaluation.evaluator import Evaluator
     from dash_exp.models import folders, loading
     from dash_exp.sampling.base import Sampling
@@ -100,7 +103,9 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     trust = cfg.model.get("trust_remote_code", False)  # a run of an earlier version does not have it
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=trust)
     names = [str(name) for name, test in cfg.data.tests.items() if test is not None]
-    problems = {name: data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
+    train, problems = [], {name: data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
+    if prompting.shows_examples(cfg):
+        train, problems = all_problems(cfg)
     reward = reward_of(cfg, {f"data.tests.{name}": test for name, test in problems.items()}, tokenizer)
     policy = loading.load_policy(
         cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust
@@ -108,19 +113,19 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     loading.check_vocabulary(policy, tokenizer, cfg.model.path)
     torch.nn.Module.to(policy, device)
     compute_dtype = getattr(torch, cfg.model.compute_dtype)
+    read = prompting.reader(cfg, train, tokenizer, policy)
+    tests = {name: read(test, where=f"data.tests.{name}") for name, test in problems.items()}
     sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
     sampler.load_weights(policy.state_dict(), 0)
-    max_tokens = cfg.rollout.max_response_tokens
-    context = loading.context_length(policy, cfg.rollout.sampler.get("max_model_len"))
-    tests = {name: tokenized(test, tokenizer, context, max_tokens, f"data.tests.{name}") for name, test in problems.items()}
+    max_tokens, stop = cfg.rollout.max_response_tokens, prompting.stop(cfg)
     evaluator = Evaluator(
         sampler=sampler,
         reward=reward,
         tokenizer=tokenizer,
-        greedy=Sampling(max_tokens, temperature=0.0),
+        greedy=Sampling(max_tokens, temperature=0.0, stop=stop),
         n=command.n,
         k=command.k,
-        sampling=Sampling(max_tokens, command.temperature, command.top_p) if command.n else None,
+        sampling=Sampling(max_tokens, command.temperature, command.top_p, stop) if command.n else None,
         seed=cfg.seed,
     )
     return tests, evaluator

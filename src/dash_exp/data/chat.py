@@ -1,0 +1,116 @@
+"""Conversations as text, by the chat template of a tokenizer: what stands before the assistant's answer.
+
+The template writes all special tokens, as its authors intend: nothing is added, so there is one BOS where it writes one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dash_exp.core.errors import UserError
+from dash_exp.core.words import error_line
+from dash_exp.models import texts
+
+Turn = tuple[str, str]  # role and text
+
+PROBE, ANSWER = "1 + 1", "an answer"
+
+log = logging.getLogger(__name__)
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer. `options`: what it can be given, such as `enable_thinking`.
+
+    Raises UserError where there is none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> None:
+        if tokenizer.chat_template is None:
+            wrong = f"the tokenizer {tokenizer.name_or_path} has no chat template"
+            raise UserError("prompt.chat", wrong, "Write prompt=bare, or prompt.chat=false")
+        self.tokenizer = tokenizer
+        self.options = dict(options or {})
+        for name in self.options:
+            if name not in tokenizer.get_chat_template():
+                wrong = f"the chat template of {tokenizer.name_or_path} has no such option, so it changes nothing"
+                log.warning("prompt.options.%s: %s", name, wrong)
+
+    def ids(self, opened: Sequence[str]) -> list[list[int]]:
+        """The token ids of these texts, none of which ends with EOS: the model would go on behind the end of a text."""
+        found = self.tokenizer(list(opened), add_special_tokens=False, return_attention_mask=False).input_ids
+        return [texts.without_end(ids, self.tokenizer.eos_token_id) for ids in found]
+
+    def opened(self, turns: Sequence[Turn]) -> str:
+        """The conversation up to the beginning of the assistant's answer. Raises UserError where the template loses a text."""
+        if turns[0][0] == "system" and not self._has_system:
+            turns = _folded(turns)
+        text = self._written(turns, True) if self._has_generation_prompt else self._up_to_answer(turns)
+        lost = next((said for role, said in turns if role in ("system", "user") and said.strip() not in text), None)
+        if lost is not None:
+            wrong = f"the chat template of {self.tokenizer.name_or_path} leaves out a text of the conversation ({lost[:60]!r})"
+            raise UserError("prompt.chat=true", wrong, "Write prompt=bare")
+        return text
+
+    @cached_property
+    def _has_generation_prompt(self) -> bool:
+        """Whether the template begins the assistant's turn by itself."""
+        return self._written([("user", PROBE)], True) != self._written([("user", PROBE)], False)
+
+    def _up_to_answer(self, turns: Sequence[Turn]) -> str:
+        """What the template writes in front of an answer. Blanks alone are left out: they belong to its first token."""
+        asked = self._written(turns, False)
+        before, found, _ = self._written([*turns, ("assistant", ANSWER)], False).rpartition(ANSWER)
+        before = before.rstrip(" ")
+        return before if found and before.removeprefix(asked).strip() else asked
+
+    @cached_property
+    def _has_system(self) -> bool:
+        """Whether the template writes a system turn. Some leave it out without a word, and some refuse it."""
+        try:
+            if "2 + 2" in self._written([("system", "2 + 2"), ("user", PROBE)], True):
+                return True
+        except UserError:
+            pass
+        log.warning("the chat template has no system turn: the system prompt begins the first user's turn")
+        return False
+
+    def _written(self, turns: Sequence[Turn], generation: bool) -> str:
+        messages = [{"role": role, "content": said} for role, said in turns]
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **self.options)
+            )
+        except Exception as error:  # a template is a program: it may raise anything
+            roles = ", ".join(role for role, _ in turns)
+            wrong = f"the chat template of {self.tokenizer.name_or_path} fails on turns of {roles} ({error_line(error)})"
+            raise UserError("prompt.chat", wrong, "Write prompt=bare, or prompt.chat=false") from error
+
+
+def _folded(turns: Sequence[Turn]) -> list[Turn]:
+    """The system prompt at the beginning of the first user's turn."""
+    (_, system), *rest = turns
+    first = next((i for i, (role, _) in enumerate(rest) if role == "user"), None)
+    if first is None:
+        return [("user", system), *rest]
+    return [*rest[:first], ("user", f"{system}\n\n{rest[first][1]}"), *rest[first + 1 :]]
+
+
+def is_instruct(tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> bool:
+    """Whether a model with these end-of-sequence tokens was trained on the chat template of its tokenizer.
+
+    Base models often have a template as well. But an instruct model ends a completion as the template ends an assistant's
+    turn: Qwen2.5-0.5B-Instruct with `<|im_end|>`, and Qwen2.5-0.5B, with the same template, with `<|endoftext|>`.
+    """
+    if tokenizer.chat_template is None:
+        return False
+    turns = [("user", PROBE), ("assistant", ANSWER)]
+    try:
+        end = ChatTemplate(tokenizer)._written(turns, False).rpartition(ANSWER)[2]
+    except UserError:
+        return False
+    return not eos_ids.isdisjoint(tokenizer(end, add_special_tokens=False).input_ids)
