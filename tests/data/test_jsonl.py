@@ -1,9 +1,135 @@
+"""Own data: fields of any names, conversations as TRL has them, the columns of verl."""
+
+import json
+
+import pandas
+import pyarrow.parquet
+import pytest
 from json_lines import write
 
+from dash_exp.core.errors import UserError
 from dash_exp.data import jsonl
 
+USER = {"role": "user", "content": "1+1?"}
+SYSTEM = {"role": "system", "content": ""}
+REPLY = {"role": "assistant", "content": "It is 2."}
+PARTS = {"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]}
 
-def test_jsonl_with_fields_of_ones_own(tmp_path):
-    path = write(tmp_path / "d", [{"q": "1+1", "gold": 2, "why": "count"}])
-    (problem,) = jsonl.load(path, "train", prompt="q", answer="gold", solution="why")
-    assert (problem.prompt, problem.answer, problem.solution) == ("1+1", "2", "count")
+
+def loaded(folder, *rows, prompt="prompt", answer="answer", **fields):
+    return jsonl.load(write(folder / "d", rows), "train", prompt=prompt, answer=answer, **fields)
+
+
+def test_fields_of_ones_own(tmp_path):
+    row = {"q": "1+1", "gold": 2, "why": "count", "about": {"level": 3, "tags": ["a"]}, "id": "7", "key": "k"}
+    names = {"prompt": "q", "answer": "gold", "solution": "why"}
+    (problem,) = loaded(tmp_path, row, **names, extra=["about", "about.level"])
+    assert (problem.prompt, problem.answer, problem.solution, problem.messages) == ("1+1", "2", "count", ())
+    assert problem.extra == {"about": {"level": 3, "tags": ["a"]}, "about.level": 3}
+    assert [loaded(tmp_path, row, **names, id=name)[0].id for name in ("id", "key", "none", None)] == [
+        "7",
+        "k",
+        *["train/1"] * 2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([USER], [("user", "1+1?")]),
+        ([SYSTEM, PARTS], [("system", ""), ("user", "1+1?")]),
+        (
+            [{"role": "user", "content": "Hm", "name": None}, REPLY, USER],
+            [("user", "Hm"), ("assistant", "It is 2."), ("user", "1+1?")],
+        ),
+    ],
+)
+def test_a_prompt_of_messages(tmp_path, messages, expected):
+    (problem,) = loaded(tmp_path, {"prompt": messages, "answer": "2", "completion": [REPLY]}, solution="completion")
+    assert problem.messages == tuple(expected)
+    assert (problem.prompt, problem.solution) == ("1+1?", "It is 2.")
+
+
+def test_one_list_with_prompt_and_solution(tmp_path):
+    (problem,) = loaded(tmp_path, {"messages": [USER, REPLY], "answer": "2"}, prompt="messages", solution="messages")
+    assert (problem.messages, problem.prompt, problem.solution) == ((("user", "1+1?"),), "1+1?", "It is 2.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        (r"So $\boxed{1}$, no: $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),  # TRL's `solution`
+        (["4"], "4"),
+        ([4.0], "4"),
+        (1e-5, "0.00001"),
+        (["4", "four"], r"field answer: has 2 items, and a problem has one answer\. .*answer\.0"),
+        ({"target": "4"}, r"field answer: is .* Name a field inside it, as answer\.target"),
+        ([], r"field answer: is an empty list"),
+        (True, r"field answer: is True"),
+        (float("nan"), r"field answer: is nan"),
+    ],
+)
+def test_answers(tmp_path, answer, read):
+    row = {"prompt": "x", "answer": answer}
+    if not read.startswith("field"):
+        assert loaded(tmp_path, row)[0].answer == read
+        return
+    with pytest.raises(UserError, match=rf"train\.jsonl, line 1, {read}"):
+        loaded(tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], r"field prompt: is an empty list"),
+        (["1+1?"], r"field prompt, message 1: is '1\+1\?'"),
+        ([USER, {"role": "user", "content": None}], r"field prompt, message 2, field content: is None"),
+        ([{"from": "human", "value": "x"}], r"field prompt, message 1: has no field 'role'\. Its fields are 'from', 'value'"),
+        (
+            [{"role": "user", "content": [{"type": "image"}]}],
+            r"field prompt, message 1, field content: has a part of the type 'image'",
+        ),
+        ([{"role": "user", "content": "\0"}], r"field prompt, message 1, field content: has a NUL"),
+        ([SYSTEM], r"field prompt: has no message of the user"),
+        ([{"role": "user", "content": " "}], r"field prompt: has no text of the user"),
+        ([USER, REPLY], r"field prompt: ends with a message of the assistant.*data\.solution"),
+        (str([USER]), r"field prompt: is a list of messages that was written as text"),
+        (json.dumps([USER]), r"field prompt: is a list of messages that was written as text"),
+        (USER, r"field prompt: is \{"),
+    ],
+)
+def test_prompts_that_are_refused(tmp_path, prompt, message):
+    with pytest.raises(UserError, match=rf"train\.jsonl, line 1, {message}"):
+        loaded(tmp_path, {"prompt": prompt, "answer": "2"})
+
+
+def test_a_solution_ends_with_the_assistant(tmp_path):
+    with pytest.raises(UserError, match="field completion: does not end with a text of the assistant"):
+        loaded(tmp_path, {"prompt": [USER], "answer": "2", "completion": [USER]}, solution="completion")
+
+
+def test_verls_columns(tmp_path):
+    rows = [
+        {
+            "data_source": "openai/gsm8k",
+            "prompt": [SYSTEM, USER],
+            "ability": "math",
+            "reward_model": {"ground_truth": "2", "style": "rule"},
+            "extra_info": {"answer": "1+1=2\n#### 2", "index": i, "question": "1+1?", "split": "train"},
+        }
+        for i in range(2)
+    ]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    fields = {"answer": "reward_model.ground_truth", "solution": "extra_info.answer", "extra": ["data_source", "extra_info"]}
+    first, second = jsonl.load(str(tmp_path / "train.parquet"), "train", prompt="prompt", **fields)
+    assert first.messages == (("system", ""), ("user", "1+1?"))
+    assert (first.answer, first.solution, first.id) == ("2", "1+1=2\n#### 2", "train/1")
+    assert second.extra == {"data_source": "openai/gsm8k", "extra_info": rows[1]["extra_info"]}
+
+
+@pytest.mark.parametrize("value", [float("nan"), pandas.Timestamp("2020-01-01"), b"x"])
+def test_further_fields_are_what_json_can_hold(tmp_path, value):
+    table = pyarrow.table({"prompt": ["x"], "answer": ["1"], "more": [value]})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"train\.parquet, row 1, field more: is not text, a finite number"):
+        jsonl.load(str(tmp_path), "train", "prompt", "answer", extra=["more"])

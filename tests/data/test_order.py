@@ -23,3 +23,14 @@ def test_a_pass_takes_every_problem_once_in_an_order_of_its_own():
 def test_white_space_around_a_prompt_does_not_make_it_another():
     problems = [Problem(text, text, "1") for text in ("1+1= ", "1+2=")]
     assert [p.id for p in order.without(problems, [Problem("t", " 1+1=", "2")])] == ["1+2="]
+
+
+def test_conversations_are_the_same_problem_if_all_of_their_messages_are():
+    def asked(*messages):
+        return Problem(str(messages), messages[-1][1], "1", messages=messages)
+
+    short, long = asked(("user", "1+1?")), asked(("user", "Hm"), ("assistant", "Yes?"), ("user", "1+1?"))
+    spaced, bare = asked(("user", "1+1? ")), Problem("bare", "1+1?", "2")
+    assert order.without([short, long, bare], [spaced]) == [long]
+    assert order.without([short, long, bare], [long]) == [short]  # the bare text is what the user asks in it
+    assert order.without([short, long, bare, asked(("user", "2"))], [bare]) == [asked(("user", "2"))]

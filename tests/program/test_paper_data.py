@@ -1,5 +1,7 @@
-"""The paper's set-ups start on rows as the published files have them."""
+"""The paper's set-ups start on rows as the published files have them: one step of each, with a policy of random weights."""
 
+import copy
+import json
 from functools import cache
 
 import pytest
@@ -7,61 +9,116 @@ from conftest import NANO_MODEL, composed
 from json_lines import write
 from omegaconf import OmegaConf
 
-from dash_exp.commands import build, run
-from dash_exp.data.prompts import tokenized
-from dash_exp.sampling.base import Sampling
+from dash_exp.commands import run
+from dash_exp.sampling.hf import HFSampler
 
 from .test_config import SEARCHES, SWEEPS, cells
 
 SOLUTIONS = [f"One and {i} are $\\boxed{{{i + 1}}}.$" for i in range(8)]
 SOLUTIONS += [r"The sum is $\boxed 2.$", r"So it is $\boxed {17}.$", r"This is $\fbox{3}.$"]  # TeX takes a token or a group
+SOLUTIONS += [r"Both $\boxed{30}$ and $\boxed{150}$.", r"Half: $\boxed{\frac12}.$"]
 UNANSWERED = [r"The answer is $\boxed{}.$", "There is no box."]
+CODE = "sft_vs_rl_code", "efficiency_code"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Folders with rows in the forms of MATH, GSM8K and MBPP+."""
+    """Folders with rows in the forms of MATH, MATH-500, GSM8K and MBPP+. MATH-500 is a part of MATH's test split."""
     folder = tmp_path_factory.mktemp("data")
-    for split, solutions in {"train": [*SOLUTIONS, *UNANSWERED], "test": SOLUTIONS}.items():
-        row = {"level": "Level 1", "type": "Algebra"}
-        math = [{"problem": f"{split} {i}?", "solution": s, **row} for i, s in enumerate(solutions)]
-        write(folder / "math", math, f"{split}.jsonl")
+    math = {
+        split: [
+            {"problem": f"{split} {i}?", "solution": s, "level": "Level 1", "type": "Algebra"} for i, s in enumerate(solutions)
+        ]
+        for split, solutions in {"train": [*SOLUTIONS, *UNANSWERED], "test": SOLUTIONS}.items()
+    }
+    for split, rows in math.items():
+        write(folder / "math", rows, f"{split}.jsonl")
         write(folder / "gsm8k", [{"question": "Two and two?", "answer": "2+2=<<2+2=4>>4\n#### 4"}], f"{split}.jsonl")
+    math_500 = [
+        {"problem": f" {row['problem']}\n", "solution": "", "answer": "2", "subject": "Algebra"} for row in math["test"][:3]
+    ]
+    write(
+        folder / "math500",
+        [row | {"unique_id": f"test/{i}", "solution": "So."} for i, row in enumerate(math_500)],
+        "test.jsonl",
+    )
     program = {"prompt": "Give 1.", "code": "def f():\n    return 1", "test_imports": [], "test": "assert f() == 1"}
-    tasks = [program | {"prompt": f"Give {i}.", "task_id": i, "test_list": ["assert f() == 1"]} for i in (2, 3, 11, 602)]
+    tasks = [program | {"prompt": f"Give {i}.", "task_id": i, "test_list": ["assert f() == 1"]} for i in (2, 3, 11, 602, 603)]
     write(folder / "mbpp_plus", tasks, "mbpp_plus.jsonl")
     return folder
 
 
-def test_experiment_paper_math_runs(data, tmp_path):
-    small = ["steps=1", "batch.prompts=4", "batch.group_size=2", "rollout.max_response_tokens=8", "logger=csv", "trainer=cpu"]
-    here = [f"data.path={data}/math", f"data.gsm8k_path={data}/gsm8k"]
-    result = run.run(composed("experiment=paper_math", "model=tiny_random", *NANO_MODEL, *small, *here), tmp_path)
-    assert result["status"] == "done"
-    assert result["sizes/train_problems"] == len(SOLUTIONS)
+class OwnWeights(HFSampler):
+    """In place of vLLM: a sampler that has weights of its own, which may be old."""
+
+    def __init__(self, policy, **settings):
+        super().__init__(copy.deepcopy(policy), **settings)
+
+    def load_weights(self, weights, version):
+        super().load_weights(weights, version)
+        self.policy.load_state_dict(weights, strict=False)
+
+
+def small(cfg, data):
+    """The settings of a cell with little to do: one step of 4 prompts. What it asks about stays as it is."""
+    ours = composed("model=tiny_random", "trainer=cpu", "teacher=tiny", "logger=csv", *NANO_MODEL)
+    cfg = OmegaConf.merge(cfg)  # a copy that takes any key
+    OmegaConf.set_struct(cfg, False)
+    for part in ("model", "trainer", "teacher", "logger", "name", "study"):
+        cfg[part] = ours[part]
+    cfg.budget.match = None  # another run of the sweep gives the limit
+    cfg.rollout.sampler = ours.rollout.sampler | {"_target_": f"{__name__}.OwnWeights"}
+    cfg.rollout.max_response_tokens = 8
+    cfg.steps, cfg.batch.prompts = 1, 4
+    cfg.batch.minibatches = min(cfg.batch.minibatches, 2)
+    if cfg.batch.sample_prompts is not None:
+        cfg.batch.sample_prompts = max(cfg.batch.sample_prompts * 4 // 64, 1)
+    cfg.eval.every, cfg.eval.n = 1, min(cfg.eval.n, 2)
+    cfg.eval.k = [k for k in cfg.eval.k if k <= cfg.eval.n]
+    cfg.data.path = str(data / cfg.data.name)
+    if cfg.data.name == "math":
+        cfg.data.math500_path, cfg.data.gsm8k_path = str(data / "math500"), str(data / "gsm8k")
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def start(data, tmp_path_factory):
+    """Runs the small form of a cell, each form once; the folder of the run."""
+
+    @cache
+    def started(text):
+        folder = tmp_path_factory.mktemp("run")
+        cfg = OmegaConf.create(text)
+        cfg.teacher.file = str(folder / "traces.jsonl")
+        assert run.run(cfg, folder)["status"] == "done"
+        return folder
+
+    def start(cell):
+        return started(OmegaConf.to_yaml(small(cell, data), resolve=True))
+
+    return start
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_experiment_paper_math_starts(start):
+    result = result_of(start(composed("experiment=paper_math")))
+    assert result["sizes/train_problems"] == 2 * len(SOLUTIONS) - 3  # both splits without those of MATH-500
     assert {"accuracy/in_dist/final", "accuracy/out_dist/final"} <= result.keys()
 
 
-@cache
-def problems(data, text):
-    """Training problems and test sets of the settings in this text; of many cells the same."""
-    return build.problems(OmegaConf.create(text))
-
-
-@pytest.mark.parametrize("sweep", [s for s in SWEEPS if s not in SEARCHES])
-def test_every_cell_at_the_papers_scale_has_its_data(sweep, data, tokenizer):
-    for cfg in cells(sweep, "+scale=paper"):
-        settings = OmegaConf.create({"data": cfg.data, "eval": cfg.eval})
-        settings.data.path = str(data / cfg.data.name)
-        if "gsm8k_path" in settings.data:
-            settings.data.gsm8k_path = str(data / "gsm8k")
-        train, tests = problems(data, OmegaConf.to_yaml(settings, resolve=True))
-        assert len(train) == {"math": len(SOLUTIONS), "mbpp_plus": 3}[cfg.data.name]
-        assert [*tests] == (["in_dist", "out_dist"] if cfg.data.name == "math" else ["in_dist"])
-        prompts = tokenized(train, tokenizer, 32768, cfg.rollout.max_response_tokens, "data.train", cfg.data.max_prompt_tokens)
-        if cfg.algo.name == "sft_h":
-            sampler = build.made(cfg, "algo.train_sampler", {"tokenizer": tokenizer, "reward": None})
-            sampler.check(train)
-            traces = sampler.sample(prompts, 1, Sampling(cfg.rollout.max_response_tokens), (0, 0))
-            starts_new_line = [tokenizer.decode(c.ids).startswith("\n") for c in traces]
-            assert starts_new_line == [cfg.data.name == "math"] * len(train)  # a prompt of MBPP ends with a line break
+@pytest.mark.parametrize(
+    "sweep", [pytest.param(s, marks=pytest.mark.needs("bubblewrap") if s in CODE else ()) for s in SWEEPS if s not in SEARCHES]
+)
+def test_every_cell_at_the_papers_scale_starts(sweep, start):
+    for cell in cells(sweep, "+scale=paper"):
+        folder = start(cell)
+        result = result_of(folder)
+        is_math = cell.data.name == "math"
+        assert result["sizes/train_problems"] == (2 * len(SOLUTIONS) - 3 if is_math else 4)
+        assert [k for k in result if k.startswith("accuracy/")] == ["accuracy/in_dist/base"]
+        if cell.algo.name == "sft_h":
+            rows = [json.loads(line) for line in (folder / "completions" / "step_00001.jsonl").read_text().splitlines()]
+            assert all(row["completion"].startswith("\n") == is_math for row in rows)  # a prompt of MBPP ends with a line break

@@ -43,7 +43,7 @@ from dash_exp.training.shares import NoSampler, SharedPenalty, SharedReward, Sha
 
 @dataclass
 class Parts:
-    """What one run is made of. `digests`: of the problems (`data.digests`)."""
+    """What one run is made of. `digests`: of the problems (`data.digests`). `left_out`: training problems that a test has."""
 
     module: PolicyModule
     data: RolloutDataModule
@@ -51,6 +51,7 @@ class Parts:
     tokenizer: Any
     clock: Clock
     digests: dict[str, str]
+    left_out: int
 
 
 def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
@@ -67,7 +68,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
         folders.check_folder(cfg.model.path)
     clock = Clock()
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
-    train, tests = problems(cfg)
+    train, tests, left_out = problems(cfg)
     reward = reward_of(cfg, {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}, tokenizer)
     given = {"tokenizer": tokenizer, "reward": reward}
     train_sampler: Any = made(cfg, "algo.train_sampler", given) if cfg.algo.train_sampler else None
@@ -127,7 +128,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
             ranks=group,
         )
         meet(cfg, module, group)
-        return Parts(module, data, reward, tokenizer, clock, digests.of_sets(train, tests))
+        return Parts(module, data, reward, tokenizer, clock, digests.of_sets(train, tests), left_out)
     except Exception:
         sampler.close()  # an engine holds a GPU's memory, and the next cell of a sweep wants it
         raise
@@ -143,11 +144,14 @@ def check_trains(cfg: DictConfig) -> None:
         )
 
 
-def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]]]:
-    """The training problems, without those of the test sets; and the test sets by name, of each the first `eval.limit`."""
+def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]], int]:
+    """The training problems, without those of the test sets; the test sets by name, of each the first `eval.limit`; and how
+    many training problems were left out, because a test set has them.
+    """
     tests = {str(name): data_set(cfg, f"data.tests.{name}") for name, test in cfg.data.tests.items() if test is not None}
-    train = order.without(data_set(cfg, "data.train"), [p for test in tests.values() for p in test])
-    return train, {name: test[: cfg.eval.limit] for name, test in tests.items()}
+    given = data_set(cfg, "data.train")
+    train = order.without(given, [p for test in tests.values() for p in test])
+    return train, {name: test[: cfg.eval.limit] for name, test in tests.items()}, len(given) - len(train)
 
 
 def data_set(cfg: DictConfig, key: str) -> list[Problem]:

@@ -18,12 +18,13 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
     batch, data_ = cfg.batch, parts.data
     size = derived_sizes(cfg, parts)
     tests = ", ".join(f"{len(p):,} {name}" for name, p in data_.test_prompts.items())
+    left_out = f" ({parts.left_out:,} that are in a test set left out)" if parts.left_out else ""
     return "\n".join(
         [
             f"{cfg.algo.name} on {cfg.data.name}, seed {cfg.seed} -> {run_dir}",
             f"  policy                    {size['parameters']:,} parameters{adapter_words(parts)}, {cfg.model.compute_dtype}, "
             f"{cfg.trainer.accelerator}" + (f" x {cfg.trainer.devices}" if cfg.trainer.devices > 1 else ""),
-            f"  problems                  {size['train_problems']:,} to train on; tests: {tests}",
+            f"  problems                  {size['train_problems']:,} to train on{left_out}; tests: {tests}",
             f"  outer steps               {cfg.steps}{budget_words(cfg)}",
             f"  completions per step      {size['completions_per_step']} = {batch.prompts} prompts x {data_.plan.group_size}",
             f"  completions per sampling  {size['completions_per_call']} ({data_.plan.calls} sampling call(s) per step)",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from dash_exp.core.types import Problem
-from dash_exp.data.rows import NoAnswerError, Row, load_problems, text_of
+from dash_exp.data.readers import Row
+from dash_exp.data.rows import NoAnswerError, load_problems, text_of
 
 # What its authors had a calculator replace while a model samples: "48/2 = <<48/2=24>>24 clips".
 ANNOTATION = re.compile(r"<<[^<>\n]*>>")

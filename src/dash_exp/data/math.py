@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dash_exp.core.types import Problem
-from dash_exp.data.rows import NoAnswerError, Row, id_of, is_local, load_problems, text_of
+from dash_exp.data.readers import Row, is_local
+from dash_exp.data.rows import NoAnswerError, id_of, load_problems, text_of
 from dash_exp.rewards.answers import boxed_answer
 
 
-def load(path: str, split: str, hub_splits: str | None = None, hub_path: str | None = None) -> list[Problem]:
-    """The problems of one split, "train" or "test".
+def load(
+    path: str, split: str, hub_splits: str | None = None, hub_path: str | None = None, other_path: str | None = None
+) -> list[Problem]:
+    """The problems of a split, "train" or "test", or of both, "train+test".
 
-    `path`: a folder with train.jsonl and test.jsonl, or a hub name. On the hub, `hub_splits` may name other splits (such as
-    "train+test") and `hub_path` another data set. Fields of a row: `problem`, `solution` and, optionally, `unique_id` and
-    `answer`; without `answer` it is what the last box of the solution holds, read as in a completion. Rows without an
-    answer are left out. Raises UserError for data that cannot be read.
+    `path`: a folder with train.jsonl and test.jsonl, or a hub name. In place of a hub name `hub_path` and `hub_splits` may name
+    another data set of the hub and its splits; `other_path`, where it is given, is read in place of all of them. Fields of a
+    row: `problem`, `solution` and, optionally, `unique_id` and `answer`; without `answer` it is what the last box of the
+    solution holds, read as in a completion. Rows without an answer are left out. Raises UserError for data that cannot be read.
     """
 
     def parse(row: Row, where: str, name: str) -> Problem:
@@ -24,6 +27,6 @@ def load(path: str, split: str, hub_splits: str | None = None, hub_path: str | N
             raise NoAnswerError(f"{where}, field solution", "has no \\boxed{answer}", "Give it, or a field 'answer'")
         return Problem(id_of(row, "unique_id", name, where), text_of(row, "problem", where), answer, solution)
 
-    if is_local(path):
-        return load_problems(path, split, parse)
+    if other_path or is_local(path):
+        return load_problems(other_path or path, split, parse)
     return load_problems(hub_path or path, hub_splits or split, parse)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
-from dash_exp.data.rows import Located, Row, is_local, load_problems, problems_of, read_rows, text_of, texts
+from dash_exp.data.readers import Located, Row, is_local, read_rows
+from dash_exp.data.rows import load_problems, problems_of, text_of, texts
 
 
 def load(path: str, split: str, subset: str = "full") -> list[Problem]:

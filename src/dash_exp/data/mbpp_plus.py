@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from dash_exp.core.types import Problem
 from dash_exp.data.mbpp import official_split, problem_of, task_id, whole_file
-from dash_exp.data.rows import Located, Row, hub_rows, is_local, load_problems, problems_of, read_rows, text_of, texts
+from dash_exp.data.readers import Located, Row, hub_rows, is_local, read_rows
+from dash_exp.data.rows import load_problems, problems_of, text_of, texts
 
 
 def load(path: str, split: str) -> list[Problem]:

@@ -21,6 +21,25 @@ def indices_of_step(step: int, per_step: int, n: int, seed: int) -> list[int]:
 
 
 def without(problems: Iterable[Problem], test: Iterable[Problem]) -> list[Problem]:
-    """The problems whose prompt, without white space around it, is not a prompt in `test`: test problems are not trained on."""
-    seen = {p.prompt.strip() for p in test}
-    return [p for p in problems if p.prompt.strip() not in seen]
+    """The problems that are not in `test`: test problems are not trained on. White space around texts does not count.
+
+    Two conversations are the same problem if all of their messages are the same. A conversation and a bare prompt are, if the
+    prompt is what the user asks last.
+    """
+    bare, all_prompts, conversations = set(), set(), set()
+    for p in test:
+        all_prompts.add(p.prompt.strip())
+        conversations.add(_conversation(p))
+        if not p.messages:
+            bare.add(p.prompt.strip())
+
+    def is_new(p: Problem) -> bool:
+        if not p.messages:
+            return p.prompt.strip() not in all_prompts
+        return p.prompt.strip() not in bare and _conversation(p) not in conversations
+
+    return [p for p in problems if is_new(p)]
+
+
+def _conversation(problem: Problem) -> tuple[tuple[str, str], ...]:
+    return tuple((role, text.strip()) for role, text in problem.messages)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dash_exp.core.errors import UserError
 from dash_exp.settings.checks import flags, number, texts
 
 SECTIONS = "data data.tests"
+TEXTS = "test_path math500_path gsm8k_path subset train_split test_split prompt answer solution id"
+OPTIONAL = [f"data.{name}" for name in TEXTS.split()]
 
 
 def values(cfg: DictConfig) -> None:
     texts(cfg, "data.name data.path")
+    texts(cfg, " ".join(key for key in OPTIONAL if OmegaConf.select(cfg, key) is not None))
+    extra = cfg.data.get("extra", [])
+    if not isinstance(extra, list | ListConfig) or not all(isinstance(name, str) for name in extra):
+        raise UserError(
+            f"data.extra={extra}", "is not a list of names", "Write it in brackets, as in data.extra=[level,source]"
+        )
     number(cfg, "data.max_prompt_tokens", whole=True, least=1, optional=True)
     flags(cfg, "data.train.annotations")
     if cfg.data.get("separator") is not None:
@@ -25,6 +35,7 @@ def values(cfg: DictConfig) -> None:
 
 
 def relations(cfg: DictConfig) -> None:
+    _two_files(cfg)
     tests = [(str(name), test) for name, test in cfg.data.tests.items() if test is not None]
     for i, (name, test) in enumerate(tests):
         if "/" in name:
@@ -34,3 +45,15 @@ def relations(cfg: DictConfig) -> None:
         same = [other for other, earlier in tests[:i] if earlier == test]
         if same:
             raise UserError(f"data.tests.{name}", f"is the same test set as data.tests.{same[0]}", "Remove one of them")
+
+
+def _two_files(cfg: DictConfig) -> None:
+    """One file for training and test must be divided."""
+    path, splits = cfg.data.get("path"), [cfg.data.get("train_split"), cfg.data.get("test_split")]
+    one = path is not None and path == cfg.data.get("test_path") and Path(path).expanduser().is_file()
+    if one and not all("[" in str(split) for split in splits):
+        raise UserError(
+            f"data.path={path}",
+            "is one file, for training and test",
+            "Add data.test_path=FILE, or divide it: \"data.train_split='train[100:]'\" \"data.test_split='train[:100]'\"",
+        )
