@@ -279,7 +279,7 @@ def group_page(conf: Conf, group: str) -> str:
         parts += [f"## {typed(file)} {{ #{anchor(file)} }}", paragraphs(file.description)]
         links = ", ".join(f"[`{group}={name}`](#{anchor_of(group, name)})" for name in file.starts_from if "@" not in name)
         facts = [f"Starts from {links}."] if links else []
-        choices = [choice.replace("@reward", "@data.tests.NAME.reward") if group == "test" else choice for choice in file.chooses]
+        choices = [c.replace("@reward", f"@{prefix(group)}reward") for c in file.chooses]
         facts += ["Also chooses " + ", ".join(f"`{choice}`" for choice in choices) + "."] if choices else []
         called = next((o.value for o in file.options if o.key == prefix(group).removesuffix(".")), "")
         facts += [f"Calls {target(called)}."] if called else []
