@@ -29,10 +29,15 @@ JOINT = re.compile(
 JOINT_SIGN = re.compile(r"(?<!\\)[,;&]|quad|and|or")  # one of these must be there: white space alone divides
 HASHES = re.compile(r"####(?!#)[ \t]*\n?[ \t]*(\S[^\n]*)")  # GSM8K's last line; also Markdown's heading "#### Step 2"
 HEADING = re.compile(r"[0-9]+[.):]\s+[A-Za-z]")  # "1. Add the numbers"
-# "The answer to the given problem is": without digits, or words by which it is the answer to another question or to a part.
-OTHER = "is|are|parts?|steps?|first|second|third|next|previous|other|each|both|which|what|how|if|when"
-TO_WHAT = rf"(?:\s+(?:to|for|in)(?:\s+(?!(?:{OTHER})\b)[a-z][a-z'’-]*){{1,12}})"
-ANSWER_IS = re.compile(rf"(?i)\b(?:answers?|correct (?:option|choice))(?:{TO_WHAT}?\s+(?:is|are)\b|\**\s*[:=])(?:\s*:)?")
+# "The answer to the given problem is", without digits and without words by which it answers something else than the problem.
+NOT_FINAL = "(?<!initial )(?<!partial )(?<!intermediate )(?<!previous )(?<!wrong )(?<!incorrect )"
+ELSE = "is|are|parts?|steps?|first|second|third|next|previous|other|each|both|which|what|how|if|when"
+TO_WHAT = rf"(?:\s+(?:to|for)(?:\s+(?!(?:{ELSE})\b)[a-z][a-z'’-]*){{1,12}})"
+ANSWER_IS = re.compile(
+    rf"(?i){NOT_FINAL}\b(?:answers?|correct (?:option|choice))(?:{TO_WHAT}?\s+(?:is|are)\b|\**\s*[:=])"
+    r"(?:\s+(?:actually|exactly|indeed|just|simply|therefore|thus)\b)?(?:\s*:)?"
+)
+CHAIN = re.compile(r"(?:[-+*/^×÷0-9.,()$ ]+=)+\s*")  # "87 - 3 = 84, which is ..."
 CHOICE = re.compile(r"\(?([A-J])\)")  # "(C) because ..."
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 DATE = re.compile(rf"(?:{MONTHS}) [0-9]{{1,2}}(?![0-9])")  # "June 20": the number alone is not the answer
@@ -185,7 +190,8 @@ def _at_start(text: str) -> str | None:
         return None
     if not is_prose(sentence):
         return OR.sub(",", sentence)
-    if numbers := NUMBERS.match(sentence):
+    chain = CHAIN.match(sentence)
+    if numbers := NUMBERS.match(sentence, chain.end() if chain else 0):
         return OR.sub(",", numbers[0]) + _percent_behind(sentence, numbers.end())
     if date := DATE.match(sentence):
         return date[0]

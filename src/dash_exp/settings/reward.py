@@ -53,7 +53,7 @@ def _brought(cfg: DictConfig, key: str) -> None:
     """What a test set brings must be a reward."""
     value = OmegaConf.select(cfg, key)
     if not (isinstance(value, DictConfig) and "_target_" in value):
-        name = value if isinstance(value, str) and value.isidentifier() else "math"
+        name = str(value) if str(value).isidentifier() else "math"
         raise UserError(
             f"{key}={shown(value)}",
             "is not a reward",
