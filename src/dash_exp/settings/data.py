@@ -24,9 +24,7 @@ def values(cfg: DictConfig) -> None:
             choose = "choose another data set: data=gsm8k" if key == "data.train" else f"choose one: +test@{key}=gsm8k"
             raise UserError(f"{key}={value}", "is not a data set", f"Write null, or {choose}")
     if "reward" in (cfg.data.get("train") or {}):
-        raise UserError(
-            "data.train.reward", "is not read: training has the reward of the run", "Write reward=NAME; remove it with ~"
-        )
+        raise UserError("data.train.reward", "is not read: training has the reward of the run", "Write reward=NAME instead")
 
 
 def relations(cfg: DictConfig) -> None:
