@@ -48,7 +48,9 @@ GROUPS = {
     "rollout": "The sampler, and what happens to its completions before they are trained on.",
     "scale": "For the files of `sweeps/` only, added with `+scale=paper`.",
     "teacher": "The model that writes the solutions for `algo=sft_m`.",
-    "test": "One more test set: `+test@data.tests.NAME=FILE`. `NAME` is yours, and part of the metric's name: `accuracy/NAME`.",
+    "test": "One more test set: `+test@data.tests.NAME=FILE`. `NAME` is yours, and part of the metric's name: `accuracy/NAME`. "
+    "Each file brings the reward that grades it; `reward@data.tests.NAME.reward=...` replaces it, and "
+    "`data.tests.NAME.reward=null` leaves it to the reward of the run.",
     "trainer": "The devices, as options of Lightning's Trainer.",
 }
 
@@ -279,7 +281,8 @@ def group_page(conf: Conf, group: str) -> str:
         parts += [f"## {typed(file)} {{ #{anchor(file)} }}", paragraphs(file.description)]
         links = ", ".join(f"[`{group}={name}`](#{anchor_of(group, name)})" for name in file.starts_from if "@" not in name)
         facts = [f"Starts from {links}."] if links else []
-        facts += ["Also chooses " + ", ".join(f"`{choice}`" for choice in file.chooses) + "."] if file.chooses else []
+        choices = [c.replace("@reward", f"@{prefix(group)}reward") for c in file.chooses]
+        facts += ["Also chooses " + ", ".join(f"`{choice}`" for choice in choices) + "."] if choices else []
         called = next((o.value for o in file.options if o.key == prefix(group).removesuffix(".")), "")
         facts += [f"Calls {target(called)}."] if called else []
         parts += [" ".join(facts)] if facts else []

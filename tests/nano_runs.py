@@ -82,7 +82,7 @@ def one_run(
         plan=SamplingPlan(sampling=Sampling(10), **sizes),
         refresh=refresh,
         scoring=Scoring(reward, advantage, keep),
-        evaluator=Evaluator(refresh.sampler, reward, tokenizer, Sampling(10, temperature=0.0)),
+        evaluator=Evaluator(refresh.sampler, {"in_dist": reward}, tokenizer, Sampling(10, temperature=0.0)),
         eval_prompts=8,
         passes=passes,
         clock=clock,
@@ -116,7 +116,7 @@ def one_run(
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
-        callbacks=[RunRecord(tmp_path, tokenizer, 1, 1, [f"eval/in_dist/{name}" for name in data.evaluator.names()])],
+        callbacks=[RunRecord(tmp_path, tokenizer, 1, 1, [f"eval/in_dist/{name}" for name in data.evaluator.names("in_dist")])],
     )
     try:
         trainer.fit(module, datamodule=data)

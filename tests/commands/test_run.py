@@ -8,7 +8,7 @@ from conftest import LETTERS, SMALL, composed
 from transformers import AutoModelForCausalLM
 
 from dash_exp.algorithms.losses import TokenLoss
-from dash_exp.commands import build, run
+from dash_exp.commands import build, rewards, run
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import METRICS, read_metrics
 from dash_exp.distributed.ranks import Ranks
@@ -195,9 +195,9 @@ def test_a_rank_chooses_its_gpu_before_anything_is_put_on_one(monkeypatch):
             raise BuiltError
         return built(cfg, key, *args, **kwargs)
 
-    built = build.made
+    built = rewards.made
     monkeypatch.setattr(build.torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(build, "made", made)
+    monkeypatch.setattr(rewards, "made", made)
     cfg = composed(*SMALL, "trainer=ddp", "trainer.accelerator=gpu", "trainer.devices=4")
     with pytest.raises(BuiltError):
         build.build(cfg, Ranks(3, 4))

@@ -89,7 +89,7 @@ def test_reference_programs_get_1_from_problem_to_rollout(bubblewrap, policy, to
         plan=SamplingPlan(len(TASKS), 2, Sampling(512)),
         refresh=Refresh(policy, sampler),
         scoring=Scoring(reward, advantages.group_centered, filters.KeepAll()),
-        evaluator=Evaluator(sampler, reward, tokenizer, Sampling(512, temperature=0.0)),
+        evaluator=Evaluator(sampler, {"in_dist": reward}, tokenizer, Sampling(512, temperature=0.0)),
         eval_prompts=8,
         passes=Passes(2048, pad_id=0),
         clock=Clock(),
@@ -97,7 +97,7 @@ def test_reference_programs_get_1_from_problem_to_rollout(bubblewrap, policy, to
     rollouts = module.rollouts(module.problems_of_step(0), 0)
     assert rollouts.rewards_PG.tolist() == [[1, 1]] * len(TASKS)
     assert (rollouts.grader_timeouts, rollouts.grader_errors) == (0, 0)
-    assert module.evaluate(module.test_prompts["in_dist"]).greedy.correct == [True] * 3
+    assert module.evaluate("in_dist", module.test_prompts["in_dist"]).greedy.correct == [True] * 3
     shifted = [p.solution for p in [*problems[1:], problems[0]]]
     assert CodeReward()(problems, shifted).rewards == [0] * len(TASKS)
 

@@ -39,7 +39,7 @@ def written(tokenizer, prompts, **changes):
     sampled = dict(zip(names, [["A:1", "A:1", "A:2"], ["A:2", "A:3", "A:1"], ["A:2", "A:2", "A:1"], ["", "", ""]], strict=True))
     settings = {
         "sampler": Written(tokenizer, greedy, sampled),
-        "reward": ExactReward(r"A:(\S+)"),
+        "rewards": {"t": ExactReward(r"A:(\S+)")},
         "tokenizer": tokenizer,
         "greedy": Sampling(5, 0.0),
         "n": 3,
@@ -50,7 +50,7 @@ def written(tokenizer, prompts, **changes):
 
 
 def test_summary_by_hand(tokenizer, prompts):
-    summary = evaluate(prompts, written(tokenizer, prompts), batch=4).summary()
+    summary = evaluate("t", prompts, written(tokenizer, prompts), batch=4).summary()
     assert summary["accuracy"] == 3 / 4
     assert (summary["accuracy/low"], summary["accuracy/high"]) == wilson(3, 4)
     assert summary["length/mean_tokens"] == (4 + 4 + 4 + 5) / 4  # characters and the end, at most 5
@@ -70,8 +70,8 @@ def test_summary_by_hand(tokenizer, prompts):
 def test_cutting_into_batches_changes_nothing(policy, tokenizer, prompts):
     evaluator = written(tokenizer, prompts, sampler=HFSampler(policy, tokenizer, 8), sampling=Sampling(5, 0.7, 0.95))
     steps = []
-    apart = evaluate(prompts, evaluator, batch=3, on_batch=lambda done, so_far: steps.append((done, so_far.accuracy)))
-    assert apart == evaluate(prompts, evaluator, batch=4)
+    apart = evaluate("t", prompts, evaluator, batch=3, on_batch=lambda done, so_far: steps.append((done, so_far.accuracy)))
+    assert apart == evaluate("t", prompts, evaluator, batch=4)
     assert [done for done, _ in steps] == [3, 4]
     assert steps[-1][1] == apart.accuracy
     assert len(set(apart.sampled.texts)) > 4  # the completions of a problem differ
@@ -80,7 +80,7 @@ def test_cutting_into_batches_changes_nothing(policy, tokenizer, prompts):
 def test_the_seed_keys_the_noise_and_leaves_greedy_alone(policy, tokenizer, prompts):
     def texts(seed):
         evaluator = written(tokenizer, prompts, sampler=HFSampler(policy, tokenizer, 8), seed=seed)
-        done = evaluator(prompts)
+        done = evaluator("t", prompts)
         return done.greedy.texts, done.sampled.texts
 
     assert texts(0) == texts(0)
@@ -97,13 +97,13 @@ def test_a_reward_sees_tags_that_are_special_tokens(prompts):
     ids = (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
     sampler = SimpleNamespace(sample=lambda *_: [Completion(ids, None, truncated=False)])
     reward = instantiate(composed("reward=format").reward)
-    done = Evaluator(sampler, reward, tokenizer, Sampling(99, 0.0))(prompts[:1])
+    done = Evaluator(sampler, {"t": reward}, tokenizer, Sampling(99, 0.0))("t", prompts[:1])
     assert (done.greedy.texts, done.greedy.rewards) == ([text], [1])
 
 
 def test_greedy_alone_is_the_default(tokenizer, prompts):
     evaluator = written(tokenizer, prompts, n=0, k=(), sampling=None)
-    summary = evaluate(prompts, evaluator, batch=2).summary()
+    summary = evaluate("t", prompts, evaluator, batch=2).summary()
     assert {name.removesuffix("/low").removesuffix("/high") for name in summary} == {
         "accuracy",
         "length/mean_tokens",
@@ -115,7 +115,7 @@ def test_no_majority_without_answers_and_failures_are_counted(tokenizer, prompts
     def reward(problems, texts):
         return Scores([1.0] * len(texts), timeouts=1, errors=2)
 
-    done = evaluate(prompts, written(tokenizer, prompts, reward=reward), batch=2)
+    done = evaluate("t", prompts, written(tokenizer, prompts, rewards={"t": reward}), batch=2)
     assert "maj@3" not in done.summary()
     assert done.summary()["avg@3"] == 1
     assert (done.timeouts, done.errors) == (4, 8)  # two batches, greedy and sampled
@@ -128,9 +128,24 @@ def test_a_summed_reward_is_right_by_one_of_its_parts(tokenizer, prompts):
         def __call__(self, problems, texts):
             return Scores([1.1] * len(texts), components={"exact": [float("A:1" in t) for t in texts]})
 
-    done = evaluate(prompts, written(tokenizer, prompts, reward=Sum()), batch=4)
+    done = evaluate("t", prompts, written(tokenizer, prompts, rewards={"t": Sum()}), batch=4)
     assert done.accuracy == 3 / 4
     assert done.greedy.rewards == [1.1] * 4
+
+
+def test_each_test_set_has_its_reward(tokenizer, prompts):
+    """Greedy completions are A:1, A:2, A:1 and `A:1 a`: what is right, and whether there is a vote, is up to the test set."""
+
+    def twos(problems, texts):
+        return Scores([float("2" in text) for text in texts])
+
+    evaluator = written(tokenizer, prompts, rewards={"ones": ExactReward(r"A:(\S+)"), "twos": twos})
+    assert evaluate("ones", prompts, evaluator, batch=3).accuracy == 3 / 4
+    assert evaluate("twos", prompts, evaluator, batch=3).accuracy == 1 / 4
+    for test in ("ones", "twos"):
+        measured = evaluate(test, prompts, evaluator, batch=4).summary()
+        assert evaluator.names(test) == [name for name in evaluator.names("ones") if name in measured]
+        assert ("maj@3" in measured) == (test == "ones")
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,6 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
         "reward_model": [f"reward.path={save_scorer(tmp_path / 'scorer')}"],
         "code": ["data=mbpp"],
     }
-    if file.parent.name == "test" and file.stem.startswith("mbpp"):
-        overrides.append("data=mbpp" if file.stem == "mbpp_plus" else "data=mbpp_plus")  # programs go with programs
-    if override(file) == "+test@data.tests.more=math500":
-        overrides.append("reward=math")  # which reads the form of these answers
     cfg = composed(*overrides, *must_be_given.get(file.stem, []))
     validate(cfg)
     for key in {"path", "gsm8k_path"} & set(cfg.data):

@@ -55,3 +55,30 @@ def test_training_problems_that_have_changed(sweep):
         file = sweep / f"algo=dash,seed={seed}" / "result.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"digest/data.train": "a" if seed else "b"}))
     assert "data.train had other problems in some cells: its data has changed between the runs." in warnings_of(sweep)
+
+
+EXACT = {"_target_": "dash_exp.rewards.exact.ExactReward", "pattern": "A:(.*)", "timeout_s": 1}
+FORM = {"_target_": "dash_exp.rewards.format.FormatReward", "pattern": ".*"}
+SUM = {"_target_": "dash_exp.rewards.sums.SumReward", "parts": {"exact": EXACT, "form": FORM}, "correct": "exact"}
+
+
+@pytest.mark.parametrize(
+    ("grpo", "dash", "said"),
+    [
+        (
+            {"reward": EXACT},
+            {"reward": FORM},
+            "in_dist was graded by rewards with different settings (ExactReward in grpo; FormatR",
+        ),
+        ({"reward": EXACT}, {"reward": EXACT | {"timeout_s": 3}}, None),
+        ({"reward": EXACT}, {"reward": SUM}, None),  # in which the same part says what is correct
+        ({"reward": EXACT}, {"reward": EXACT, "own": FORM}, "in_dist was graded by rewards with different settings"),
+        ({"reward": EXACT, "own": EXACT}, {"reward": FORM, "own": EXACT}, None),
+    ],
+)
+def test_arms_whose_tests_are_not_graded_alike(grpo, dash, said, tmp_path):
+    for arm, given in (("grpo", grpo), ("dash", dash)):
+        settings = {"reward": given["reward"], "data": {"tests": {"in_dist": {"reward": given.get("own")}, "out_dist": {}}}}
+        write_cell(tmp_path / arm, [f"algo={arm}", "seed=0"], settings=settings)
+    warning = next((w for w in warnings_of(tmp_path).splitlines() if "in_dist was graded by" in w), None)
+    assert (warning is None) if said is None else said in str(warning)

@@ -28,6 +28,17 @@ from dash_exp.rewards.answers import boxed_answer, boxes, final_answer
         ("They weigh 2, 4, and 6 pounds.", "2, 4,6"),
         ("The answer is (C) since 4 is even.", "C"),
         ("The answer is no solution.", "no solution"),
+        ("The final answer to the given problem is 84, which is twelve more than 72.", "84"),
+        ("So the answers to the original equation are $3$ and $4$. It took 2 steps.", "3,4"),
+        ("The answer for Ann's question is: **12**, not 13.", "12"),
+        ("The answer to 3+4 is not 8 but 7.", "7"),  # what follows is no answer: the last number
+        ("The answer is the sum of 3 and 4, which is 7.", "7"),
+        ("The answer to this problem is 87 - 3 = 84, which is the sum of 87 and 3.", "84"),
+        ("The answer to the question is 18. No. The answer is just 3. See step 2.", "3"),
+        ("The initial answer to the problem is 2. But it must be 11.", "11"),
+        ("The answer to the first part is 5. Then 5 + 3 = 8.", "8"),  # the answer to something else
+        ("The answer to 5*3 is 15. Adding 2 gives 17.", "17"),
+        ("The answer to how many are left is 5. No, it is 6.", "6"),
         ("#### 1. Add the numbers\n3 + 4 = 7", "3 + 4 = 7"),
         ("It takes 10-7 = 3 days, i.e. -3/4 of it", "-3/4"),
         ("\\[ x = 5 \\]", "x = 5"),

@@ -16,11 +16,13 @@ def test_problems_that_a_reward_cannot_grade_are_refused_before_anything_runs():
     check_problems(code, [DOUBLE])
     check_problems(exact, [problem("7")])
     check_problems(FormatReward(".*"), [DOUBLE, problem("7")])
-    with pytest.raises(UserError, match=r"^problem p: has no tests for its program"):
+    with pytest.raises(UserError, match=r"^data, problem p: has no tests for its program"):
         check_problems(SumReward({"code": code}, {"code": 1.0}, "code"), [DOUBLE, problem("7")])
     for reads in (exact, MathReward()):
-        with pytest.raises(UserError, match=r"^problem d: asks for a program, but the reward reads an answer"):
-            check_problems(reads, [problem("7"), DOUBLE])
+        with pytest.raises(
+            UserError, match=r"^data\.tests\.c, problem d: asks .* reads an answer.*\+reward@data\.tests\.c\.reward=code\."
+        ):
+            check_problems(reads, [problem("7"), DOUBLE], "data.tests.c")
     with pytest.raises(UserError, match="rewards of programs and of answers"):
         SumReward({"code": code, "exact": exact}, {"code": 1.0, "exact": 1.0}, "code")
 

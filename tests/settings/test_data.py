@@ -18,7 +18,11 @@ BAD = [
         "data.tests.in_dist=3",
         "data.tests.in_dist=3: is not a data set. Write null, or choose one: +test@data.tests.in_dist=gsm8k.",
     ),
-    ("data.train=3", "data.train=3: is not a data set. Write null, or choose one: +test@data.train=gsm8k."),
+    ("data.train=3", "data.train=3: is not a data set. Write null, or choose another data set: data=gsm8k."),
+    (
+        "+data.train.reward=math",
+        "data.train.reward: is not read: training has the reward of the run. Write reward=NAME instead.",
+    ),
     ("data.separator=3", "data.separator=3: is not a text"),
     ("data=gsm8k data.train.annotations=yes", "data.train.annotations=yes: is neither true nor false"),
     ("data.tests.out_dist.form=symbols", "data.tests.out_dist: is the same test set as data.tests.in_dist"),

@@ -39,7 +39,9 @@ def module(policy, tokenizer, *, problems=PROBLEMS, max_prompt_tokens=None, samp
         plan=plan,
         refresh=Refresh(policy, sampler),
         scoring=scoring,
-        evaluator=Evaluator(sampler, scoring.reward, tokenizer, Sampling(plan.sampling.max_tokens, temperature=0.0)),
+        evaluator=Evaluator(
+            sampler, {"in_dist": scoring.reward}, tokenizer, Sampling(plan.sampling.max_tokens, temperature=0.0)
+        ),
         eval_prompts=2,
         passes=Passes(2048, pad_id=0),
         clock=Clock(),
@@ -120,7 +122,7 @@ def test_rollouts_are_graded_weighed_and_filtered(policy, tokenizer):
 def test_time_goes_to_its_phase(policy, tokenizer):
     data = module(policy, tokenizer)
     data.rollouts(data.problems_of_step(0), 0)
-    data.evaluate(data.test_prompts["in_dist"])
+    data.evaluate("in_dist", data.test_prompts["in_dist"])
     assert all(data.clock.seconds[p] > 0 for p in ("sample", "score", "eval"))
     assert data.clock.seconds["update"] == 0
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import lightning as L
 import torch
 from hydra.utils import get_method
 from lightning.fabric.plugins.environments import LightningEnvironment
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,20 +21,21 @@ from dash_exp.algorithms.kl import Schedule
 from dash_exp.algorithms.kl_penalty import Penalty, RewardPenalty
 from dash_exp.commands import prompting, rehearsal
 from dash_exp.commands.parts import check_named, made, named
+from dash_exp.commands.rewards import rewards_of
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Problem
 from dash_exp.core.watch import Watch
 from dash_exp.data import digests, order
-from dash_exp.data.prompts import check_answers
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models import adapter, folders, loading, sharded
 from dash_exp.models.optimizer import with_master_weights
 from dash_exp.models.passes import Passes
-from dash_exp.rewards.base import Reward, check_problems
+from dash_exp.rewards.base import Reward, close_rewards
 from dash_exp.sampling.base import Sampler, Sampling
 from dash_exp.sampling.refresh import Refresh, copied
+from dash_exp.settings.reward import OF_TEST
 from dash_exp.training.module import PolicyModule
 from dash_exp.training.objective import Objective, Optimization
 from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
@@ -43,7 +45,9 @@ from dash_exp.training.shares import NoSampler, SharedPenalty, SharedReward, Sha
 
 @dataclass
 class Parts:
-    """What one run is made of. `digests`: of the problems (`data.digests`). `left_out`: training problems that a test has."""
+    """What one run is made of. `reward`: of training; `digests`: of the problems (`data.digests`). `left_out`: training problems
+    that a test has.
+    """
 
     module: PolicyModule
     data: RolloutDataModule
@@ -69,8 +73,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     clock = Clock()
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
     train, tests, left_out = problems(cfg)
-    reward = reward_of(cfg, {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}, tokenizer)
-    given = {"tokenizer": tokenizer, "reward": reward}
+    rewards = rewards_of(cfg, {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}, tokenizer)
+    given = {"tokenizer": tokenizer, "reward": rewards["data.train"]}
     train_sampler: Any = made(cfg, "algo.train_sampler", given) if cfg.algo.train_sampler else None
     if hasattr(train_sampler, "check"):
         train_sampler.check(train)
@@ -94,7 +98,9 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     if group.first or shared:
         sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype)
     if shared:
-        sampler, reward = SharedSampler(sampler, group, policy), SharedReward(reward, group)
+        sampler = SharedSampler(sampler, group, policy)
+        shared_rewards = {id(reward): SharedReward(reward, group) for reward in rewards.values()}
+        rewards = {where: shared_rewards[id(reward)] for where, reward in rewards.items()}
         penalty = penalty and SharedPenalty(penalty, group)
     try:
         sharded_for_servers = cfg.trainer.strategy == "fsdp" and group.size > 1 and not shared
@@ -106,8 +112,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
             plan=plan_of(cfg),
             refresh=refresh,
             train_sampler=train_sampler,
-            scoring=scoring_of(cfg, reward, penalty, objective.kl_coef),
-            evaluator=evaluator_of(cfg, sampler, reward, tokenizer),
+            scoring=scoring_of(cfg, rewards["data.train"], penalty, objective.kl_coef),
+            evaluator=evaluator_of(cfg, sampler, {name: rewards[f"data.tests.{name}"] for name in tests}, tokenizer),
             eval_prompts=cfg.eval.prompts,
             passes=passes,
             clock=clock,
@@ -128,7 +134,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
             ranks=group,
         )
         meet(cfg, module, group)
-        return Parts(module, data, reward, tokenizer, clock, digests.of_sets(train, tests), left_out)
+        return Parts(module, data, rewards["data.train"], tokenizer, clock, digests.of_sets(train, tests), left_out)
     except Exception:
         sampler.close()  # an engine holds a GPU's memory, and the next cell of a sweep wants it
         raise
@@ -155,19 +161,12 @@ def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]], 
 
 
 def data_set(cfg: DictConfig, key: str) -> list[Problem]:
-    """The problems of the data set at `key`."""
+    """The problems of the data set at `key`. The reward that a test set brings is no argument of it."""
+    if OF_TEST.fullmatch(f"{key}.reward"):
+        cfg = copy.deepcopy(cfg)  # whole, for its references
+        with open_dict(cfg):
+            OmegaConf.select(cfg, key).pop("reward", None)
     return rehearsal.problems(made(cfg, key), named(cfg, key))
-
-
-def reward_of(cfg: DictConfig, sets: Mapping[str, Sequence[Problem]], tokenizer: PreTrainedTokenizerBase) -> Reward:
-    """The reward, after a try on one problem and a check of all problems, which are given by the settings they are from."""
-    reward: Reward = made(cfg, "reward")
-    for where, problems in sets.items():
-        check_problems(reward, problems, where)
-        check_answers(reward, problems, tokenizer, cfg.rollout.max_response_tokens, where)
-    problem = next(p for problems in sets.values() for p in problems)
-    rehearsal.reward(reward, problem, cfg.algo.group_size, named(cfg, "reward"))
-    return reward
 
 
 def load_policy(cfg: DictConfig) -> PreTrainedModel:
@@ -236,12 +235,14 @@ def scoring_of(cfg: DictConfig, reward: Reward, penalty: Penalty | None, kl_coef
     )
 
 
-def evaluator_of(cfg: DictConfig, sampler: Sampler, reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Evaluator:
-    """How test problems are sampled and graded."""
+def evaluator_of(
+    cfg: DictConfig, sampler: Sampler, rewards: Mapping[str, Reward], tokenizer: PreTrainedTokenizerBase
+) -> Evaluator:
+    """How test problems are sampled, and graded by the `rewards` of the test sets."""
     max_tokens, stop = cfg.rollout.max_response_tokens, prompting.stop(cfg)
     return Evaluator(
         sampler=sampler,
-        reward=reward,
+        rewards=rewards,
         tokenizer=tokenizer,
         greedy=Sampling(max_tokens, temperature=0.0, stop=stop),
         n=cfg.eval.n,
@@ -301,8 +302,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L
 def close(parts: Parts) -> None:
     """Close the samplers and the processes that grade."""
     parts.data.close()
-    if hasattr(parts.reward, "close"):
-        parts.reward.close()
+    close_rewards([parts.reward, *parts.data.evaluator.rewards.values()])
 
 
 def weights_for_servers(policy: PreTrainedModel, group: Ranks) -> Mapping[str, Tensor]:

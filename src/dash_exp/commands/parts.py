@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from dash_exp.core import files
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import error_line
-from dash_exp.settings.targets import HYDRAS_OWN
+from dash_exp.settings.targets import HYDRAS_OWN, without_reward
 
 
 def made(cfg: DictConfig, key: str, given: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -109,7 +109,7 @@ def _check_settings(part: dict[object, object], key: str, target: Any) -> None:
         parameters = inspect.signature(target).parameters.values()
     except (ValueError, TypeError):  # some that are written in C have none
         return
-    given = [name for name in part if name not in HYDRAS_OWN]
+    given = [name for name in without_reward(part, key) if name not in HYDRAS_OWN]
     takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
     for name in given if not takes_any else ():

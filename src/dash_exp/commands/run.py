@@ -150,9 +150,9 @@ def limits(cfg: DictConfig, rows: Sequence[dict[str, float | int | None]]) -> di
 
 def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: float, group: Ranks = ALONE) -> dict[str, Any]:
     """Train, evaluate and write the record."""
-    columns = [f"accuracy/{test}" for test in parts.data.test_prompts]
-    measured = [name for name in parts.data.evaluator.names() if name != "accuracy"]
-    columns += [f"eval/{test}/{name}" for test in parts.data.test_prompts for name in measured]
+    tests = parts.data.test_prompts
+    columns = [f"accuracy/{test}" for test in tests]
+    columns += [f"eval/{test}/{name}" for test in tests for name in parts.data.evaluator.names(test) if name != "accuracy"]
     columns += [f"reward/{name}" for name in getattr(parts.reward, "components", ())]
     result: dict[str, Any] = {"status": "failed", "git": git_revision()}
     base: Right = {}

@@ -20,8 +20,12 @@ def of_sets(train: Sequence[Problem], tests: Mapping[str, Sequence[Problem]]) ->
 
     That of the training set depends on the solutions and the order as well; accuracy on a test set does not.
     """
-    found = {"data.train": _digest([[of_problem(p), p.solution] for p in train])}
-    return found | {f"data.tests.{name}": _digest(sorted(map(of_problem, test))) for name, test in tests.items()}
+    return {"data.train": _digest([[of_problem(p), p.solution] for p in train]), **of_tests(tests)}
+
+
+def of_tests(tests: Mapping[str, Sequence[Problem]]) -> dict[str, str]:
+    """One for each test set, by the name of its setting."""
+    return {f"data.tests.{name}": _digest(sorted(map(of_problem, test))) for name, test in tests.items()}
 
 
 def _digest(value: object) -> str:

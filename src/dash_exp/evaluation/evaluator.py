@@ -12,7 +12,7 @@ Axes: P problems, N sampled completions of each, K values of k.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,13 +128,13 @@ class Evaluation:
 class Evaluator:
     """Samples and grades a greedy completion of each prompt, and `n` more with the settings `sampling` if n is not 0.
 
-    `greedy` must have temperature 0. `k`: the values for pass@k. The noise of the n completions is keyed by (seed, problem,
-    index) and differs from that of training; two policies evaluated with the same seed get the same noise. Raises UserError for
-    an n or k that cannot be used.
+    `rewards`: that of each test set, by its name. `greedy` must have temperature 0. `k`: the values for pass@k. The noise of
+    the n completions is keyed by (seed, problem, index) and differs from that of training; two policies evaluated with the same
+    seed get the same noise. Raises UserError for an n or k that cannot be used.
     """
 
     sampler: Sampler
-    reward: Reward
+    rewards: Mapping[str, Reward]
     tokenizer: PreTrainedTokenizerBase
     greedy: Sampling
     n: int = 0
@@ -147,19 +147,22 @@ class Evaluator:
         assert self.greedy.temperature == 0, "greedy sampling has temperature 0"
         assert not self.n or self.sampling, "n completions need a sampling"
 
-    def names(self) -> list[str]:
-        """The names in `Evaluation.summary` of such an evaluation, without those of intervals."""
+    def names(self, test: str) -> list[str]:
+        """The names in `Evaluation.summary` of an evaluation on this test set, without those of intervals."""
         found = ["accuracy", "length/mean_tokens", "length/truncated_fraction"]
         if self.n:
             found += [f"avg@{self.n}", *(f"pass@{k}" for k in self.k)]
-            found += [f"maj@{self.n}"] if self.n > 1 and hasattr(self.reward, "answers") else []
+            found += [f"maj@{self.n}"] if self.n > 1 and hasattr(self.rewards[test], "answers") else []
             found += ["sampled/length/mean_tokens", "sampled/length/truncated_fraction"]
         return found
 
-    def __call__(self, prompts: Sequence[Prompt]) -> Evaluation:
+    def __call__(self, test: str, prompts: Sequence[Prompt]) -> Evaluation:
         """Grade some prompts of a test set."""
-        sampled = self._grade(prompts, self.n, self.sampling, (self.seed, SAMPLED)) if self.n and self.sampling else None
-        return Evaluation([p.problem for p in prompts], self._grade(prompts, 1, self.greedy, ()), sampled, self.k)
+        reward = self.rewards[test]
+        sampled = None
+        if self.n and self.sampling:
+            sampled = self._grade(prompts, reward, self.n, self.sampling, (self.seed, SAMPLED))
+        return Evaluation([p.problem for p in prompts], self._grade(prompts, reward, 1, self.greedy, ()), sampled, self.k)
 
     def texts(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[str]:
         """The completions as text, as rewards and records have them: behind the prefill of their prompts."""
@@ -167,16 +170,16 @@ class Evaluator:
         written = decoded(self.tokenizer, completions)
         return [prompts[i // group].prefill + text for i, text in enumerate(written)]
 
-    def _grade(self, prompts: Sequence[Prompt], count: int, sampling: Sampling, key: tuple[int, ...]) -> Graded:
+    def _grade(self, prompts: Sequence[Prompt], reward: Reward, count: int, sampling: Sampling, key: tuple[int, ...]) -> Graded:
         completions = self.sampler.sample(prompts, count, sampling, key)
         texts = self.texts(prompts, completions)
-        scores = self.reward([p.problem for p in prompts for _ in range(count)], texts)
-        answers = getattr(self.reward, "answers", None) if count > 1 else None
+        scores = reward([p.problem for p in prompts for _ in range(count)], texts)
+        answers = getattr(reward, "answers", None) if count > 1 else None
         return Graded(
             per_problem=count,
             texts=texts,
             rewards=scores.rewards,
-            correct=correct(scores, self.reward),
+            correct=correct(scores, reward),
             tokens=[len(c.ids) for c in completions],
             truncated=[c.truncated for c in completions],
             answers=answers(texts) if answers else None,
@@ -186,14 +189,18 @@ class Evaluator:
 
 
 def evaluate(
-    prompts: Sequence[Prompt], evaluator: Evaluator, batch: int, on_batch: Callable[[int, Evaluation], None] | None = None
+    test: str,
+    prompts: Sequence[Prompt],
+    evaluator: Evaluator,
+    batch: int,
+    on_batch: Callable[[int, Evaluation], None] | None = None,
 ) -> Evaluation:
-    """Grade a whole test set of at least one problem, `batch` prompts at a time. After each batch `on_batch(number of prompts
-    graded, evaluation of them)` is called.
+    """Grade the whole test set of this name, of at least one problem, `batch` prompts at a time. After each batch
+    `on_batch(number of prompts graded, evaluation of them)` is called.
     """
     done: Evaluation | None = None
     for start in range(0, len(prompts), batch):
-        part = evaluator(prompts[start : start + batch])
+        part = evaluator(test, prompts[start : start + batch])
         done = part if done is None else done + part
         if on_batch is not None:
             on_batch(len(done.problems), done)

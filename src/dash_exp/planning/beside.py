@@ -13,6 +13,7 @@ from dash_exp.models.folders import check_folder
 from dash_exp.models.pretrained import from_pretrained
 from dash_exp.planning.architecture import built
 from dash_exp.planning.empty_models import parameter_count
+from dash_exp.settings.reward import different
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def scorers_of(cfg: DictConfig, completions: int, tokens: int, on_gpu: bool) -> 
     `on_gpu`: this machine has GPUs, on which `reward.device=auto` puts them. Raises UserError for a model that cannot be read.
     """
     found = []
-    for reward in _model_rewards(cfg.reward):
+    for reward in (scorer for each in different(cfg).values() for scorer in _model_rewards(each)):
         check_folder(reward.path, setting="reward.path", weights=False)
         config = from_pretrained(AutoConfig, reward.path, setting="reward.path")
         with torch.device("meta"):
@@ -85,7 +86,7 @@ def teacher_of(cfg: DictConfig) -> TeacherSizes | None:
 
 def grading_bytes(cfg: DictConfig) -> float:
     """Bytes of the processes that grade: programs may take what `memory_mb` allows them, the others what they have loaded."""
-    return sum(_grading(reward) for reward in (cfg.reward, *(cfg.reward.get("parts") or {}).values()))
+    return sum(_grading(reward) for each in different(cfg).values() for reward in (each, *(each.get("parts") or {}).values()))
 
 
 def _grading(reward: DictConfig) -> float:

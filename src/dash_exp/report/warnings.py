@@ -10,6 +10,7 @@ from dash_exp.report import comparison, differing
 from dash_exp.results.cells import Results
 from dash_exp.results.problems import sets_that_differ
 
+LIMITS_OF_GRADING = ("timeout_s", "workers", "memory_mb", "processes", "isolation", "device", "max_tokens")
 FAILED_GRADINGS = ("score/timeouts", "score/errors", "eval/timeouts", "eval/errors")
 
 
@@ -23,6 +24,7 @@ def warnings(results: Results) -> list[str]:
         *_seeds(results),
         *_evaluation(results),
         *_problems(results),
+        *_graders(results),
         *_gradings(results),
         *_watches(results),
     ]
@@ -155,6 +157,38 @@ def _problems(results: Results) -> list[str]:
         + (" Differences leave the changed problems out." if name in changed else "")
         for name in sorted(changed.union(others))
     ]
+
+
+def _graders(results: Results) -> list[str]:
+    """Test sets that were not graded by one reward in all cells: by the part of a sum that says what is correct."""
+    said = []
+    for test in results.tests:
+        found = {arm: [grader(cell.config, test) for cell in results.cells if results.arm(cell) == arm] for arm in results.arms}
+        every = [one for of_arm in found.values() for one in of_arm if one]
+        if any(one != every[0] for one in every):
+            names = {arm: " | ".join(dict.fromkeys(_name(one) for one in of_arm if one)) for arm, of_arm in found.items()}
+            said.append(
+                f"{test} was graded by rewards with different settings ({differing.by_value(names)}). Where these differ in "
+                "what is correct, its accuracies do not compare the arms. "
+                f"+reward@data.tests.{test}.reward=NAME gives it one reward in all."
+            )
+    return said
+
+
+def grader(config: Mapping[str, Any], test: str) -> Mapping[str, Any]:
+    """The settings by which a run tells correct completions of a test set, without limits; empty where they are not known.
+
+    They are those of the reward that the test set brings, or else of the run's; of a sum of rewards those of one part.
+    """
+    own = ((config.get("data") or {}).get("tests") or {}).get(test) or {}
+    reward: Mapping[str, Any] = own.get("reward") or config.get("reward") or {}
+    while (decides := (reward.get("parts") or {}).get(reward.get("correct"))) is not None:
+        reward = decides
+    return {key: value for key, value in reward.items() if key not in LIMITS_OF_GRADING}
+
+
+def _name(reward: Mapping[str, Any]) -> str:
+    return str(reward.get("_target_")).rpartition(".")[2]
 
 
 def _gradings(results: Results) -> list[str]:

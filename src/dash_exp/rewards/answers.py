@@ -29,7 +29,15 @@ JOINT = re.compile(
 JOINT_SIGN = re.compile(r"(?<!\\)[,;&]|quad|and|or")  # one of these must be there: white space alone divides
 HASHES = re.compile(r"####(?!#)[ \t]*\n?[ \t]*(\S[^\n]*)")  # GSM8K's last line; also Markdown's heading "#### Step 2"
 HEADING = re.compile(r"[0-9]+[.):]\s+[A-Za-z]")  # "1. Add the numbers"
-ANSWER_IS = re.compile(r"(?i)\b(?:answers?|correct (?:option|choice))(?:\s+(?:is|are)\b|\**\s*[:=])(?:\s*:)?")
+# "The answer to the given problem is", without digits and without words by which it answers something else than the problem.
+NOT_FINAL = "(?<!initial )(?<!partial )(?<!intermediate )(?<!previous )(?<!wrong )(?<!incorrect )"
+ELSE = "is|are|parts?|steps?|first|second|third|next|previous|other|each|both|which|what|how|if|when"
+TO_WHAT = rf"(?:\s+(?:to|for)(?:\s+(?!(?:{ELSE})\b)[a-z][a-z'’-]*){{1,12}})"
+ANSWER_IS = re.compile(
+    rf"(?i){NOT_FINAL}\b(?:answers?|correct (?:option|choice))(?:{TO_WHAT}?\s+(?:is|are)\b|\**\s*[:=])"
+    r"(?:\s+(?:actually|exactly|indeed|just|simply|therefore|thus)\b)?(?:\s*:)?"
+)
+CHAIN = re.compile(r"(?:[-+*/^×÷0-9.,()$ ]+=)+\s*")  # "87 - 3 = 84, which is ..."
 CHOICE = re.compile(r"\(?([A-J])\)")  # "(C) because ..."
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 DATE = re.compile(rf"(?:{MONTHS}) [0-9]{{1,2}}(?![0-9])")  # "June 20": the number alone is not the answer
@@ -42,6 +50,7 @@ FORMULA = re.compile(
     re.DOTALL,
 )
 PERCENT = re.compile(r"\s*\\?%|\s*(?i:per ?cent(?:age)?|pct)\b")
+SCALE = re.compile(r"\s(?i:thousand|million|billion|trillion)\b")
 
 # A number as people write it: 1,234.5  .5  -3/4  1 1/4  2:30  6.7e-5; its sign counts where it is not a difference.
 PLAIN_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
@@ -50,7 +59,7 @@ NUMBER = (
     rf"|(?:{PLAIN_NUMBER})(?:\s?/\s?[0-9]+(?![0-9/]|\.[0-9])|[eE][+-]?[0-9]+|\s?(?:\\times|[*x×])\s?10\s?\^\s?\{{?-?[0-9]+\}}?)?)"
 )
 # Its scale or base: 5 million, 204_5, 204 (base 5).
-BEHIND = r"(?:\s(?i:thousand|million|billion|trillion)\b|_\{?[0-9]+\}?|\s\(base\s[0-9]+\)|\sin\sbase\s[0-9]+)?"
+BEHIND = rf"(?:{SCALE.pattern}|_\{{?[0-9]+\}}?|\s\(base\s[0-9]+\)|\sin\sbase\s[0-9]+)?"
 NUMBERS = re.compile(rf"{NUMBER}{BEHIND}(?:(?:,\s{NUMBER})*,?\s(?:and|or)\s{NUMBER})?")  # "2, 4, and 6" is one answer
 OR = re.compile(r"(?<=[\w)}.])\s*,?\s*\b(?:and|or)\s+(?=[\w.({\\-])")  # between numbers or formulas
 MARKS = " \t\n*_`\"'“”"  # around an answer in Markdown
@@ -181,7 +190,8 @@ def _at_start(text: str) -> str | None:
         return None
     if not is_prose(sentence):
         return OR.sub(",", sentence)
-    if numbers := NUMBERS.match(sentence):
+    chain = CHAIN.match(sentence)
+    if numbers := NUMBERS.match(sentence, chain.end() if chain else 0):
         return OR.sub(",", numbers[0]) + _percent_behind(sentence, numbers.end())
     if date := DATE.match(sentence):
         return date[0]
@@ -203,7 +213,9 @@ def _formulas(text: str) -> list[Found]:
     for match in FORMULA.finditer(text):
         content = (match[match.lastgroup or 0]).strip()
         if content and not is_prose(content, letters=3):
-            found.append(Found(match.start(), match.end(), content + _percent_behind(text, match.end())))
+            scale = SCALE.match(text, match.end())
+            content += scale[0].lower() if scale else _percent_behind(text, match.end())
+            found.append(Found(match.start(), match.end(), content))
     return found
 
 

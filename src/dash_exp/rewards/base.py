@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,13 +73,14 @@ def check_problems(reward: Reward, problems: Sequence[Problem], where: str = "da
     The sample is evenly spread: to grade thousands of programs or read as many formulas takes minutes.
     """
     grades = getattr(reward, "grades", None)
+    own = f", or give this test set a reward of its own: +reward@{where}.reward=" if where.startswith("data.tests.") else ""
     for problem in problems:
         if grades == "programs" and not problem.tests:
-            raise UserError(
-                f"problem {problem.id}", "has no tests for its program", "Use reward=code with data=mbpp or data=mbpp_plus"
-            )
+            right = "Use reward=code with data=mbpp or data=mbpp_plus" + (own and f"{own}math")
+            raise UserError(f"{where}, problem {problem.id}", "has no tests for its program", right)
         if grades == "answers" and problem.tests:
-            raise UserError(f"problem {problem.id}", "asks for a program, but the reward reads an answer", "Use reward=code")
+            wrong = "asks for a program, but the reward reads an answer"
+            raise UserError(f"{where}, problem {problem.id}", wrong, "Use reward=code" + (own and f"{own}code"))
     if not problems or not hasattr(reward, "hopeless"):
         return
     sample = problems[:: -(-len(problems) // SAMPLE)]
@@ -113,6 +114,13 @@ def correct(scores: Scores, reward: Reward) -> list[bool]:
     """
     component = getattr(reward, "correct", None)
     return [value == 1 for value in (scores.components[component] if component else scores.rewards)]
+
+
+def close_rewards(rewards: Iterable[Reward]) -> None:
+    """Close each of these that can be closed; one that is there several times once."""
+    for reward in {id(reward): reward for reward in rewards}.values():
+        if hasattr(reward, "close"):
+            reward.close()
 
 
 def _finite(values: Sequence[float]) -> list[float]:

@@ -254,7 +254,8 @@ def _values(gold: str, found: str) -> tuple[str, str]:
     """
     sides = [relation(text)[1] for text in (gold, found)]
     if len(sides[0]) == 1:
-        return gold, sides[1][1] if relation(found)[0] == ["="] and not _is_list(found) else found
+        has_value = relation(found)[0] == ["="] and not _is_list(found) and not _is_to_solve(*sides[1])
+        return gold, sides[1][1] if has_value else found
     names = [
         ASSIGNED.match(text) if len(parts) == 2 and not _is_list(text) else None
         for text, parts in zip((gold, found), sides, strict=True)
@@ -264,6 +265,13 @@ def _values(gold: str, found: str) -> tuple[str, str]:
     if names[0] and names[1] and plain_text(names[0][1]) == plain_text(names[1][1]):
         return sides[0][1], sides[1][1]
     return gold, found
+
+
+def _is_to_solve(left: str, right: str) -> bool:
+    r"""Whether an equation gives no value but is one to solve: a number is added to a variable, and on the right is 0."""
+    terms = re.split(r"[+-]", re.sub(r"\([^()]*\)|\{[^{}]*\}", "", left))
+    adds_number = any(re.fullmatch(r"\s*[0-9.]+\s*", term) for term in terms)
+    return right.strip() == "0" and adds_number and re.search(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", left) is not None
 
 
 def _is_list(text: str) -> bool:

@@ -13,6 +13,8 @@ DEGREE = re.compile(r"\s*(?:\^\s*\{\s*\\circ\s*\}|\^?\s*\\circ(?![a-z])|°|\\deg
 # 30^\circ is 30, as a unit is left out; but for \sin 30^\circ its value is needed.
 OF_ANGLE = re.compile(rf"(\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*2)?\s*[({{]?\s*)([0-9.]+)(?:{DEGREE.pattern})")
 SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad|~|[\s\u00a0\u200b\u202f\ufeff]")
+OF_CHOOSE = r"(\s*\{[^{}]*\}\s*|[^{}]*)"
+CHOOSE = re.compile(rf"(?:\A|\{{){OF_CHOOSE}\\choose(?![a-z]){OF_CHOOSE}(?:\}}|\Z)")
 MACRO = re.compile(r"\\(frac|sqrt)(?![a-zA-Z])")
 ARGUMENT = re.compile(r"\\[a-zA-Z]+|[^\s{}\\]")
 UNICODE = {
@@ -27,7 +29,7 @@ UNICODE = {
     "≥": r"\ge ",
     "±": r"\pm ",
 }
-UNICODE |= {"≠": r"\ne ", "∪": r"\cup ", "½": r"\frac{1}{2}", "∅": r"\emptyset ", "∈": r"\in "}
+UNICODE |= {"≠": r"\ne ", "∪": r"\cup ", "½": r"\frac{1}{2}", "∅": r"\emptyset ", "∈": r"\in ", "℃": "°C", "℉": "°F"}
 
 # "6!=720" has a factorial, "x != 6" and "7 != 6" have not.
 RELATION = re.compile(r"\\(?:leq?|geq?|lt|gt|neq?)(?![a-zA-Z])|<=|>=|(?<![0-9)}])!=|[<>]|(?<![<>=])=(?!=)")
@@ -47,7 +49,7 @@ def plain_latex(text: str) -> str:
     text = DEGREE.sub("", OF_ANGLE.sub(r"\1\\frac{\2\\pi}{180}", text))
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\\{\s*\\\}|\\varnothing(?![a-z])", r"\\emptyset ", text)
-    text = re.sub(r"(?:\A|\{)([^{}]*)\\choose(?![a-z])([^{}]*)(?:\}|\Z)", r"\\binom{\1}{\2}", text)
+    text = CHOOSE.sub(lambda c: rf"\binom{{{c[1].strip(' {}')}}}{{{c[2].strip(' {}')}}}", text)
     text = re.sub(r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi", text)
     text = re.sub(r"\s*\{\s*,\s*\}\s*", ",", text)
     text = re.sub(r"\\text\{\s*\}|\\phantom\s*(?:\{[^{}]*\}|[^{}])|\A\s*\\approx(?![a-z])", " ", text)

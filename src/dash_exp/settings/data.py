@@ -31,7 +31,10 @@ def values(cfg: DictConfig) -> None:
     sets = {"data.train": cfg.data.get("train")} | {f"data.tests.{name}": test for name, test in cfg.data.tests.items()}
     for key, value in sets.items():
         if value is not None and not (isinstance(value, DictConfig) and "_target_" in value):
-            raise UserError(f"{key}={value}", "is not a data set", f"Write null, or choose one: +test@{key}=gsm8k")
+            choose = "choose another data set: data=gsm8k" if key == "data.train" else f"choose one: +test@{key}=gsm8k"
+            raise UserError(f"{key}={value}", "is not a data set", f"Write null, or {choose}")
+    if "reward" in (cfg.data.get("train") or {}):
+        raise UserError("data.train.reward", "is not read: training has the reward of the run", "Write reward=NAME instead")
 
 
 def relations(cfg: DictConfig) -> None:

@@ -221,15 +221,15 @@ class RolloutDataModule(L.LightningDataModule):
     # --- evaluation --------------------------------------------------------------------------------------------------------
 
     def val_dataloader(self) -> list[DataLoader]:
-        return [DataLoader(_Evaluation(self, prompts), batch_size=None) for prompts in self.test_prompts.values()]
+        return [DataLoader(_Evaluation(self, test), batch_size=None) for test in self.test_prompts]
 
-    def evaluate(self, prompts: Sequence[Prompt]) -> Evaluation:
+    def evaluate(self, test: str, prompts: Sequence[Prompt]) -> Evaluation:
         """Some prompts of a test set, graded. `eval_timeouts` and `eval_errors` count gradings that timed out or failed."""
         with self._alone:
             with self.clock("sync"):
                 self.refresh.bring_newest()
             with self.clock("eval"):
-                part = self.evaluator(prompts)
+                part = self.evaluator(test, prompts)
                 if not self.refresh.on_policy and not is_sharded(self.refresh.policy):  # whose passes all ranks make together
                     self._check_mismatch(prompts[:8])
         self.eval_timeouts += part.timeouts
@@ -273,8 +273,8 @@ class _OuterStep(IterableDataset):
 class _Evaluation(IterableDataset):
     """A test set, graded some prompts at a time."""
 
-    def __init__(self, data: RolloutDataModule, prompts: Sequence[Prompt]) -> None:
-        self.data, self.prompts = data, prompts
+    def __init__(self, data: RolloutDataModule, test: str) -> None:
+        self.data, self.test, self.prompts = data, test, data.test_prompts[test]
         self.at_a_time = max(1, data.eval_prompts // max(1, data.evaluator.n))
 
     def __len__(self) -> int:
@@ -282,5 +282,5 @@ class _Evaluation(IterableDataset):
 
     def __iter__(self) -> Iterator[Evaluation]:
         starts = range(0, len(self.prompts), self.at_a_time)
-        parts = (self.data.evaluate(self.prompts[start : start + self.at_a_time]) for start in starts)
+        parts = (self.data.evaluate(self.test, self.prompts[start : start + self.at_a_time]) for start in starts)
         return self.data.ranks.each_from_first(parts, len(self))

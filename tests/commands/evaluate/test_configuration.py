@@ -36,6 +36,17 @@ def test_a_further_test_set_for_a_run(trained):
     cfg = of(trained, "+test@data.tests.long=arithmetic", "data.tests.long.operands=[7,8]")
     assert list(cfg.data.tests) == ["in_dist", "out_dist", "long"]
     assert list(cfg.data.tests.long.operands) == [7, 8]
+    assert cfg.data.tests.long.reward == cfg.reward
+    other = "reward@data.tests.long.reward=math"
+    cfg = of(trained, "+test@data.tests.long=arithmetic", other, "data.tests.long.reward.workers=1", "reward=format")
+    assert cfg.data.tests.long.reward.workers == 1
+    assert [each._target_.rpartition(".")[2] for each in (cfg.reward, cfg.data.tests.long.reward)] == [
+        "FormatReward",
+        "MathReward",
+    ]
+    brought = of(trained, "+reward@data.tests.in_dist.reward=math").data.tests.in_dist
+    assert (brought.form, brought.reward._target_) == ("symbols", "dash_exp.rewards.math.MathReward")
+    assert of(trained, "+test@data.tests.out_dist=gsm8k").data.tests.out_dist.keys() == {"_target_", "path", "split", "reward"}
     with pytest.raises(UserError, match=r"^algo=grpo: has no effect on an evaluation"):
         of(trained, "algo=grpo")
     with pytest.raises(UserError, match=r"^eval\.n=8: is a setting for training. Write n=8"):

@@ -70,11 +70,14 @@ def test_a_model_on_several_test_sets(command, tmp_path):
 
 def test_a_run_is_measured_as_it_measured_itself(command, trained):
     result = json.loads((trained / "result.json").read_text())
+    digests = {key: value for key, value in result.items() if key.startswith("digest/data.tests.")}
     for checkpoint, when in (("last", "final"), ("base", "base")):
         out = trained / f"{checkpoint}.json"
         done = command(trained, f"checkpoint={checkpoint}", f"out={out}")
         assert done.returncode == 0, done.stderr
-        tests = json.loads(out.read_text())["tests"]
+        written = json.loads(out.read_text())
+        assert {key: value for key, value in written.items() if key.startswith("digest/")} == digests
+        tests = written["tests"]
         for name in ("in_dist", "out_dist"):
             assert tests[name]["accuracy"] == pytest.approx(result[f"accuracy/{name}/{when}"])
             assert tests[name]["problems"] == 16

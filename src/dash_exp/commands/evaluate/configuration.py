@@ -112,13 +112,14 @@ def _check_values(values: list[Override], folder: Path, cfg: DictConfig, with_da
 def _choose(groups: list[Override], cfg: DictConfig) -> None:
     """Replace sections of `cfg` by those that the command line chooses."""
     chosen = cli.composed([str(o.input_line) for o in groups])
+    for section in [s for group in groups if not group.package for s in SECTIONS.get(group.key_or_group, ())]:
+        cfg[section] = OmegaConf.to_container(chosen[section])
     for group in groups:
-        if group.key_or_group == "test":  # +test@data.tests.NAME=OPTION
-            OmegaConf.update(cfg, str(group.package), OmegaConf.select(chosen, str(group.package)), force_add=True)
+        if group.package and group.key_or_group in ("test", "reward"):  # of a test set: +test@data.tests.NAME=OPTION
+            part = OmegaConf.select(chosen, group.package)
+            OmegaConf.update(cfg, group.package, part, merge=False, force_add=True)
         elif group.key_or_group not in SECTIONS:
             raise UserError(str(group.input_line), "has no effect on an evaluation", "Leave it out")
-    for section in [s for group in groups for s in SECTIONS.get(group.key_or_group, ())]:
-        cfg[section] = OmegaConf.to_container(chosen[section])
 
 
 def is_run(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from dash_exp.commands.evaluate.output import Progress, per_problem, picture
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
+from dash_exp.results.problems import DIGEST
 
 if TYPE_CHECKING:  # they load torch, which is needed only after the command was found good
     from dash_exp.core.types import Prompt
@@ -25,9 +26,11 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
     with process.importing():
         from dash_exp.commands.prompting import shown
         from dash_exp.commands.run import git_revision, quiet
+        from dash_exp.data import digests
         from dash_exp.evaluation.evaluator import evaluate
         from dash_exp.results.plots import plot_pass_at_k
         from dash_exp.results.summary import evaluation_table
+        from dash_exp.rewards.base import close_rewards
 
     start = time.perf_counter()
     quiet()
@@ -36,13 +39,15 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
     sampled = f"{command.n} completion(s) each at temperature {command.temperature:g}, top-p {command.top_p:g}, seed {cfg.seed}"
     print(f"{cfg.model.path} on {cfg.data.name}: greedy{f', and {sampled}' if command.n else ''}", flush=True)
     result: dict[str, Any] = {"settings": {**settings(cfg, command), "git": git_revision()}, "tests": {}}
+    sets = {name: [prompt.problem for prompt in prompts] for name, prompts in tests.items()}
+    result |= {f"{DIGEST}{name}": digest for name, digest in digests.of_tests(sets).items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = out.with_suffix(".jsonl")
     try:
         for name, prompts in tests.items():
             progress = Progress(name, len(prompts))
             # as many completions at a time as training evaluates
-            done = evaluate(prompts, evaluator, max(1, cfg.eval.prompts // max(1, command.n)), progress)
+            done = evaluate(name, prompts, evaluator, max(1, cfg.eval.prompts // max(1, command.n)), progress)
             progress.close()
             summary = done.summary()
             counts = {"problems": len(prompts), "timeouts": done.timeouts, "errors": done.errors}
@@ -56,8 +61,7 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
             write_whole(out, json.dumps(result, indent=2) + "\n")
     finally:
         evaluator.sampler.close()
-        if hasattr(evaluator.reward, "close"):
-            evaluator.reward.close()
+        close_rewards(evaluator.rewards.values())
     if len(command.k) > 1:
         plot_pass_at_k(result["tests"], command.k, picture(out))
     print(f"results {out}, completions {rows}", flush=True)
@@ -86,9 +90,10 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     import torch
 
     from dash_exp.commands import prompting
-    from dash_exp.commands.build import data_set, reward_of
+    from dash_exp.commands.build import data_set
     from dash_exp.commands.build import problems as all_problems
     from dash_exp.commands.parts import check_named, made
+    from dash_exp.commands.rewards import rewards_of
     from dash_exp.evaluation.evaluator import Evaluator
     from dash_exp.models import folders, loading
     from dash_exp.sampling.base import Sampling
@@ -105,8 +110,8 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     names = [str(name) for name, test in cfg.data.tests.items() if test is not None]
     train, problems = [], {name: data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
     if prompting.shows_examples(cfg):
-        train, problems = all_problems(cfg)
-    reward = reward_of(cfg, {f"data.tests.{name}": test for name, test in problems.items()}, tokenizer)
+        train, problems, _ = all_problems(cfg)
+    rewards = rewards_of(cfg, {f"data.tests.{name}": test for name, test in problems.items()}, tokenizer)
     policy = loading.load_policy(
         cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust
     )
@@ -120,7 +125,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     max_tokens, stop = cfg.rollout.max_response_tokens, prompting.stop(cfg)
     evaluator = Evaluator(
         sampler=sampler,
-        reward=reward,
+        rewards={name: rewards[f"data.tests.{name}"] for name in names},
         tokenizer=tokenizer,
         greedy=Sampling(max_tokens, temperature=0.0, stop=stop),
         n=command.n,

@@ -1,0 +1,53 @@
+"""The rewards of a run: that of training, and those that test sets bring (`data.tests.NAME.reward`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from dash_exp.commands import rehearsal
+from dash_exp.commands.parts import made, named
+from dash_exp.core.errors import UserError
+from dash_exp.core.types import Problem
+from dash_exp.data.prompts import check_answers
+from dash_exp.rewards.base import Reward, check_problems
+from dash_exp.settings.reward import key_of
+
+
+def rewards_of(cfg: DictConfig, sets: Mapping[str, Sequence[Problem]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Reward]:
+    """The reward of each set of problems, both by the setting that the problems are from, such as `data.tests.in_dist`.
+
+    Equal settings are one object, with one set of processes. Each reward is tried on a problem of its first set, after all
+    problems were checked with theirs.
+    """
+    keys = {where: _first_equal(cfg, [key_of(cfg, other) for other in sets], key_of(cfg, where)) for where in sets}
+    rewards: dict[str, Reward] = {}
+    for key in dict.fromkeys(keys.values()):
+        with _of_setting(key):
+            rewards[key] = made(cfg, key)
+    for where, problems in sets.items():
+        check_problems(rewards[keys[where]], problems, where)
+        check_answers(rewards[keys[where]], problems, tokenizer, cfg.rollout.max_response_tokens, where)
+    for key, reward in rewards.items():
+        problem = next(p for where, problems in sets.items() if keys[where] == key for p in problems)
+        with _of_setting(key):
+            rehearsal.reward(reward, problem, cfg.algo.group_size, named(cfg, key))
+    return {where: rewards[key] for where, key in keys.items()}
+
+
+def _first_equal(cfg: DictConfig, keys: Sequence[str], key: str) -> str:
+    return next(other for other in keys if OmegaConf.select(cfg, other) == OmegaConf.select(cfg, key))
+
+
+@contextmanager
+def _of_setting(key: str) -> Iterator[None]:
+    """Rewards name their settings `reward.NAME` in messages; here they get the name of the section that they are in."""
+    try:
+        yield
+    except UserError as error:
+        said = (re.sub(r"(?<![\w.@])reward\.(?=\w)", f"{key}.", text) for text in (error.where, error.wrong, error.right))
+        raise UserError(*said) from error.__cause__
