@@ -28,7 +28,7 @@ NAMES = {
     "kl": "coef estimator place schedule",
     "logger": "wandb",
     "model": "name path tokenizer architecture dtype compute_dtype attn_implementation gradient_checkpointing "
-    "trust_remote_code lr micro_tokens master_weights adapter lora",
+    "trust_remote_code lr micro_tokens master_weights adapter lora instruct",
     "model.lora": "r alpha dropout target_modules lr",
     "rollout": "temperature max_response_tokens truncated truncated_penalty staleness refresh_every importance_cap "
     "mismatch_limit memory_gb sampler",
