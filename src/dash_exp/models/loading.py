@@ -112,14 +112,15 @@ def _clear_noise(part: Any) -> None:
 def _enable_packing(model: PreTrainedModel) -> None:
     """Let the model read packed micro-batches, if these give the log-probabilities of padded ones.
 
-    Models that have an attention of their own, or scale or cap the logits, are left as they are.
+    Models that have an attention of their own, or scale or cap the logits, are left as they are. Sliding windows are compared
+    too: the samples are longer than they are meanwhile.
     """
     if not packing.possible(model):
         return
     model.eval()
     samples = [Sample(prompt, ids, 0.0) for prompt in ((1, 2, 3), (4,)) for ids in ((5, 6), (7, 1, 3, 2))]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), packing.short_windows(model, 3):
             padded_BT = token_logprobs(model, collate(samples, 0), 1.0)
             model.set_attn_implementation(packing.ATTENTION)
             packed_BT = token_logprobs(model, collate(samples, 0, packed=True), 1.0)
