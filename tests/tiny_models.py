@@ -28,6 +28,12 @@ LATENT = {  # whose cache does not hold the keys and values that attention gets
     "first_k_dense_replace": 2,
 }
 FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "olmo2", "phi3", "smollm3"]
+WINDOW = 5  # shorter than most samples
+WINDOWED = {
+    "gemma3_text": {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8},
+    "mistral": {},
+    "qwen3": {"use_sliding_window": True, "max_window_layers": 1},
+}
 
 
 def samples(seed=0, prompts=5):
@@ -36,9 +42,11 @@ def samples(seed=0, prompts=5):
     return [Sample(prompt, ids(12), rng.uniform(-1, 1)) for prompt in [ids(9) for _ in range(prompts)] for _ in range(4)]
 
 
-def random_model(family):
+def random_model(family, windows=False):
     torch.manual_seed(0)
     more = {"phi3": {"sliding_window": None}, "mistral": {"sliding_window": None}, "deepseek_v3": LATENT}.get(family, {})
+    if windows:
+        more = WINDOWED[family] | {"sliding_window": WINDOW}
     return load_policy("", architecture={"model_type": family, **SMALL, **more})
 
 

@@ -62,6 +62,9 @@ NOISY = {
     "gpt_neox": SIZES | {"intermediate_size": 48, "hidden_dropout": 0.3},
     "falcon": SIZES | {"attention_dropout": 0.3, "hidden_dropout": 0.3},
     "qwen2": SIZES | {"intermediate_size": 48, "num_key_value_heads": 1, "attention_dropout": 0.3},
+    "llama": SIZES | {"intermediate_size": 48, "num_key_value_heads": 1, "attention_dropout": 0.3},
+    "qwen3": SIZES | {"intermediate_size": 48, "num_key_value_heads": 1, "head_dim": 16, "attention_dropout": 0.3},
+    "gemma3_text": SIZES | {"intermediate_size": 48, "num_key_value_heads": 1, "head_dim": 16, "attention_dropout": 0.3},
     "opt": SIZES | {"word_embed_proj_dim": 32, "ffn_dim": 48, "layerdrop": 0.5},
     "mixtral": SIZES | {"num_key_value_heads": 1, "num_local_experts": 4, "router_jitter_noise": 0.3},
 }

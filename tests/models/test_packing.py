@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import FAMILIES, SMALL, random_model, samples
+from tiny_models import FAMILIES, SMALL, WINDOW, WINDOWED, random_model, samples
 
 from dash_exp.core.types import Problem, Prompt, Sample
 from dash_exp.models import log_probs, packing
@@ -35,10 +35,14 @@ def test_layout_by_hand():
     assert packed.mask_B1TS[2, 0].tolist() == [[True, False, False, True, False], [True, False, False, True, True]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_log_probs_and_gradients_equal_those_of_padded_rows(family):
-    model = random_model(family)
+CASES = [*((family, False) for family in FAMILIES), *((family, True) for family in WINDOWED)]
+
+
+@pytest.mark.parametrize(("family", "windows"), CASES)
+def test_log_probs_and_gradients_equal_those_of_padded_rows(family, windows):
+    model = random_model(family, windows)
     assert packing.enabled(model)
+    assert packing.windowed(model) == windows
     plain = copy.deepcopy(model)
     plain.set_attn_implementation("sdpa")
     assert not packing.enabled(plain)
@@ -92,11 +96,13 @@ def test_mixed_precision(in_32_bits, monkeypatch, tokenizer):
 
 @pytest.mark.parametrize("in_32_bits", [{"cpu"}, set()], ids=["as on CPUs", "as on GPUs"])
 @pytest.mark.parametrize(("group_size", "max_sequences"), [(4, 64), (4, 7), (1, 64), (1, 1)])
-@pytest.mark.parametrize("family", [*FAMILIES, "deepseek_v3"])
-def test_log_probs_of_sampling_are_those_of_padded_rows(family, group_size, max_sequences, in_32_bits, tokenizer, monkeypatch):
+@pytest.mark.parametrize(("family", "windows"), [*CASES, ("deepseek_v3", False)])
+def test_log_probs_of_sampling_are_those_of_padded_rows(
+    family, windows, group_size, max_sequences, in_32_bits, tokenizer, monkeypatch
+):
     """Whole groups, parts of groups, single completions, with and without padding; completions leave one after the other."""
     monkeypatch.setattr(packing, "IN_32_BITS", in_32_bits)
-    model = random_model(family)
+    model = random_model(family, windows)
     model.generation_config.eos_token_id = [*range(50, 60)]  # one token in six
     prompts = [Prompt(Problem(str(i), "", ""), tuple(range(3, 3 + n))) for i, n in enumerate([4, 9, 1, 6, 2, 9, 5, 3] * 2)]
     completions = HFSampler(model, tokenizer, max_sequences).sample(prompts, group_size, Sampling(20, temperature=0.7), (0,))
@@ -124,12 +130,12 @@ def test_shared_prompts_that_have_no_completion_left_are_dropped():
 
 
 def test_models_that_cannot_are_left_alone(tokenizer):
-    """Windows, scaled logits, masks and attention classes of their own, both directions, another attention asked for."""
-    window = {"model_type": "mistral", **SMALL, "sliding_window": 4}
+    """Scaled or capped logits, masks and attention classes of their own, both directions, another attention asked for."""
+    capped = {"model_type": "gemma2", **SMALL, "head_dim": 8, "final_logit_softcapping": 1.0}
     scaled = {"model_type": "granite", **SMALL, "logits_scaling": 8.0}
     own_class = {"model_type": "nemotron", **SMALL}
     both_ways = {"model_type": "bert-generation", **SMALL}
-    for architecture in (window, scaled, own_class, both_ways, {"model_type": "gemma3_text", **SMALL, "head_dim": 8}):
+    for architecture in (capped, scaled, own_class, both_ways):
         model = load_policy("", architecture=architecture)
         assert not packing.enabled(model), architecture
         assert torch.isfinite(log_probs.token_logprobs(model, collate(samples(), 0), 1.0)).all()
@@ -138,3 +144,12 @@ def test_models_that_cannot_are_left_alone(tokenizer):
     assert not packing.enabled(eager)
     prompt = Prompt(Problem("a", "", ""), (5, 6))
     assert HFSampler(eager, tokenizer, 8).sample([prompt], 2, Sampling(4), (0, 0))  # whose cache keeps its 16 bits
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_windows_that_packed_rows_would_lose_are_noticed_when_a_model_is_loaded(family, monkeypatch):
+    monkeypatch.setattr(packing, "_within", lambda window, queries, keys, mask: mask)  # as of a layer that passes no window
+    model = random_model(family, windows=True)
+    assert not packing.enabled(model)
+    windows = {getattr(part, "sliding_window", None) for part in (model.config, *model.modules())}
+    assert windows == {None, WINDOW}  # the short ones of the check are gone

@@ -1,7 +1,10 @@
+import pytest
 import torch
+from tiny_models import SMALL
 
-from dash_exp.core.types import Sample
+from dash_exp.core.types import Problem, Prompt, Sample
 from dash_exp.models.batch import collate
+from dash_exp.models.loading import load_policy
 from dash_exp.models.log_probs import token_logprobs
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler, choose
@@ -116,6 +119,25 @@ def test_completions_end_with_eos_or_are_truncated(policy, tokenizer, prompts):
 def test_greedy_agrees_with_transformers_generate(policy, tokenizer, prompts):
     for prompt, completion in zip(prompts, sampler(policy, tokenizer).sample(prompts, 1, Sampling(12, 0.0), ()), strict=True):
         expected = policy.eval().generate(torch.tensor([prompt.ids]), max_new_tokens=12, do_sample=False)
+        assert list(completion.ids) == expected[0, len(prompt.ids) :].tolist()
+
+
+OF_FAMILY = {
+    "llama": {"hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3},  # as SmolLM2
+    "qwen3": {"head_dim": 16},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_greedy_agrees_with_transformers_generate_in_every_family(family, tokenizer):
+    """Prompts of one to 40 tokens in one batch, shorter and longer than a sliding window, which also moves while decoding."""
+    torch.manual_seed(0)
+    shape = SMALL | {"vocab_size": 258, "initializer_range": 0.3, "bos_token_id": 2, "eos_token_id": 1} | OF_FAMILY[family]
+    policy = load_policy("", architecture={"model_type": family, **shape})
+    prompts = [Prompt(Problem(str(n), "", ""), tuple(3 + 7 * i % 250 for i in range(n))) for n in (40, 3, 12, 8, 9, 1, 25)]
+    for prompt, completion in zip(prompts, sampler(policy, tokenizer).sample(prompts, 1, Sampling(20, 0.0), ()), strict=True):
+        expected = policy.eval().generate(torch.tensor([prompt.ids]), max_new_tokens=20, do_sample=False)
         assert list(completion.ids) == expected[0, len(prompt.ids) :].tolist()
 
 

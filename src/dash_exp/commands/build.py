@@ -45,8 +45,8 @@ from dash_exp.training.shares import NoSampler, SharedPenalty, SharedReward, Sha
 
 @dataclass
 class Parts:
-    """What one run is made of. `reward`: of training; `digests`: of the problems (`data.digests`). `left_out`: training problems
-    that a test has.
+    """What one run is made of. `reward`: of training. `digests`: of the problems (`data.digests`). `left_out`: training
+    problems that a test has.
     """
 
     module: PolicyModule

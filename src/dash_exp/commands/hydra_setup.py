@@ -20,6 +20,7 @@ from dash_exp.results.cells import load_cell
 from dash_exp.results.run_folder import can_resume, same_numbers
 
 ASSETS = Path(__file__).parents[1] / "assets"
+MODELS = Path(__file__).parents[3] / "models"  # of the checkout: where `make smollm2` puts a model
 
 
 def cell_name(override_dirname: str) -> str:
@@ -48,6 +49,14 @@ def run_folder(parent: str, new: str, *, _root_: DictConfig) -> str:
     return f"{parent}/{new}"
 
 
+def local(name: str) -> str:
+    """`${local:HuggingFaceTB/SmolLM2-135M-Instruct}`: the folder models/SmolLM2-135M-Instruct of the checkout where it is
+    there, else the hub name itself.
+    """
+    folder = MODELS / name.rpartition("/")[2]
+    return str(folder) if (folder / "config.json").is_file() else name
+
+
 def gpus(accelerator: str, devices: int) -> int | None:
     """GPUs that a launcher asks for, for a cell; None with trainer=cpu."""
     return devices if accelerator == "gpu" else None
@@ -68,6 +77,7 @@ def set_up() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("gpus", gpus, replace=True)
     OmegaConf.register_new_resolver("times", operator.mul, replace=True)
+    OmegaConf.register_new_resolver("local", local, replace=True)
     OmegaConf.register_new_resolver("asset", lambda name: str(ASSETS / name), replace=True)
     # A launcher's settings are checked by the types that its package declares for them, which is intended.
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")

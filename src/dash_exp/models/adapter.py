@@ -61,7 +61,7 @@ def add(
     except ValueError as error:
         raise UserError(where, f"allows no adapter ({error_line(error)})", instead) from error
     folder = Path(base or "").expanduser()
-    settings.base_model_name_or_path = str(folder.resolve()) if base and folder.is_dir() else base
+    settings.base_model_name_or_path = str(folder.resolve()) if base and folder.exists() else base
     layers = dict(_layers(policy))
     ends = (policy.get_input_embeddings(), policy.get_output_embeddings())
     if wrong := [name for name, layer in layers.items() if layer in ends or not isinstance(layer.get_base_layer(), LINEAR)]:

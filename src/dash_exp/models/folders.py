@@ -1,4 +1,4 @@
-"""Whether a folder has a model or a tokenizer that can be loaded: checked before anything is read into memory."""
+"""Whether a folder or file has a model or a tokenizer that can be loaded: checked before anything is read into memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dash_exp.core.errors import UserError
-from dash_exp.models import adapter
+from dash_exp.models import adapter, gguf
 
 INDEX = "model.safetensors.index.json"
 # Where Transformers cannot read one of these it may go on without a word, or name another file.
@@ -23,9 +23,13 @@ LFS_POINTER = b"version https://git-lfs"
 def check_folder(path: str, setting: str = "model.path", weights: bool = True) -> None:
     """Raise UserError, which names `setting`, where `path` is a folder without a Transformers model in safetensors.
 
-    Hub names pass. Without `weights` a configuration is enough. A folder with an adapter is checked with its base model.
+    Hub names pass. Without `weights` a configuration is enough. A folder with an adapter is checked with its base model. A
+    GGUF file is a model as well.
     """
     where = f"{setting}={path}"
+    if gguf.is_named(path):
+        gguf.check(path, where)
+        return
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:

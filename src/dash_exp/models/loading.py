@@ -1,4 +1,4 @@
-"""Loads policy, reference, reward model and tokenizer from a folder or by hub name, or builds a policy with random weights."""
+"""Loads policy, reference, reward model and tokenizer from a folder, a GGUF file or by hub name, or builds a random policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers import (
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Sample
-from dash_exp.models import adapter, generation, packing
+from dash_exp.models import adapter, generation, gguf, packing
 from dash_exp.models.batch import collate
 from dash_exp.models.folders import OF_TOKENIZER, check_folder, check_json
 from dash_exp.models.log_probs import token_logprobs
@@ -44,10 +44,10 @@ def load_policy(
 ) -> PreTrainedModel:
     """A causal language model in training mode.
 
-    `path`: a Transformers folder or a hub name; a folder with an adapter is loaded as its base model with the adapter merged
-    in. `architecture`: settings of a Transformers configuration, `model_type` among them; then weights are random and `path`
-    is not read. `lora`: settings of an adapter that is trained in place of the weights (see `adapter.add`). The model computes
-    the same in training and in evaluation mode, an adapter's dropout aside (see `without_noise`).
+    `path`: a Transformers folder, a GGUF file or a hub name; a folder with an adapter is loaded as its base model with the
+    adapter merged in. `architecture`: settings of a Transformers configuration, `model_type` among them; then weights are
+    random and `path` is not read. `lora`: settings of an adapter that is trained in place of the weights (see `adapter.add`).
+    The model computes the same in training and in evaluation mode, an adapter's dropout aside (see `without_noise`).
 
     Raises UserError for what cannot be loaded, and for weights that are incomplete or not finite: Transformers fills gaps with
     random numbers, and one NaN makes every log-probability NaN.
@@ -69,7 +69,9 @@ def load_policy(
             attn_implementation=attn_implementation,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_check_weights` names them
+            **gguf.for_weights(base),
         )
+        gguf.forget(model)
         _check_weights(model, loading, f"model.path={base}")
         if adapter.has_one(model):
             raise UserError(f"model.path={path}", "is an adapter on the hub", "Download it, and give its folder")
@@ -110,14 +112,15 @@ def _clear_noise(part: Any) -> None:
 def _enable_packing(model: PreTrainedModel) -> None:
     """Let the model read packed micro-batches, if these give the log-probabilities of padded ones.
 
-    Models that have an attention of their own, or scale or cap the logits, are left as they are.
+    Models that have an attention of their own, or scale or cap the logits, are left as they are. Sliding windows are compared
+    too: the samples are longer than they are meanwhile.
     """
     if not packing.possible(model):
         return
     model.eval()
     samples = [Sample(prompt, ids, 0.0) for prompt in ((1, 2, 3), (4,)) for ids in ((5, 6), (7, 1, 3, 2))]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), packing.short_windows(model, 3):
             padded_BT = token_logprobs(model, collate(samples, 0), 1.0)
             model.set_attn_implementation(packing.ATTENTION)
             packed_BT = token_logprobs(model, collate(samples, 0, packed=True), 1.0)
@@ -144,8 +147,9 @@ def load_architecture(
         config = from_pretrained(AutoConfig, path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        with contextlib.suppress(OSError):  # not every model has one
-            model.generation_config = GenerationConfig.from_pretrained(path)
+        if not gguf.is_named(path):
+            with contextlib.suppress(OSError):  # not every model has one
+                model.generation_config = GenerationConfig.from_pretrained(path)
     without_noise(model)
     generation.check(model, "model.architecture" if architecture else f"model.path={path}")
     return model
@@ -174,11 +178,11 @@ def load_scorer(path: str, dtype: str, pad_id: int) -> PreTrainedModel:
 
 
 def load_tokenizer(path: str, setting: str = "model.tokenizer", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name. Without a padding token it pads with its end-of-sequence token.
+    """The tokenizer of a folder, GGUF file or hub name. Without a padding token it pads with its end-of-sequence token.
 
     Raises UserError, which names `setting`, for what cannot be loaded, and without a vocabulary or end-of-sequence token.
     """
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+    if path.startswith((".", "/", "~")) and not gguf.is_named(path) and not Path(path).expanduser().is_dir():
         raise UserError(f"{setting}={path}", "there is no such folder", "Give a folder with a tokenizer or a hub name")
     check_json(Path(path).expanduser(), OF_TOKENIZER, f"{setting}={path}")
     tokenizer: PreTrainedTokenizerBase = from_pretrained(
@@ -236,8 +240,14 @@ def check_vocabulary(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def fingerprint(path: str, setting: str = "model.path") -> str:
-    """Identifies the weights: the SHA-256 of a folder's safetensors files, or the commit of a hub name. Raises UserError."""
+    """Identifies the weights: the SHA-256 of a GGUF file or a folder's safetensors files, or the commit of a hub name. Raises
+    UserError.
+    """
     folder = Path(path).expanduser()
+    if gguf.is_named(path):
+        gguf.check(path, f"{setting}={path}")
+        with folder.open("rb") as weights:
+            return hashlib.file_digest(weights, "sha256").hexdigest()
     if not folder.is_dir():
         return str(from_pretrained(AutoConfig, path, setting=setting)._commit_hash)
     check_folder(path, setting)

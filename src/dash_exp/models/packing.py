@@ -13,7 +13,7 @@ as if each had its own copy of the prompt.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,32 @@ IN_32_BITS = {"cpu"}
 
 
 def possible(model: PreTrainedModel) -> bool:
-    """Whether the model's attention is `sdpa` through Transformers' interface, over the whole context in every layer."""
+    """Whether the model's attention is `sdpa` through Transformers' interface, over the whole context or a sliding window."""
     config = model.config.get_text_config()
-    whole = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(config, "sliding_window", None) is not None and not hasattr(config, "layer_types")
-    return bool(config._attn_implementation == "sdpa" and model._supports_attention_backend and whole and not windowed)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    known = kinds <= {"full_attention", "sliding_attention"}
+    return bool(config._attn_implementation == "sdpa" and model._supports_attention_backend and known)
+
+
+def windowed(model: PreTrainedModel) -> bool:
+    """Whether a layer attends to the last tokens only, as every second one or more of Gemma 3 does."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    return getattr(config, "sliding_window", None) is not None and "sliding_attention" in kinds
+
+
+@contextlib.contextmanager
+def short_windows(model: PreTrainedModel, tokens: int) -> Iterator[None]:
+    """Inside the block every sliding window is of this many tokens, so that short rows show whether it is kept."""
+    parts = [part for part in (model.config.get_text_config(), *model.modules()) if getattr(part, "sliding_window", None)]
+    before = [part.sliding_window for part in parts]
+    try:
+        for part in parts:
+            part.sliding_window = tokens
+        yield
+    finally:
+        for part, window in zip(parts, before, strict=True):
+            part.sliding_window = window
 
 
 def enabled(model: PreTrainedModel) -> bool:
@@ -100,12 +121,13 @@ def attention(
     scaling: float | None = None,
     packed: Packed | None = None,
     prompts: Any = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: (B, heads, L, head size) -> (B, L, heads, head size).
 
     `packed`: the layout of a micro-batch in one row. `prompts`: `SharedPrompts` of the sampler. Without either this is
-    Transformers' `sdpa`.
+    Transformers' `sdpa`. `sliding_window`: how many tokens a token attends to, itself among them; None = all before it.
     """
     # That of the layer after it: without autocast the query's (keys and values may come from a cache in 32 bits), else any.
     dtype = min(query.dtype, value.dtype, key=lambda dtype: dtype.itemsize)
@@ -114,7 +136,7 @@ def attention(
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast(query.device.type, enabled=False) if in_32_bits else contextlib.nullcontext():
         if packed is not None:
-            out = _packed_attention(query, key, value, packed, dropout, scaling)
+            out = _packed_attention(query, key, value, packed, dropout, scaling, sliding_window)
         elif prompts is not None:
             out = prompts.attention(module.layer_idx, query, key, value, scaling)
         else:
@@ -124,13 +146,17 @@ def attention(
 
 
 def _packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, packed: Packed, dropout: float, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, packed: Packed, dropout: float, scaling: float | None, window: int | None
 ) -> Tensor:
     rows_BS = torch.cat([packed.prompts_PC[packed.prompt_B], packed.completions_BT], dim=1)
     repeats = query.shape[1] // key.shape[1]  # query heads that share a key head
+    if window is not None and rows_BS.shape[1] <= window:
+        window = None  # no row is longer
 
     def rows(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         k, v = (repeat_kv(_rows(states, keys), repeats) for states in (key, value))
+        if window is not None:
+            mask = _within(window, packed.positions_N[queries], packed.positions_N[keys], mask)
         out = scaled_dot_product_attention(_rows(query, queries), k, v, mask, dropout, is_causal=mask is None, scale=scaling)
         return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
@@ -138,6 +164,12 @@ def _packed_attention(
     of_completions = rows(packed.completions_BT, rows_BS, packed.mask_B1TS)
     out = _take(torch.cat([of_prompts, of_completions]), packed.back_N)
     return out.view(1, len(out), query.shape[1], -1)
+
+
+def _within(window: int, queries_BT: Tensor, keys_BS: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask (causal where it is None) of keys that are also less than `window` positions before the query: (B, 1, T, S)."""
+    near = queries_BT[:, None, :, None] - keys_BS[:, None, None, :] < window
+    return near & (torch.ones_like(near).tril() if mask is None else mask)
 
 
 def _rows(states: Tensor, places_BL: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 What a folder holds is data. Weights are safetensors, never pickles: to read a pickle is to run the code in it. Python code that
 comes with a model runs only with `trust_remote_code`. Without it, a model that asks for code (`auto_map`) is refused even where
 Transformers has a class for its `model_type`: that class may not be the one that the weights belong to, and the run would train
-another model than the one that was asked for.
+another model than the one that was asked for. A GGUF file holds no code.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import error_line
+from dash_exp.models import gguf
 
 
 def from_pretrained(
     auto_class: Any, path: str, setting: str = "model.path", trust_remote_code: bool = False, **kwargs: Any
 ) -> Any:
-    """`auto_class.from_pretrained` of a folder or hub name. Raises UserError, which names `setting`, where that fails."""
+    """`auto_class.from_pretrained` of a folder, hub name or GGUF file. Raises UserError, which names `setting`, where that
+    fails.
+    """
     where = f"{setting}={path}"
     try:
+        if gguf.is_named(path):
+            gguf.check(path, where)
+            return auto_class.from_pretrained(**gguf.arguments(path), **kwargs)
         if not trust_remote_code:
             _refuse_code(path, where, can_be_trusted=setting.startswith("model."))
         return auto_class.from_pretrained(path, trust_remote_code=trust_remote_code, **kwargs)
@@ -34,7 +40,7 @@ def from_pretrained(
         raise UserError(
             where,
             f"could not be loaded ({error_line(error)})",
-            "Give a Transformers folder or a hub name, and check the network",
+            "Give another file" if gguf.is_named(path) else "Give a Transformers folder or a hub name, and check the network",
         ) from error
 
 

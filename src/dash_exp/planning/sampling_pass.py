@@ -8,12 +8,11 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel
 
-from dash_exp.models import packing
 from dash_exp.models.log_probs import autocast
 from dash_exp.planning.live_bytes import LiveBytes
 from dash_exp.planning.load import DecodingBatch, Load
 from dash_exp.sampling.cache import RoomyCache, RoomyLayer
-from dash_exp.sampling.hf import OwnContext, choose, look_back, read
+from dash_exp.sampling.hf import OwnContext, choose, look_back, own_cache, read
 
 CPU = torch.device("cpu")
 
@@ -24,7 +23,7 @@ def sample(policy: PreTrainedModel, load: Load, live: LiveBytes, batch: Decoding
     policy.eval()
     with autocast(CPU, load.compute_dtype), _no_cast_is_kept():
         mask_PL = torch.ones(batch.prompts, batch.prompt_tokens, dtype=torch.long)
-        in_32_bits = not load.on_gpu and policy.config._attn_implementation == packing.ATTENTION
+        in_32_bits = not load.on_gpu and own_cache(policy)
         cache = RoomyCache(policy.config, in_32_bits)
         ids_PL = torch.zeros_like(mask_PL)
         with live.creating("activations"):

@@ -27,8 +27,11 @@ KNOWN = {LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalL
 
 
 def known(policy: PreTrainedModel) -> bool:
-    """Whether `next_logits` supports this policy. Under `fsdp` the class differs, so the policy uses its `forward`."""
-    return type(policy) in KNOWN and packing.enabled(policy)
+    """Whether `next_logits` supports this policy, which has no sliding windows.
+
+    Under `fsdp` the class differs, so the policy uses its `forward`.
+    """
+    return type(policy) in KNOWN and packing.enabled(policy) and not packing.windowed(policy)
 
 
 def next_logits(

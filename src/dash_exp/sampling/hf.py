@@ -48,8 +48,8 @@ class HFSampler:
 
     @property
     def in_32_bits(self) -> bool:
-        """Whether attention computes in 32 bits on the device of the policy, which can change after this is created."""
-        return packing.enabled(self.policy) and self.policy.device.type in packing.IN_32_BITS
+        """Whether the cache is in 32 bits: where attention is, which depends on the device of the policy; it can change."""
+        return own_cache(self.policy) and self.policy.device.type in packing.IN_32_BITS
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Only notes the version: the policy itself samples."""
@@ -134,6 +134,11 @@ class HFSampler:
         padded = any(len(prompt.ids) < width for prompt in unique)
         context = look_back(self.policy, cache, mask_PC, prompt_of, self.in_32_bits, padded)
         return output.logits[prompt_of, -1], context
+
+
+def own_cache(policy: PreTrainedModel) -> bool:
+    """Whether all layers have a `RoomyLayer` and our attention. Sliding windows have a layer and masks of Transformers."""
+    return packing.enabled(policy) and not packing.windowed(policy)
 
 
 def read(policy: PreTrainedModel, ids_PL: Tensor, mask_PL: Tensor, cache: RoomyCache) -> Any:

@@ -67,7 +67,7 @@ class Teacher:
         """What the traces depend on. A folder is identified by its name and its weights, so that it can be moved."""
         folder = Path(self.path).expanduser()
         asked = {k: v for k, v in asdict(self).items() if k not in ("path", "tokenizer")}
-        name = folder.resolve().name if folder.is_dir() else self.path
+        name = folder.resolve().name if folder.exists() else self.path
         return {"teacher": name, "weights": loading.fingerprint(self.path, "teacher.path"), "data": data, **asked}
 
     def read(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> Prompt:

@@ -15,6 +15,7 @@ from dash_exp.commands import cli
 from dash_exp.commands.evaluate.command import Command
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import error_line
+from dash_exp.models import gguf
 from dash_exp.settings import renamed
 from dash_exp.settings.validate import validate
 
@@ -146,7 +147,9 @@ def _checkpoint(run: Path, which: str, cfg: DictConfig) -> tuple[str, bool]:
 def _check_model(target: str) -> None:
     """A folder must hold a model, and what can only be a path must exist. Anything else is a hub name."""
     folder = Path(target).expanduser()
-    if folder.is_dir():
+    if gguf.is_named(target):
+        gguf.check(target, target)
+    elif folder.is_dir():
         if not _is_model(folder):
             raise UserError(
                 target, "is neither a run folder (config.yaml) nor a Transformers folder (config.json)", "Name another"
