@@ -266,8 +266,8 @@ def claim_limits(rows: Sequence[Claimed], is_ratio: bool) -> tuple[float, float]
     """The range of the axis: all estimates and ends of claims, and of the intervals as much as leaves those apart."""
     scale, back = (np.log, np.exp) if is_ratio else (np.array, np.array)
     least = scale(1.25) if is_ratio else 1e-9
-    points = [row.found.value for row in rows] + [end for row in rows for end in row.region if np.isfinite(end)]
-    points = scale(np.array([p for p in [*points, 1.0 if is_ratio else 0.0] if p > 0 or not is_ratio]))
+    shown = [row.found.value for row in rows] + [end for row in rows for end in row.region if np.isfinite(end)]
+    points = scale(np.array([x for x in [*shown, 1.0 if is_ratio else 0.0] if x > 0 or not is_ratio]))
     ends = [end for row in rows for end in (row.found.low, row.found.high) if end is not None]
     reach = max(2 * float(np.ptp(points)), least)
     low = max(min([points.min(), *(scale(e) for e in ends)]), points.min() - reach)

@@ -102,7 +102,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Results:
-    """The cells of one comparison. Create it with `load`. `claims`: those in `sweep.json`, which is newer than the cells may be."""
+    """The cells of one comparison. Create it with `load`. `claims`: of `sweep.json`, maybe newer than the cells."""
 
     cells: Sequence[Cell]
     claims: Sequence[Any] = ()

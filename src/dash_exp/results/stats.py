@@ -4,12 +4,12 @@ Two kinds of interval answer two questions. Over *seeds* (Student's t): how unce
 seeds, on these problems? Over *problems* (bootstrap): how uncertain is it because of the choice of test problems, for these
 runs? All intervals are two-sided 95% intervals, except those of claims.
 
-A claim says that a mean lies in a region: above 0, below a bound, between two margins. Its interval is a two-sided 90% interval,
-so that each end is a one-sided 95% bound: a claim that is false is found supported in at most 5% of studies, and one that is
+A claim says that a mean lies in a region: above 0, below a bound, between two margins. It has a two-sided 90% interval, so
+that each end is a one-sided 95% bound: a claim that is false is found supported in at most 5% of studies, and one that is
 true contradicted in at most 5%. This is the one-sided test of superiority and of non-inferiority, and the two one-sided tests
-of equality (TOST, Schuirmann 1987), in one rule. The level is that of each claim, and is not divided by the number of claims:
-each was stated before the runs and is answered for itself, and nothing is concluded from one of them being supported. The report
-says how many there are, because the more there are, the more likely it is that one of them has a wrong verdict.
+of equality (TOST, Schuirmann 1987), in one rule. The level is that of each claim, not divided by their number: each was stated
+before the runs and is answered for itself, and nothing is concluded from any one of them being supported. The report says how
+many there are, because the more there are, the more likely it is that one of them has a wrong verdict.
 """
 
 from __future__ import annotations
@@ -167,8 +167,9 @@ def verdict(e: Estimate, region: Region) -> str:
 def more_seeds(values: ArrayLike, region: Region) -> int | None:
     """How many more values would decide the claim in 80% of studies, if mean and spread are those of these n >= 2 values.
 
-    None for more than 50. With two ends of the region near, both tests must succeed; the sum of what each misses is taken, which
-    is at least what they miss together. Few values give a rough number: over 3 values the spread is easily half or twice as large.
+    None for more than 50. With two ends of the region near, both tests must succeed; the sum of what each misses is taken,
+    which is at least what they miss together. Few values give a rough number: of 3 values the spread is easily half or twice
+    that of many.
     """
     x = np.asarray(values, dtype=float)
     mean, sd = float(x.mean()), float(x.std(ddof=1))

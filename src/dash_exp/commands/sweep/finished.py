@@ -71,4 +71,5 @@ def _settings(cfg: Any) -> Any:
     match = (settings.get("budget") or {}).get("match")
     if match is not None:
         settings["budget"] = {"match": match}
-    return {k: v for k, v in without_claims(settings).items() if k not in ("resume", "resume_every")}
+    found = without_claims({str(key): value for key, value in settings.items()})
+    return {k: v for k, v in found.items() if k not in ("resume", "resume_every")}

@@ -23,6 +23,7 @@ NAMES = {
     "reward/mean": "mean reward",
     "length": "completion length",
 }
+UNITS = {"points": "percentage points", "length": "tokens", "reward/mean": "reward"}
 
 
 def section(c: Context) -> Section | None:
@@ -56,8 +57,8 @@ def how_to_read(found: Sequence[Verdict]) -> list[str]:
     said = [
         "Supported: the whole interval is inside of what is claimed. Contradicted: it is outside. Undecided: neither, so these "
         "runs show neither that the claim is true nor that it is false.",
-        f"Each end of an interval is a one-sided 95% bound, from seeds in pairs, on these test problems. {each} wrong in at most "
-        f"5% of such studies{several}.",
+        f"Each end of an interval is a one-sided 95% bound, over seeds in pairs, on these test problems. {each} wrong in at "
+        f"most 5% of such studies{several}.",
     ]
     if any(v.over == "problems" for v in found):
         said.append(
@@ -175,11 +176,9 @@ def pictures(c: Context, found: Sequence[Verdict]) -> list[Block]:
     drawn = []
     for unit, group in groups.items():
         name = f"claims-{unit.replace('/', '-').replace('@', '-')}"
-        xlabel = {"ratio": "arm / other arm", "points": "percentage points, arm - other arm"}.get(
-            unit, f"{unit}, arm - other arm"
-        )
+        xlabel = "arm / other arm" if unit == "ratio" else f"{UNITS.get(unit, unit)}, arm − other arm"
         rows = [_row(v, 100 if unit == "points" else 1) for v in group]
-        figures.claims(rows, xlabel.replace(" - ", " − "), unit == "ratio", c.folder / name)
+        figures.claims(rows, xlabel, unit == "ratio", c.folder / name)
         drawn.append(Figure(name, "; ".join(f"{v.word}: {sentence(v)}" for v in group)))
     return [Figures(drawn)] if drawn else []
 
