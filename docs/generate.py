@@ -137,8 +137,11 @@ def _text(value: yaml.Node, lines: Sequence[str]) -> str:
     """A value as the file has it; a list over several lines on one."""
     if isinstance(value, yaml.SequenceNode) and not value.flow_style:
         return f"[{', '.join(_text(item, lines) for item in value.value)}]"
-    assert value.start_mark.line == value.end_mark.line, f"a value over several lines: {value.start_mark}"
-    return lines[value.start_mark.line][value.start_mark.column : value.end_mark.column]
+    start, end = value.start_mark, value.end_mark
+    if start.line == end.line:
+        return lines[start.line][start.column : end.column]
+    assert isinstance(value, yaml.MappingNode) and value.flow_style, f"a value over several lines: {start}"
+    return " ".join([lines[start.line][start.column :], *map(str.strip, lines[start.line + 1 : end.line + 1])])
 
 
 def _target(tree: yaml.Node) -> str:
@@ -311,11 +314,25 @@ def sweeps_page(sweeps: Sequence[File]) -> str:
         parts.append(table(["swept", "values"], [[f"`{k}`", f"`{v}`"] for k, v in swept(sweep).items()]))
         facts = [f"Question in the report: {prose(values['study.question'])}", f"Cells: {cells(sweep)}."]
         facts += [f"Baseline: `{values['study.baseline']}`."] if "study.baseline" in values else []
+        facts += [f"Claims: {'; '.join(claim_text(claim) for claim in claims)}."] if (claims := claimed(values)) else []
         facts.append(f"Sets {', '.join(settings)}.")
         shown = {key: value for key, value in paper.items() if key not in ("methods", "note", "table")}
         facts.append(f"With `+scale=paper`: {', '.join(f'{key} `{value}`' for key, value in shown.items())}.")
         parts.append("\n".join(f"- {fact}" for fact in facts))
     return page(parts)
+
+
+def claimed(values: Mapping[str, str]) -> list[dict[str, object]]:
+    """The claims of a sweep."""
+    return yaml.safe_load(values.get("study.claims", "[]"))
+
+
+def claim_text(claim: Mapping[str, object]) -> str:
+    """A claim in the words of the file, or by its arms and kind; the rest of its options as code."""
+    arms = [" ".join(side) if isinstance(side, list) else str(side) for side in (claim["arm"], claim["against"])]
+    said = str(claim.get("text") or f"`{arms[0]}` against `{arms[1]}`")
+    options = [f"{key}={value}" for key, value in claim.items() if key not in ("arm", "against", "text")]
+    return f"{prose(said) if claim.get('text') else said} (`{' '.join(options)}`)"
 
 
 def metrics_page() -> str:

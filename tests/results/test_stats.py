@@ -164,3 +164,94 @@ def test_the_smallest_effect_without_spread_or_seeds():
     assert stats.detectable([0.1, 0.1]) is None
     with pytest.raises((ArithmeticError, ValueError)):
         stats.detectable_in_sd(3, np.nan)  # no number rather than a wrong one
+
+
+# --- claims ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_by_hand():
+    e = stats.Estimate(0.01, -0.01, 0.03, 3)
+    assert stats.verdict(e, (-0.02, np.inf)) == "supported"  # not worse by 0.02: the lower end is above -0.02
+    assert stats.verdict(e, (0.0, np.inf)) == "undecided"  # higher
+    assert stats.verdict(e, (0.03, np.inf)) == "contradicted"  # higher by 0.03: nothing of the interval is
+    assert stats.verdict(e, (-0.02, 0.02)) == "undecided"  # equal within 0.02: the upper end is outside
+    assert stats.verdict(e, (-0.04, 0.04)) == "supported"
+    assert stats.verdict(e, (-np.inf, -0.01)) == "contradicted"  # lower by 0.01
+    assert stats.verdict(stats.Estimate(0.5, None, None, 1), (0.0, np.inf)) == "undecided"
+
+
+def test_the_bounds_over_problems_have_a_width_where_all_are_equal():
+    # 0 of 100 differ: with a share of 1 - 0.05^(1/100) = 2.95% one would have been met in 95% of studies
+    e = stats.problem_bounds([0.0] * 100)
+    assert (e.value, e.low, e.high) == (0.0, pytest.approx(-0.0295, abs=1e-4), pytest.approx(0.0295, abs=1e-4))
+    e = stats.problem_bounds([1.0] * 4)  # 1 - 0.05^(1/4) = 52.7% may be at -1: the mean is at least 1 - 2 * 0.527
+    assert (e.low, e.high) == (pytest.approx(-0.0543, abs=1e-4), 1.0)
+    narrow, wide = stats.problem_bounds([0, 1] * 50), stats.problem_interval([0, 1] * 50)
+    assert wide.low < narrow.low < 0.5 < narrow.high < wide.high  # 90% and 95%
+    assert stats.problem_bounds([]) is None
+
+
+REGIONS = {"higher": (0.0, np.inf), "not_worse": (-2.0, np.inf), "faster": (-np.inf, -1.0), "equal": (-2.0, 2.0)}
+
+
+STUDIES = 400
+
+
+def words(kind, mean, n):
+    """How often each verdict is found where values are normal with this mean and a standard deviation of 1."""
+    samples_RN = np.random.default_rng(n).normal(mean, 1.0, (STUDIES, n))
+    said = [stats.verdict(stats.mean_interval(x_N, stats.CLAIMED), REGIONS[kind]) for x_N in samples_RN]
+    return {word: said.count(word) for word in ("supported", "contradicted", "undecided")}
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+@pytest.mark.parametrize(("kind", "end"), [("higher", 0.0), ("not_worse", -2.0), ("faster", -1.0)])
+def test_on_the_bound_each_wrong_verdict_is_found_in_a_study_of_twenty(kind, end, n):
+    """The bound is outside of the claim: there it is false and its opposite true, each as hard to tell as it can be."""
+    found = words(kind, end, n)
+    assert within(found["supported"], 0.05, STUDIES), found
+    assert within(found["contradicted"], 0.05, STUDIES), found
+
+
+@pytest.mark.parametrize("n", [3, 6, 20])
+def test_equality_is_not_found_where_the_difference_is_as_large_as_the_margin(n):
+    """Two tests of 5% each must succeed, so that it is at most 5%, and with few seeds much less."""
+    for mean in (2.0, -2.0, 3.0):
+        found = words("equal", mean, n)
+        assert found["supported"] <= scipy_stats.binom.isf(0.0005, STUDIES, 0.05), found
+    assert words("equal", 0.0, 20)["supported"] == STUDIES
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+@pytest.mark.parametrize(
+    ("region", "mean", "further"),
+    [
+        ((0.0, np.inf), 1.0, {2: 6, 3: 5, 8: 1}),  # tables of the one-sided t test: 8 values find 1 sd in 81% of studies
+        ((0.0, np.inf), -1.0, {2: 6, 3: 5, 8: 1}),
+        ((-np.inf, -1.0), -1.5, None),
+        ((-1.0, 1.0), 0.2, None),
+        ((-1.0, 1.0), 0.0, None),
+        ((-1.0, 1.0), 1.6, None),
+    ],
+)
+def test_with_the_further_seeds_four_studies_of_five_decide(region, mean, further, n):
+    """If the true mean and spread are those of the sample. With a seed less they do not, unless one is the least."""
+    sample = np.linspace(-1, 1, n)
+    sample = sample / sample.std(ddof=1) + mean
+    more = stats.more_seeds(sample, region)
+    assert further is None or more == further[n]
+    rates = {}
+    for total in (n + more, n + more - 1):
+        samples_RN = np.random.default_rng(total).normal(mean, 1.0, (20_000, total))
+        half_R = scipy_stats.t.ppf(0.95, total - 1) * samples_RN.std(1, ddof=1) / np.sqrt(total)
+        low_R, high_R = samples_RN.mean(1) - half_R, samples_RN.mean(1) + half_R
+        inside_R = (low_R > region[0]) & (high_R < region[1])
+        rates[total] = np.mean(inside_R if region[0] < mean < region[1] else (high_R <= region[0]) | (low_R >= region[1]))
+    assert rates[n + more] > 0.79
+    assert more == 1 or rates[n + more - 1] < 0.82
+
+
+def test_more_than_fifty_further_seeds_are_not_counted():
+    assert stats.more_seeds([-1.0, 1.0, 0.3], (0.0, np.inf)) is None  # 0.1 of 1.01 sd: some 600 seeds
+    assert stats.more_seeds([-1.0, 0.0, 1.0], (0.0, np.inf)) is None  # on the bound no number decides
+    assert stats.more_seeds([0.999, 1.0, 1.001], (0.0, np.inf)) == 1

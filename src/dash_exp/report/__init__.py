@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from dash_exp.report import sections
+from dash_exp.report import comparison, sections
 from dash_exp.report.document import to_html, to_markdown
 from dash_exp.results.cells import Results
 
@@ -29,6 +29,10 @@ def write(results: Results, out: Path, baseline: str | None = None, target: floa
     date = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     document = sections.document(results, figures, baseline, target, date)
     results.table().to_csv(out / "cells.csv", index=False, errors="replace")
+    judged = comparison.verdicts(results)
+    (out / "claims.csv").unlink(missing_ok=True)
+    if judged:
+        sections.verdicts.as_table(judged).to_csv(out / "claims.csv", index=False, errors="replace")
     (out / "report.md").write_text(to_markdown(document), encoding="utf-8")
     page = out / "report.html"
     page.write_text(to_html(document, figures), encoding="utf-8")

@@ -12,8 +12,8 @@ target=0.9    accuracy in distribution; the report shows how long each arm takes
               Default: study.target of the sweep, else 95% of the way from the base model to the baseline
 --wandb ENTITY/PROJECT    also create a report in W&B
 
-Writes report.html (self-contained), report.md, figures/ and cells.csv. Cells that failed or have not run yet are listed but
-not included in the numbers.
+Writes report.html (self-contained), report.md, figures/, cells.csv, and claims.csv where the sweep claims something. Cells that
+failed or have not run yet are listed but not included in the numbers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dash_exp.commands import cli
 from dash_exp.core.errors import UserError
 from dash_exp.report import write
 from dash_exp.results.cells import load
+from dash_exp.results.summary import verdict_lines
 
 OPTIONS = ("out", "baseline", "target")
 
@@ -48,6 +49,8 @@ def main() -> None:
     page = write(results, command.out, command.baseline, command.target)
     done = sum(cell.status == "done" for cell in results.cells)
     print(f"{len(results.arms)} arm(s), {done} of {len(results.cells)} cell(s) done: {page}")
+    for line in verdict_lines(page.parent / "claims.csv"):
+        print(line)
     if command.wandb:
         from dash_exp.results.wandb_report import publish  # wandb is loaded only where it is used
 
@@ -55,8 +58,9 @@ def main() -> None:
 
 
 def brief(markdown: str) -> str:
-    """Summary, arms and differences of a Markdown report, without the figures, which W&B does not have."""
-    sections = "\n### ".join(["", *markdown.split("\n## ")[1:4]])
+    """Verdicts, summary, arms and differences of a Markdown report, without the figures, which W&B does not have."""
+    parts = markdown.split("\n## ")[1:]
+    sections = "\n### ".join(["", *parts[: 4 if parts[0].startswith("Verdicts") else 3]])
     lines = [line for line in sections.split("\n") if "](figures/" not in line]
     return "\n".join(lines).strip() + "\n"
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib import rc_context, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -22,7 +24,9 @@ from dash_exp.results.stats import Estimate
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 BASELINE, BASE_MODEL, OTHER = "#333333", "#999999", "#e5e5e5"
+VERDICTS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#777777"}
 WIDTH_IN = 4.2
+LONGEST = 54  # characters of a label inside of a panel
 RC: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -213,3 +217,70 @@ def pass_at_k(found: Mapping[str, Mapping[int, Estimate]], looks: Mapping[str, S
     axes.minorticks_off()
     named(axes, title, "k")
     save(figure, path)
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A row of `claims`: the two arms, the quantity, what was found, and the values that the claim allows."""
+
+    arms: str
+    quantity: str
+    found: Estimate
+    region: tuple[float, float]
+    verdict: str
+
+
+def claims(rows: Sequence[Claimed], xlabel: str, is_ratio: bool, path: Path) -> None:
+    """A forest plot: a point with its interval for each claim, over a band where the claim is true. Ratios on a log scale."""
+    figure, axes = canvas(0.56 * len(rows) + 0.75)
+    limits = claim_limits(rows, is_ratio)
+    axes.set(xlim=limits, ylim=(-0.45, len(rows) - 0.2))
+    if is_ratio:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.axvline(1 if is_ratio else 0, color="#888888", linewidth=1)
+    for y, row in enumerate(reversed(rows)):
+        colour = VERDICTS[row.verdict]
+        inside = [min(max(end, limits[0]), limits[1]) for end in row.region]
+        axes.barh([y], inside[1] - inside[0], left=inside[0], height=0.34, color="#009E73", alpha=0.13, linewidth=0)
+        for end in row.region:
+            if limits[0] < end < limits[1]:
+                axes.plot([end, end], [y - 0.17, y + 0.17], color="#009E73", linewidth=1.2)
+        _claim_interval(axes, row.found, y, colour, limits)
+        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
+        place: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "size": 8, "bbox": behind}
+        name = f"{row.arms}: {row.quantity}"
+        name = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"  # the verdict stands on the same line
+        axes.text(0.0, y + 0.36, name, ha="left", color="#1f2328", **place)
+        axes.text(1.0, y + 0.36, row.verdict, ha="right", color=colour, weight="bold", **place)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    named(axes, "green: what is claimed", xlabel)
+    save(figure, path)
+
+
+def claim_limits(rows: Sequence[Claimed], is_ratio: bool) -> tuple[float, float]:
+    """The range of the axis: all estimates and ends of claims, and of the intervals as much as leaves those apart."""
+    scale, back = (np.log, np.exp) if is_ratio else (np.array, np.array)
+    least = scale(1.25) if is_ratio else 1e-9
+    shown = [row.found.value for row in rows] + [end for row in rows for end in row.region if np.isfinite(end)]
+    points = scale(np.array([x for x in [*shown, 1.0 if is_ratio else 0.0] if x > 0 or not is_ratio]))
+    ends = [end for row in rows for end in (row.found.low, row.found.high) if end is not None]
+    reach = max(2 * float(np.ptp(points)), least)
+    low = max(min([points.min(), *(scale(e) for e in ends)]), points.min() - reach)
+    high = min(max([points.max(), *(scale(e) for e in ends)]), points.max() + reach)
+    pad = 0.06 * (high - low) or least
+    return float(back(low - pad)), float(back(high + pad))
+
+
+def _claim_interval(axes: Axes, e: Estimate, y: float, colour: str, limits: tuple[float, float]) -> None:
+    """A point with its interval; an arrow head where the interval goes on beyond the axis."""
+    if e.low is not None and e.high is not None:
+        axes.plot([max(e.low, limits[0]), min(e.high, limits[1])], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
+        for beyond, at, marker in ((e.low < limits[0], limits[0], "<"), (e.high > limits[1], limits[1], ">")):
+            if beyond:
+                axes.plot([at], [y], marker, color=colour, ms=6, clip_on=False)
+    axes.plot([e.value], [y], "o", color=colour, ms=5, markeredgecolor="white", markeredgewidth=0.6)

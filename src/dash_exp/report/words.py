@@ -23,6 +23,11 @@ def points(fraction: float) -> str:
     return "0.0" if shown in ("+0.0", "−0.0") else shown
 
 
+def signed(value: float) -> str:
+    """A difference with three digits and its sign: `-0.01234 -> "−0.0123"`"""
+    return f"{value:+.3g}".replace("-", "−")
+
+
 def relative(change: float | None) -> str:
     """A relative change in percent: `-0.8303 -> "−83.0%"`; a dash for None."""
     return "–" if change is None else f"{points(change)}%"

@@ -102,9 +102,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Results:
-    """The cells of one comparison. Create it with `load`."""
+    """The cells of one comparison. Create it with `load`. `claims`: of `sweep.json`, maybe newer than the cells."""
 
     cells: Sequence[Cell]
+    claims: Sequence[Any] = ()
 
     @cached_property
     def swept(self) -> list[str]:
@@ -130,11 +131,9 @@ class Results:
 
     @cached_property
     def study(self) -> dict[str, Any]:
-        """The `study` section of the configuration (question, baseline, target, paper); {} if there is none."""
-        for cell in self.cells:
-            if cell.config.get("study"):
-                return dict(cell.config["study"])
-        return {}
+        """The `study` section of the configuration (question, baseline, target, claims, paper); {} if there is none."""
+        study = next((dict(cell.config["study"]) for cell in self.cells if cell.config.get("study")), {})
+        return study | ({"claims": list(self.claims)} if self.claims else {})
 
     @cached_property
     def baseline(self) -> str | None:
@@ -190,6 +189,7 @@ def load(paths: Sequence[str | Path]) -> Results:
     All cells together are one comparison. A run that is found twice counts once. Raises UserError for a path without runs.
     """
     cells: dict[str | Path, Cell] = {}
+    claims: list[Any] = []
     for path in paths:
         folders = from_wandb(str(path)) if str(path).startswith(SCHEME) else [Path(path).expanduser()]
         for folder in folders:
@@ -199,7 +199,8 @@ def load(paths: Sequence[str | Path]) -> Results:
             if not found:
                 raise UserError(str(path), "contains no runs", f"Give {GIVE}")
             cells |= {wandb_id(cell.folder) or cell.folder.resolve(): cell for cell in found}
-    return Results(_told_apart(list(cells.values())))
+            claims += [claim for claim in read_sweep(folder).get("claims") or [] if claim not in claims]
+    return Results(_told_apart(list(cells.values())), claims)
 
 
 def _told_apart(cells: Sequence[Cell]) -> Sequence[Cell]:

@@ -52,6 +52,8 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     cells = found.get("cells", []) if isinstance(found, dict) else None
     if not isinstance(cells, list) or not all(map(_is_cell, cells)):
         raise UserError(str(folder / SWEEP_FILE), "does not list cells with their folder and overrides", what)
+    if not isinstance(found.get("claims") or [], list):
+        raise UserError(str(folder / SWEEP_FILE), "has claims that are no list", what)
     return found
 
 
@@ -97,14 +99,21 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
 def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without those that may change when a run resumes.
 
-    These are the watch, when to resume and to write snapshots, the settings of `plan=true`, and the number of devices, which
-    changes the numbers only by rounding.
+    These are the watch, when to resume and to write snapshots, the settings of `plan=true`, what the sweep claims, and the
+    number of devices, which changes the numbers only by rounding.
     """
     other = ("watch", "resume", "resume_every", "plan_device", "plan_tokens")
-    found = {k: v for k, v in settings.items() if k not in other}
+    found = {k: v for k, v in without_claims(settings).items() if k not in other}
     if isinstance(trainer := found.get("trainer"), Mapping):
         found["trainer"] = {k: v for k, v in trainer.items() if k not in ("devices", "num_nodes", "strategy")}
     return found
+
+
+def without_claims(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without `study.claims`: a claim can be added or worded anew without running anything again."""
+    study = settings.get("study")
+    changed = {"study": {k: v for k, v in study.items() if k != "claims"}} if isinstance(study, Mapping) else {}
+    return {**settings, **changed}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,14 @@
 
 Two kinds of interval answer two questions. Over *seeds* (Student's t): how uncertain is the mean because of the choice of
 seeds, on these problems? Over *problems* (bootstrap): how uncertain is it because of the choice of test problems, for these
-runs? All intervals are two-sided 95% intervals.
+runs? All intervals are two-sided 95% intervals, except those of claims.
+
+A claim says that a mean lies in a region: above 0, below a bound, between two margins. It has a two-sided 90% interval, so
+that each end is a one-sided 95% bound: a claim that is false is found supported in at most 5% of studies, and one that is
+true contradicted in at most 5%. This is the one-sided test of superiority and of non-inferiority, and the two one-sided tests
+of equality (TOST, Schuirmann 1987), in one rule. The level is that of each claim, not divided by their number: each was stated
+before the runs and is answered for itself, and nothing is concluded from any one of them being supported. The report says how
+many there are, because the more there are, the more likely it is that one of them has a wrong verdict.
 """
 
 from __future__ import annotations
@@ -18,6 +25,9 @@ from scipy import optimize, stats
 from dash_exp.core.intervals import CONFIDENCE, resampled_mean
 
 POWER = 0.8
+CLAIMED = 0.9  # confidence of the interval of a claim
+MOST_SEEDS = 50  # no larger number of further seeds is looked for
+Region = tuple[float, float]  # the values that a claim allows, ends excluded; an end may be infinite
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class Estimate:
     n: int
 
 
-def mean_interval(values: ArrayLike) -> Estimate | None:
+def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate | None:
     """Mean with its t interval over n values, such as seeds. None without values.
 
     n equal values give an interval of zero width. That is what the formula gives; it does not mean that nothing is uncertain.
@@ -43,7 +53,7 @@ def mean_interval(values: ArrayLike) -> Estimate | None:
         return Estimate(mean, None, None, 1)
     if no_spread(x):
         return Estimate(mean, mean, mean, len(x))
-    interval = stats.ttest_1samp(x, 0.0).confidence_interval(CONFIDENCE)
+    interval = stats.ttest_1samp(x, 0.0).confidence_interval(confidence)
     return Estimate(mean, float(interval.low), float(interval.high), len(x))
 
 
@@ -127,3 +137,51 @@ def no_spread(values: ArrayLike) -> bool:
     """Whether all values are equal up to rounding."""
     x = np.asarray(values, dtype=float)
     return bool(np.allclose(x, x[0], rtol=1e-12, atol=1e-12))
+
+
+def problem_bounds(differences_P: ArrayLike) -> Estimate | None:
+    """The interval of a claim over problems: as `problem_interval`, but never without width.
+
+    Each of the P differences is from -1 to 1. If all are equal, nothing is known of the spread, but a problem that differs
+    cannot be frequent: with a share above 1 - 0.05^(1/P) one would have been met in 95% of studies (the exact binomial bound).
+    """
+    x = np.asarray(differences_P, dtype=float)
+    if not len(x):
+        return None
+    value = float(x.mean())
+    if no_spread(x):
+        share = 1 - ((1 - CLAIMED) / 2) ** (1 / len(x))
+        return Estimate(value, value - share * (1 + value), value + share * (1 - value), len(x))
+    return Estimate(value, *resampled_mean(x, CLAIMED), len(x))
+
+
+def verdict(e: Estimate, region: Region) -> str:
+    """supported: the whole interval is inside the region. contradicted: it is outside. Otherwise, or without one: undecided."""
+    if e.low is None or e.high is None:
+        return "undecided"
+    if region[0] < e.low and e.high < region[1]:
+        return "supported"
+    return "contradicted" if e.high <= region[0] or region[1] <= e.low else "undecided"
+
+
+def more_seeds(values: ArrayLike, region: Region) -> int | None:
+    """How many more values would decide the claim in 80% of studies, if mean and spread are those of these n >= 2 values.
+
+    None for more than 50. With two ends of the region near, both tests must succeed; the sum of what each misses is taken,
+    which is at least what they miss together. Few values give a rough number: of 3 values the spread is easily half or twice
+    that of many.
+    """
+    x = np.asarray(values, dtype=float)
+    mean, sd = float(x.mean()), float(x.std(ddof=1))
+    inside = region[0] < mean < region[1]
+    distances = [abs(mean - end) for end in region if math.isfinite(end)]
+    distances = distances if inside else [min(distances)]
+    for more in range(1, MOST_SEEDS + 1):
+        if sum(1 - found(distance / sd, len(x) + more) for distance in distances) <= 1 - POWER:
+            return more
+    return None
+
+
+def found(effect_sd: float, n: int) -> float:
+    """The power of the one-sided t test of a claim with n values: the effect is given in standard deviations."""
+    return float(stats.nct.sf(stats.t.ppf((1 + CLAIMED) / 2, n - 1), n - 1, math.sqrt(n) * effect_sd))

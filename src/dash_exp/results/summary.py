@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dash_exp.core.metrics import PHASES
@@ -69,6 +71,14 @@ def evaluation_table(name: str, problems: int, found: Mapping[str, float | None]
         interval = f"{shown[1]:>9} to {shown[2].strip()}" if found[f"{metric}/low"] is not None else f"{'-':>9}"
         lines.append(f"  {metric:34}{shown[0]:>9}{interval}")
     return "\n".join(lines)
+
+
+def verdict_lines(claims: Path) -> list[str]:
+    """The verdicts of a report, from its `claims.csv`: one line each. [] if there is no such file."""
+    if not claims.is_file():
+        return []
+    with claims.open(encoding="utf-8", newline="") as file:
+        return [f"{row['verdict']}: {row['found']}" for row in csv.DictReader(file)]
 
 
 def _shown(metric: str, value: float | None) -> str:

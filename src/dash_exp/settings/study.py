@@ -1,4 +1,4 @@
-"""What a sweep asks (study) and where its runs stop (budget)."""
+"""What a sweep asks (study) and where its runs stop (budget). What it claims is in `claims`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from dash_exp.core.errors import UserError
+from dash_exp.settings import claims
 from dash_exp.settings.checks import known, numbers
 
 SECTIONS = "budget study"
@@ -35,3 +36,4 @@ def relations(cfg: DictConfig) -> None:
             "stops the arms of a sweep where its baseline stopped, and there is no baseline",
             "Name it, as in study.baseline=['algo=dash']",
         )
+    claims.check(cfg)

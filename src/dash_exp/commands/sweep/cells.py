@@ -21,6 +21,7 @@ from dash_exp.commands.sweep.matched import wanted_baseline
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
 from dash_exp.results.run_folder import SWEEP_FILE, overrides_by_key, read_result
+from dash_exp.settings import claims
 from dash_exp.settings.overrides import number_of_kl
 from dash_exp.settings.validate import validate
 
@@ -58,6 +59,7 @@ def checked(config: DictConfig) -> list[Planned]:
         cell.check()
     _check_order(cells, config)
     _check_jobs(cells, config)
+    _check_claims(cells, config)
     return cells
 
 
@@ -103,7 +105,8 @@ def write_list(folder: Path, cells: Sequence[Planned]) -> None:
     """`sweep.json`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = [{"folder": cell.folder.name, "overrides": cell.overrides} for cell in cells]
-    write_whole(folder / SWEEP_FILE, json.dumps({"cells": listed}, indent=1) + "\n")
+    claimed = OmegaConf.to_container(cells[0].cfg.study, resolve=True)["claims"]  # type: ignore[call-overload,index]
+    write_whole(folder / SWEEP_FILE, json.dumps({"claims": claimed, "cells": listed}, indent=1) + "\n")
 
 
 def cell_config(config: DictConfig, overrides: Sequence[str], loader: ConfigLoader) -> tuple[DictConfig, Path]:
@@ -163,3 +166,27 @@ def _check_order(cells: Sequence[Planned], config: DictConfig) -> None:
                 )
         if in_turn:
             ready.add(cell.folder)
+
+
+def _check_claims(cells: Sequence[Planned], config: DictConfig) -> None:
+    """Raise UserError for a claim on an arm that neither the cells nor the file of the sweep have.
+
+    A command may sweep less than its file: a claim on the rest has no verdict.
+    """
+    swept: dict[str, dict[str, None]] = {}
+    of_file = [f"{key}={value}" for key, value in config.hydra.sweeper.params.items()]
+    for override in [o for cell in cells for o in cell.overrides] + of_file:
+        key, values = claims.values_of(override.lstrip("+"))
+        swept.setdefault(key, {}).update(dict.fromkeys(values))
+    for i, claim in enumerate(claims.of(cells[0].cfg) if cells else []):
+        for side in ("arm", "against"):
+            for override in getattr(claim, side):
+                key, values = claims.values_of(override)
+                missing = [v for v in values if v not in swept.get(key, {})] if override != claims.BASE else []
+                if missing:
+                    there = ", ".join(f"{key}={value}" for value in swept.get(key, {}))
+                    raise UserError(
+                        f"study.claims[{i}].{side}",
+                        f"no cell of this sweep has {key}={missing[0]}",
+                        f"Use {there}" if there else f"Sweep {key}, or use one of {', '.join(swept)}",
+                    )

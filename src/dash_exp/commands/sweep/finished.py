@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dash_exp.core.errors import UserError
 from dash_exp.results.cells import load_cell
 from dash_exp.results.problems import differ, recorded
-from dash_exp.results.run_folder import can_resume, flat, read_result, same_numbers
+from dash_exp.results.run_folder import can_resume, flat, read_result, same_numbers, without_claims
 
 
 def finished(run_dir: Path, cfg: DictConfig) -> bool:
@@ -65,10 +65,11 @@ def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:
 
 
 def _settings(cfg: Any) -> Any:
-    """What identifies a run: all settings but the limit that a matched budget got, and how the run resumes."""
+    """What identifies a run: all settings but the limit that a matched budget got, how the run resumes, and what is claimed."""
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
     match = (settings.get("budget") or {}).get("match")
     if match is not None:
         settings["budget"] = {"match": match}
-    return {k: v for k, v in settings.items() if k not in ("resume", "resume_every")}
+    found = without_claims({str(key): value for key, value in settings.items()})
+    return {k: v for k, v in found.items() if k not in ("resume", "resume_every")}

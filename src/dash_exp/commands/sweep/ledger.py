@@ -22,6 +22,7 @@ from dash_exp.core.files import trouble
 from dash_exp.core.words import first_line
 from dash_exp.results.cells import Results, cells_of, load
 from dash_exp.results.run_folder import SWEEP_FILE, read_result
+from dash_exp.results.summary import verdict_lines
 from dash_exp.settings import credentials
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Ledger(Callback):
         except Exception as error:
             log.exception("no report")
             return first_line(str(error)) or type(error).__name__
-        print(f"report {page}", flush=True)
+        print("\n".join([*verdict_lines(folder / "report" / "claims.csv"), f"report {page}"]), flush=True)
         return None
 
 

@@ -17,6 +17,7 @@ from dash_exp.report.comparison.arms import (
     several_models,
     watched,
 )
+from dash_exp.report.comparison.claims import Verdict, verdicts
 from dash_exp.report.comparison.curves import Curve, curve, learns_from_traces, mean_line
 from dash_exp.report.comparison.differences import Difference, difference, differences, relative_change, solved, time_ratio
 from dash_exp.report.comparison.targets import Reach, Target, choose_target, reach
@@ -28,6 +29,7 @@ __all__ = [
     "Difference",
     "Reach",
     "Target",
+    "Verdict",
     "by_seed",
     "choose_baseline",
     "choose_target",
@@ -46,5 +48,6 @@ __all__ = [
     "several_models",
     "solved",
     "time_ratio",
+    "verdicts",
     "watched",
 ]

@@ -5,7 +5,7 @@ Two accuracies are compared only over problems that both cells of a pair were te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -65,12 +65,16 @@ def paired(results: Results, arm: str, baseline: str, test: str) -> dict[Seed, p
 
     A seed without a problem in common is left out. The baseline is `Results.baseline_of`; `base` is the model before training.
     """
-    when = "base" if baseline == BASE else "final"
-    found = {
+    return both_tested(pairs(results, arm, baseline), test, "base" if baseline == BASE else "final")
+
+
+def both_tested(found: Mapping[Seed, tuple[Cell, Cell]], test: str, when: str) -> dict[Seed, pd.DataFrame]:
+    """As `paired`, of these pairs of cells. `when`: base or final, of the second cell of a pair."""
+    tables = {
         seed: pd.concat({"arm": solved(ours, test, "final"), "baseline": solved(theirs, test, when)}, axis=1).dropna()
-        for seed, (ours, theirs) in pairs(results, arm, baseline).items()
+        for seed, (ours, theirs) in found.items()
     }
-    return {seed: pair for seed, pair in found.items() if len(pair)}
+    return {seed: pair for seed, pair in tables.items() if len(pair)}
 
 
 def pairs(results: Results, arm: str, baseline: str) -> dict[Seed, tuple[Cell, Cell]]:

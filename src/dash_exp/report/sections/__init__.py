@@ -22,11 +22,13 @@ from dash_exp.report.sections import (
     status,
     summary,
     target,
+    verdicts,
 )
 from dash_exp.report.sections.context import Context
 from dash_exp.results.cells import STATUSES, Results
 
 SECTIONS: tuple[Callable[[Context], Section | None], ...] = (
+    verdicts.section,
     summary.section,
     arms.section,
     differences.section,

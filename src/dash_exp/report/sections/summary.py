@@ -9,6 +9,10 @@ from dash_exp.report.sections.context import Context
 from dash_exp.report.words import percent, points, probability, seconds, span, test_label, times
 
 ALPHA = 0.05  # level of significance
+UNDECIDED = (
+    "Undecided: these runs show neither that the two arms differ nor that they are equal. That they are, within a margin, is a "
+    "claim that a sweep can state (study.claims)."
+)
 
 
 def section(c: Context) -> Section:
@@ -16,14 +20,16 @@ def section(c: Context) -> Section:
     items = [c.named(arm, detail=outcome(c, arm)) for arm in c.results.arms]
     found = warnings.warnings(c.results)
     blocks: list[Block] = [Items(items)] if items else [Paragraph("There are no cells.")]
+    if any("seeds: undecided" in item.detail for item in items):
+        blocks.append(Paragraph(UNDECIDED))
     if found:
         blocks.append(Items([Cell(text) for text in found], warn="Read this first"))
     return Section("summary", "Summary", "Summary", [*blocks, *tradeoff(c)])
 
 
 def outcome(c: Context, arm: str) -> str:
-    """`90.5% in distribution: -0.2 points compared with grpo (-0.9 to +0.5 over 3 seeds: no significant difference);
-    0.57 times the training time.`
+    """`90.5% in distribution: -0.2 points compared with grpo (-0.9 to +0.5 over 3 seeds: undecided); 0.57 times the
+    training time.`
 
     Other test sets are mentioned if their interval does not contain 0.
     """
@@ -67,8 +73,8 @@ def verdict(d: Difference) -> str:
     if d.p_holm < ALPHA:
         return f"{within}: {'higher' if e.value > 0 else 'lower'}, p {equals(d.p_holm)}"
     if apart(d):
-        return f"{within}: not significant when corrected for the number of arms, p {equals(d.p_holm)}"
-    return f"{within}: no significant difference"
+        return f"{within}: undecided when corrected for the number of arms, p {equals(d.p_holm)}"
+    return f"{within}: undecided"
 
 
 def equals(p: float) -> str:
