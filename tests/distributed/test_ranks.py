@@ -1,6 +1,5 @@
 """Two ranks come to the numbers of one, whatever each of them has to do; and end together."""
 
-import contextlib
 import json
 import multiprocessing.process
 import os
@@ -55,14 +54,17 @@ class Beside:
         self.pipe.send((run_dir, index, size, port))
 
     def poll(self, within_s=0.0):
-        with contextlib.suppress(EOFError, OSError):
+        try:
             if self.status is None and self.pipe.poll(within_s):
                 self.status = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()  # it is ending: the next test must not take it for alive
         return self.process.exitcode if self.status is None else self.status
 
     def kill(self):
         if self.poll(within_s=3.0) is None:
             self.process.kill()
+            self.process.join()
 
     def wait(self):
         """Nothing: a job is over, and a killed process is at once."""
