@@ -101,10 +101,24 @@ def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     changes the numbers only by rounding.
     """
     other = ("watch", "resume", "resume_every", "plan_device", "plan_tokens")
-    found = {k: v for k, v in settings.items() if k not in other}
+    found = {k: v for k, v in without_bare_prompt(settings).items() if k not in other}
     if isinstance(trainer := found.get("trainer"), Mapping):
         found["trainer"] = {k: v for k, v in trainer.items() if k not in ("devices", "num_nodes", "strategy")}
     return found
+
+
+def without_bare_prompt(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without how the model is asked, where that is by the problem's text alone: runs of an earlier version, which
+    all did so, have no such settings.
+    """
+    form, model = settings.get("prompt"), settings.get("model")
+    if not isinstance(form, Mapping) or not isinstance(model, Mapping):
+        return dict(settings)
+    in_chat = form.get("chat") is not False and not (form.get("chat") == "auto" and model.get("instruct") is False)
+    if in_chat or form.get("text") != "{prompt}" or any(form.get(k) for k in ("system", "prefill", "few_shot", "stop")):
+        return dict(settings)
+    alone = {k: v for k, v in settings.items() if k != "prompt"}
+    return alone | {"model": {k: v for k, v in model.items() if k != "instruct"}}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
