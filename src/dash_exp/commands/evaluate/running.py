@@ -77,6 +77,7 @@ def settings(cfg: DictConfig, command: Command) -> dict[str, Any]:
         "max_response_tokens": cfg.rollout.max_response_tokens,
         "limit": cfg.eval.limit,
         "data": OmegaConf.to_container(cfg.data, resolve=True),
+        "prompt": OmegaConf.to_container(cfg.prompt, resolve=True),
         "reward": OmegaConf.to_container(cfg.reward, resolve=True),
     }
 
