@@ -8,6 +8,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<end of turn>", "<think>", "</think>"]
 PAD, BOS, EOS, END, THINK, UNTHINK = range(6)
 
+# Chat templates. Each turn ends with a token of its own, as in Qwen's and Llama's.
+TURNS = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<end of turn>' }}{% endfor %}"
+OPENS = "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+CHAT = TURNS + OPENS
+
 
 def made(before: str = "", behind: str = "", **changes: object) -> PreTrainedTokenizerBase:
     """A tokenizer of bytes with these special tokens, which puts some of them around a text."""

@@ -12,6 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from special_tokens import CHAT
 
 from dash_exp.commands import run
 from dash_exp.commands.build import build, importance_cap, make_trainer
@@ -47,6 +48,13 @@ def rows(folder: Path) -> Path:
     return folder
 
 
+def with_a_chat_template(folder: Path) -> Path:
+    tokenizer = loading.load_tokenizer(TINY)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def override(file: Path) -> str:
     group, name = file.parent.as_posix(), file.name.removesuffix(".yaml")
     if group == "test":
@@ -63,6 +71,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
         "jsonl": [f"data.path={path}"],
         "reward_model": [f"reward.path={save_scorer(tmp_path / 'scorer')}"],
         "code": ["data=mbpp"],
+        "chat": [f"model.tokenizer={with_a_chat_template(tmp_path / 'tokenizer')}"],
     }
     cfg = composed(*overrides, *must_be_given.get(file.stem, []))
     validate(cfg)
@@ -111,7 +120,7 @@ def test_what_the_tests_compose_is_what_hydra_composes(overrides):
 
 
 def test_all_groups_are_covered():
-    groups = "algo batch data experiment filter hydra kl logger model reward rollout teacher test trainer"
+    groups = "algo batch data experiment filter hydra kl logger model prompt reward rollout teacher test trainer"
     assert groups.split() == GROUPS
     assert {f.parent.name for f in FILES} == {*GROUPS} - {"hydra"}  # whose launchers are composed in test_clusters.py
 

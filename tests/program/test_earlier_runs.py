@@ -20,7 +20,7 @@ from dash_exp.commands.hydra_setup import run_folder
 from dash_exp.commands.sweep.finished import finished
 from dash_exp.models import loading
 from dash_exp.results import cells
-from dash_exp.results.run_folder import SNAPSHOTS, flat
+from dash_exp.results.run_folder import SNAPSHOTS, flat, without_bare_prompt
 from dash_exp.settings import renamed
 from dash_exp.training import snapshot
 
@@ -51,7 +51,7 @@ def test_its_parts_are_those_of_the_same_command_today(earlier):
     cell = cells.load_cell(earlier)
     today = composed(*(f"{key}={value}" for key, value in cell.overrides.items()))
     assert cell.overrides["algo.denominator._target_"] == "dash_exp.algorithms.weighting.per_kept"
-    assert parts(cell.config) == parts(OmegaConf.to_container(today, resolve=True))
+    assert parts(cell.config) == parts(without_bare_prompt(OmegaConf.to_container(today, resolve=True)))
 
 
 def test_it_is_evaluated(earlier, tmp_path):
@@ -84,7 +84,9 @@ def test_the_report_compares_it_with_a_run_of_today(earlier, tmp_path):
 def test_it_is_found_and_compared_where_it_is_resumed(tmp_path):
     """A run of today, with the names translated back."""
     cfg = composed("name=small", "algo.denominator._target_=dash_exp.algorithms.weighting.per_kept")
-    text = OmegaConf.to_yaml(cfg, resolve=True)
+    stored = OmegaConf.to_container(cfg, resolve=True)
+    del stored["prompt"], stored["model"]["instruct"]
+    text = OmegaConf.to_yaml(stored)
     for old, new in renamed.NAMES.items():
         text = re.sub(rf"{re.escape(new)}(?![\w.])", old, text)
     assert renamed.in_text(text) != text
@@ -95,6 +97,9 @@ def test_it_is_found_and_compared_where_it_is_resumed(tmp_path):
     (stopped / "config.yaml").write_text(text)
     assert run_folder(str(tmp_path), "new", _root_=cfg) == str(stopped)
     assert not finished(stopped, cfg)  # which raises where a stopped run has other settings
+    cfg.model.instruct = True  # which is asked in another way than that run did
+    assert run_folder(str(tmp_path), "new", _root_=cfg) == f"{tmp_path}/new"
+    cfg.model.instruct = False
     (stopped / "result.json").write_text('{"status": "done"}')
     assert finished(stopped, cfg)
 

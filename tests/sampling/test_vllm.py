@@ -1,6 +1,7 @@
 """The real engine: it must differ from `rollout=hf` in nothing but the engine."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,6 +17,7 @@ from dash_exp.models.batch import collate
 from dash_exp.models.log_probs import token_logprobs
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler
+from dash_exp.sampling.stopping import StopStrings
 from dash_exp.sampling.vllm import VLLMSampler
 
 pytestmark = needs_vllm
@@ -112,6 +114,35 @@ def test_completions_end_with_eos_or_are_truncated(vllm, tokenizer):
         assert len(c.ids) == 12 or not c.truncated
         assert len(c.logprobs) == len(c.ids)
     assert 0 < sum(c.truncated for c in completions) < len(completions)
+
+
+STOP = ("7=", "14", "\n")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_stop_strings_end_the_same_completions_as_with_transformers(vllm, tiny, tokenizer, temperature):
+    """Greedy the texts are the same; sampled, by other noise, they end where a text of Transformers' sampler would."""
+    prompts, group = arithmetic_prompts(tokenizer, 60), 1 if temperature == 0 else 4
+    sampling = Sampling(40, temperature, stop=STOP)
+    got = vllm.sample(prompts, group, sampling, KEY)
+    if temperature == 0:
+        assert got == [
+            replace(c, logprobs=got[i].logprobs) for i, c in enumerate(expected_of(tiny, tokenizer, prompts, sampling))
+        ]
+    free = vllm.sample(prompts, group, replace(sampling, stop=()), KEY)
+    stops = StopStrings(tokenizer, STOP)
+    for one, whole in zip(got, free, strict=True):
+        n = len(one.ids)
+        found = [k for k in range(1, len(whole.ids) + 1) if stops.completed(torch.tensor([whole.ids[:k]]))[0]]
+        assert one.ids == whole.ids[: min([len(whole.ids), *found])]
+        assert len(one.logprobs) == n
+        assert one.stopped == (n in found)
+        assert one.truncated == (not one.stopped and one.ids[-1] != tokenizer.eos_token_id)
+    assert 0 < sum(one.stopped for one in got) < len(got)
+
+
+def expected_of(tiny, tokenizer, prompts, sampling):
+    return HFSampler(tiny, tokenizer, 256).sample(prompts, 1, sampling, KEY)
 
 
 def test_the_nucleus(vllm, tokenizer):

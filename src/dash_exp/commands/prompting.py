@@ -77,7 +77,7 @@ def form_of(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, eos_ids: frozen
 
 def shown(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     """A prompt exactly as the model gets it, special tokens included, as a block of lines; a long one without its middle."""
-    text = str(tokenizer.decode(prompt.ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    text = str(tokenizer.decode(list(prompt.ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
     if len(text) > SHOWN:
         half = SHOWN // 2
         text = f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"

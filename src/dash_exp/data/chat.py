@@ -34,11 +34,11 @@ class ChatTemplate:
             wrong = f"the tokenizer {tokenizer.name_or_path} has no chat template"
             raise UserError("prompt.chat", wrong, "Write prompt=bare, or prompt.chat=false")
         self.tokenizer = tokenizer
+        self.named = f"the chat template of {tokenizer.name_or_path or 'the tokenizer'}"
         self.options = dict(options or {})
         for name in self.options:
             if name not in tokenizer.get_chat_template():
-                wrong = f"the chat template of {tokenizer.name_or_path} has no such option, so it changes nothing"
-                log.warning("prompt.options.%s: %s", name, wrong)
+                log.warning("prompt.options.%s: %s has no such option, so it changes nothing", name, self.named)
 
     def ids(self, opened: Sequence[str]) -> list[list[int]]:
         """The token ids of these texts, none of which ends with EOS: the model would go on behind the end of a text."""
@@ -52,7 +52,7 @@ class ChatTemplate:
         text = self._written(turns, True) if self._has_generation_prompt else self._up_to_answer(turns)
         lost = next((said for role, said in turns if role in ("system", "user") and said.strip() not in text), None)
         if lost is not None:
-            wrong = f"the chat template of {self.tokenizer.name_or_path} leaves out a text of the conversation ({lost[:60]!r})"
+            wrong = f"{self.named} leaves out a text of the conversation ({lost[:60]!r})"
             raise UserError("prompt.chat=true", wrong, "Write prompt=bare")
         return text
 
@@ -87,7 +87,7 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program: it may raise anything
             roles = ", ".join(role for role, _ in turns)
-            wrong = f"the chat template of {self.tokenizer.name_or_path} fails on turns of {roles} ({error_line(error)})"
+            wrong = f"{self.named} fails on turns of {roles} ({error_line(error)})"
             raise UserError("prompt.chat", wrong, "Write prompt=bare, or prompt.chat=false") from error
 
 

@@ -211,12 +211,22 @@ def lengths_of(cfg: DictConfig) -> Lengths:
 
 
 def prompt_tokens(problems: Any, cfg: DictConfig) -> int:
-    """Tokens of the longest prompt: `data.max_prompt_tokens`, the most that generated arithmetic can have, or 256."""
+    """Tokens of the longest prompt: `data.max_prompt_tokens`; or the most that generated arithmetic can have, or 256, and what
+    stands around the problem.
+    """
     if cfg.data.max_prompt_tokens:
         return cfg.data.max_prompt_tokens
     if problems and problems._target_.endswith(".arithmetic.generate"):
-        return max(problems.get("operands", [3, 6])) * (2 if problems.get("form") == "symbols" else 8)
-    return 256
+        longest = max(problems.get("operands", [3, 6])) * (2 if problems.get("form") == "symbols" else 8)
+        return longest + around_tokens(cfg.prompt, longest, characters=1)
+    return 256 + around_tokens(cfg.prompt, 256, characters=4)
+
+
+def around_tokens(form: DictConfig, problem: int, characters: int) -> int:
+    """Tokens, each of so many `characters`, around a problem of so many. An example has a solution as long as its problem."""
+    asks = len(form.text) - len("{prompt}")
+    others = len(form.system or "") + len(form.prefill or "")
+    return (asks * (form.few_shot + 1) + others) // characters + form.few_shot * 2 * problem
 
 
 def sampler_sizes(cfg: DictConfig, device: Device) -> SamplerSizes:

@@ -103,7 +103,7 @@ def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     number of devices, which changes the numbers only by rounding.
     """
     other = ("watch", "resume", "resume_every", "plan_device", "plan_tokens")
-    found = {k: v for k, v in without_claims(settings).items() if k not in other}
+    found = {k: v for k, v in without_bare_prompt(without_claims(settings)).items() if k not in other}
     if isinstance(trainer := found.get("trainer"), Mapping):
         found["trainer"] = {k: v for k, v in trainer.items() if k not in ("devices", "num_nodes", "strategy")}
     return found
@@ -114,6 +114,20 @@ def without_claims(settings: Mapping[str, Any]) -> dict[str, Any]:
     study = settings.get("study")
     changed = {"study": {k: v for k, v in study.items() if k != "claims"}} if isinstance(study, Mapping) else {}
     return {**settings, **changed}
+
+
+def without_bare_prompt(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without how the model is asked, where that is by the problem's text alone: runs of an earlier version, which
+    all did so, have no such settings.
+    """
+    form, model = settings.get("prompt"), settings.get("model")
+    if not isinstance(form, Mapping) or not isinstance(model, Mapping):
+        return dict(settings)
+    in_chat = form.get("chat") is not False and not (form.get("chat") == "auto" and model.get("instruct") is False)
+    if in_chat or form.get("text") != "{prompt}" or any(form.get(k) for k in ("system", "prefill", "few_shot", "stop")):
+        return dict(settings)
+    alone = {k: v for k, v in settings.items() if k != "prompt"}
+    return alone | {"model": {k: v for k, v in model.items() if k != "instruct"}}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

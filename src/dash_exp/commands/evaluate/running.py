@@ -17,7 +17,7 @@ from dash_exp.core.files import write_whole
 from dash_exp.results.problems import DIGEST
 
 if TYPE_CHECKING:  # they load torch, which is needed only after the command was found good
-    from dash_exp.core.types import Prompt
+    from dash_exp.core.types import Problem, Prompt
     from dash_exp.evaluation.evaluator import Evaluator
 
 
@@ -81,6 +81,7 @@ def settings(cfg: DictConfig, command: Command) -> dict[str, Any]:
         "max_response_tokens": cfg.rollout.max_response_tokens,
         "limit": cfg.eval.limit,
         "data": OmegaConf.to_container(cfg.data, resolve=True),
+        "prompt": OmegaConf.to_container(cfg.prompt, resolve=True),
         "reward": OmegaConf.to_container(cfg.reward, resolve=True),
     }
 
@@ -108,9 +109,11 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     trust = cfg.model.get("trust_remote_code", False)  # a run of an earlier version does not have it
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=trust)
     names = [str(name) for name, test in cfg.data.tests.items() if test is not None]
-    train, problems = [], {name: data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
+    train: list[Problem] = []
     if prompting.shows_examples(cfg):
         train, problems, _ = all_problems(cfg)
+    else:
+        problems = {name: data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
     rewards = rewards_of(cfg, {f"data.tests.{name}": test for name, test in problems.items()}, tokenizer)
     policy = loading.load_policy(
         cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust

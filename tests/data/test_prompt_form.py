@@ -1,0 +1,100 @@
+"""How a problem is put to the model, as text and in a chat."""
+
+import pytest
+from special_tokens import CHAT, made
+
+from dash_exp.core.errors import UserError
+from dash_exp.core.types import Completion, Problem
+from dash_exp.data.prompt_form import PromptForm
+from dash_exp.evaluation.evaluator import Evaluator
+from dash_exp.sampling.base import Sampling
+from dash_exp.sampling.traces import TraceSampler
+
+TRAIN = [Problem(f"t{i}", f"{i}+1", str(i + 1), f"A:{i + 1}") for i in range(9)]
+ASKED = Problem("p", "What is {x} in {prompt}?", "2", "So.\nA:2")
+
+
+def made_of(form, problem=ASKED, train=TRAIN):
+    tokenizer = made("<bos>", "<eos>", chat_template="{{ bos_token }}" + CHAT)
+    (prompt,) = form.prompts([problem], tokenizer, train)
+    return prompt, tokenizer
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "chat"),
+    [
+        ({}, "{p}", "[user]{p}[assistant]"),
+        ({"text": "{x} {prompt}\n"}, "{x} {p}\n", "[user]{x} {p}\n[assistant]"),
+        ({"text": "{prompt} {prompt}"}, "{p} {p}", "[user]{p} {p}[assistant]"),
+        ({"system": "Be brief."}, "Be brief.\n\n{p}", "[system]Be brief.[user]{p}[assistant]"),
+        ({"system": ""}, "\n\n{p}", "[system][user]{p}[assistant]"),
+        ({"prefill": "Well"}, "{p}Well", "[user]{p}[assistant]Well"),
+        ({"prefill": "Well", "separator": "\n"}, "{p}\nWell", "[user]{p}[assistant]Well"),
+        ({"prefill": " Well", "separator": "\n"}, "{p} Well", "[user]{p}[assistant] Well"),
+    ],
+)
+def test_what_stands_around_a_problem(form, text, chat):
+    for is_chat, expected in ((False, text), (True, chat)):
+        prompt, tokenizer = made_of(PromptForm(**form, chat=is_chat))
+        said = tokenizer.decode(prompt.ids).replace("<end of turn>", "")
+        assert said == "<bos>" + expected.replace("{p}", ASKED.prompt)
+        assert prompt.prefill == (form.get("prefill") or "")
+
+
+def test_worked_examples():
+    form = PromptForm(text="Q: {prompt}", few_shot=2, separator="\n", seed=3)
+    prompt, tokenizer = made_of(form)
+    said = tokenizer.decode(prompt.ids)
+    first, second = (next(t for t in TRAIN if part == f"Q: {t.prompt}\n{t.solution}") for part in said[5:].split("\n\n")[:2])
+    assert said == f"<bos>Q: {first.prompt}\n{first.solution}\n\nQ: {second.prompt}\n{second.solution}\n\nQ: {ASKED.prompt}"
+    assert first != second
+    in_chat = tokenizer.decode(made_of(PromptForm(text="Q: {prompt}", few_shot=2, seed=3, chat=True, system="S"))[0].ids)
+    turns = [f"[user]Q: {e.prompt}<end of turn>[assistant]{e.solution}<end of turn>" for e in (first, second)]
+    assert in_chat == f"<bos>[system]S<end of turn>{''.join(turns)}[user]Q: {ASKED.prompt}<end of turn>[assistant]"
+    assert made_of(form)[0] == prompt  # seeded
+    assert len({made_of(PromptForm(few_shot=2, seed=seed))[0].ids for seed in range(9)}) > 3
+
+
+def test_a_problem_is_not_its_own_example():
+    form = PromptForm(text="Q: {prompt}", few_shot=3, separator=" ")
+    tokenizer = made()
+    for prompt in form.prompts(TRAIN, tokenizer, TRAIN):
+        said = tokenizer.decode(prompt.ids)
+        assert said.count("Q: ") == 4
+        assert said.count(f"Q: {prompt.problem.prompt}") == 1
+
+
+def test_too_few_training_problems_for_the_examples():
+    with pytest.raises(UserError, match=r"^prompt\.few_shot=9: is not less than the 9 training problems"):
+        made_of(PromptForm(few_shot=9))
+
+
+def test_without_a_solution_an_example_shows_the_answer():
+    prompt, tokenizer = made_of(
+        PromptForm(few_shot=1, separator="="), train=[Problem("t", "2+2", "4"), Problem("u", "2+2", "4")]
+    )
+    assert tokenizer.decode(prompt.ids) == f"<bos>2+2=4\n\n{ASKED.prompt}"
+
+
+@pytest.mark.parametrize(
+    ("form", "trained_on"),
+    [
+        ({"chat": True}, "So.\nA:2<eos>"),  # the answer is a turn of its own
+        ({"chat": True, "prefill": "Well"}, "\nSo.\nA:2<eos>"),
+        ({}, "\nSo.\nA:2<eos>"),
+        ({"text": "{prompt}\nAnswer: "}, "So.\nA:2<eos>"),
+        ({"prefill": "Answer: "}, "So.\nA:2<eos>"),
+    ],
+)
+def test_a_written_solution_stands_behind_the_same_prompt(form, trained_on):
+    prompt, tokenizer = made_of(PromptForm(**form, separator="\n"))
+    (completion,) = TraceSampler(tokenizer, separator="\n").sample([prompt], 1, Sampling(99), (0, 0))
+    assert tokenizer.decode(completion.ids) == trained_on
+
+
+def test_rewards_and_records_see_the_prefill():
+    prompts = [made_of(PromptForm(chat=chat, prefill="<think>"))[0] for chat in (True, False)]
+    tokenizer = made()
+    evaluator = Evaluator(sampler=None, reward=None, tokenizer=tokenizer, greedy=Sampling(9, 0.0))
+    ids = tuple(tokenizer("so</think>2").input_ids)
+    assert evaluator.texts(prompts, [Completion(ids, None, truncated=True)] * 4) == ["<think>so</think>2"] * 4
