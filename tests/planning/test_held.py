@@ -103,7 +103,7 @@ def test_a_reward_model_is_where_its_setting_puts_it(tmp_path, device):
 
 def test_graders_of_test_sets_count_where_they_differ_from_those_of_the_run():
     def grading(*words):
-        return job_of(composed(*SMALL, "data=gsm8k", *words), KNOWN["h200"]).grading
+        return job_of(composed("data=gsm8k", *words), KNOWN["h200"]).grading
 
     worker = 60 * 2**20  # of reward=math, which has two
     more = "+test@data.tests.more=math500"

@@ -122,6 +122,11 @@ TYPED = [
     ("experiment=papr_math", "there is no file experiment/papr_math.yaml"),
     ("hydra/launcher=rya", "Did you mean ray?"),
     ("+test@data.tests.x=gsm", "test=gsm: there is no file test/gsm.yaml"),
+    ("reward@data.tests.in_dist.reward=math", "nothing is chosen there so far. Write +reward@data.tests.in_dist.reward=NAME."),
+    (
+        "+test@data.tests.x=gsm8k +reward@data.tests.x.reward=math",
+        "+reward@data.tests.x.reward: an option is chosen there already. Write reward@data.tests.x.reward=NAME, without the +.",
+    ),
     ("name=größe", "has letters that Hydra reads only inside quotes. Write \"name='größe'\""),
     ("-m name=a,größe", "Write \"name=a,'größe'\""),
     ("+batch.promts=3", "Did you mean batch.prompts?"),

@@ -68,7 +68,7 @@ SUM = {"_target_": "dash_exp.rewards.sums.SumReward", "parts": {"exact": EXACT, 
         (
             {"reward": EXACT},
             {"reward": FORM},
-            "in_dist was graded by rewards with different settings (ExactReward in grpo; FormatR",
+            "in_dist was graded by rewards with different settings (FormatReward in dash; ExactReward in grpo)",
         ),
         ({"reward": EXACT}, {"reward": EXACT | {"timeout_s": 3}}, None),
         ({"reward": EXACT}, {"reward": SUM}, None),  # in which the same part says what is correct

@@ -21,6 +21,15 @@ def in_one_line(error: HydraException) -> UserError | None:
         return _not_ascii(error.override)
     if isinstance(cause := error.__cause__ or error.__context__, ConfigKeyError) and cause.object_type is not dict:
         return _no_key(cause)
+    return _with_or_without_plus(str(error))
+
+
+def _with_or_without_plus(message: str) -> UserError | None:
+    """Of an option with the place where it goes, such as `reward@data.tests.NAME.reward=math`."""
+    if found := re.match(r"Could not override '(\w+@[^']+)'", message):
+        return UserError(found[1], "nothing is chosen there so far", f"Write +{found[1]}=NAME")
+    if found := re.match(r"Multiple values for (\w+@\S+)\. ", message):
+        return UserError(f"+{found[1]}", "an option is chosen there already", f"Write {found[1]}=NAME, without the +")
     return None
 
 

@@ -43,7 +43,7 @@ def values(cfg: DictConfig) -> None:
         numbers(cfg, f"{key}.processes {key}.max_tokens", whole=True, least=1)
         number(cfg, f"{key}.accept_above")
         inner = OmegaConf.select(cfg, f"{key}.parts")
-        for part in [key, *(f"{key}.parts.{name}" for name in (inner if isinstance(inner, DictConfig) else ()))]:
+        for part in [key, *(f"{key}.parts.{name}" for name in (map(str, inner) if isinstance(inner, DictConfig) else ()))]:
             number(cfg, f"{part}.timeout_s", above=0)
             number(cfg, f"{part}.workers", whole=True, least=1)
             number(cfg, f"{part}.memory_mb", whole=True, least=64)
@@ -51,9 +51,9 @@ def values(cfg: DictConfig) -> None:
 
 def _brought(cfg: DictConfig, key: str) -> None:
     """What a test set brings must be a reward."""
-    value = OmegaConf.select(cfg, key)
+    value: object = OmegaConf.select(cfg, key)
     if not (isinstance(value, DictConfig) and "_target_" in value):
-        name = str(value) if str(value).isidentifier() else "math"
+        name = value if isinstance(value, str) and value.isidentifier() else "math"
         raise UserError(
             f"{key}={shown(value)}",
             "is not a reward",
