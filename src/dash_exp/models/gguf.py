@@ -48,6 +48,14 @@ def for_weights(path: str) -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)} if is_named(path) else {}
 
 
+def adds_bos(path: str) -> bool:
+    """Whether the file asks for BOS before a text. Transformers does not read that, and without BOS Gemma writes nonsense."""
+    import gguf
+
+    field = gguf.GGUFReader(Path(path).expanduser()).get_field("tokenizer.ggml.add_bos_token")
+    return field is not None and bool(field.contents())
+
+
 def forget(model: Any) -> None:
     """Remove what says that the model is quantised, in place: Transformers would refuse to save it, and vLLM to load it."""
     if getattr(model, "hf_quantizer", None) is not None:
