@@ -9,6 +9,7 @@ from dash_exp.commands.evaluate.configuration import _check_model
 from dash_exp.core.errors import UserError
 from dash_exp.models import gguf, loading
 from dash_exp.models.folders import check_folder
+from dash_exp.models.texts import frame
 from dash_exp.sampling.engine import weight_shapes
 from dash_exp.training.record import save_model
 
@@ -21,8 +22,11 @@ MATRICES |= {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64)}
 EIGHT_BITS = of_llama_cpp.GGMLQuantizationType.Q8_0
 
 
-def written(path):
-    """A Llama of one layer with a tied head, its matrices quantised to 8 bits, with a tokenizer of characters."""
+def written(path, bos=None):
+    """A Llama of one layer with a tied head, its matrices quantised to 8 bits, with a tokenizer of characters.
+
+    `bos`: what the file says about BOS before a text.
+    """
     to = of_llama_cpp.GGUFWriter(path, "llama")
     for name, number in NUMBERS.items():
         getattr(to, f"add_{name}")(number)
@@ -32,6 +36,8 @@ def written(path):
     to.add_token_types([3] * 3 + [1] * (len(VOCABULARY) - 3))
     to.add_bos_token_id(1)
     to.add_eos_token_id(2)
+    if bos is not None:
+        to.add_add_bos_token(bos)
     to.add_chat_template("{{ messages[0]['content'] }}")
     rng = np.random.default_rng(0)
     shapes = {f"blk.0.{name}": shape for name, shape in MATRICES.items()} | {"token_embd": (len(VOCABULARY), 32)}
@@ -79,6 +85,14 @@ def test_the_file_is_what_identifies_the_weights(file, tmp_path):
     (tmp_path / "other.gguf").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     first, copy, other = (loading.fingerprint(str(f)) for f in (file, tmp_path / "copy.gguf", tmp_path / "other.gguf"))
     assert first == copy != other
+
+
+@pytest.mark.parametrize(("bos", "front"), [(None, []), (False, []), (True, [1])])
+def test_bos_stands_before_a_text_where_the_file_says_so(bos, front, tmp_path):
+    tokenizer = loading.load_tokenizer(str(written(tmp_path / "bos.gguf", bos)))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for each in (tokenizer, loading.load_tokenizer(str(tmp_path / "saved"))):
+        assert frame(each) == (front, [])
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,8 @@ def load_tokenizer(path: str, setting: str = "model.tokenizer", trust_remote_cod
     tokenizer: PreTrainedTokenizerBase = from_pretrained(
         AutoTokenizer, path, setting=setting, trust_remote_code=trust_remote_code
     )
+    if gguf.is_named(path) and tokenizer.bos_token is not None and gguf.adds_bos(path):
+        tokenizer.add_bos_token = True
     if not tokenizer("1 + 1", add_special_tokens=False).input_ids:  # Transformers builds an empty one where the file is missing
         raise UserError(f"{setting}={path}", "has no vocabulary", "Save the tokenizer with save_pretrained")
     if tokenizer.eos_token_id is None:

@@ -49,7 +49,8 @@ def windowed(model: PreTrainedModel) -> bool:
 @contextlib.contextmanager
 def short_windows(model: PreTrainedModel, tokens: int) -> Iterator[None]:
     """Inside the block every sliding window is of this many tokens, so that short rows show whether it is kept."""
-    parts = [part for part in (model.config.get_text_config(), *model.modules()) if getattr(part, "sliding_window", None)]
+    every: list[Any] = [model.config.get_text_config(), *model.modules()]
+    parts = [part for part in every if getattr(part, "sliding_window", None)]
     before = [part.sliding_window for part in parts]
     try:
         for part in parts:
