@@ -115,6 +115,47 @@ def test_cells_that_would_share_a_folder_are_refused(train, tmp_path):
     assert not list(tmp_path.rglob("metrics.csv"))
 
 
+def test_a_sweep_ends_with_the_verdicts_on_what_it_claims(train, tmp_path):
+    """Cells that are done are judged by another claim without a new run. What the command leaves out of the file has no
+    verdict, and an arm that neither has is refused.
+    """
+
+    def claiming(*more, arm="dash", claim="kind: faster, ratio: 1000"):
+        (tmp_path / "sweeps").mkdir(exist_ok=True)
+        (tmp_path / "sweeps" / "mine.yaml").write_text(
+            f"""
+defaults: [config, _self_]
+name: mine
+study:
+  claims:
+    - {{arm: ["algo={arm}"], against: [algo=grpo], {claim}}}
+hydra: {{mode: MULTIRUN, sweeper: {{params: {{algo: "grpo,dash,no_gf", seed: "0,1"}}}}}}
+"""
+        )
+        few = [setting for setting in LETTERS if not setting.startswith("name=")]
+        return train("-cd", "sweeps", "-cn", "mine", *few, *more)
+
+    done = claiming("algo=dash,grpo")
+    assert done.returncode == 0, done.stderr
+    verdict, page = done.stdout.strip().splitlines()[-2:]
+    assert verdict.startswith("supported: dash takes ")
+    assert page == "report multirun/mine/report/report.html"
+    again = claiming("algo=dash,grpo", arm="dash,no_gf", claim="kind: faster, ratio: 0.001")
+    assert "4 of them done before" in again.stdout, again.stderr
+    assert again.stdout.strip().splitlines()[-2].startswith("contradicted: dash takes ")
+    alone = claiming("algo=dash")
+    assert alone.stdout.strip().splitlines()[-2] == "undecided: not judged: no cell has algo=grpo"
+
+    for wrong, message in (
+        ({"arm": "dahs"}, "study.claims[0].arm: no cell of this sweep has algo=dahs. Use algo=dash, algo=grpo, algo=no_gf."),
+        ({"claim": "kind: not_worse"}, "study.claims[0].margin: is not given, and kind=not_worse needs it."),
+    ):
+        refused = claiming("name=other", "algo=dash,grpo", **wrong)
+        assert refused.returncode == 1
+        assert message in refused.stderr
+    assert not (tmp_path / "multirun" / "other").exists()
+
+
 # --- compute-matched ---------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,15 @@ def test_a_finished_cell_is_known_by_its_settings(tmp_path):
         finished(tmp_path, composed("seed=1"))
 
 
+def test_what_a_sweep_claims_is_no_other_setting(tmp_path):
+    """Neither is a configuration of before there were claims."""
+    cfg = composed("study.claims=[{arm:['algo=dash'],against:['algo=grpo'],kind:faster}]")
+    for was in (composed(), composed("~study.claims")):
+        (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(was, resolve=True))
+        (tmp_path / "result.json").write_text(json.dumps({"status": "done"}))
+        assert finished(tmp_path, cfg)
+
+
 def test_where_a_matched_budget_ended_is_no_other_setting(tmp_path):
     """A second DASH run takes other seconds; the PPO arm that was matched with the first is done all the same."""
     matched = composed("budget.match=seconds", "study.baseline=['algo=dash']", "budget.seconds=12.5")
