@@ -59,7 +59,11 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     """What needs the network gets a local stand-in of the same kind; everything else is built as it stands."""
     overrides = [override(file)]
     path = rows(tmp_path / "data")
+    gym = ["data=reasoning_gym", "data.task=chain_sum"]
     must_be_given = {
+        "data=reasoning_gym": gym[1:],
+        "reward=reasoning_gym": gym,
+        "+test@data.tests.more=reasoning_gym": [*gym, "data.tests.more.task=gcd"],
         "jsonl": [f"data.path={path}"],
         "reward_model": [f"reward.path={save_scorer(tmp_path / 'scorer')}"],
         "code": ["data=mbpp"],
@@ -68,7 +72,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
         overrides.append("data=mbpp" if file.stem == "mbpp_plus" else "data=mbpp_plus")  # programs go with programs
     if override(file) == "+test@data.tests.more=math500":
         overrides.append("reward=math")  # which reads the form of these answers
-    cfg = composed(*overrides, *must_be_given.get(file.stem, []))
+    cfg = composed(*overrides, *must_be_given.get(file.stem, must_be_given.get(override(file), [])))
     validate(cfg)
     for key in {"path", "gsm8k_path"} & set(cfg.data):
         cfg.data[key] = str(path)

@@ -11,7 +11,7 @@ SECTIONS = "reward"
 
 def values(cfg: DictConfig) -> None:
     texts(cfg, "reward.path")
-    flags(cfg, "reward.chat reward.squash")
+    flags(cfg, "reward.chat reward.squash reward.partial")
     numbers(cfg, "reward.processes reward.max_tokens", whole=True, least=1)
     number(cfg, "reward.accept_above")
     parts = [f"reward.parts.{name}" for name in cfg.reward.parts] if isinstance(cfg.reward.get("parts"), DictConfig) else []
