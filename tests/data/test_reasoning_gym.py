@@ -58,8 +58,8 @@ def test_seeds_share_no_problem_and_common_generators_are_left_alone():
 def test_a_run_without_a_size_never_gets_a_problem_twice(caplog):
     assert len(load("chain_sum", takes=80)) == 100  # a quarter more, for those that a test has as well
     few = load("chain_sum", {"max_terms": 2, "max_digits": 1}, size=1000)
-    assert len(few) == 200  # 10 x 10 x 2 signs
-    assert "task chain_sum: has only 200 different problems with these options, not 1000" in caplog.text
+    assert 190 <= len(few) <= 200  # of 10 x 10 x 2 signs
+    assert f"task chain_sum: {len(few)} different problems were found with these options, not 1000" in caplog.text
 
 
 def test_several_tasks_by_their_weights():

@@ -107,7 +107,7 @@ def _problems(task: str, options: dict[str, Any], count: int, seed: int) -> list
         found.setdefault(text, Problem(f"{task}/{seed}/{index}", entry["question"], answer, extra=extra))
         index += 1
     if len(found) < count:
-        log.warning("task %s: has only %d different problems with these options, not %d", task, len(found), count)
+        log.warning("task %s: %d different problems were found with these options, not %d", task, len(found), count)
     return list(found.values())
 
 
