@@ -155,7 +155,8 @@ def _defaults(tree: yaml.MappingNode) -> tuple[tuple[str, ...], tuple[str, ...]]
     starts_from, chooses = [], []
     for entry in entries:
         if isinstance(entry, yaml.ScalarNode):
-            starts_from += [entry.value] if entry.value != "_self_" else []
+            is_own = entry.value != "_self_" and not entry.value.startswith("/")  # /any_keys@KEY is no file
+            starts_from += [entry.value] if is_own else []
         else:
             group, name = entry.value[0][0].value, entry.value[0][1].value
             chooses += [f"{group.removeprefix('override ').removeprefix('/')}={name}"] if name != "null" else []

@@ -243,3 +243,9 @@ def refuses() -> None:
 
 def answer(text: str) -> str | None:
     return None if grade("", text) else text
+
+
+def score(task: str, options: object, text: str, entry: object) -> float:
+    """In place of `puzzles.score`: the number that the text is."""
+    grade("", text)
+    return float(text)

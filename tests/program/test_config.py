@@ -67,14 +67,18 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     """What needs the network gets a local stand-in of the same kind; everything else is built as it stands."""
     overrides = [override(file)]
     path = rows(tmp_path / "data")
+    gym = ["data=reasoning_gym", "data.task=chain_sum"]
     must_be_given = {
+        "data=reasoning_gym": gym[1:],
+        "reward=reasoning_gym": gym,
+        "+test@data.tests.more=reasoning_gym": ["data.tests.more.task=gcd"],
         **dict.fromkeys(("jsonl", "hub"), [f"data.path={path}"]),
         "verl": [f"data.path={path}", "data.answer=answer", "data.extra=[problem]"],
         "reward_model": [f"reward.path={save_scorer(tmp_path / 'scorer')}"],
         "code": ["data=mbpp"],
         "chat": [f"model.tokenizer={with_a_chat_template(tmp_path / 'tokenizer')}"],
     }
-    cfg = composed(*overrides, *must_be_given.get(file.stem, []))
+    cfg = composed(*overrides, *must_be_given.get(file.stem, must_be_given.get(override(file), [])))
     validate(cfg)
     for key in {"path", "gsm8k_path"} & set(cfg.data):
         cfg.data[key] = str(path)

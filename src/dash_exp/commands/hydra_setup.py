@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -79,6 +80,8 @@ def set_up() -> None:
     OmegaConf.register_new_resolver("times", operator.mul, replace=True)
     OmegaConf.register_new_resolver("local", local, replace=True)
     OmegaConf.register_new_resolver("asset", lambda name: str(ASSETS / name), replace=True)
+    # `- /any_keys@data.options`: a section whose keys a command gives without +, because no file can list them
+    ConfigStore.instance().store("any_keys", OmegaConf.create({}, flags={"struct": False}))
     # A launcher's settings are checked by the types that its package declares for them, which is intended.
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     JobReturn.return_value = JobReturn.return_value.getter(outcome)  # type: ignore[attr-defined, method-assign]

@@ -39,7 +39,7 @@ def values(cfg: DictConfig) -> None:
         if key != "reward":
             _brought(cfg, key)
         texts(cfg, f"{key}.path")
-        flags(cfg, f"{key}.chat {key}.squash")
+        flags(cfg, f"{key}.chat {key}.squash {key}.partial")
         numbers(cfg, f"{key}.processes {key}.max_tokens", whole=True, least=1)
         number(cfg, f"{key}.accept_above")
         inner = OmegaConf.select(cfg, f"{key}.parts")
