@@ -154,7 +154,7 @@ def test_two_servers_sample_what_one_does(sampler, servers, served_policy, many,
         torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
 
 
-def test_other_settings_of_sampling(sampler, served_policy, many, expected):
+def test_other_settings_of_sampling(sampler, served_policy, tokenizer, many, expected):
     two = sampler()
     two.load_weights(served_policy.state_dict(), 1)
     for prompt, completion in zip(many[:3], two.sample(many[:3], 1, Sampling(8, temperature=0.0), ()), strict=True):
@@ -164,6 +164,11 @@ def test_other_settings_of_sampling(sampler, served_policy, many, expected):
     assert [c.logprobs for c in nucleus] == [None] * 4
     again = two.sample(many[:2], 4, LONG, KEY)
     check_same(again, expected[:8])
+    for completion, whole in zip(two.sample(many[:2], 4, replace(LONG, stop=("e", "1")), KEY), again, strict=True):
+        ends = [n for n in range(1, 121) if {"e", "1"} & {*tokenizer.decode(whole.ids[n - 1 : n]).replace("<eos>", "")}]
+        n = min([len(whole.ids), *ends])
+        assert (completion.ids, completion.stopped) == (whole.ids[:n], n in ends)
+        assert completion.truncated == (not completion.stopped and whole.truncated)
     assert [c.ids for c in two.sample(many[:2], 4, LONG, (0, 4))] != [c.ids for c in again]
 
 
