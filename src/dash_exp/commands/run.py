@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands import ending
 from dash_exp.commands.build import Parts, build, close, make_trainer
-from dash_exp.commands.sizes import derived_sizes, device_name, sizes
+from dash_exp.commands.sizes import derived_sizes, device_name, sizes, slow_words
 from dash_exp.commands.sweep.finished import with_other_problems
 from dash_exp.core import files, process
 from dash_exp.core.errors import UserError
@@ -171,6 +171,8 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
     trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Progress(cfg.steps)], tracker)
     print(sizes(cfg, parts, run_dir), flush=True)
+    if slow := slow_words(cfg):
+        log.warning(slow)
     device = device_name(trainer.strategy.root_device)
     result["device"] = device if group.size == 1 else f"{group.size} x {device}"
     result |= {f"sizes/{name}": size for name, size in derived_sizes(cfg, parts).items()}
