@@ -1,9 +1,11 @@
 """What the configuration calls, and what Hydra no longer prints."""
 
 import pytest
-from conftest import SMALL, TRAIN, program
+import torch
+from conftest import SMALL, TRAIN, composed, program
 
 from dash_exp.commands.hydra_setup import cell_name
+from dash_exp.commands.sizes import slow_words
 
 WRONG = "clip_norm=0: is not a number above 0: at 0 no weight would change. Write a number above 0."
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "optimizer.lr=interval(1e-5,1e-2)"]
@@ -17,6 +19,34 @@ def test_cell_names_are_folder_names():
     first, second = cell_name("a" * 300), cell_name("a" * 299 + "b")
     assert len(first) <= 150
     assert first != second
+
+
+@pytest.mark.parametrize(("trainer", "expected"), [("cpu", ("float32", 2048)), ("gpu", ("bfloat16", 32768))])
+def test_a_small_model_is_computed_as_its_device_is_quick(trainer, expected):
+    model = composed("model=smollm2-135m", f"trainer={trainer}").model
+    assert (model.compute_dtype, model.micro_tokens) == expected
+
+
+X86 = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has", "setting"),
+    [
+        ([], X86, None),
+        (["model.compute_dtype=bfloat16"], X86, "model.compute_dtype=bfloat16"),
+        (["model.dtype=bfloat16"], X86, "model.dtype=bfloat16"),
+        (["model.compute_dtype=bfloat16"], X86 | {"avx512_bf16": True}, None),
+        (["model.compute_dtype=bfloat16"], X86 | {"amx_bf16": True}, None),
+        (["model.compute_dtype=bfloat16"], {"architecture": "aarch64"}, None),
+        (["model.compute_dtype=bfloat16", "trainer=gpu"], X86, None),
+    ],
+)
+def test_a_cpu_without_instructions_for_16_bits_is_told(overrides, has, setting, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    told = slow_words(composed(*overrides))
+    assert (told is None) == (setting is None)
+    assert setting is None or told.startswith(f"{setting} is slow on this CPU")
 
 
 @pytest.mark.parametrize(

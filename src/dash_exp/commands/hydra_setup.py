@@ -58,6 +58,11 @@ def local(name: str) -> str:
     return str(folder) if (folder / "config.json").is_file() else name
 
 
+def by_device(on_cpu: str | int, on_gpu: str | int, *, _root_: DictConfig) -> str | int:
+    """`${by_device:float32,bfloat16}`: the first with trainer=cpu, the second with trainer=gpu."""
+    return on_gpu if OmegaConf.select(_root_, "trainer.accelerator") == "gpu" else on_cpu
+
+
 def gpus(accelerator: str, devices: int) -> int | None:
     """GPUs that a launcher asks for, for a cell; None with trainer=cpu."""
     return devices if accelerator == "gpu" else None
@@ -79,6 +84,7 @@ def set_up() -> None:
     OmegaConf.register_new_resolver("gpus", gpus, replace=True)
     OmegaConf.register_new_resolver("times", operator.mul, replace=True)
     OmegaConf.register_new_resolver("local", local, replace=True)
+    OmegaConf.register_new_resolver("by_device", by_device, replace=True)
     OmegaConf.register_new_resolver("asset", lambda name: str(ASSETS / name), replace=True)
     # `- /any_keys@data.options`: a section whose keys a command gives without +, because no file can list them
     ConfigStore.instance().store("any_keys", OmegaConf.create({}, flags={"struct": False}))

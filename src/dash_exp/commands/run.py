@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands import ending, prompting
 from dash_exp.commands.build import Parts, build, close, make_trainer
-from dash_exp.commands.sizes import derived_sizes, device_name, sizes
+from dash_exp.commands.sizes import derived_sizes, device_name, sizes, slow_words
 from dash_exp.commands.sweep.finished import with_other_problems
 from dash_exp.core import files, process
 from dash_exp.core.errors import UserError
@@ -172,6 +172,8 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Progress(cfg.steps)], tracker)
     print(sizes(cfg, parts, run_dir), flush=True)
     print(prompting.shown(parts.tokenizer, parts.data.problems_of_step(0)[0]), flush=True)
+    if slow := slow_words(cfg):
+        log.warning(slow)
     device = device_name(trainer.strategy.root_device)
     result["device"] = device if group.size == 1 else f"{group.size} x {device}"
     result |= {f"sizes/{name}": size for name, size in derived_sizes(cfg, parts).items()}

@@ -39,6 +39,19 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
     )
 
 
+def slow_words(cfg: DictConfig) -> str | None:
+    """A warning where matrix products in 16 bits have no instructions of their own: a CPU then takes many times as long."""
+    has = torch.cpu.get_capabilities()
+    quick = has.get("architecture") != "x86_64" or has.get("avx512_bf16") or has.get("amx_bf16")
+    if quick or cfg.trainer.accelerator != "cpu" or {cfg.model.dtype, cfg.model.compute_dtype} == {"float32"}:
+        return None
+    setting = "compute_dtype" if cfg.model.compute_dtype != "float32" else "dtype"
+    return (
+        f"model.{setting}={cfg.model[setting]} is slow on this CPU, which has neither AVX512-BF16 nor AMX. "
+        f"Write model.{setting}=float32."
+    )
+
+
 def derived_sizes(cfg: DictConfig, parts: Parts) -> dict[str, int]:
     """Sizes that follow from several settings together, or from the data."""
     data_ = parts.data
