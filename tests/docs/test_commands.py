@@ -109,7 +109,7 @@ def check_train(arguments: list[str]) -> None:
             overrides.append(word)
     for folder in folders:
         assert folder.is_dir(), f"there is no folder {folder}"
-    if name in SWEEPS and folders == [Path("sweeps").resolve()] and overrides in ([], ["+scale=paper"]):
+    if name in SWEEPS and folders == [Path("sweeps").resolve()] and overrides in ([], ["+scale=paper"], ["+scale=smollm2"]):
         return  # test_config.py has all of their cells
     parsed = OverridesParser.create().parse_overrides(number_of_kl(overrides))
     fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]

@@ -324,6 +324,25 @@ def test_at_the_papers_scale_every_sweep_has_its_numbers(sweep):
             assert cfg.teacher.path == "Qwen/Qwen2.5-7B-Instruct"
 
 
+@needs_vllm
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_at_the_scale_of_smollm2_every_sweep_has_its_numbers(sweep):
+    """256 completions in groups of 8, on problems that the model solves now and then."""
+    scale = "+scale=smollm2"
+    if sweep in SEARCHES:
+        with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):
+            found = [compose(sweep, overrides=[f"hydra.searchpath=[file://{CONF}]", scale])]
+    else:
+        found = cells(sweep, scale)
+    for cfg in found:
+        validate(cfg)
+        assert cfg.name == f"{sweep}-smollm2"
+        assert (cfg.model.name, cfg.data.task, cfg.teacher.name) == ("smollm2-135m", "chain_sum", "itself")
+        assert cfg.batch.prompts * cfg.batch.group_size == 256
+        assert cfg.batch.prompts * cfg.steps == cfg.data.train.takes
+        assert cfg.optimizer.lr == 2e-5
+
+
 def test_the_swept_values_are_those_of_the_paper():
     assert swept("efficiency_math", "algo.name") == swept("efficiency_code", "algo.name") == ["grpo", "no_gf", "dash"]
     assert swept("sft_vs_rl_math", "algo.name") == ["dash", "sft_h", "sft_m"]

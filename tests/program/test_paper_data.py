@@ -87,7 +87,10 @@ def small(cfg, data):
         cfg.batch.sample_prompts = max(cfg.batch.sample_prompts * 4 // 64, 1)
     cfg.eval.every, cfg.eval.n = 1, min(cfg.eval.n, 2)
     cfg.eval.k = [k for k in cfg.eval.k if k <= cfg.eval.n]
-    cfg.data.path = str(data / cfg.data.name)
+    if cfg.data.name == "reasoning_gym":
+        cfg.data.train.size, cfg.data.tests.in_dist.size, cfg.data.tests.out_dist.size = 8, 2, 2
+    else:
+        cfg.data.path = str(data / cfg.data.name)
     if cfg.data.name == "math":
         cfg.data.math500_path, cfg.data.gsm8k_path = str(data / "math500"), str(data / "gsm8k")
     return cfg
@@ -136,3 +139,10 @@ def test_every_cell_at_the_papers_scale_starts(sweep, start):
         if cell.algo.name == "sft_h":
             rows = [json.loads(line) for line in (folder / "completions" / "step_00001.jsonl").read_text().splitlines()]
             assert all(row["completion"].startswith("\n") == is_math for row in rows)  # a prompt of MBPP ends with a line break
+
+
+@pytest.mark.parametrize("sweep", [s for s in SWEEPS if s not in SEARCHES])
+def test_every_cell_at_the_scale_of_smollm2_starts(sweep, start):
+    for cell in cells(sweep, "+scale=smollm2"):
+        result = result_of(start(cell))
+        assert {"accuracy/in_dist/final", "accuracy/out_dist/final"} <= result.keys()

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SPARE = 1.25  # of the problems that a run takes: some are in a test, and are taken out
 REPEATS = 100  # problems in a row that are known before a task counts as exhausted, at least
+SUMS = ("basic_arithmetic", "chain_sum", "decimal_chain_sum", "products")  # tasks whose answer is the value of an expression
 
 
 def load(
@@ -37,7 +38,8 @@ def load(
     - `takes`: with `size` None, the problems that the run takes: there are then enough of them for no problem to come twice.
     - `seed`: two seeds share no problem but by chance. The problems depend only on the arguments, never on the seed of a run.
 
-    Where a task has fewer different problems, one line of the log says so. `extra` of a problem is what its scorer needs:
+    Tasks whose answer is the value of an expression have written solutions, as in `4 - 1 + 7 = 10`: the steps between are left
+    out. Where a task has fewer different problems, one line of the log says so. `extra` of a problem is what its scorer needs:
     `task`, `options` and `metadata`. Raises UserError for tasks and options that cannot be used.
     """
     if size is None:
@@ -104,11 +106,18 @@ def _problems(task: str, options: dict[str, Any], count: int, seed: int) -> list
         repeats = repeats + 1 if text in found else 0
         extra = {"task": task, "options": options, "metadata": entry["metadata"]}
         answer = "" if entry["answer"] is None else str(entry["answer"])  # some tasks give none: many answers are right
-        found.setdefault(text, Problem(f"{task}/{seed}/{index}", entry["question"], answer, extra=extra))
+        found.setdefault(
+            text, Problem(f"{task}/{seed}/{index}", entry["question"], answer, _solution(extra, answer), extra=extra)
+        )
         index += 1
     if len(found) < count:
         log.warning("task %s: %d different problems were found with these options, not %d", task, len(found), count)
     return list(found.values())
+
+
+def _solution(extra: Mapping[str, Any], answer: str) -> str | None:
+    """A written solution, as a person writes it: without the steps between. Most tasks have none."""
+    return f"{extra['metadata']['expression']} = {answer}" if extra["task"] in SUMS else None
 
 
 def _entry(made: Any, task: str, start: int, index: int) -> dict[str, Any]:
