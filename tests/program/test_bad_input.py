@@ -101,6 +101,7 @@ def assert_no_result(folder: Path) -> None:
 
 
 NO_ADAM = "~optimizer.betas ~optimizer.fused ~optimizer.weight_decay"
+PLACE = "reward@data.tests.x.reward"
 TYPED = [
     # what Hydra reads
     ("a=[", "no viable alternative"),
@@ -123,9 +124,12 @@ TYPED = [
     ("hydra/launcher=rya", "Did you mean ray?"),
     ("+test@data.tests.x=gsm", "test=gsm: there is no file test/gsm.yaml"),
     ("reward@data.tests.in_dist.reward=math", "nothing is chosen there so far. Write +reward@data.tests.in_dist.reward=NAME."),
-    (
-        "+test@data.tests.x=gsm8k +reward@data.tests.x.reward=math",
-        "+reward@data.tests.x.reward: an option is chosen there already. Write reward@data.tests.x.reward=NAME, without the +.",
+    *(
+        (
+            f"+test@data.tests.x=gsm8k +{PLACE}={name}",
+            f"+{PLACE}: an option is chosen there already. Write {PLACE}=NAME, without",
+        )
+        for name in ("math", "exact")
     ),
     ("name=größe", "has letters that Hydra reads only inside quotes. Write \"name='größe'\""),
     ("-m name=a,größe", "Write \"name=a,'größe'\""),

@@ -28,8 +28,9 @@ def _with_or_without_plus(message: str) -> UserError | None:
     """Of an option with the place where it goes, such as `reward@data.tests.NAME.reward=math`."""
     if found := re.match(r"Could not override '(\w+@[^']+)'", message):
         return UserError(found[1], "nothing is chosen there so far", f"Write +{found[1]}=NAME")
-    if found := re.match(r"Multiple values for (\w+@\S+)\. ", message):
-        return UserError(f"+{found[1]}", "an option is chosen there already", f"Write {found[1]}=NAME, without the +")
+    if found := re.match(r"Multiple values for (\w+@\S+)\. |(\w+@\S+) appears more than once", message):
+        place = found[1] or found[2]
+        return UserError(f"+{place}", "an option is chosen there already", f"Write {place}=NAME, without the +")
     return None
 
 
