@@ -60,7 +60,8 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     overrides = [override(file)]
     path = rows(tmp_path / "data")
     must_be_given = {
-        **dict.fromkeys(("jsonl", "hub"), [f"data.path={path}"]),
+        "jsonl": [f"data.path={path}"],
+        "hub": [f"data.path={path}"],
         "verl": [f"data.path={path}", "data.answer=answer", "data.extra=[problem]"],
         "reward_model": [f"reward.path={save_scorer(tmp_path / 'scorer')}"],
         "code": ["data=mbpp"],
