@@ -26,9 +26,8 @@ def test_a_run_on_files_made_for_verl(tmp_path, capsys):
     for split, numbers in {"train": range(10), "test": range(8, 12)}.items():
         pandas.DataFrame([row(i, split) for i in numbers]).to_parquet(tmp_path / f"{split}.parquet")
     small = ["model=tiny_random", *NANO_MODEL, "logger=csv", "steps=1", "batch.prompts=8", "batch.group_size=2"]
-    more = [f"data.path={tmp_path}", f"reward._target_={__name__}.by_source", "+reward._partial_=true", "filter=none"]
-    unused = [f"~reward.{name}" for name in ("timeout_s", "workers", "memory_mb", "pattern")]
-    cfg = composed("data=verl", *small, *more, *unused, "rollout.max_response_tokens=4")
+    cfg = composed("data=verl", f"data.path={tmp_path}", *small, "filter=none", "rollout.max_response_tokens=4")
+    cfg.reward = {"_target_": f"{__name__}.by_source", "_partial_": True}
     result = run.run(cfg, tmp_path / "run")
     assert result["sizes/train_problems"] == 8
     assert "8 to train on (2 that are in a test set left out); tests: 4 in_dist" in capsys.readouterr().out
