@@ -60,12 +60,15 @@ class OwnWeights(HFSampler):
         self.policy.load_state_dict(weights, strict=False)
 
 
+shared = []
+
+
 @cache
 def math_reward(**settings):
     """The reward of MATH, whose processes take seconds to start: all runs here share them."""
-    reward = MathReward(**settings)
-    reward.close = lambda: None
-    return reward
+    shared.append(MathReward(**settings))
+    shared[-1].close = lambda: None
+    return shared[-1]
 
 
 def small(cfg, data):
@@ -75,6 +78,7 @@ def small(cfg, data):
     OmegaConf.set_struct(cfg, False)
     for part in ("model", "trainer", "teacher", "logger", "name", "study"):
         cfg[part] = ours[part]
+    cfg.teacher.file = str(data / "traces.jsonl")
     cfg.budget.match = None  # another run of the sweep gives the limit
     cfg.rollout.sampler = ours.rollout.sampler
     cfg.rollout.sampler._target_ = f"{__name__}.OwnWeights"
@@ -104,7 +108,6 @@ def start(data, tmp_path_factory):
     def started(text):
         folder = tmp_path_factory.mktemp("run")
         cfg = OmegaConf.create(text)
-        cfg.teacher.file = str(folder / "traces.jsonl")
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(ending, "plot_curves", lambda *_: None)  # which takes as long as the rest
             assert run.run(cfg, folder)["status"] == "done"
@@ -113,7 +116,9 @@ def start(data, tmp_path_factory):
     def start(cell):
         return started(OmegaConf.to_yaml(small(cell, data), resolve=True))
 
-    return start
+    yield start
+    for reward in shared:
+        MathReward.close(reward)
 
 
 def result_of(folder):

@@ -25,6 +25,12 @@ BAD = [
     ),
     ("data.separator=3", "data.separator=3: is not a text"),
     ("data=gsm8k data.train.annotations=yes", "data.train.annotations=yes: is neither true nor false"),
+    ("data=jsonl data.path=d data.extra=level", "data.extra=level: is not a list of names. Write it in brackets"),
+    ("data=jsonl data.path=d data.prompt=3", "data.prompt=3: is not a text"),
+    (
+        f"data=jsonl data.path={__file__}",
+        f"data.path={__file__}: is one file, for training and test. Add data.test_path=FILE, or",
+    ),
     ("data.tests.out_dist.form=symbols", "data.tests.out_dist: is the same test set as data.tests.in_dist"),
 ]
 
