@@ -24,9 +24,7 @@ def test_what_the_report_says_of_it(sweep):
     assert document.lead == "Which?"
     assert dict(document.facts)["cells done"] == "6 of 6"
     dash = next(i for i in section(document, "summary").blocks[0].items if i.text == "dash").detail
-    assert dash.startswith(
-        "91.7% in distribution: +16.7 points compared with grpo (−19.2 to +52.5 over 3 seeds: undecided)"
-    )
+    assert dash.startswith("91.7% in distribution: +16.7 points compared with grpo (−19.2 to +52.5 over 3 seeds: undecided)")
     assert "0.50 times the training time (0.50 to 0.50)" in dash
     assert "neither that the two arms differ nor that they are equal" in texts(document, "summary")
     assert rows(document, "arms")["grpo"][:3] == ["3", "75.0", "25.0"]
