@@ -13,6 +13,7 @@ from synthetic import in_memory, write_cell
 
 from dash_exp import report
 from dash_exp.report import comparison
+from dash_exp.report.__main__ import brief
 from dash_exp.report.comparison.claims import roughness
 from dash_exp.report.document import to_html, to_markdown
 from dash_exp.results.cells import Results, load
@@ -132,7 +133,7 @@ def test_every_kind_by_hand(tmp_path, claim, cells, expected, said):
         ({"dash": solving(1.0), "grpo": solving(0.5)}, "supported", "over 20 problems, one seed: about these runs only)"),
         ({"dash": solving(0.7) * 2, "grpo": solving(0.5) * 2}, "supported", "problems, all 2 seeds gave the same: about these"),
         # all equal: a share of 1 - 0.05^(1/20) = 13.9% of problems may differ
-        ({"dash": solving(0.5) * 3, "grpo": solving(0.5) * 3}, "undecided", "is 0.0 points below that of grpo (−13.9 to +13.9"),
+        ({"dash": solving(0.5) * 3, "grpo": solving(0.5) * 3}, "undecided", "is 0.0 points above that of grpo (−13.9 to +13.9"),
     ],
 )
 def test_without_a_spread_over_seeds_a_verdict_is_about_these_runs(tmp_path, cells, word, said):
@@ -310,6 +311,9 @@ def test_the_verdicts_as_a_file(tmp_path):
     )
     assert (row["estimate"], row["low"]) == pytest.approx((0.41968, 0.38727), rel=1e-4)
     assert verdict_lines(file) == ["supported: dash takes 0.42 times the training time of grpo (0.39 to 0.45, 3 seeds)"]
+    for_wandb = brief((tmp_path / "report" / "report.md").read_text())
+    assert for_wandb.startswith("### Verdicts")
+    assert "### Differences from grpo" in for_wandb
     without = Results([c for c in load([tmp_path]).cells if c.config["study"].update(claims=None) is None])
     report.write(without, tmp_path / "report")
     assert verdict_lines(file) == []

@@ -130,7 +130,7 @@ def _limit(where: str, item: Mapping[str, Any], kind: Kind) -> float:
 
 def of(cfg: DictConfig) -> list[Claim]:
     """The claims of a configuration, with references resolved."""
-    claims = cfg.study.claims
+    claims = OmegaConf.select(cfg, "study.claims")  # which settings of an earlier version do not have
     return read(OmegaConf.to_container(claims, resolve=True) if OmegaConf.is_config(claims) else claims)
 
 

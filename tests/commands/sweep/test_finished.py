@@ -27,7 +27,10 @@ def test_a_finished_cell_is_known_by_its_settings(tmp_path):
 def test_what_a_sweep_claims_is_no_other_setting(tmp_path):
     """Neither is a configuration of before there were claims."""
     cfg = composed("study.claims=[{arm:['algo=dash'],against:['algo=grpo'],kind:faster}]")
-    for was in (composed(), composed("~study.claims")):
+    earlier = composed()
+    OmegaConf.set_struct(earlier, False)
+    del earlier.study["claims"]
+    for was in (composed(), earlier):
         (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(was, resolve=True))
         (tmp_path / "result.json").write_text(json.dumps({"status": "done"}))
         assert finished(tmp_path, cfg)

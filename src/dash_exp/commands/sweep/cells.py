@@ -105,8 +105,8 @@ def write_list(folder: Path, cells: Sequence[Planned]) -> None:
     """`sweep.json`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = [{"folder": cell.folder.name, "overrides": cell.overrides} for cell in cells]
-    claimed = OmegaConf.to_container(cells[0].cfg.study, resolve=True)["claims"]  # type: ignore[call-overload,index]
-    write_whole(folder / SWEEP_FILE, json.dumps({"claims": claimed, "cells": listed}, indent=1) + "\n")
+    study: Any = OmegaConf.to_container(cells[0].cfg.study, resolve=True)
+    write_whole(folder / SWEEP_FILE, json.dumps({"claims": study.get("claims"), "cells": listed}, indent=1) + "\n")
 
 
 def cell_config(config: DictConfig, overrides: Sequence[str], loader: ConfigLoader) -> tuple[DictConfig, Path]:

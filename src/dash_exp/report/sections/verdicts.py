@@ -27,11 +27,11 @@ UNITS = {"points": "percentage points", "length": "tokens", "reward/mean": "rewa
 
 
 def section(c: Context) -> Section | None:
-    """How to read a verdict, one row for each, and figures. None if the sweep claims nothing."""
+    """A row for each verdict, figures, and how to read them. None if the sweep claims nothing."""
     found = comparison.verdicts(c.results)
     if not found:
         return None
-    blocks: list[Block] = [Paragraph(text) for text in how_to_read(found)]
+    blocks: list[Block] = []
     if warnings.warnings(c.results):
         blocks.append(Paragraph("The warnings under Summary may change what a verdict means. Read them first."))
     rows = [
@@ -44,10 +44,9 @@ def section(c: Context) -> Section | None:
         ]
         for v in found
     ]
-    header = ["verdict", "claim", "found", "seeds", "further seeds that would decide it"]
-    return Section(
-        "verdicts", "Verdicts", "Verdicts on the claims", [*blocks, Table(header, rows, words=3), *pictures(c, found)]
-    )
+    header = ["verdict", "claim", "found", "seeds", "more seeds to decide"]
+    blocks += [Table(header, rows, words=3), *pictures(c, found), *(Paragraph(text) for text in how_to_read(found))]
+    return Section("verdicts", "Verdicts", "Verdicts on the claims", blocks)
 
 
 def how_to_read(found: Sequence[Verdict]) -> list[str]:
@@ -57,8 +56,8 @@ def how_to_read(found: Sequence[Verdict]) -> list[str]:
     said = [
         "Supported: the whole interval is inside of what is claimed. Contradicted: it is outside. Undecided: neither, so these "
         "runs show neither that the claim is true nor that it is false.",
-        f"Each end of an interval is a one-sided 95% bound, over seeds in pairs, on these test problems. {each} wrong in at "
-        f"most 5% of such studies{several}.",
+        f"These are 90% intervals over seeds in pairs, on these test problems: each end is a one-sided 95% bound. {each} wrong "
+        f"in at most 5% of such studies{several}.",
     ]
     if any(v.over == "problems" for v in found):
         said.append(
@@ -107,8 +106,8 @@ def claimed(v: Verdict) -> str:
             factor = "" if claim.limit == 1 else f"{limit} times "
             return f"{what} of {a} is below {factor}that of {b}"
         case "more_variable":
-            factor = "" if claim.limit == 1 else f"{limit} times as much as "
-            return f"{what} varies more from step to step in {a} than {factor}in {b}"
+            more_than = "more" if claim.limit == 1 else f"more than {limit} times as much"
+            return f"from step to step, {what} varies {more_than} in {a} {'than' if claim.limit == 1 else 'as'} in {b}"
         case "not_worse":
             return f"{what} of {a} is not {limit} or more below that of {b}"
         case "equal":
@@ -137,7 +136,7 @@ def sentence(v: Verdict) -> str:
         case "more_variable":
             said = f"from step to step, {what} varies {times(e.value)} times as much in {a} as in {b}"
         case _:
-            size, side = show(abs(e.value)).lstrip("+"), "above" if e.value > 0 else "below"
+            size, side = show(abs(e.value)).lstrip("+"), "above" if e.value >= 0 else "below"
             said = f"{what} of {a} is {size}{unit} {side} that of {b}"
     return f"{said} ({basis})"
 
@@ -179,7 +178,7 @@ def pictures(c: Context, found: Sequence[Verdict]) -> list[Block]:
         xlabel = "arm / other arm" if unit == "ratio" else f"{UNITS.get(unit, unit)}, arm − other arm"
         rows = [_row(v, 100 if unit == "points" else 1) for v in group]
         figures.claims(rows, xlabel, unit == "ratio", c.folder / name)
-        drawn.append(Figure(name, "; ".join(f"{v.word}: {sentence(v)}" for v in group)))
+        drawn.append(Figure(name, f"What {len(group)} of the claims allow and what was found; the table has the numbers"))
     return [Figures(drawn)] if drawn else []
 
 
