@@ -31,7 +31,7 @@ RUN_AS_PYTHON = frozenset(["binary_matrix", "n_queens", "spiral_matrix", "string
 # What an answer must look like to come to the scorers of some tasks. Sympy's parser runs what it is given as Python, so there a
 # dot is only in a number, the only brackets are ( ), and of names there are single letters and these functions.
 FUNCTIONS = "sin|cos|tan|cot|sec|csc|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt|Abs|pi"
-FORMULA = rf"(?:[0-9]+\.?[0-9]*|\.[0-9]+|(?:{FUNCTIONS}|[a-zA-Z])(?![a-zA-Z0-9_])|[-+*/() \t\n])+"
+FORMULA = rf"(?:[0-9]++\.?[0-9]*+|\.[0-9]++|(?:{FUNCTIONS}|[a-zA-Z])(?![a-zA-Z0-9_])|[-+*/() \t\n])++"
 FORMS = {
     "complex_arithmetic": r"[-+*()0-9.ij \t]+",  # its scorer takes nan for right
     "countdown": FORMULA,
