@@ -23,8 +23,8 @@ UNUSABLE = {
     "game_of_life_halting": "its scorer takes any answer for right",
     "puzzle24": "its scorer takes any four numbers, such as 6+6+6+6, and not only those of the problem",
 }
-# Tasks whose problems depend on the order of a set of texts, which each process of Python has for itself.
-BY_HASH = frozenset(["isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"])
+# Tasks some of whose problems depend on the order of a set of texts, which each process of Python has for itself.
+BY_HASH = frozenset(["codeio", "isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"])
 # Tasks whose scorer runs the answer as Python: only literals and single names come to it, and what
 # is no Python.
 RUN_AS_PYTHON = frozenset(["binary_matrix", "n_queens", "spiral_matrix", "string_insertion"])
