@@ -76,6 +76,7 @@ def test_several_tasks_by_their_weights():
         ({}, "data.task: is None and data.tasks is None. Give one of them"),
         ({"task": "gcd", "tasks": {"gcd": 1}}, "data.task: is gcd and data.tasks is {'gcd': 1}. Give one of them"),
         ({"tasks": {"gcd": 0}}, "data.tasks.gcd: its weight is 0. Write a number above 0"),
+        ({"tasks": ["gcd", "lcm"]}, "data.tasks=['gcd', 'lcm']: has no weights. "),
         ({"tasks": {"gcd": "much"}}, "data.tasks.gcd: its weight is much. "),
         ({"tasks": {"gcd": 1}, "options": {"max_value": 3}}, "data.options: belong to data.task. "),
         ({"tasks": {"gdc": 1}}, "task gdc: is not one of reasoning-gym. Did you mean gcd"),

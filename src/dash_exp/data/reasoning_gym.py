@@ -66,6 +66,8 @@ def _shares(
         return {str(task): (1.0, _plain(options or {}))}
     if options:
         raise UserError("data.options", "belong to data.task", "Write them into data.tasks: {gcd: {weight: 1, max_value: 30}}")
+    if not isinstance(tasks, Mapping):
+        raise UserError(f"data.tasks={tasks}", "has no weights", "Write them behind the names: {chain_sum: 2, gcd: 1}")
     shares = {}
     for name, value in tasks.items():
         choice = _plain(value) if isinstance(value, Mapping) else {"weight": value}

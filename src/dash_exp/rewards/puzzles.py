@@ -23,15 +23,15 @@ UNUSABLE = {
     "game_of_life_halting": "its scorer takes any answer for right",
     "puzzle24": "its scorer takes any four numbers, such as 6+6+6+6, and not only those of the problem",
 }
-# Tasks whose problems depend on the order of a set of texts, which each process of Python has for itself.
-BY_HASH = frozenset(["isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"])
+# Tasks some of whose problems depend on the order of a set of texts, which each process of Python has for itself.
+BY_HASH = frozenset(["codeio", "isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"])
 # Tasks whose scorer runs the answer as Python: only literals and single names come to it, and what
 # is no Python.
 RUN_AS_PYTHON = frozenset(["binary_matrix", "n_queens", "spiral_matrix", "string_insertion"])
 # What an answer must look like to come to the scorers of some tasks. Sympy's parser runs what it is given as Python, so there a
 # dot is only in a number, the only brackets are ( ), and of names there are single letters and these functions.
 FUNCTIONS = "sin|cos|tan|cot|sec|csc|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt|Abs|pi"
-FORMULA = rf"(?:[0-9]+\.?[0-9]*|\.[0-9]+|(?:{FUNCTIONS}|[a-zA-Z])(?![a-zA-Z0-9_])|[-+*/() \t\n])+"
+FORMULA = rf"(?:[0-9]++\.?[0-9]*+|\.[0-9]++|(?:{FUNCTIONS}|[a-zA-Z])(?![a-zA-Z0-9_])|[-+*/() \t\n])++"
 FORMS = {
     "complex_arithmetic": r"[-+*()0-9.ij \t]+",  # its scorer takes nan for right
     "countdown": FORMULA,
