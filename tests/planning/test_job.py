@@ -5,8 +5,11 @@ from conftest import composed
 from omegaconf import OmegaConf
 from plans import HERE
 
-from dash_exp.planning.job import Lengths, OuterStep, job_of, largest_pass, moment_bytes
+from dash_exp.planning.job import Lengths, OuterStep, job_of, largest_pass, moment_bytes, prompt_tokens
 from dash_exp.planning.load import BackwardPass
+
+
+ASKS = "prompt.text='Q: {prompt}'"
 
 
 def test_coupled_sampling_makes_as_many_calls_on_several_devices():
@@ -27,6 +30,21 @@ def test_the_largest_backward_pass_by_hand():
     # all 8 in one
     one = replace(step, micro_tokens=200)
     assert largest_pass(one, lengths, packed=True) == BackwardPass(8, 30, 180, 2, 10, several=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tokens"),
+    [
+        ([], 12),  # 6 numbers and 6 signs
+        (["prompt.system=Add", ASKS, "prompt.prefill=So"], 12 + 3 + 3 + 2),
+        (["prompt.few_shot=2", ASKS], 12 + 3 + 2 * (3 + 12 + 12)),  # an example has a solution
+        (["data.max_prompt_tokens=50", "prompt.few_shot=2"], 50),  # longer ones are left out
+        (["data=gsm8k", "prompt.text='A question: {prompt}'"], 256 + 3),  # 12 characters
+    ],
+)
+def test_prompts_with_what_stands_around_the_problem(overrides, tokens):
+    cfg = composed(*overrides)
+    assert prompt_tokens(cfg.data.train, cfg) == tokens
 
 
 @pytest.mark.parametrize(

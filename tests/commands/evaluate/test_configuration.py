@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from conftest import NANO, ROOT
+from omegaconf import OmegaConf
 
 from dash_exp.commands.evaluate.command import parse
 from dash_exp.commands.evaluate.configuration import configured
@@ -62,6 +63,20 @@ def test_a_tokenizer_of_ones_own(trained):
     assert of(trained).model.tokenizer == str(trained / "checkpoints" / "last")
     assert of(trained, f"model.tokenizer={TINY}").model.tokenizer == TINY
     assert of(TINY).model.tokenizer == TINY
+
+
+def test_how_a_model_is_asked(trained):
+    """A run's as in training; whether another model is an instruct model is found out, whatever the file in conf/model says."""
+    assert of(trained).model.instruct is False
+    assert of(trained, "prompt=think").prompt.prefill == "<think>"
+    assert of(TINY).model.instruct == "auto"
+    assert of(TINY, "model.instruct=true").model.instruct is True
+    for file in (trained / "config.yaml", trained / ".hydra" / "config.yaml"):  # of a version without prompts
+        cfg = OmegaConf.load(file)
+        del cfg["prompt"], cfg.model["instruct"]
+        OmegaConf.save(cfg, file)
+    assert of(trained).prompt.chat is False
+    assert of(trained, "prompt.system=Add").prompt.system == "Add"
 
 
 def test_without_a_base_that_was_kept(tmp_path):
