@@ -78,7 +78,7 @@ def check(command: str) -> None:
     if program == "sbatch":
         check(rest[rest.index("--wrap") + 1])
     elif program == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {*rest} <= {*targets}, f"make has no {rest}"
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -40,7 +40,7 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
 
 
 def slow_words(cfg: DictConfig) -> str | None:
-    """A warning where matrix products in 16 bits have no instructions of their own: a CPU then takes many times as long."""
+    """A warning where matrix products in 16 bits have no instructions of their own: a CPU then takes several times as long."""
     has = torch.cpu.get_capabilities()
     quick = has.get("architecture") != "x86_64" or has.get("avx512_bf16") or has.get("amx_bf16")
     if quick or cfg.trainer.accelerator != "cpu" or {cfg.model.dtype, cfg.model.compute_dtype} == {"float32"}:
