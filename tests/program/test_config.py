@@ -27,7 +27,12 @@ FILES = sorted(
     p.relative_to(CONF) for p in CONF.rglob("*.yaml") if p.name != "config.yaml" and p.parent.name not in ("scale", "launcher")
 )
 PROGRAMS = ("data/mbpp.yaml", "data/mbpp_plus.yaml", "reward/code.yaml", "test/mbpp.yaml", "test/mbpp_plus.yaml")
-MARKS = {"rollout/vllm.yaml": needs_vllm} | dict.fromkeys(PROGRAMS, pytest.mark.needs("bubblewrap"))
+GYM = ["data/reasoning_gym.yaml", "reward/reasoning_gym.yaml", "test/reasoning_gym.yaml"]
+MARKS: dict = (
+    dict.fromkeys(GYM, pytest.mark.needs("gym"))
+    | {"rollout/vllm.yaml": needs_vllm}
+    | dict.fromkeys(PROGRAMS, pytest.mark.needs("bubblewrap"))
+)
 TINY = str(loading.ASSETS / "tiny")
 
 
@@ -324,8 +329,7 @@ def test_at_the_papers_scale_every_sweep_has_its_numbers(sweep):
             assert cfg.teacher.path == "Qwen/Qwen2.5-7B-Instruct"
 
 
-@needs_vllm
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("sweep", [pytest.param(s, marks=needs_vllm) if s in NEED_VLLM else s for s in SWEEPS])
 def test_at_the_scale_of_smollm2_every_sweep_has_its_numbers(sweep):
     """256 completions in groups of 8, on problems that the model solves now and then."""
     scale = "+scale=smollm2"

@@ -146,6 +146,7 @@ def test_every_cell_at_the_papers_scale_starts(sweep, start):
             assert all(row["completion"].startswith("\n") == is_math for row in rows)  # a prompt of MBPP ends with a line break
 
 
+@pytest.mark.needs("gym")
 @pytest.mark.parametrize("sweep", [s for s in SWEEPS if s not in SEARCHES])
 def test_every_cell_at_the_scale_of_smollm2_starts(sweep, start):
     for cell in cells(sweep, "+scale=smollm2"):

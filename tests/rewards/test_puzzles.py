@@ -4,9 +4,12 @@ import contextlib
 from functools import cache
 
 import pytest
+from needs import why_skipped
 
 from dash_exp.core.errors import UserError
 from dash_exp.rewards import puzzles
+
+pytestmark = pytest.mark.needs("gym")
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +17,7 @@ def hash_seed(monkeypatch):
     monkeypatch.setenv("PYTHONHASHSEED", "0")
 
 
-USABLE = sorted(puzzles.tasks().keys() - puzzles.UNUSABLE.keys())
+USABLE = sorted(puzzles.tasks().keys() - puzzles.UNUSABLE.keys()) if not why_skipped("gym") else ["none"]
 
 
 @cache

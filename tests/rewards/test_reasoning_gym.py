@@ -8,6 +8,8 @@ from dash_exp.rewards import puzzles
 from dash_exp.rewards.base import check_problems, correct
 from dash_exp.rewards.reasoning_gym import ReasoningGymReward, read
 
+pytestmark = pytest.mark.needs("gym")
+
 
 @pytest.fixture(scope="module")
 def reward():
