@@ -8,7 +8,6 @@ from plans import HERE
 from dash_exp.planning.job import Lengths, OuterStep, job_of, largest_pass, moment_bytes, prompt_tokens
 from dash_exp.planning.load import BackwardPass
 
-
 ASKS = "prompt.text='Q: {prompt}'"
 
 
