@@ -1,7 +1,6 @@
 """The names of parts in earlier versions."""
 
 import pytest
-from conftest import CONF
 
 from dash_exp.core.errors import UserError
 from dash_exp.settings import renamed, targets
@@ -17,14 +16,6 @@ def test_an_old_name_that_is_typed_is_refused_with_the_new_one(old):
     with pytest.raises(UserError, match=rf"^algo\.loss\._target_={old}: is the name of an earlier version\. Write ") as error:
         targets.check({"_target_": old}, "algo.loss")
     assert error.value.right == f"Write {renamed.NAMES[old]}"
-
-
-def test_the_parts_that_conf_names_had_another_name():
-    """Those that moved with the rooms; one that is added to conf/ later has no earlier name, and is listed here."""
-    added = {"dash_exp.data.prompt_form.PromptForm"}
-    lines = [line for file in CONF.rglob("*.yaml") for line in file.read_text().splitlines()]
-    named = {line.split("#")[0].partition("_target_: ")[2].strip() for line in lines}
-    assert {name for name in named if name.startswith("dash_exp.")} - added <= set(renamed.NAMES.values())
 
 
 def test_texts_with_old_names():

@@ -99,21 +99,22 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
 def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without those that may change when a run resumes.
 
-    These are the watch, when to resume and to write snapshots, the settings of `plan=true`, what the sweep claims, and the
+    These are the watch, when to resume and to write snapshots, the settings of `plan=true`, what the study asks, and the
     number of devices, which changes the numbers only by rounding.
     """
     other = ("watch", "resume", "resume_every", "plan_device", "plan_tokens")
-    found = {k: v for k, v in without_bare_prompt(without_claims(settings)).items() if k not in other}
+    found = {k: v for k, v in without_bare_prompt(without_questions(settings)).items() if k not in other}
     if isinstance(trainer := found.get("trainer"), Mapping):
         found["trainer"] = {k: v for k, v in trainer.items() if k not in ("devices", "num_nodes", "strategy")}
     return found
 
 
-def without_claims(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without `study.claims`: a claim can be added or worded anew without running anything again."""
+def without_questions(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without what a study asks, its baseline aside: questions, claims, targets and the paper's numbers can change
+    without running anything again.
+    """
     study = settings.get("study")
-    changed = {"study": {k: v for k, v in study.items() if k != "claims"}} if isinstance(study, Mapping) else {}
-    return {**settings, **changed}
+    return {**settings, "study": {"baseline": study.get("baseline")} if isinstance(study, Mapping) else study}
 
 
 def without_bare_prompt(settings: Mapping[str, Any]) -> dict[str, Any]:

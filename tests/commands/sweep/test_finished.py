@@ -24,12 +24,14 @@ def test_a_finished_cell_is_known_by_its_settings(tmp_path):
         finished(tmp_path, composed("seed=1"))
 
 
-def test_what_a_sweep_claims_is_no_other_setting(tmp_path):
-    """Neither is a configuration of before there were claims."""
-    cfg = composed("study.claims=[{arm:['algo=dash'],against:['algo=grpo'],kind:faster}]")
+def test_what_a_study_asks_is_no_other_setting(tmp_path):
+    """Neither is a configuration of before a key of it existed."""
+    cfg = composed(
+        "study.claims=[{arm:['algo=dash'],against:['algo=grpo'],kind:faster}]", "study.question=why", "study.target=0.9"
+    )
     earlier = composed()
     OmegaConf.set_struct(earlier, False)
-    del earlier.study["claims"]
+    del earlier.study["claims"], earlier.study["smollm2"]
     for was in (composed(), earlier):
         (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(was, resolve=True))
         (tmp_path / "result.json").write_text(json.dumps({"status": "done"}))

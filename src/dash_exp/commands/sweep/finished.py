@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dash_exp.core.errors import UserError
 from dash_exp.results.cells import load_cell
 from dash_exp.results.problems import differ, recorded
-from dash_exp.results.run_folder import can_resume, flat, read_result, same_numbers, without_bare_prompt, without_claims
+from dash_exp.results.run_folder import can_resume, flat, read_result, same_numbers, without_bare_prompt, without_questions
 
 
 def finished(run_dir: Path, cfg: DictConfig) -> bool:
@@ -65,11 +65,11 @@ def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:
 
 
 def _settings(cfg: Any) -> Any:
-    """What identifies a run: all settings but the limit that a matched budget got, how the run resumes, and what is claimed."""
+    """What identifies a run: all settings but the limit that a matched budget got, how the run resumes, and what is asked."""
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
     match = (settings.get("budget") or {}).get("match")
     if match is not None:
         settings["budget"] = {"match": match}
-    found = without_bare_prompt(without_claims(settings))
+    found = without_bare_prompt(without_questions(settings))
     return {k: v for k, v in found.items() if k not in ("resume", "resume_every")}
