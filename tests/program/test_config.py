@@ -94,8 +94,10 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
         cfg.data.train.size = 500  # quicker to make
     cfg.rollout.max_response_tokens = 64  # what the stand-in has room for
     cfg.teacher.file = str(tmp_path / "traces.jsonl")
-    if not cfg.model.path.startswith("/"):
+    if not cfg.model.path.startswith(str(loading.ASSETS)):  # a hub name, or the folder that has it here
         cfg.model.path = TINY
+        if cfg.model.instruct is True:
+            cfg.model.tokenizer = str(with_a_chat_template(tmp_path / "tokenizer"))
     if not torch.cuda.is_available():
         cfg.trainer.accelerator = "cpu"
     cfg.model.architecture = cfg.model.architecture and NANO
