@@ -16,12 +16,13 @@ from dash_exp.data.reasoning_gym import load
 from dash_exp.rewards import puzzles
 from dash_exp.settings.validate import validate
 
+pytestmark = pytest.mark.needs("gym")
+
 DIGESTS = """
 import json, sys
 from dash_exp.data import digests
 from dash_exp.data.reasoning_gym import load
 
-pytestmark = pytest.mark.needs("gym")
 print(json.dumps({task: digests.of_sets(load(task, size=1), {}) for task in sys.argv[1:]}))
 """
 
