@@ -76,8 +76,9 @@ def test_several_tasks_by_their_weights():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "data.task: is None and data.tasks is None. Give one of them"),
-        ({"task": "gcd", "tasks": {"gcd": 1}}, "data.task: is gcd and data.tasks is {'gcd': 1}. Give one of them"),
+        ({}, "data.task and data.tasks: neither is given. Give one of them"),
+        ({"task": "gcd", "tasks": {"gcd": 1}}, "data.task and data.tasks: both are given. Give one of them"),
+        ({"task": "gcd", "options": 3}, "data.options=3: has no names. "),
         ({"tasks": {"gcd": 0}}, "data.tasks.gcd: its weight is 0. Write a number above 0"),
         ({"tasks": ["gcd", "lcm"]}, "data.tasks=['gcd', 'lcm']: has no weights. "),
         ({"tasks": {"gcd": "much"}}, "data.tasks.gcd: its weight is much. "),
