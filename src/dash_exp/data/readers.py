@@ -85,8 +85,9 @@ def hub_rows(path: str, split: str, subset: str | None) -> Iterator[Located]:
             f"data set {path}",
             f"could not be loaded {'as a copy of one of' if Path(path).is_dir() else 'from'} the hub "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]})",
-            "Check the name and the network, or give a folder with train.jsonl and test.jsonl: data.path=DIR. With data=math "
-            "also give data.gsm8k_path=DIR (or data.tests.out_dist=null); for another test set give data.tests.NAME.path=DIR",
+            "Check the name and the network (with data=hub also data.subset, data.train_split and data.test_split), or give a "
+            "folder with train.jsonl and test.jsonl: data.path=DIR. With data=math also give data.gsm8k_path=DIR (or "
+            "data.tests.out_dist=null); for another test set give data.tests.NAME.path=DIR",
         ) from error
     for number, row in enumerate(rows, start=1):
         yield row, f"{path}, {split} row {number}", f"{split}/{number}"
