@@ -79,12 +79,14 @@ def test_it_is_what_transformers_makes():
     assert list(found.ids) == ids
 
 
-def test_a_system_prompt_without_a_turn_is_said_once(caplog):
+def test_what_a_template_does_not_have_is_said_once_for_all_problems(caplog):
     tokenizer = made(chat_template=REFUSES)
-    PromptForm(chat=True, system="Be brief.").prompts([Problem(str(i), f"{i}+1", "") for i in range(5)], tokenizer)
-    assert [record.getMessage() for record in caplog.records] == [
-        "the chat template has no system turn: the system prompt begins the first user's turn"
-    ]
+    form = PromptForm(chat=True, system="Be brief.", options={"enable_thinking": False})
+    for _ in ("data.train", "data.tests.in_dist"):
+        form.prompts([Problem(str(i), f"{i}+1", "") for i in range(5)], tokenizer)
+    option, system = [record.getMessage() for record in caplog.records]
+    assert option.startswith("prompt.options.enable_thinking: the chat template of ")
+    assert system == "the chat template has no system turn: the system prompt begins the first user's turn"
 
 
 def test_an_option_that_the_template_does_not_have_is_said(caplog):

@@ -26,10 +26,11 @@ def test_fields_of_ones_own(tmp_path):
     (problem,) = loaded(tmp_path, row, **names, extra=["about", "about.level"])
     assert (problem.prompt, problem.answer, problem.solution, problem.messages) == ("1+1", "2", "count", ())
     assert problem.extra == {"about": {"level": 3, "tags": ["a"]}, "about.level": 3}
-    assert [loaded(tmp_path, row, **names, id=name)[0].id for name in ("id", "key", "none", None)] == [
-        "7",
-        "k",
-        *["train/1"] * 2,
+    assert [
+        loaded(tmp_path, row, **names, id=name)[0].id for name in ("id", "key", "about.level", "none", "about.none", None)
+    ] == [
+        *("7", "k", "3"),
+        *["train/1"] * 3,
     ]
 
 

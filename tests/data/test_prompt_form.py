@@ -95,6 +95,6 @@ def test_a_written_solution_stands_behind_the_same_prompt(form, trained_on):
 def test_rewards_and_records_see_the_prefill():
     prompts = [made_of(PromptForm(chat=chat, prefill="<think>"))[0] for chat in (True, False)]
     tokenizer = made()
-    evaluator = Evaluator(sampler=None, reward=None, tokenizer=tokenizer, greedy=Sampling(9, 0.0))
+    evaluator = Evaluator(sampler=None, rewards={}, tokenizer=tokenizer, greedy=Sampling(9, 0.0))
     ids = tuple(tokenizer("so</think>2").input_ids)
     assert evaluator.texts(prompts, [Completion(ids, None, truncated=True)] * 4) == ["<think>so</think>2"] * 4

@@ -1,8 +1,10 @@
 import pytest
+from special_tokens import CHAT, made
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
-from dash_exp.data.prompts import check_answers
+from dash_exp.data.prompt_form import PromptForm
+from dash_exp.data.prompts import check_answers, tokenized
 from dash_exp.rewards.exact import ExactReward
 from dash_exp.rewards.format import FormatReward
 
@@ -19,3 +21,14 @@ def test_answers_that_are_longer_than_a_completion(tokenizer, caplog):
     assert "data.train: 1 of 2 answers have more tokens than rollout.max_response_tokens=8, as 'One and one" in caplog.text
     with pytest.raises(UserError, match=r"^data\.train: all answers have more tokens than .*=8, as 'One .*data\.answer"):
         check_answers(exact, [LONG], tokenizer, 8, "data.train")
+
+
+def test_messages_that_a_prompt_of_text_leaves_out_are_counted(caplog):
+    messages = (("system", "Use metres."), ("user", "How high?"))
+    problems = [Problem(str(n), "How high?", "3", messages=messages[n:]) for n in range(3)]
+    tokenizer = made(chat_template=CHAT)
+    tokenized(problems, tokenizer, 99, 9, "data.train", form=PromptForm(chat=True))
+    tokenized(problems[1:], tokenizer, 99, 9, "data.train")
+    assert not caplog.text
+    tokenized(problems, tokenizer, 99, 9, "data.train")
+    assert "data.train: 1 of 3 prompts have several messages, of which the model gets only the user's last one" in caplog.text

@@ -37,6 +37,9 @@ def test_the_same_rows_from_a_file_of_every_kind(tmp_path, ending):
     assert [name for _, _, name in readers.rows_of(str(file), "train")] == ["train/1", "train/2"]
     assert read(file, "train[1:]") == read(tmp_path / "d", "train[1:2]") == ROWS[1:]
     assert read(file, "train[:1]+train[0:2]") == [ROWS[0], *ROWS]
+    for split in ("train[:50%]", "train[-1:]", "train[1]", "train[:1"):
+        with pytest.raises(UserError, match=r"^split train\[.*: cannot be read as a part of a file\. Write numbers of rows"):
+            read(file, split)
 
 
 def test_tables_as_pandas_writes_them(tmp_path):

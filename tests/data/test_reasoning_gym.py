@@ -7,21 +7,22 @@ import sys
 import numpy as np
 import pytest
 from conftest import composed
-from hydra.utils import instantiate
 from refusals import assert_refused
 
+from dash_exp.commands.build import data_set
 from dash_exp.core.errors import UserError
 from dash_exp.data import digests, order
 from dash_exp.data.reasoning_gym import load
 from dash_exp.rewards import puzzles
 from dash_exp.settings.validate import validate
 
+pytestmark = pytest.mark.needs("gym")
+
 DIGESTS = """
 import json, sys
 from dash_exp.data import digests
 from dash_exp.data.reasoning_gym import load
 
-pytestmark = pytest.mark.needs("gym")
 print(json.dumps({task: digests.of_sets(load(task, size=1), {}) for task in sys.argv[1:]}))
 """
 
@@ -75,8 +76,9 @@ def test_several_tasks_by_their_weights():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "data.task: is None and data.tasks is None. Give one of them"),
-        ({"task": "gcd", "tasks": {"gcd": 1}}, "data.task: is gcd and data.tasks is {'gcd': 1}. Give one of them"),
+        ({}, "data.task and data.tasks: neither is given. Give one of them"),
+        ({"task": "gcd", "tasks": {"gcd": 1}}, "data.task and data.tasks: both are given. Give one of them"),
+        ({"task": "gcd", "options": 3}, "data.options=3: has no names. "),
         ({"tasks": {"gcd": 0}}, "data.tasks.gcd: its weight is 0. Write a number above 0"),
         ({"tasks": ["gcd", "lcm"]}, "data.tasks=['gcd', 'lcm']: has no weights. "),
         ({"tasks": {"gcd": "much"}}, "data.tasks.gcd: its weight is much. "),
@@ -96,7 +98,7 @@ def test_options_are_given_without_a_plus():
     chosen = ["data=reasoning_gym", "data.task=chain_sum", "steps=4", "batch.prompts=8"]
     cfg = composed(*chosen, "data.options.min_terms=2", "data.options.max_terms=3")
     validate(cfg)
-    train, test = instantiate(cfg.data.train), instantiate(cfg.data.tests.in_dist)
+    train, test = data_set(cfg, "data.train"), data_set(cfg, "data.tests.in_dist")
     assert (len(train), len(test)) == (40, 200)
     assert train[0].extra["options"] == {"min_terms": 2, "max_terms": 3}
     assert digests.of_sets(train, {}) == digests.of_sets(load("chain_sum", train[0].extra["options"], size=40), {})
@@ -106,4 +108,4 @@ def test_a_test_set_of_another_task():
     chosen = ["data=reasoning_gym", "data.task=chain_sum", "+test@data.tests.out_dist=reasoning_gym"]
     cfg = composed(*chosen, "data.tests.out_dist.task=gcd", "data.tests.out_dist.options.max_value=30")
     validate(cfg)
-    assert instantiate(cfg.data.tests.out_dist)[0].extra["options"] == {"max_value": 30}
+    assert data_set(cfg, "data.tests.out_dist")[0].extra["options"] == {"max_value": 30}

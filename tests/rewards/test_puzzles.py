@@ -82,7 +82,11 @@ def test_what_a_scorer_would_run_does_not_come_to_it(task, answer, may):
     [
         ("chain_sun", {}, "task chain_sun: is not one of reasoning-gym. Did you mean chain_sum"),
         ("composite", {}, "task composite: is not one of reasoning-gym. "),
-        ("chain_sum", {"max_term": 3}, "options.max_term: the task chain_sum has no such option. Write max_terms."),
+        (
+            "chain_sum",
+            {"max_term": 3},
+            "options.max_term: the task chain_sum has no such option. Did you mean max_terms? It has ",
+        ),
         (
             "chain_sum",
             {"zzz": 3},

@@ -24,6 +24,8 @@ def reward():
         ("12", "5 + 7 = 12", "12"),
         ("12", "The sum of 5 and 7 is 12.", "12"),
         ("12", "<answer> 13 </answer> no, <answer> 12\n</answer> as 5 + 7 = 12 and not 13", "12"),
+        ("12", "<answer>13<answer>12</answer> is right</answer><answer>14", "12"),
+        ("12", "<answer>" * 99_999 + "12", "12"),  # in a time that a run can wait for
         ("1234", "So the answer is 1,234 apples. There were 5 of them.", "1234"),
         ("-12", "5 - 17 = -12", "-12"),
         ("-12", "5 - 17 = − 12", "-12"),

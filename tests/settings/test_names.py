@@ -10,6 +10,7 @@ from refusals import assert_each_is_met, assert_refused, refusal_of
 from dash_exp.settings import names
 from dash_exp.settings.validate import validate
 
+OF_SWEEPS = ("study.paper", "study.smollm2")  # sections that only the files of sweeps have
 STEPS = "stepz: there is no such setting. Did you mean steps? A setting of your own is own.stepz"
 BAD = [
     ({"stepz": 3}, STEPS),
@@ -86,7 +87,7 @@ def test_every_setting_of_conf_is_known_and_every_known_one_is_there():
         there |= set(keys(text, "" if group == "experiment" else group))
         there.add(file.parent.name)
     for section, known in names.NAMES.items():
-        if section in ("study.paper", "study.smollm2"):  # in the files of sweeps
+        if section in OF_SWEEPS:
             continue
         found = {key.rpartition(".")[2] for key in there if key.rpartition(".")[0] == section}
         extra = {"defaults", "hydra", "conf", "experiment", "scale", "test", "own"} if section == "" else {"defaults"}
@@ -99,7 +100,7 @@ def test_no_section_is_passed_over():
     ]
     plain = {key for key in sections if "_target_" not in OmegaConf.select(composed(), key)}
     elsewhere = {"data.tests", *(key for key in plain if key.startswith("watch"))}  # any name; `watching`
-    assert plain - elsewhere == {section for section in names.NAMES if section not in ("", "study.paper")}
+    assert plain - elsewhere == {section for section in names.NAMES if section not in ("", *OF_SWEEPS)}
 
 
 def keys(tree: object, prefix: str) -> list[str]:

@@ -13,10 +13,11 @@ def load(
 ) -> list[Problem]:
     """The problems of a split, "train" or "test", or of both, "train+test".
 
-    `path`: a folder with train.jsonl and test.jsonl, or a hub name. In place of a hub name `hub_path` and `hub_splits` may name
-    another data set of the hub and its splits; `other_path`, where it is given, is read in place of all of them. Fields of a
-    row: `problem`, `solution` and, optionally, `unique_id` and `answer`; without `answer` it is what the last box of the
-    solution holds, read as in a completion. Rows without an answer are left out. Raises UserError for data that cannot be read.
+    `path`: a folder with train.jsonl and test.jsonl, or a hub name. In place of a hub name `hub_path` and `hub_splits` (in the
+    settings of earlier runs) may name another data set of the hub and its splits; `other_path`, where it is given, is read in
+    place of all of them. Fields of a row: `problem`, `solution` and, optionally, `unique_id` and `answer`; without `answer` it
+    is what the last box of the solution holds, read as in a completion. Rows without an answer are left out. Raises UserError
+    for data that cannot be read.
     """
 
     def parse(row: Row, where: str, name: str) -> Problem:

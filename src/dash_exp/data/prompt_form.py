@@ -35,6 +35,7 @@ class PromptForm:
     seed: int = 0
     separator: str | None = None
     stop: Sequence[str] = ()
+    _templates: dict[int, ChatTemplate] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def prompts(
         self, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, train: Sequence[Problem] = ()
@@ -46,11 +47,17 @@ class PromptForm:
             asked = [self._as_text(p, e) for p, e in zip(problems, shown, strict=True)]
             ids = texts.encoded(tokenizer, asked)
             return [Prompt(p, tuple(i), self.prefill or "", t) for p, i, t in zip(problems, ids, asked, strict=True)]
-        template = ChatTemplate(tokenizer, {k: v for k, v in self.options.items() if v is not None})
+        template = self._template(tokenizer)
         turns, prefills = zip(*(self._as_chat(p, e) for p, e in zip(problems, shown, strict=True)), strict=True)
         opened = [_joined(template.opened(t), prefill) for t, prefill in zip(turns, prefills, strict=True)]
         ids = template.ids(opened)
         return [Prompt(p, tuple(i), prefill, prefill) for p, i, prefill in zip(problems, ids, prefills, strict=True)]
+
+    def _template(self, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+        """The same object for all problems of a run, since it says once what the template does not have."""
+        if id(tokenizer) not in self._templates:
+            self._templates[id(tokenizer)] = ChatTemplate(tokenizer, {k: v for k, v in self.options.items() if v is not None})
+        return self._templates[id(tokenizer)]
 
     def _drawn(self, train: Sequence[Problem]) -> list[Problem]:
         """One more than is shown, in place of a problem that is its own example."""

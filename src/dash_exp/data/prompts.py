@@ -33,7 +33,12 @@ def tokenized(
     """
     if not problems:
         raise UserError(where, "has no problem left, test problems taken out", "Give problems that are not in the tests")
-    prompts = (form or PromptForm()).prompts(problems, tokenizer, examples)
+    form = form or PromptForm()
+    several = sum(len(p.messages) > 1 for p in problems)
+    if several and not form.chat:
+        said = "prompts have several messages, of which the model gets only the user's last one; prompt=chat gives it all"
+        log.warning("%s: %d of %d %s", where, several, len(problems), said)
+    prompts = form.prompts(problems, tokenizer, examples)
     empty = next((p for p in prompts if not p.ids), None)
     if empty is not None:
         raise UserError(f"{where}, problem {empty.problem.id}", "its prompt has no token of this tokenizer", "Give a text")

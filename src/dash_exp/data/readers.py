@@ -33,7 +33,7 @@ def rows_of(path: str, split: str, subset: str | None = None) -> Iterator[Locate
     """
     place = Path(path).expanduser()
     if not is_local(path) or (place.is_dir() and _is_copy(place, split)):
-        yield from hub_rows(path, split, subset)
+        yield from hub_rows(str(place), split, subset)
         return
     for summand in split.split("+"):
         name, first, end = _part(summand)
@@ -42,16 +42,17 @@ def rows_of(path: str, split: str, subset: str | None = None) -> Iterator[Locate
 
 def _part(split: str) -> tuple[str, int | None, int | None]:
     """`train[500:]` as "train", 500, None."""
-    found = re.fullmatch(r"(.*)\[(\d*):(\d*)\]", split)
+    found = re.fullmatch(r"([^\[\]]*)(?:\[(\d*):(\d*)\])?", split)
     if not found:
-        return split, None, None
+        right = "Write numbers of rows from the start, as in train[500:] or train[:500]"
+        raise UserError(f"split {split}", "cannot be read as a part of a file", right)
     first, end = (int(number) if number else None for number in found.groups()[1:])
     return found[1], first, end
 
 
 def _is_copy(folder: Path, split: str) -> bool:
     """Whether the folder is a copy of a data set of the hub: its files are in folders, or have longer names."""
-    names = [_part(summand)[0] for summand in split.split("+")]
+    names = [summand.partition("[")[0] for summand in split.split("+")]
     return not any(_files(folder, name) for name in names) and any(folder.rglob("*.parquet"))
 
 
@@ -84,8 +85,9 @@ def hub_rows(path: str, split: str, subset: str | None) -> Iterator[Located]:
             f"data set {path}",
             f"could not be loaded {'as a copy of one of' if Path(path).is_dir() else 'from'} the hub "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]})",
-            "Check the name and the network, or give a folder with train.jsonl and test.jsonl: data.path=DIR. With data=math "
-            "also give data.gsm8k_path=DIR (or data.tests.out_dist=null); for another test set give data.tests.NAME.path=DIR",
+            "Check the name and the network (with data=hub also data.subset, data.train_split and data.test_split), or give a "
+            "folder with train.jsonl and test.jsonl: data.path=DIR. With data=math also give data.gsm8k_path=DIR (or "
+            "data.tests.out_dist=null); for another test set give data.tests.NAME.path=DIR",
         ) from error
     for number, row in enumerate(rows, start=1):
         yield row, f"{path}, {split} row {number}", f"{split}/{number}"

@@ -61,7 +61,11 @@ def _shares(
 ) -> dict[str, tuple[float, dict[str, Any]]]:
     """The weight and the options of each task."""
     if (task is None) == (not tasks):
-        raise UserError("data.task", f"is {task} and data.tasks is {tasks}", "Give one of them: data.task=chain_sum")
+        wrong = "neither is given" if task is None else "both are given"
+        right = "Give one of them, as in data.task=chain_sum; of a further test set data.tests.NAME.task=chain_sum"
+        raise UserError("data.task and data.tasks", wrong, right)
+    if not isinstance(options or {}, Mapping):
+        raise UserError(f"data.options={options}", "has no names", "Write data.options.NAME=VALUE")
     if not tasks:
         return {str(task): (1.0, _plain(options or {}))}
     if options:

@@ -119,7 +119,11 @@ def answer_of(row: Row, field: str, where: str) -> str:
 
 def id_of(row: Row, field: str, name: str, where: str) -> str:
     """The text in the field `field`, the row's own id; `name` where it is absent, null or empty."""
-    return text_of(row, field, where) if row.get(field) not in (None, "") else name
+    try:
+        value = value_of(row, field, where)
+    except UserError:
+        return name
+    return text_of(row, field, where) if value not in (None, "") else name
 
 
 def texts(row: Row, field: str, where: str) -> list[str]:

@@ -75,7 +75,7 @@ def dataset(task: str, options: Mapping[str, Any], seed: int = 0, size: int = 1)
     for name in options:
         if name not in known:
             close = get_close_matches(name, known, n=1)
-            right = f"Write {close[0]}" if close else f"It has {', '.join(known) or 'none'}"
+            right = (f"Did you mean {close[0]}? " if close else "") + f"It has {', '.join(known) or 'none'}"
             raise UserError(f"options.{name}", f"the task {task} has no such option", right)
     given = {k: tuple(v) if isinstance(v, list) and isinstance(known[k], tuple) else v for k, v in options.items()}
     try:

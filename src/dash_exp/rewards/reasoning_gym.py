@@ -12,7 +12,6 @@ from dash_exp.rewards.base import Scores
 from dash_exp.rewards.patterns import last_matches, one_group
 from dash_exp.rewards.workers import Workers
 
-TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 NUMBER = re.compile(rf"(?:(?<![\w)])(?<![0-9)]\s)[-+]\s?)?(?:{PLAIN_NUMBER})(?:/[0-9]+|[eE][-+]?[0-9]+)?")
 
 
@@ -94,8 +93,9 @@ def read(text: str, answer: str) -> str:
     text. Text up to the last </think> does not count.
     """
     text = text.rpartition("</think>")[2]
-    if tagged := TAGGED.findall(text):
-        return tagged[-1].strip()
+    before, closes, _ = text.rpartition("</answer>")
+    if closes and "<answer>" in before:
+        return before.rpartition("<answer>")[2].partition("</answer>")[0].strip()
     answer = answer.strip()
     if NUMBER.fullmatch(answer) and (numbers := NUMBER.findall(final_answer(text) or "")):
         return re.sub(r"[\s,]", "", numbers[-1])
