@@ -326,6 +326,8 @@ def test_claims_of_the_list_of_cells_replace_those_of_cells_that_are_done(tmp_pa
     cells = [{"folder": p.name, "overrides": p.name.split(",")} for p in sorted(tmp_path.iterdir())]
     (tmp_path / "sweep.json").write_text(json.dumps({"claims": [FASTER | {"ratio": 0.3}], "cells": cells}))
     assert judged(tmp_path)[0].word == "contradicted"
+    (tmp_path / "sweep.json").write_text(json.dumps({"claims": None, "cells": cells}))
+    assert comparison.verdicts(load([tmp_path])) == []
 
 
 @pytest.mark.parametrize("sweep", sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml")))
