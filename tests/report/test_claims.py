@@ -310,7 +310,10 @@ def test_the_verdicts_as_a_file(tmp_path):
         3,
     )
     assert (row["estimate"], row["low"]) == pytest.approx((0.41968, 0.38727), rel=1e-4)
-    assert verdict_lines(file) == ["supported: dash takes 0.42 times the training time of grpo (0.39 to 0.45, 3 seeds)"]
+    assert verdict_lines(file) == [
+        "supported: training time of dash is below 0.50 times that of grpo",
+        "  dash takes 0.42 times the training time of grpo (0.39 to 0.45, 3 seeds)",
+    ]
     for_wandb = brief((tmp_path / "report" / "report.md").read_text())
     assert for_wandb.startswith("### Verdicts")
     assert "### Differences from grpo" in for_wandb
