@@ -1,6 +1,7 @@
 """The rewards of a run: that of training, and those that test sets bring."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from conftest import SMALL, composed
@@ -8,7 +9,7 @@ from mbpp_like import TASKS
 from problems import DOUBLE, problem
 
 from dash_exp.commands import build, run
-from dash_exp.commands.rewards import rewards_of
+from dash_exp.commands.rewards import check_claims, rewards_of
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import read_metrics
 from dash_exp.rewards.base import close_rewards
@@ -88,6 +89,25 @@ def test_a_test_set_is_graded_by_the_reward_that_it_brings(given):
 def test_each_test_set_is_checked_with_its_own(given, overrides, code, message):
     with pytest.raises(UserError, match=message):
         given(*overrides, code=code)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("reward/mean", None),
+        ("reward/right", None),
+        (
+            "reward/meen",
+            r"^study\.claims\[0\]\.metric=reward/meen: the reward has no such part\. Use reward/mean, reward/right\.$",
+        ),
+    ],
+)
+def test_a_claim_is_on_a_part_that_the_reward_has(metric, message):
+    cfg = composed()
+    cfg.study.claims = [{"arm": ["algo=dash"], "against": ["algo=grpo"], "kind": "higher", "metric": metric}]
+    reward = type("OfParts", (), {"components": ("right",)})()
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        check_claims(cfg, reward)
 
 
 def test_no_argument_of_a_data_set():

@@ -347,6 +347,8 @@ def test_at_the_scale_of_smollm2_every_sweep_has_its_numbers(sweep):
         assert cfg.batch.prompts * cfg.batch.group_size == 256
         assert cfg.batch.prompts * cfg.steps == cfg.data.train.takes
         assert cfg.optimizer.lr == 2e-5
+        evaluations, tests = 1 + cfg.steps // cfg.eval.every, sum(t.size for t in cfg.data.tests.values())
+        assert evaluations * tests * (1 + cfg.eval.n) <= 2 * 256 * cfg.steps  # or a run would be evaluation above all
 
 
 def test_the_swept_values_are_those_of_the_paper():

@@ -137,14 +137,15 @@ hydra: {{mode: MULTIRUN, sweeper: {{params: {{algo: "grpo,dash,no_gf", seed: "0,
 
     done = claiming("algo=dash,grpo")
     assert done.returncode == 0, done.stderr
-    verdict, page = done.stdout.strip().splitlines()[-2:]
-    assert verdict.startswith("supported: dash takes ")
+    verdict, found, page = done.stdout.strip().splitlines()[-3:]
+    assert verdict.startswith("supported: training time of dash is below ")
+    assert found.startswith("  dash takes ")
     assert page == "report multirun/mine/report/report.html"
     again = claiming("algo=dash,grpo", arm="dash,no_gf", claim="kind: faster, ratio: 0.001")
     assert "4 of them done before" in again.stdout, again.stderr
-    assert again.stdout.strip().splitlines()[-2].startswith("contradicted: dash takes ")
+    assert again.stdout.strip().splitlines()[-3].startswith("contradicted: ")
     alone = claiming("algo=dash")
-    assert alone.stdout.strip().splitlines()[-2] == "undecided: not judged: no cell has algo=grpo"
+    assert alone.stdout.strip().splitlines()[-2] == "  not judged: no cell has algo=grpo"
 
     for wrong, message in (
         ({"arm": "dahs"}, "study.claims[0].arm: no cell of this sweep has algo=dahs. Use algo=dash, algo=grpo, algo=no_gf."),

@@ -310,7 +310,10 @@ def test_the_verdicts_as_a_file(tmp_path):
         3,
     )
     assert (row["estimate"], row["low"]) == pytest.approx((0.41968, 0.38727), rel=1e-4)
-    assert verdict_lines(file) == ["supported: dash takes 0.42 times the training time of grpo (0.39 to 0.45, 3 seeds)"]
+    assert verdict_lines(file) == [
+        "supported: training time of dash is below 0.50 times that of grpo",
+        "  dash takes 0.42 times the training time of grpo (0.39 to 0.45, 3 seeds)",
+    ]
     for_wandb = brief((tmp_path / "report" / "report.md").read_text())
     assert for_wandb.startswith("### Verdicts")
     assert "### Differences from grpo" in for_wandb
@@ -326,6 +329,8 @@ def test_claims_of_the_list_of_cells_replace_those_of_cells_that_are_done(tmp_pa
     cells = [{"folder": p.name, "overrides": p.name.split(",")} for p in sorted(tmp_path.iterdir())]
     (tmp_path / "sweep.json").write_text(json.dumps({"claims": [FASTER | {"ratio": 0.3}], "cells": cells}))
     assert judged(tmp_path)[0].word == "contradicted"
+    (tmp_path / "sweep.json").write_text(json.dumps({"claims": None, "cells": cells}))
+    assert comparison.verdicts(load([tmp_path])) == []
 
 
 @pytest.mark.parametrize("sweep", sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml")))

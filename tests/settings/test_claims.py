@@ -35,6 +35,8 @@ BAD = [
     ([{"text": 3}], "study.claims[0].text=3: is not a text"),
     ([{"kind": "higher", "test": "math"}], "study.claims[0].test=math: there is no such test set. Use one of in_dist"),
     ([{"kind": "higher", "metric": "pass@4"}], "study.claims[0].metric=pass@4: is not measured. Use accuracy, length, pass@1"),
+    ([{"kind": "higher", "metric": "accuracy/math"}], "study.claims[0].metric=accuracy/math: is not measured."),
+    ([{"kind": "higher", "metric": "eval/math/pass@8"}], "study.claims[0].metric=eval/math/pass@8: is not measured."),
     ([{"kind": "faster", "metric": "accuracy"}], "study.claims[0].metric=accuracy: is not a metric of kind=faster"),
     ([{"against": "base"}], "study.claims[0].metric=time/elapsed_s: is not measured of the base model. Use accuracy"),
     ([{"against": "base", "kind": "more_variable"}], "study.claims[0].metric=reward/mean: is not measured of the base model"),
@@ -64,6 +66,9 @@ def test_what_is_no_list_is_refused():
         ({"kind": "higher", "by": 0.05, "metric": "pass@${eval.n}"}, "pass@8", (0.05, math.inf)),
         ({"kind": "not_worse", "margin": 0.02, "test": "out_dist"}, "accuracy", (-0.02, math.inf)),
         ({"kind": "equal", "margin": 0.02, "metric": "reward/mean"}, "reward/mean", (-0.02, 0.02)),
+        ({"kind": "higher", "metric": "accuracy/out_dist"}, "accuracy/out_dist", (0, math.inf)),
+        ({"kind": "higher", "metric": "eval/in_dist/avg@8"}, "eval/in_dist/avg@8", (0, math.inf)),
+        ({"kind": "higher", "metric": "reward/format"}, "reward/format", (0, math.inf)),
     ],
 )
 def test_what_a_claim_allows(claim, metric, region):

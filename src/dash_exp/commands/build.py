@@ -21,7 +21,7 @@ from dash_exp.algorithms.kl import Schedule
 from dash_exp.algorithms.kl_penalty import Penalty, RewardPenalty
 from dash_exp.commands import prompting, rehearsal
 from dash_exp.commands.parts import check_named, made, named
-from dash_exp.commands.rewards import rewards_of
+from dash_exp.commands.rewards import check_claims, rewards_of
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Problem
@@ -74,6 +74,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
     train, tests, left_out = problems(cfg)
     rewards = rewards_of(cfg, {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}, tokenizer)
+    check_claims(cfg, rewards["data.train"])
     given = {"tokenizer": tokenizer, "reward": rewards["data.train"]}
     train_sampler: Any = made(cfg, "algo.train_sampler", given) if cfg.algo.train_sampler else None
     if hasattr(train_sampler, "check"):

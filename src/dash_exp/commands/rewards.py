@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from dash_exp.commands import rehearsal
 from dash_exp.commands.parts import made, named
 from dash_exp.core.errors import UserError
+from dash_exp.core.metrics import METRICS
 from dash_exp.core.types import Problem
 from dash_exp.data.prompts import check_answers
 from dash_exp.rewards.base import Reward, check_problems
+from dash_exp.settings import claims
 from dash_exp.settings.reward import key_of
 
 
@@ -37,6 +39,15 @@ def rewards_of(cfg: DictConfig, sets: Mapping[str, Sequence[Problem]], tokenizer
         with _of_setting(key):
             rehearsal.reward(reward, problem, cfg.algo.group_size, named(cfg, key))
     return {where: rewards[key] for where, key in keys.items()}
+
+
+def check_claims(cfg: DictConfig, reward: Reward) -> None:
+    """Raise UserError for a claim on a part of the training reward that it does not have."""
+    parts = [f"reward/{name}" for name in getattr(reward, "components", ())]
+    for i, claim in enumerate(claims.of(cfg)):
+        if claim.metric.startswith("reward/") and claim.metric not in (*METRICS, *parts):
+            right = f"Use {', '.join(['reward/mean', *parts])}"
+            raise UserError(f"study.claims[{i}].metric={claim.metric}", "the reward has no such part", right)
 
 
 def _first_equal(cfg: DictConfig, keys: Sequence[str], key: str) -> str:

@@ -26,7 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 BASELINE, BASE_MODEL, OTHER = "#333333", "#999999", "#e5e5e5"
 VERDICTS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#777777"}
 WIDTH_IN = 4.2
-LONGEST = 54  # characters of a label inside of a panel
+LONGEST = 50  # characters of a label inside of a panel
 RC: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -263,13 +263,13 @@ def claims(rows: Sequence[Claimed], xlabel: str, is_ratio: bool, path: Path) -> 
 
 
 def claim_limits(rows: Sequence[Claimed], is_ratio: bool) -> tuple[float, float]:
-    """The range of the axis: all estimates and ends of claims, and of the intervals as much as leaves those apart."""
+    """The range of the axis: all estimates and ends of claims, and of longer intervals as much again on each side."""
     scale, back = (np.log, np.exp) if is_ratio else (np.array, np.array)
     least = scale(1.25) if is_ratio else 1e-9
     shown = [row.found.value for row in rows] + [end for row in rows for end in row.region if np.isfinite(end)]
     points = scale(np.array([x for x in [*shown, 1.0 if is_ratio else 0.0] if x > 0 or not is_ratio]))
     ends = [end for row in rows for end in (row.found.low, row.found.high) if end is not None]
-    reach = max(2 * float(np.ptp(points)), least)
+    reach = max(float(np.ptp(points)), least)
     low = max(min([points.min(), *(scale(e) for e in ends)]), points.min() - reach)
     high = min(max([points.max(), *(scale(e) for e in ends)]), points.max() + reach)
     pad = 0.06 * (high - low) or least

@@ -102,10 +102,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Results:
-    """The cells of one comparison. Create it with `load`. `claims`: of `sweep.json`, maybe newer than the cells."""
+    """The cells of one comparison. Create it with `load`.
+
+    `claims`: those of `sweep.json`, which may be newer than the cells; None where no such file says what is claimed.
+    """
 
     cells: Sequence[Cell]
-    claims: Sequence[Any] = ()
+    claims: Sequence[Any] | None = None
 
     @cached_property
     def swept(self) -> list[str]:
@@ -133,7 +136,7 @@ class Results:
     def study(self) -> dict[str, Any]:
         """The `study` section of the configuration (question, baseline, target, claims, paper); {} if there is none."""
         study = next((dict(cell.config["study"]) for cell in self.cells if cell.config.get("study")), {})
-        return study | ({"claims": list(self.claims)} if self.claims else {})
+        return study if self.claims is None else study | {"claims": list(self.claims)}
 
     @cached_property
     def baseline(self) -> str | None:
@@ -189,7 +192,7 @@ def load(paths: Sequence[str | Path]) -> Results:
     All cells together are one comparison. A run that is found twice counts once. Raises UserError for a path without runs.
     """
     cells: dict[str | Path, Cell] = {}
-    claims: list[Any] = []
+    claims: list[Any] | None = None
     for path in paths:
         folders = from_wandb(str(path)) if str(path).startswith(SCHEME) else [Path(path).expanduser()]
         for folder in folders:
@@ -199,7 +202,9 @@ def load(paths: Sequence[str | Path]) -> Results:
             if not found:
                 raise UserError(str(path), "contains no runs", f"Give {GIVE}")
             cells |= {wandb_id(cell.folder) or cell.folder.resolve(): cell for cell in found}
-            claims += [claim for claim in read_sweep(folder).get("claims") or [] if claim not in claims]
+            if "claims" in (sweep := read_sweep(folder)):
+                claims = claims or []
+                claims += [claim for claim in sweep["claims"] or [] if claim not in claims]
     return Results(_told_apart(list(cells.values())), claims)
 
 

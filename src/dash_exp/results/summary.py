@@ -74,11 +74,11 @@ def evaluation_table(name: str, problems: int, found: Mapping[str, float | None]
 
 
 def verdict_lines(claims: Path) -> list[str]:
-    """The verdicts of a report, from its `claims.csv`: one line each. [] if there is no such file."""
+    """The verdicts of a report, from its `claims.csv`: each claim and below it what was found. [] if there is no such file."""
     if not claims.is_file():
         return []
     with claims.open(encoding="utf-8", newline="") as file:
-        return [f"{row['verdict']}: {row['found']}" for row in csv.DictReader(file)]
+        return [line for row in csv.DictReader(file) for line in (f"{row['verdict']}: {row['claim']}", f"  {row['found']}")]
 
 
 def _shown(metric: str, value: float | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.core.errors import UserError
-from dash_exp.core.metrics import FAMILIES, METRICS
+from dash_exp.core.metrics import METRICS
 
 BASE = "base"  # in place of overrides: the model before training
 OF_TEST = ("accuracy", "length")  # measured on a test set, before and after training; pass@k, avg@n and maj@n as well
@@ -135,13 +135,17 @@ def of(cfg: DictConfig) -> list[Claim]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise UserError for a claim on a test set or a metric that no run of these settings measures."""
+    """Raise UserError for a claim on a test set or a metric that no run of these settings measures.
+
+    Which parts the reward has, only the reward knows: see `commands.rewards.check_claims`.
+    """
     tests = [name for name, test in cfg.data.tests.items() if test is not None]
     for i, claim in enumerate(of(cfg)):
         where, of_test = f"study.claims[{i}]", _of_test(cfg)
         if claim.test not in tests:
             raise UserError(f"{where}.test={claim.test}", "there is no such test set", f"Use one of {', '.join(tests)}")
-        if not (claim.metric in (*of_test, *METRICS) or claim.metric.startswith(tuple(FAMILIES))):
+        of_csv = (*(f"accuracy/{test}" for test in tests), *(f"eval/{test}/" for test in tests), "reward/")
+        if not (claim.metric in (*of_test, *METRICS) or claim.metric.startswith(of_csv)):
             raise UserError(
                 f"{where}.metric={claim.metric}", "is not measured", f"Use {', '.join(of_test)}, or a name of metrics.csv"
             )

@@ -178,7 +178,7 @@ def pictures(c: Context, found: Sequence[Verdict]) -> list[Block]:
         xlabel = "arm / other arm" if unit == "ratio" else f"{UNITS.get(unit, unit)}, arm − other arm"
         rows = [_row(v, 100 if unit == "points" else 1) for v in group]
         figures.claims(rows, xlabel, unit == "ratio", c.folder / name)
-        drawn.append(Figure(name, f"What {len(group)} of the claims allow and what was found; the table has the numbers"))
+        drawn.append(Figure(name, "What the claims allow, and what was found with its interval; the table has the numbers"))
     return [Figures(drawn)] if drawn else []
 
 
