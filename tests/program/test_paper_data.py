@@ -78,7 +78,7 @@ def small(cfg, data):
     OmegaConf.set_struct(cfg, False)
     for part in ("model", "trainer", "teacher", "logger", "name", "study"):
         cfg[part] = ours[part]
-    cfg.teacher.file = str(data / "traces.jsonl")
+    cfg.teacher.file = str(data / f"traces-{cfg.data.name}.jsonl")
     cfg.budget.match = None  # another run of the sweep gives the limit
     cfg.rollout.sampler = ours.rollout.sampler
     cfg.rollout.sampler._target_ = f"{__name__}.OwnWeights"

@@ -35,7 +35,12 @@ OWN = ["data=jsonl", "data.solution=why"]
     ("data", "row", "prompt", "solution"),
     [
         (["data=gsm8k"], {"question": "1+1?", "answer": "It is <<1+1=2>>2.\n#### 2"}, "1+1?", "\nIt is 2.\n#### 2<eos>"),
-        (["data=math"], {"problem": "1+1?", "solution": r"It is \boxed{2}."}, "1+1?", "\nIt is \\boxed{2}.<eos>"),
+        (
+            ["data=math", "data.train.split=train"],
+            {"problem": "1+1?", "solution": r"It is \boxed{2}."},
+            "1+1?",
+            "\nIt is \\boxed{2}.<eos>",
+        ),
         (OWN, {"prompt": "1+1?", "answer": "2", "why": "A:2"}, "1+1?", "\nA:2<eos>"),
         (OWN, {"prompt": "1+1?\nAnswer: ", "answer": "2", "why": "A:2"}, "1+1?\nAnswer: ", "A:2<eos>"),
         ([*OWN, "data.separator=' '"], {"prompt": "1+1?", "answer": "2", "why": "A:2"}, "1+1?", " A:2<eos>"),
