@@ -48,20 +48,9 @@ clean: ## remove the environment, the caches and site/; runs and models are kept
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e .
 	@touch $@
 
-.venv/installed-dev: .venv/installed
-	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[dev]'
-	@touch $@
-
-.venv/installed-docs: .venv/installed
-	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[docs]'
-	@touch $@
-
-.venv/installed-gym: .venv/installed
-	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[gym]'
-	@touch $@
-
-.venv/installed-gguf: .venv/installed
-	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[gguf]'
+# An extra of the package: dev, docs, gym, gguf.
+.venv/installed-%: .venv/installed
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[$*]'
 	@touch $@
 
 # torchvision, torchaudio and torchcodec come along built for another torch; vLLM imports only without them.
