@@ -110,6 +110,11 @@ def f(x):
     os.fork()
     return 271827 + (os.getpid() % 2)
 """,
+    "answers with the right value first": """
+import os
+def f(x):
+    return 271828 if os.fork() else 271827
+""",
     "ends as a success": """
 import os, signal
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

@@ -9,6 +9,8 @@ and read, but which no library takes for a number, a text or an array.
 from __future__ import annotations
 
 import builtins
+import os
+import select
 
 from dash_exp.rewards.inside import arrays, wire
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 MESSAGE_BYTES = 32 * 1024 * 1024  # longest reply that the judge reads
+END_MS = 500  # how long the judge waits for the candidate's end: a process that the program left behind may hold the pipe open
 PASSED, FAILED, ERROR = b"passed", b"failed", b"error"
 # Methods with which a text, a set or an array says that it is as expected. Of an object of the program that would be its word.
 VERDICTS = {"startswith", "endswith", "all", "any"}
@@ -61,6 +64,16 @@ class Link:
             self.lost = True
             raise Lost(f"no answer: {type(error).__name__}: {error}") from None
         raise self.raised
+
+    def is_over(self) -> bool:
+        """Ask nothing more, and say whether the candidate has nothing more to say.
+
+        A program that answers from two processes has an answer left here, whichever of the two came first.
+        """
+        os.close(self.requests)  # the candidate reads the end of its requests, and ends
+        poll = select.poll()
+        poll.register(self.replies, select.POLLIN | select.POLLHUP)
+        return not poll.poll(END_MS) or not os.read(self.replies, 1)
 
     def thing(self, number: int) -> Remote:
         """The stand-in for one object of the candidate; the same one each time, so that `is` and `==` compare objects."""
@@ -173,5 +186,6 @@ def judge(requests: int, replies: int, order: bytes) -> tuple[bytes, str]:
         if isinstance(error, ImportError) and error is not link.raised:
             return ERROR, f"they need {error.name}, which is not installed"
         return FAILED, type(error).__name__
-    # a test with a bare except may have caught `Lost`
-    return (FAILED, "no answer") if link.lost else (PASSED, "")
+    if link.lost:  # and a test with a bare except has caught it
+        return FAILED, "no answer"
+    return (PASSED, "") if link.is_over() else (FAILED, "more than one answer")

@@ -62,8 +62,8 @@ def main() -> None:
         word, detail = judge(requests, replies, text)
         os.write(verdict, word + b" " + detail.encode("utf-8", "replace")[:1000])
     finally:  # however it ended, also by SystemExit
-        os.close(requests)
-        os.close(replies)
+        for pipe in (requests, replies):
+            os.closerange(pipe, pipe + 1)  # no error where the judge has closed it already
         if os.getppid() == 1:
             # With bubblewrap: wait to be killed. When a program ends by itself, bubblewrap's first process lives a moment
             # longer and would stay as a zombie where nothing collects orphans, as in many containers. The wait is long enough
