@@ -38,15 +38,17 @@ def computed(cells, baseline, rows):
         by_test.setdefault(row["test set"], {})[row["arm"]] = [of[seed] - against[seed] for seed in of]
     for row in rows:
         arms = by_test[row["test set"]]
-        p = stats.holm([stats.p_value(d) for d in arms.values()])[list(arms).index(row["arm"])]
+        corrected = stats.holm([stats.p_value(d) for d in arms.values()])  # None where every seed gave the same difference
+        p = corrected[list(arms).index(row["arm"])]
         found = arms[row["arm"]]
         e = stats.mean_interval(found)
+        smallest = stats.detectable(found, sum(p is not None for p in corrected))
         yield row | {
             "seeds": str(e.n),
             "difference": points(e.value),
             "over seeds": span(e, points),
             "p (Holm)": probability(p).replace("<", "&lt;"),
-            "smallest effect": points(stats.detectable(found, len(arms))).lstrip("+"),
+            "smallest effect": "–" if smallest is None else points(smallest).lstrip("+"),
         }
 
 
