@@ -115,7 +115,7 @@ def test_log_probs_of_sampling_are_those_of_padded_rows(
 
 def test_shared_prompts_that_have_no_completion_left_are_dropped():
     model = random_model("qwen2")
-    cache = RoomyCache(model.config, in_32_bits=True)
+    cache = RoomyCache(model.config, torch.float32)
     mask_PC = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 1, 1]])
     with torch.no_grad():
         read(model, torch.full_like(mask_PC, 5), mask_PC, cache)

@@ -29,7 +29,7 @@ from dash_exp.core.watch import Watch
 from dash_exp.data import digests, order
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluator
-from dash_exp.models import adapter, folders, loading, sharded
+from dash_exp.models import adapter, casting, folders, loading, sharded
 from dash_exp.models.optimizer import with_master_weights
 from dash_exp.models.passes import Passes
 from dash_exp.rewards.base import Reward, close_rewards
@@ -89,6 +89,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     objective = objective_of(cfg)
     reference = None if objective.kl_coef.always_zero else loading.frozen_copy(policy)
     kl_in_reward = reference is not None and cfg.kl.place == "reward"
+    if reference not in (None, policy) and (kl_in_reward or not is_sharded(cfg, group)):
+        casting.keep_cast(reference, passes.compute_dtype)
     penalty: Penalty | None = None
     if reference is not None and kl_in_reward:
         if reference is not policy:  # it is not in the module, which Lightning moves
@@ -277,12 +279,17 @@ def meet(cfg: DictConfig, module: PolicyModule, group: Ranks) -> None:
     """Come together with the other ranks, and with trainer=fsdp leave each its part of policy and reference."""
     on_gpu = cfg.trainer.accelerator == "gpu"
     group.join(gpus=on_gpu)
-    if group.size > 1 and cfg.trainer.strategy == "fsdp":
+    if is_sharded(cfg, group):
         policy, reference = module.policy, module.reference
         if group.first and adapter.has_one(policy) and not isinstance(module.refresh.sampler, SharedSampler):
             adapter.keep_base(policy)  # for servers
         for of_module in [policy, *([] if reference in (None, policy) else [reference])]:  # with an adapter they are one
             sharded.shard(of_module, group.size, "cuda" if on_gpu else "cpu")
+
+
+def is_sharded(cfg: DictConfig, group: Ranks) -> bool:
+    """Whether each rank has a part of every weight."""
+    return group.size > 1 and cfg.trainer.strategy == "fsdp"
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L.Callback], tracker: Any = None) -> L.Trainer:

@@ -46,6 +46,15 @@ def tokenized(
     longest = max(kept, key=lambda p: len(p.ids), default=None)
     if longest is None:
         raise UserError(f"data.max_prompt_tokens={limit}", f"leaves no problem of {where}", "Raise it")
+    if len(kept) < len(prompts):
+        n = len(prompts) - len(kept)
+        log.warning(
+            "%s: %d of %d prompts have more than data.max_prompt_tokens=%d tokens and are left out",
+            where,
+            n,
+            len(prompts),
+            limit,
+        )
     room = context - max_tokens
     if len(longest.ids) > room:
         raise UserError(

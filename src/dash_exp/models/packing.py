@@ -140,10 +140,18 @@ def attention(
             out = _packed_attention(query, key, value, packed, dropout, scaling, sliding_window)
         elif prompts is not None:
             out = prompts.attention(module.layer_idx, query, key, value, scaling)
+        elif query.shape[2] == 1 and dropout == 0 and not kwargs.get("is_causal"):
+            out = _one_query(query, key, value, attention_mask, scaling)
         else:
             options = {"dropout": dropout, "scaling": scaling, **kwargs}
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return (out.to(dtype) if in_32_bits else out), None
+
+
+def _one_query(query: Tensor, key: Tensor, value: Tensor, mask_B11L: Tensor | None, scaling: float | None) -> Tensor:
+    """Attention of the next token: query heads that share a key head are its queries, so that no key or value is repeated."""
+    folded = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
+    return scaled_dot_product_attention(folded, key, value, mask_B11L, scale=scaling).reshape(len(query), 1, query.shape[1], -1)
 
 
 def _packed_attention(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from dash_exp.models import packing
+from dash_exp.models import casting, packing
 from dash_exp.planning.adapters import add_adapters
 from dash_exp.planning.live_bytes import LiveBytes
 from dash_exp.planning.load import Load
@@ -40,6 +40,7 @@ def models_of(load: Load, live: LiveBytes) -> Models:
     if load.reference_copy:
         with live.creating("reference"):
             reference = empty_policy(load).eval().requires_grad_(False)
+            casting.keep_cast(reference, load.reference_dtype)
     with live.creating("optimizer"):
         optimizer = [torch.empty(p.numel() * load.optimizer_bytes, dtype=torch.uint8) for p in trained]
     return Models(policy.train(), reference, trained, optimizer)

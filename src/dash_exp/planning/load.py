@@ -79,6 +79,12 @@ class Load:
         return self.reference and self.adapters is None
 
     @property
+    def reference_dtype(self) -> torch.dtype:
+        """Of the reference's linear layers, which are nearly all of it (see `casting.keep_cast`)."""
+        as_loaded = self.compute_dtype == torch.float32 or (self.shards > 1 and not self.reference_in_reward)
+        return self.dtype if as_loaded else self.compute_dtype
+
+    @property
     def optimizer_bytes(self) -> int:
         """Bytes of the optimizer for each trained weight: moments and master weight."""
         return self.moment_bytes + 4 * self.master_weights
@@ -99,6 +105,6 @@ class Load:
 
         `parameters`: numbers in the model without adapters; `trained`: numbers that are trained.
         """
-        copies = 2 if self.reference_copy else 1
+        of_weight = self.dtype.itemsize + self.reference_copy * self.reference_dtype.itemsize
         of_trained = self.optimizer_bytes + self.gradient_bytes
-        return (copies * parameters * self.dtype.itemsize + trained * of_trained) / self.shards
+        return (parameters * of_weight + trained * of_trained) / self.shards

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel
 
+from dash_exp.models.casting import cast
 from dash_exp.models.log_probs import autocast
 from dash_exp.planning.live_bytes import LiveBytes
 from dash_exp.planning.load import DecodingBatch, Load
 from dash_exp.sampling.cache import RoomyCache, RoomyLayer
-from dash_exp.sampling.hf import OwnContext, choose, look_back, own_cache, read
+from dash_exp.sampling.hf import OwnContext, cache_dtype, choose, look_back, read
 
 CPU = torch.device("cpu")
 
@@ -21,17 +22,21 @@ CPU = torch.device("cpu")
 def sample(policy: PreTrainedModel, load: Load, live: LiveBytes, batch: DecodingBatch) -> None:
     """Read the prompts, then the last token of the longest completions, none of which has ended. Ends in training mode."""
     policy.eval()
-    with autocast(CPU, load.compute_dtype), _no_cast_is_kept():
+    with contextlib.ExitStack() as stack:
+        if load.shards == 1:
+            with live.creating("cast weights"):
+                stack.enter_context(cast(policy, load.compute_dtype))
+        stack.enter_context(autocast(CPU, load.compute_dtype))
+        stack.enter_context(_no_cast_is_kept())
         mask_PL = torch.ones(batch.prompts, batch.prompt_tokens, dtype=torch.long)
-        in_32_bits = not load.on_gpu and own_cache(policy)
-        cache = RoomyCache(policy.config, in_32_bits)
+        cache = RoomyCache(policy.config, cache_dtype(policy, load.compute_dtype, "cuda" if load.on_gpu else "cpu"))
         ids_PL = torch.zeros_like(mask_PL)
         with live.creating("activations"):
             logits = read(policy, ids_PL, mask_PL, cache).logits[:, -1]
         _relabel_cache(cache, live)
         with live.creating("KV cache"):
             prompt_of = [row * batch.prompts // batch.completions for row in range(batch.completions)]
-            context = look_back(policy, cache, mask_PL, prompt_of, in_32_bits, padded=True)
+            context = look_back(policy, cache, mask_PL, prompt_of, padded=True)
         del cache
         tokens_B = torch.zeros(batch.completions, dtype=torch.long)
         if batch.tokens > 1:  # the last token of a completion is not read

@@ -21,6 +21,7 @@ WORDS = {  # for the parts, in the order of the table
     "activations": "activations",
     "logits": "logits",
     "KV cache": "KV cache",
+    "cast weights": "weights to sample with",
     "gathered": "gathered layers (FSDP)",
     "exchange": "a gradient that is exchanged",
     "temporaries": "optimizer without fused=true",

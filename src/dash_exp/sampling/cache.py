@@ -23,13 +23,13 @@ class RoomyLayer(DynamicLayer):
 
     _room: tuple[Tensor, Tensor] | None = None
 
-    def __init__(self, in_32_bits: bool) -> None:
+    def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.in_32_bits = in_32_bits
+        self.stored_as = dtype
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.in_32_bits:
-            key_states, value_states = key_states.float(), value_states.float()
+        if self.stored_as is not None:
+            key_states, value_states = key_states.to(self.stored_as), value_states.to(self.stored_as)
         length = self.get_seq_length()
         needed, rows = length + key_states.shape[-2], len(key_states)
         if self._room is None or needed > self._room[0].shape[-2]:
@@ -62,12 +62,13 @@ class RoomyLayer(DynamicLayer):
 class RoomyCache(DynamicCache):
     """A cache whose full-attention layers have spare room; other kinds of layers are unchanged.
 
-    `in_32_bits`: store keys and values in 32 bits, for devices where attention computes in 32 bits (`packing.IN_32_BITS`).
+    `dtype`: store keys and values in this type; None = as they come.
     """
 
-    def __init__(self, config: PreTrainedConfig, in_32_bits: bool = False) -> None:
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__(config=config)
-        self.layers = [RoomyLayer(in_32_bits) if type(layer) is DynamicLayer else layer for layer in self.layers]
+        self.dtype = dtype
+        self.layers = [RoomyLayer(dtype) if type(layer) is DynamicLayer else layer for layer in self.layers]
 
     def leave(self, ended_B: Tensor) -> Tensor:
         """Remove the rows that have ended and move the last rows into the gaps. Returns the old index of each new row."""

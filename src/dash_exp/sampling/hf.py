@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp.core.types import Completion, Prompt
 from dash_exp.models import packing
+from dash_exp.models.casting import cast
 from dash_exp.models.loading import eos_ids
 from dash_exp.models.log_probs import autocast, positions
 from dash_exp.sampling import decode
@@ -46,11 +47,6 @@ class HFSampler:
         self.compute_dtype = compute_dtype
         self.version: int | None = None
 
-    @property
-    def in_32_bits(self) -> bool:
-        """Whether the cache is in 32 bits: where attention is, which depends on the device of the policy; it can change."""
-        return own_cache(self.policy) and self.policy.device.type in packing.IN_32_BITS
-
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Only notes the version: the policy itself samples."""
         self.version = version
@@ -69,7 +65,11 @@ class HFSampler:
         was_training = self.policy.training
         self.policy.eval()
         try:
-            with torch.inference_mode(), autocast(self.policy.device, self.compute_dtype):
+            with (
+                cast(self.policy, self.compute_dtype),
+                torch.inference_mode(),
+                autocast(self.policy.device, self.compute_dtype),
+            ):
                 for start in range(0, len(order), self.max_sequences):
                     chosen = order[start : start + self.max_sequences]
                     for i, completion in zip(chosen, self._decode([rows[i] for i in chosen], sampling, key), strict=True):
@@ -127,18 +127,28 @@ class HFSampler:
             ids_PC[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask_PC[row, width - len(prompt.ids) :] = 1
         ids_PC, mask_PC = ids_PC.to(self.policy.device), mask_PC.to(self.policy.device)
-        cache = RoomyCache(self.policy.config, self.in_32_bits)
+        cache = RoomyCache(self.policy.config, cache_dtype(self.policy, self.compute_dtype, self.policy.device.type))
         output = read(self.policy, ids_PC, mask_PC, cache)
         index = {prompt: i for i, prompt in enumerate(unique)}
         prompt_of = [index[prompt] for prompt in prompts]
         padded = any(len(prompt.ids) < width for prompt in unique)
-        context = look_back(self.policy, cache, mask_PC, prompt_of, self.in_32_bits, padded)
+        context = look_back(self.policy, cache, mask_PC, prompt_of, padded)
         return output.logits[prompt_of, -1], context
 
 
 def own_cache(policy: PreTrainedModel) -> bool:
     """Whether all layers have a `RoomyLayer` and our attention. Sliding windows have a layer and masks of Transformers."""
     return packing.enabled(policy) and not packing.windowed(policy)
+
+
+def cache_dtype(policy: PreTrainedModel, compute_dtype: torch.dtype, device: str) -> torch.dtype | None:
+    """The type in which attention computes on this kind of device, so that no token casts the whole cache; None = as it comes.
+
+    Autocast would take keys in 32 bits, as the rotary embedding returns them, and cast all of them in each layer.
+    """
+    if device in packing.IN_32_BITS:
+        return torch.float32 if own_cache(policy) else None
+    return None if compute_dtype == torch.float32 else compute_dtype
 
 
 def read(policy: PreTrainedModel, ids_PL: Tensor, mask_PL: Tensor, cache: RoomyCache) -> Any:
@@ -180,10 +190,10 @@ class OwnContext(Context):
         cache: RoomyCache,
         mask_PC: Tensor,
         prompt_of: Sequence[int],
-        in_32_bits: bool,
         padded: bool,
     ) -> None:
-        self.policy, self.cache, self.in_32_bits, self.padded = policy, cache, in_32_bits, padded
+        self.policy, self.cache, self.padded = policy, cache, padded
+        self.in_32_bits = cache.dtype == torch.float32
         prompt_B = torch.tensor(prompt_of, device=mask_PC.device)
         self.cache.batch_select_indices(prompt_B)
         self.mask_BL = mask_PC[prompt_B]
@@ -213,7 +223,7 @@ class SharedContext(Context):
     """The keys and values of a prompt are stored once for its group."""
 
     def __init__(self, policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int]) -> None:
-        self.policy, self.cache = policy, RoomyCache(policy.config, in_32_bits=True)
+        self.policy, self.cache = policy, RoomyCache(policy.config, cache.dtype)
         self.prompts = SharedPrompts(cache, mask_PC, prompt_of)
         self.position_B1 = mask_PC.sum(1)[prompt_of, None] - 1
 
@@ -228,16 +238,14 @@ class SharedContext(Context):
         return decode.next_logits(self.policy, tokens_B, self.position_B1, self.cache, prompts=self.prompts)
 
 
-def look_back(
-    policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], in_32_bits: bool, padded: bool
-) -> Context:
+def look_back(policy: PreTrainedModel, cache: RoomyCache, mask_PC: Tensor, prompt_of: Sequence[int], padded: bool) -> Context:
     """The context of completions of these prompts. `padded`: whether the prompts have different lengths.
 
     Prompts are shared by their completions if `decode` supports the policy and attention computes in 32 bits (on CPUs).
     """
-    if in_32_bits and decode.known(policy) and len(mask_PC) < len(prompt_of):
+    if cache.dtype == torch.float32 and decode.known(policy) and len(mask_PC) < len(prompt_of):
         return SharedContext(policy, cache, mask_PC, prompt_of)
-    return OwnContext(policy, cache, mask_PC, prompt_of, in_32_bits, padded)
+    return OwnContext(policy, cache, mask_PC, prompt_of, padded)
 
 
 def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
