@@ -259,9 +259,7 @@ def test_more_than_the_memory_allowed_is_refused_before_anything_is_sampled(toke
 
 
 def test_the_run_refuses_it(tmp_path):
-    with pytest.raises(
-        UserError, match=r"^rollout\.memory_gb=5e-05: is less than the \S+ GB .* 32 completions of up to 40"
-    ):
+    with pytest.raises(UserError, match=r"^rollout\.memory_gb=5e-05: is less than the \S+ GB .* 32 completions of up to 40"):
         run.build(composed(*SMALL, "rollout.memory_gb=0.00005", "data.train.size=64"))
 
 
