@@ -235,7 +235,7 @@ def run_trl(options: argparse.Namespace, folder: Path, settings: list[str]) -> N
                 for name, n, temperature in ((GREEDY, 1, 0.0), (SAMPLED, cfg.eval.n, cfg.eval.temperature)):
                     sampling = Sampling(cfg.rollout.max_response_tokens, temperature)
                     completions = sampler.sample(test_prompts, n, sampling, (cfg.seed, state.global_step))
-                    texts = tokenizer.batch_decode([list(c.ids) for c in completions], skip_special_tokens=True)
+                    texts = tokenizer.batch_decode([c.ids.tolist() for c in completions], skip_special_tokens=True)
                     rewards = grade([p.problem for p in test_prompts for _ in range(n)], texts).rewards
                     row[name] = sum(rewards) / len(rewards)
             self.rows.append(row)

@@ -4,8 +4,8 @@ import json
 import random
 
 import torch
+from completions import sample_of
 
-from dash_exp.core.types import Sample
 from dash_exp.models.loading import load_policy
 
 SMALL = {
@@ -39,7 +39,7 @@ WINDOWED = {
 def samples(seed=0, prompts=5):
     rng = random.Random(seed)
     ids = lambda most: tuple(rng.randint(3, 60) for _ in range(rng.randint(1, most)))  # noqa: E731
-    return [Sample(prompt, ids(12), rng.uniform(-1, 1)) for prompt in [ids(9) for _ in range(prompts)] for _ in range(4)]
+    return [sample_of(prompt, ids(12), rng.uniform(-1, 1)) for prompt in [ids(9) for _ in range(prompts)] for _ in range(4)]
 
 
 def random_model(family, windows=False):

@@ -7,6 +7,7 @@ from functools import partial
 import peft
 import pytest
 import torch
+from completions import ids_of
 from conftest import NANO, NANO_MODEL, SMALL, composed, needs_vllm
 from omegaconf import OmegaConf
 from runs import broken_after, same
@@ -146,8 +147,8 @@ def test_the_sampler_samples_with_the_adapter(adapted, tokenizer, prompts):
         return HFSampler(policy, tokenizer, 8).sample(prompts, 2, Sampling(12), (0, 0))
 
     completions = sample(adapted)
-    assert [c.ids for c in completions] == [c.ids for c in sample(plain_of(adapted))]
-    assert [c.ids for c in completions] != [c.ids for c in sample(plain_of(adapted, zeros(adapted)))]
+    assert ids_of(completions) == ids_of(sample(plain_of(adapted)))
+    assert ids_of(completions) != ids_of(sample(plain_of(adapted, zeros(adapted))))
     batch = collate([Sample(prompts[i // 2].ids, c.ids, 0.0, c.logprobs) for i, c in enumerate(completions)], 0, packed=True)
     with torch.no_grad():
         torch.testing.assert_close(log_probs.token_logprobs(adapted, batch, 1.0), batch.old_logprobs_BT, rtol=0, atol=1e-4)

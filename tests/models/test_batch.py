@@ -2,13 +2,13 @@ import itertools
 import random
 
 import pytest
+from completions import sample_of
 
-from dash_exp.core.types import Sample
 from dash_exp.models.batch import balanced, collate, cut, cut_packed, micro_batches, parts
 
 
 def of_lengths(lengths):
-    return [Sample((5,) * c, (6,) * t, 0.0) for c, t in lengths]
+    return [sample_of((5,) * c, (6,) * t) for c, t in lengths]
 
 
 def test_cut_padded_by_hand():
@@ -19,10 +19,10 @@ def test_cut_padded_by_hand():
 def test_cut_packed_by_hand():
     # prompts of 2 and 3 tokens; the group of the longest completion first: 3 + 4 + 1 = 8, then 2 + 2 + 1 = 5
     samples = [
-        Sample((5, 5), (6,), 0.0),
-        Sample((7,) * 3, (6,), 0.0),
-        Sample((5, 5), (6, 6), 0.0),
-        Sample((7,) * 3, (6,) * 4, 0.0),
+        sample_of((5, 5), (6,)),
+        sample_of((7,) * 3, (6,)),
+        sample_of((5, 5), (6, 6)),
+        sample_of((7,) * 3, (6,) * 4),
     ]
     assert cut_packed(samples, 8) == [[3, 1], [2, 0]]
     assert cut_packed(samples, 14) == [[3, 1, 2, 0]]
@@ -51,21 +51,21 @@ def test_every_sample_comes_once_and_the_budget_holds(packed):
 
 
 def test_packed_a_long_completion_does_not_widen_many_short_ones():
-    samples = [Sample((5,), (6,) * n, 0.0) for n in (1000, *[20] * 48)]
+    samples = [sample_of((5,), (6,) * n) for n in (1000, *[20] * 48)]
     batches = cut_packed(samples, 2048)
     assert all(len(rows) * max(1 + len(samples[i].completion_ids) for i in rows) <= 2 * 2048 for rows in batches)
     assert [len(rows) for rows in batches] == [4, 45]
 
 
 def test_packed_the_completions_of_a_prompt_stay_together():
-    samples = [Sample((prompt, 5), (6,) * n, 0.0) for n in range(1, 9) for prompt in range(10, 30)]
+    samples = [sample_of((prompt, 5), (6,) * n) for n in range(1, 9) for prompt in range(10, 30)]
     batches = cut_packed(samples, 100)
     prompts = [samples[i].prompt_ids for rows in batches for i in rows]
     assert len(list(itertools.groupby(prompts))) == 20
 
 
 def test_collate_pads_prompts_left_and_completions_right():
-    batch = collate([Sample((5, 6), (7,), 0.5), Sample((8,), (9, 9, 1), -0.5)], pad_id=0)
+    batch = collate([sample_of((5, 6), (7,), 0.5), sample_of((8,), (9, 9, 1), -0.5)], pad_id=0)
     assert batch.input_ids_BL.tolist() == [[5, 6, 7, 0, 0], [0, 8, 9, 9, 1]]
     assert batch.attention_mask_BL.tolist() == [[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]]
     assert batch.completion_mask_BT.tolist() == [[1, 0, 0], [1, 1, 1]]
@@ -73,7 +73,7 @@ def test_collate_pads_prompts_left_and_completions_right():
 
 
 def test_micro_batches_hold_the_samples():
-    samples = [Sample((1,), (2,) * n, float(n)) for n in (1, 2, 3)]
+    samples = [sample_of((1,), (2,) * n, float(n)) for n in (1, 2, 3)]
     batches = list(micro_batches(samples, 8, 0, packed=False))
     assert len(batches) > 1
     for rows, batch in batches:
@@ -82,9 +82,9 @@ def test_micro_batches_hold_the_samples():
 
 
 def test_log_probs_of_the_sampling_policy_stand_under_their_tokens():
-    batch = collate([Sample((5, 6), (7,), 0.5, (-1.5,)), Sample((8,), (9, 9), -0.5, (-0.25, -0.5))], pad_id=0)
+    batch = collate([sample_of((5, 6), (7,), 0.5, (-1.5,)), sample_of((8,), (9, 9), -0.5, (-0.25, -0.5))], pad_id=0)
     assert batch.old_logprobs_BT.tolist() == [[-1.5, 0.0], [-0.25, -0.5]]
-    assert collate([Sample((5, 6), (7,), 0.5)], pad_id=0).old_logprobs_BT is None
+    assert collate([sample_of((5, 6), (7,), 0.5)], pad_id=0).old_logprobs_BT is None
 
 
 def test_parts_are_passes_and_slices():

@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
+from completions import sample_of
 
-from dash_exp.core.types import Sample
 from dash_exp.models import log_probs
 from dash_exp.models.batch import collate
 
@@ -12,10 +12,10 @@ def test_positions_count_from_the_first_real_token():
 
 def test_token_logprobs_equal_those_of_each_row_alone(policy):
     """Padding on both sides must not show: row by row, unpadded, with the softmax written out."""
-    samples = [Sample((5, 6, 7), (8, 9), 1.0), Sample((10,), (11, 12, 13, 1), 1.0)]
+    samples = [sample_of((5, 6, 7), (8, 9)), sample_of((10,), (11, 12, 13, 1))]
     got = log_probs.token_logprobs(policy, collate(samples, pad_id=0), temperature=0.7)
     for row, sample in enumerate(samples):
-        ids = torch.tensor([sample.prompt_ids + sample.completion_ids])
+        ids = torch.tensor([[*sample.prompt_ids, *sample.completion_ids]])
         logprobs = F.log_softmax(policy(ids).logits[0] / 0.7, dim=-1)
         n = len(sample.prompt_ids)
         for t, token in enumerate(sample.completion_ids):

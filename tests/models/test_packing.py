@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import FAMILIES, SMALL, WINDOW, WINDOWED, random_model, samples
@@ -27,7 +28,7 @@ def gradient(model, batches, temperature=0.7):
 
 
 def test_layout_by_hand():
-    packed = packing.pack([((5, 6, 7), (8, 9)), ((5, 6, 7), (10,)), ((11,), (12, 13))])
+    packed = packing.pack([((5, 6, 7), np.array([8, 9])), ((5, 6, 7), np.array([10])), ((11,), np.array([12, 13]))])
     assert packed.ids_N.tolist() == [5, 6, 7, 11, 8, 9, 10, 12, 13]
     assert packed.positions_N.tolist() == [0, 1, 2, 0, 3, 4, 3, 1, 2]
     assert packed.before_K.tolist() == [2, 4, 2, 3, 7]

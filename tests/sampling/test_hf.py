@@ -1,5 +1,6 @@
 import pytest
 import torch
+from completions import ids_of
 from tiny_models import SMALL
 
 from dash_exp.core.types import Problem, Prompt, Sample
@@ -54,7 +55,7 @@ def test_the_nucleus_is_that_of_the_temperature():
 
 def test_a_small_nucleus_is_greedy_and_a_whole_one_changes_nothing(policy, tokenizer, prompts):
     def ids(temperature, top_p):
-        return [c.ids for c in sampler(policy, tokenizer).sample(prompts, 2, Sampling(10, temperature, top_p), KEY)]
+        return ids_of(sampler(policy, tokenizer).sample(prompts, 2, Sampling(10, temperature, top_p), KEY))
 
     assert ids(1.0, 1e-6) == ids(0.0, 1.0)
     assert ids(0.0, 0.5) == ids(0.0, 1.0)
@@ -82,10 +83,10 @@ def test_logprobs_are_those_of_training(policy, tokenizer, prompts):
 def test_cutting_into_batches_changes_nothing(policy, tokenizer, prompts):
     """One at a time, five at a time, all together, and prompts in separate calls: the same completions in the same order."""
     sampling = Sampling(15)
-    together = [c.ids for c in sampler(policy, tokenizer).sample(prompts, 4, sampling, KEY)]
+    together = ids_of(sampler(policy, tokenizer).sample(prompts, 4, sampling, KEY))
     for size in (1, 5):
-        assert [c.ids for c in sampler(policy, tokenizer, size).sample(prompts, 4, sampling, KEY)] == together
-    alone = [c.ids for p in prompts for c in sampler(policy, tokenizer).sample([p], 4, sampling, KEY)]
+        assert ids_of(sampler(policy, tokenizer, size).sample(prompts, 4, sampling, KEY)) == together
+    alone = [ids for p in prompts for ids in ids_of(sampler(policy, tokenizer).sample([p], 4, sampling, KEY))]
     assert alone == together
 
 
@@ -98,7 +99,7 @@ def test_no_more_than_max_sequences_at_a_time(policy, tokenizer, prompts):
 
 def test_noise_is_keyed(policy, tokenizer, prompts):
     def ids(key):
-        return [c.ids for c in sampler(policy, tokenizer).sample(prompts, 2, Sampling(10), key)]
+        return ids_of(sampler(policy, tokenizer).sample(prompts, 2, Sampling(10), key))
 
     assert ids((0, 3)) == ids((0, 3))
     assert ids((0, 3)) != ids((0, 4))
@@ -119,7 +120,7 @@ def test_completions_end_with_eos_or_are_truncated(policy, tokenizer, prompts):
 def test_greedy_agrees_with_transformers_generate(policy, tokenizer, prompts):
     for prompt, completion in zip(prompts, sampler(policy, tokenizer).sample(prompts, 1, Sampling(12, 0.0), ()), strict=True):
         expected = policy.eval().generate(torch.tensor([prompt.ids]), max_new_tokens=12, do_sample=False)
-        assert list(completion.ids) == expected[0, len(prompt.ids) :].tolist()
+        assert completion.ids.tolist() == expected[0, len(prompt.ids) :].tolist()
 
 
 OF_FAMILY = {
@@ -138,7 +139,7 @@ def test_greedy_agrees_with_transformers_generate_in_every_family(family, tokeni
     prompts = [Prompt(Problem(str(n), "", ""), tuple(3 + 7 * i % 250 for i in range(n))) for n in (40, 3, 12, 8, 9, 1, 25)]
     for prompt, completion in zip(prompts, sampler(policy, tokenizer).sample(prompts, 1, Sampling(20, 0.0), ()), strict=True):
         expected = policy.eval().generate(torch.tensor([prompt.ids]), max_new_tokens=20, do_sample=False)
-        assert list(completion.ids) == expected[0, len(prompt.ids) :].tolist()
+        assert completion.ids.tolist() == expected[0, len(prompt.ids) :].tolist()
 
 
 def test_training_mode_is_restored(policy, tokenizer, prompts):

@@ -4,8 +4,11 @@ import json
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from completions import ids_of as ids
+from completions import plain
 from conftest import SMALL, TRAIN, needs_vllm, program
 from scipy.stats import chisquare
 
@@ -57,10 +60,6 @@ def largest_difference(policy, prompts, completions, temperature=1.0):
     return float(((logprobs_BT - batch.old_logprobs_BT) * batch.completion_mask_BT).abs().max())
 
 
-def ids(completions):
-    return [c.ids for c in completions]
-
-
 def test_greedy_decoding_gives_the_same_text_as_transformers_on_200_problems(vllm, tiny, tokenizer):
     prompts = arithmetic_prompts(tokenizer, 200)
     sampling = Sampling(64, temperature=0.0)
@@ -103,7 +102,7 @@ def test_sampled_frequencies_are_the_probabilities(vllm, tiny, tokenizer):
     assert often.sum() > 10
     observed = [*counts[often].tolist(), int(counts[~often].sum())]
     assert chisquare(observed, [*(n * p[often]).tolist(), float(n * p[~often].sum())]).pvalue > 1e-4
-    assert all(c.truncated or c.ids == (tokenizer.eos_token_id,) for c in completions)
+    assert all(c.truncated or c.ids.tolist() == [tokenizer.eos_token_id] for c in completions)
 
 
 def test_completions_end_with_eos_or_are_truncated(vllm, tokenizer):
@@ -126,15 +125,14 @@ def test_stop_strings_end_the_same_completions_as_with_transformers(vllm, tiny, 
     sampling = Sampling(40, temperature, stop=STOP)
     got = vllm.sample(prompts, group, sampling, KEY)
     if temperature == 0:
-        assert got == [
-            replace(c, logprobs=got[i].logprobs) for i, c in enumerate(expected_of(tiny, tokenizer, prompts, sampling))
-        ]
+        expected = expected_of(tiny, tokenizer, prompts, sampling)
+        assert plain(got) == plain([replace(c, logprobs=mine.logprobs) for c, mine in zip(expected, got, strict=True)])
     free = vllm.sample(prompts, group, replace(sampling, stop=()), KEY)
     stops = StopStrings(tokenizer, STOP)
     for one, whole in zip(got, free, strict=True):
         n = len(one.ids)
-        found = [k for k in range(1, len(whole.ids) + 1) if stops.completed(torch.tensor([whole.ids[:k]]))[0]]
-        assert one.ids == whole.ids[: min([len(whole.ids), *found])]
+        found = [k for k in range(1, len(whole.ids) + 1) if stops.completed(torch.tensor(whole.ids[None, :k]))[0]]
+        assert np.array_equal(one.ids, whole.ids[: min([len(whole.ids), *found])])
         assert len(one.logprobs) == n
         assert one.stopped == (n in found)
         assert one.truncated == (not one.stopped and one.ids[-1] != tokenizer.eos_token_id)

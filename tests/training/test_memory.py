@@ -6,6 +6,7 @@ import weakref
 from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, composed
@@ -20,7 +21,7 @@ from dash_exp.models import log_probs
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.training.accumulator import Accumulator
 from dash_exp.training.module import PolicyModule
-from dash_exp.training.rollout import BYTES_PER_COMPLETION, BYTES_PER_TOKEN
+from dash_exp.training.rollout import BYTES_PER_COMPLETION, BYTES_PER_PROMPT_TOKEN, BYTES_PER_TOKEN
 from dash_exp.training.scoring import joined
 
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
@@ -210,15 +211,14 @@ def test_another_error_is_not_taken_for_it(tokenizer, tmp_path, full):
 
 
 def test_rollouts_take_no_more_than_is_reckoned_with():
-    """Tokens of a large vocabulary, whose integers Python does not share, as samplers make them, with eight letters each."""
+    """Rows of what a sampler has decoded, which it then forgets, with eight letters a token."""
     count, length = 16, 500
     prompts = [Prompt(Problem(str(i), "p", "1"), (1, 2)) for i in range(8)]
     gc.collect()
     tracemalloc.start()
     start = tracemalloc.get_traced_memory()[0]
-    ids = torch.randint(1000, 150_000, (count, length))
-    logprobs = torch.rand(count, length)
-    completions = [Completion(tuple(i.tolist()), tuple(p.tolist()), False) for i, p in zip(ids, logprobs, strict=True)]
+    ids, logprobs = np.ones((count, 4 * length), np.int64), np.ones((count, 4 * length), np.float32)
+    completions = [Completion(i[:length], p[:length], False) for i, p in zip(ids, logprobs, strict=True)]
     numbers = torch.zeros(8, 8)
     texts = ["".join(["abcdefgh"] * length) for _ in range(count)]
     rollouts = Rollouts(prompts, completions, texts, numbers, numbers, numbers, numbers > 0, 0, components={"a": [0.0] * count})
@@ -246,7 +246,8 @@ def test_more_than_the_memory_allowed_is_refused_before_anything_is_sampled(toke
     prompt_tokens = sum(len(f"{i}+{i}=" + "1" * (i % 5)) for i in range(12))
 
     def need_gb(completions):
-        return ((completions * 10 + prompt_tokens) * BYTES_PER_TOKEN + completions * BYTES_PER_COMPLETION) / 1e9
+        sampled = completions * (10 * BYTES_PER_TOKEN + BYTES_PER_COMPLETION)
+        return (sampled + prompt_tokens * BYTES_PER_PROMPT_TOKEN) / 1e9
 
     one_run(tokenizer, tmp_path, memory_gb=need_gb(24))
     sampled.clear()
@@ -258,10 +259,8 @@ def test_more_than_the_memory_allowed_is_refused_before_anything_is_sampled(toke
 
 
 def test_the_run_refuses_it(tmp_path):
-    with pytest.raises(
-        UserError, match=r"^rollout\.memory_gb=0\.0002: is less than the 0\.\d+ GB .* 32 completions of up to 40"
-    ):
-        run.build(composed(*SMALL, "rollout.memory_gb=0.0002", "data.train.size=64"))
+    with pytest.raises(UserError, match=r"^rollout\.memory_gb=5e-05: is less than the \S+ GB .* 32 completions of up to 40"):
+        run.build(composed(*SMALL, "rollout.memory_gb=0.00005", "data.train.size=64"))
 
 
 # --- logits ------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def written_out(before, rollouts, reference=None, coef=0.0):
     advantages = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)).flatten()
     loss = 0
     for prompt, completion, advantage in zip(prompts, completions, advantages, strict=True):
-        ids = torch.tensor([prompt.ids + completion.ids])
+        ids = torch.tensor([[*prompt.ids, *completion.ids]])
         steps = range(len(prompt.ids) - 1, ids.shape[1] - 1)
         new = torch.log_softmax(policy(ids).logits[0], -1)
         logprobs = torch.stack([new[t, ids[0, t + 1]] for t in steps])
@@ -213,7 +213,7 @@ def test_epochs_and_minibatches_are_the_steps_written_out(tokenizer, tmp_path, e
     for part in parts(24, epochs, minibatches, [0, 0]):
         loss = 0
         for s in (samples[i] for i in part):
-            ids = torch.tensor([s.prompt_ids + s.completion_ids])
+            ids = torch.tensor([[*s.prompt_ids, *s.completion_ids]])
             logprobs = torch.log_softmax(policy(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])[:, 0]
             ratio = (logprobs[len(s.prompt_ids) - 1 :] - torch.tensor(s.logprobs)).exp()
             surrogate = torch.minimum(ratio * s.advantage, ratio.clamp(0.8, 1.2) * s.advantage)

@@ -113,8 +113,8 @@ def test_rollouts_are_graded_weighed_and_filtered(policy, tokenizer):
     assert rollouts.policy_version == 0
     assert rollouts.grader_timeouts == 1
     for i, sample in enumerate(rollouts.samples()):
-        assert sample.completion_ids == rollouts.completions[i].ids
-        assert sample.logprobs == rollouts.completions[i].logprobs
+        assert sample.completion_ids is rollouts.completions[i].ids
+        assert sample.logprobs is rollouts.completions[i].logprobs
         assert sample.prompt_ids == prompts[i // 3].ids
         assert sample.advantage == expected.flatten()[i]
 

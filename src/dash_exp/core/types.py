@@ -3,7 +3,7 @@
 Axes: P prompts, G completions of one prompt (the group), B = P x G completions in group-major order (all of prompt 0, then
 all of prompt 1), C prompt tokens, T completion tokens.
 
-Rollouts stay in CPU memory as plain lists. Only a `MicroBatch` is padded and moved to the device.
+Rollouts stay in CPU memory, the tokens of a completion as two arrays. Only a `MicroBatch` is padded and moved to the device.
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import BoolTensor, Tensor
+
+# 8 bytes a token; Python's own numbers, with their places in a tuple, take 80.
+TokenIds = NDArray[np.int32]
+LogProbs = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -48,19 +54,27 @@ class Prompt:
     lead: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Completion:
     """Sampled token ids, with the end-of-sequence token where there is one.
 
     `logprobs`: the log-probability (nats) of each token under the sampling distribution, temperature included; None for text
     that no policy sampled. `truncated`: the token limit was reached before the end. `stopped`: the last token completed a stop
     string (`Sampling.stop`), so it is text, and not an end-of-sequence token.
+
+    Ids and log-probabilities may be given as any sequence. They are copied, because a row of a larger array would keep all of
+    it in memory. Two completions are equal only if they are the same object.
     """
 
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...] | None
+    ids: TokenIds
+    logprobs: LogProbs | None
     truncated: bool
     stopped: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", np.array(self.ids, np.int32))
+        if self.logprobs is not None:
+            object.__setattr__(self, "logprobs", np.array(self.logprobs, np.float32))
 
 
 @dataclass(frozen=True)
@@ -102,14 +116,14 @@ class Rollouts:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
-    """One completion for the loss. `logprobs`: see `Completion`."""
+    """One completion for the loss. `logprobs`: see `Completion`. `prompt_ids` say which samples have the same prompt."""
 
     prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
+    completion_ids: TokenIds
     advantage: float
-    logprobs: tuple[float, ...] | None = None
+    logprobs: LogProbs | None = None
 
 
 @dataclass(frozen=True)

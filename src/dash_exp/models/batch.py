@@ -116,7 +116,7 @@ def collate(samples: Sequence[Sample], pad_id: int, packed: bool = False) -> Mic
     old_logprobs_BT = np.zeros((len(samples), n_completion), dtype=np.float32) if sampled else None
     for row, sample in enumerate(samples):
         start, end = n_prompt - len(sample.prompt_ids), n_prompt + len(sample.completion_ids)
-        input_ids_BL[row, start:end] = sample.prompt_ids + sample.completion_ids
+        input_ids_BL[row, start:n_prompt], input_ids_BL[row, n_prompt:end] = sample.prompt_ids, sample.completion_ids
         attention_mask_BL[row, start:end] = 1
         if old_logprobs_BT is not None:
             old_logprobs_BT[row, : len(sample.completion_ids)] = sample.logprobs

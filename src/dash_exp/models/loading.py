@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -118,7 +119,7 @@ def _enable_packing(model: PreTrainedModel) -> None:
     if not packing.possible(model):
         return
     model.eval()
-    samples = [Sample(prompt, ids, 0.0) for prompt in ((1, 2, 3), (4,)) for ids in ((5, 6), (7, 1, 3, 2))]
+    samples = [Sample(prompt, np.array(ids), 0.0) for prompt in ((1, 2, 3), (4,)) for ids in ((5, 6), (7, 1, 3, 2))]
     try:
         with torch.no_grad(), packing.short_windows(model, 3):
             padded_BT = token_logprobs(model, collate(samples, 0), 1.0)

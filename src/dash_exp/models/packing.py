@@ -24,7 +24,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from dash_exp.core.types import Packed
+from dash_exp.core.types import Packed, TokenIds
 
 ATTENTION = "packed_sdpa"  # the name of `attention` in Transformers
 # Devices on which attention computes in 32 bits under autocast: CPUs are slower in 16 bits, in the backward pass four times.
@@ -66,7 +66,7 @@ def enabled(model: PreTrainedModel) -> bool:
     return bool(model.config.get_text_config()._attn_implementation == ATTENTION)
 
 
-def pack(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Packed:
+def pack(pairs: Sequence[tuple[tuple[int, ...], TokenIds]]) -> Packed:
     """The packed layout of (prompt ids, completion ids) pairs, as tensors on the CPU. Equal prompts are packed once."""
     numbers: dict[tuple[int, ...], int] = {}
     prompt_B = np.array([numbers.setdefault(prompt, len(numbers)) for prompt, _ in pairs])
@@ -79,7 +79,7 @@ def pack(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Packed:
     last_of_prompt_B1 = (prompts_PC[:, 0] + lengths_P - 1)[prompt_B, None]
     row_K, column_K = mask_BT.nonzero()
     arrays = {
-        "ids_N": np.array([i for prompt in numbers for i in prompt] + [i for _, completion in pairs for i in completion]),
+        "ids_N": np.concatenate([*numbers, *(completion for _, completion in pairs)], dtype=np.int64),
         "positions_N": np.concatenate([prompt_mask_PC.nonzero()[1], lengths_P[prompt_B][row_K] + column_K]),
         "prompts_PC": prompts_PC,
         "completions_BT": completions_BT,

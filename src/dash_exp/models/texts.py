@@ -63,5 +63,6 @@ def decoded(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Completion
     Other special tokens stay: where `<think>` is one, a reward has to see it. No space is removed before punctuation.
     """
     unsaid = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
-    said = [[i for i in (c.ids if c.truncated or c.stopped else c.ids[:-1]) if i not in unsaid] for c in completions]
+    written = [(c.ids if c.truncated or c.stopped else c.ids[:-1]).tolist() for c in completions]
+    said = [[i for i in ids if i not in unsaid] for ids in written]
     return [str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)) for ids in said]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,5 +68,6 @@ def largest_batch(size: BackwardPass, packed: bool) -> MicroBatch:
     for i in range(size.completions):
         length = min(size.longest if i == 0 else rest, size.longest)
         prompt = i * size.prompts // size.completions
-        samples.append(Sample((prompt,) * size.prompt_tokens, (1,) * length, 1.0, (0.0,) * length))
+        ids, logprobs = np.ones(length, np.int32), np.zeros(length, np.float32)
+        samples.append(Sample((prompt,) * size.prompt_tokens, ids, 1.0, logprobs))
     return collate(samples, 0, packed).to(CPU)

@@ -246,8 +246,8 @@ class Engine:
     def _completion(self, member: Any) -> Completion:
         ended = member.token_ids[-1] in self.eos_ids
         stopped = not ended and isinstance(member.stop_reason, str)  # the stop string
-        logprobs = None if member.logprobs is None else tuple(member.logprobs.logprobs)
-        return Completion(tuple(member.token_ids), logprobs, not (ended or stopped), stopped)
+        logprobs = None if member.logprobs is None else member.logprobs.logprobs
+        return Completion(member.token_ids, logprobs, not (ended or stopped), stopped)
 
 
 def group_seed(key: tuple[int, ...], prompt: Prompt) -> int:

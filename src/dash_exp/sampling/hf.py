@@ -107,14 +107,15 @@ class HFSampler:
                 stay = context.leave(ended_B)
                 batch, tokens_B, ended_B = batch[stay], tokens_B[stay], ended_B[stay]
             logits_BV = context.next_logits(tokens_B)
+        columns = (numbers.cpu().numpy() for numbers in (ids_BT, logprobs_BT, lengths, complete))
         return [
             Completion(
-                tuple(ids[:n]),
-                tuple(logprobs[:n]) if sampling.top_p == 1 else None,
+                ids[:n],
+                logprobs[:n] if sampling.top_p == 1 else None,
                 truncated=not whole,
-                stopped=whole and ids[n - 1] not in self.eos_ids,
+                stopped=bool(whole and ids[n - 1] not in self.eos_ids),
             )
-            for ids, logprobs, n, whole in zip(*map(Tensor.tolist, (ids_BT, logprobs_BT, lengths, complete)), strict=True)
+            for ids, logprobs, n, whole in zip(*columns, strict=True)
         ]
 
     def _read_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Context]:

@@ -31,6 +31,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from dash_exp.core.types import Completion
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.engine import Engine, check_complete
 
@@ -84,6 +85,12 @@ class Job:
             raise RefusedError(400, f"not a sampling request: {type(error).__name__} {error}") from error
 
 
+def as_json(completion: Completion) -> dict[str, Any]:
+    """A completion in a line of /sample. `server_call.completion` reads it, with the same log-probabilities to the last bit."""
+    logprobs = None if completion.logprobs is None else completion.logprobs.tolist()
+    return {"ids": completion.ids.tolist(), "logprobs": logprobs, "stopped": completion.stopped}
+
+
 class EngineServer:
     """The engine, its unfinished groups, and the thread that uses it."""
 
@@ -111,7 +118,7 @@ class EngineServer:
                 if group not in self._waiting:
                     continue
                 index, put = self._waiting.pop(group)
-                line = [{"ids": c.ids, "logprobs": c.logprobs, "stopped": c.stopped} for c in completions]
+                line = [as_json(completion) for completion in completions]
                 put({"index": index, "version": self.version, "completions": line})
             self.steps += 1
 

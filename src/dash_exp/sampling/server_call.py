@@ -74,13 +74,13 @@ class Call:
                 if (n := len(line["completions"])) != self.group_size:
                     raise LostError(f"it sent {n} completions of a prompt instead of {self.group_size}")
             return line
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
             raise LostError(f"it sent a line that cannot be read: {in_one_line(text)[:80]}") from error
 
 
 def completion(sent: Mapping[str, Any], eos_ids: frozenset[int]) -> Completion:
     """A completion from the JSON that a server sends."""
-    ids, logprobs = tuple(sent["ids"]), sent["logprobs"]
+    ids = sent["ids"]
     stopped = bool(sent.get("stopped", False))
     truncated = not stopped and ids[-1] not in eos_ids
-    return Completion(ids, None if logprobs is None else tuple(logprobs), truncated, stopped)
+    return Completion(ids, sent["logprobs"], truncated, stopped)

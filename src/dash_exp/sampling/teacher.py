@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -145,10 +146,9 @@ class TeacherSampler:
         return [self._completion(*trace, sampling.max_tokens) for trace in written for _ in range(group_size)]
 
     def _completion(self, text: str, complete: bool, max_tokens: int) -> Completion:
-        ids = tuple(texts.continuation(self.tokenizer, text, complete))
-        return Completion(
-            ids[:max_tokens] or (self.tokenizer.eos_token_id,), None, truncated=not complete or len(ids) > max_tokens
-        )
+        ids = texts.continuation(self.tokenizer, text, complete)
+        kept = ids[:max_tokens] or [self.tokenizer.eos_token_id]
+        return Completion(np.array(kept), None, truncated=not complete or len(ids) > max_tokens)
 
     def _write(self, problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
         """Sample new traces: one row per problem."""

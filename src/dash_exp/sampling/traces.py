@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -52,8 +53,8 @@ class TraceSampler:
     def _trace(self, prompt: Prompt, max_tokens: int) -> Completion:
         self.check([prompt.problem])
         solution = behind(lead(prompt), str(prompt.problem.solution), self.separator)
-        ids = tuple(continuation(self.tokenizer, solution))
-        return Completion(ids[:max_tokens], None, truncated=len(ids) > max_tokens)
+        ids = continuation(self.tokenizer, solution)
+        return Completion(np.array(ids[:max_tokens]), None, truncated=len(ids) > max_tokens)
 
 
 def lead(prompt: Prompt) -> str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -110,7 +111,7 @@ class Accumulator:
         return max(self.ranks.gather(mine)) - mine
 
     def _empty_batch(self) -> MicroBatch:
-        sample = Sample((self.passes.pad_id,), (self.passes.pad_id,), 0.0)
+        sample = Sample((self.passes.pad_id,), np.array([self.passes.pad_id]), 0.0)
         return collate([sample], self.passes.pad_id, packing.enabled(self.policy)).to(self.policy.device)
 
     def _fits(self, batch: MicroBatch, where: str) -> bool:

@@ -22,7 +22,7 @@ def rollout_metrics(rollouts: Sequence[Rollouts], counts: StepCounts, sampler: S
     advantages_PG = torch.cat([r.advantages_PG for r in rollouts])
     keep_PG = torch.cat([r.keep_PG for r in rollouts])
     completions = [c for r in rollouts for c in r.completions]
-    nll = [-sum(c.logprobs) for c in completions if c.logprobs is not None]
+    nll = [-sum(c.logprobs.tolist()) for c in completions if c.logprobs is not None]  # in 64 bits
     return {
         "reward/mean": float(rewards_PG.mean()),
         **{f"reward/{n}": _mean([v for r in rollouts for v in r.components[n]]) for n in rollouts[0].components},

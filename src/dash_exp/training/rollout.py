@@ -32,9 +32,10 @@ from dash_exp.sampling.base import Sampler, Sampling
 from dash_exp.sampling.refresh import Refresh
 from dash_exp.training.scoring import Scoring, at_most, joined
 
-# What `Rollouts` take of CPU memory at most: an integer and a float of Python's with their places in two tuples, and 16 bytes
-# of text, a token; objects and numbers, a completion.
-BYTES_PER_TOKEN = (32 + 8) + (32 + 8) + 16
+# What `Rollouts` take of CPU memory at most: id, log-probability and 16 bytes of text, a token; objects and numbers, a
+# completion. A token of a prompt is an integer of Python's with its place in a tuple, and text.
+BYTES_PER_TOKEN = 4 + 4 + 16
+BYTES_PER_PROMPT_TOKEN = 32 + 8 + 16
 BYTES_PER_COMPLETION = 1024
 
 
@@ -198,8 +199,8 @@ class RolloutDataModule(L.LightningDataModule):
         """Refuse what could take more than `memory_gb`: every completion as long as allowed, every refill made."""
         plan, refills = self.plan, self.scoring.keep.refill_rounds
         completions = (self.refresh.staleness + 1) * plan.prompts * plan.group_size * (1 + refills)
-        tokens = completions * plan.sampling.max_tokens + sum(len(p.ids) for p in self.train_prompts)
-        need_gb = rollout_bytes(completions, tokens) / 1e9
+        of_prompts = sum(len(p.ids) for p in self.train_prompts) * BYTES_PER_PROMPT_TOKEN
+        need_gb = (rollout_bytes(completions, completions * plan.sampling.max_tokens) + of_prompts) / 1e9
         if need_gb > memory_gb:
             ahead = f" of {self.refresh.staleness + 1} outer steps" if self.refresh.staleness else ""
             refilled = f" and up to {refills} refills" if refills else ""
