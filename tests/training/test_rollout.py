@@ -42,7 +42,6 @@ def module(policy, tokenizer, *, problems=PROBLEMS, max_prompt_tokens=None, samp
         evaluator=Evaluator(
             sampler, {"in_dist": scoring.reward}, tokenizer, Sampling(plan.sampling.max_tokens, temperature=0.0)
         ),
-        eval_prompts=2,
         passes=Passes(2048, pad_id=0),
         clock=Clock(),
         **changes,
