@@ -55,7 +55,10 @@ def job(words, device=KNOWN["h200"]):
         # of weights one step old: those of this step, of the one before, and the new ones while they are copied
         (f"{LLAMA} rollout.staleness=1", "update", "earlier weights", 3 * 4 * N),
         (f"{LLAMA} rollout.staleness=1 model.adapter=lora", "update", "earlier weights", 3 * 4 * ADAPTER),
-        ("model=llama-3-8b trainer=gpu rollout.sampler.sleep=true rollout=vllm", "update", "vLLM asleep", 2 * N),
+        # an engine: asleep it has no weights; under an adapter, which is all that it gets, they wait in CPU memory
+        ("model=llama-3-8b trainer=gpu rollout=vllm", "update", "vLLM asleep", None),
+        ("model=llama-3-8b trainer=gpu rollout=vllm model.adapter=lora", "update", "vLLM asleep", 2 * N),
+        ("model=llama-3-8b trainer=gpu rollout=vllm model.adapter=lora rollout.sampler.sleep=false", "update", "vLLM asleep", None),
     ],
 )
 def test_cpu_memory_beside_gpus(words, phase, part, size):

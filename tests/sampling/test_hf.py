@@ -1,11 +1,13 @@
 import pytest
 import torch
 from tiny_models import SMALL
+from torch.overrides import TorchFunctionMode
 
 from dash_exp.core.types import Problem, Prompt, Sample
 from dash_exp.models.batch import collate
 from dash_exp.models.loading import load_policy
 from dash_exp.models.log_probs import token_logprobs
+from dash_exp.sampling import hf
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler, choose
 from dash_exp.sampling.traces import TraceSampler
@@ -151,3 +153,49 @@ def test_traces_are_the_solutions(tokenizer, prompts):
     completions = TraceSampler(tokenizer).sample(prompts[:2], 2, Sampling(64), KEY)
     assert [tokenizer.decode(c.ids) for c in completions] == ["A:1<eos>"] * 4
     assert TraceSampler(tokenizer).sample(prompts[:1], 1, Sampling(2), KEY)[0].truncated
+
+
+READS = {"item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"}
+
+
+class Waits(TorchFunctionMode):
+    """Counts what would wait for a GPU: values that are read, and selections by a mask, whose size must be known."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        name = function.__name__
+        index = arguments[1] if name in ("__getitem__", "__setitem__") else ()
+        by_mask = any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in (index if isinstance(index, tuple) else (index,)))
+        if name in READS or by_mask:
+            self.found.append(name)
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("look_every", [1, 8])
+def test_decoding_waits_for_the_device_at_most_once_a_token(policy, tokenizer, prompts, monkeypatch, look_every):
+    monkeypatch.setitem(hf.LOOK_EVERY, "cpu", look_every)
+    many = [Prompt(Problem(f"{p.problem.id}{i}", "", ""), p.ids) for i in range(20) for p in prompts]
+    with Waits() as waits:
+        completions = sampler(policy, tokenizer, 80).sample(many, 1, Sampling(64), KEY)
+    assert len({len(c.ids) for c in completions}) > 5  # many have left the batch on the way
+    assert len(waits.found) <= 64 // look_every + 4  # and four lists at the end
+
+
+@pytest.mark.parametrize("stop", [(), ("7", "a")])
+@pytest.mark.parametrize("group", [1, 4])  # with four the prompts are shared
+def test_looking_less_often_changes_nothing(policy, tokenizer, prompts, monkeypatch, group, stop):
+    def sampled(look_every):
+        monkeypatch.setitem(hf.LOOK_EVERY, "cpu", look_every)
+        found = sampler(policy, tokenizer).sample(prompts, group, Sampling(30, stop=stop), KEY)
+        return [(tuple(c.ids), c.truncated, c.stopped) for c in found], [x for c in found for x in c.logprobs]
+
+    (expected, logprobs), lengths = sampled(1), set()
+    for look_every in (3, 8, 100):
+        got, others = sampled(look_every)
+        assert got == expected
+        torch.testing.assert_close(torch.tensor(others), torch.tensor(logprobs))
+        lengths |= {len(ids) for ids, *_ in got}
+    assert len(lengths) > 2
