@@ -90,25 +90,23 @@ class HFSampler:
         logits_BV, context = self._read_prompts([prompt for prompt, _ in rows])
         batch = torch.arange(len(rows), device=device)  # the rows that are still being decoded
         ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        looked = 0  # at so many tokens
         stops = StopStrings(self.tokenizer, sampling.stop)
         eos = torch.tensor(sorted(self.eos_ids), device=device)
         look_every = LOOK_EVERY.get(device.type, 8)
         for t in range(sampling.max_tokens):
             tokens_B, logprob_B = choose(logits_BV, sampling.temperature, noise_BT[batch, t], sampling.top_p)
             ids_BT[batch, t], logprobs_BT[batch, t] = tokens_B, logprob_B
-            ends_B = torch.isin(tokens_B, eos)
-            if sampling.stop:
-                ends_B = ends_B | stops.completed(ids_BT[batch, max(0, t + 1 - stops.window) : t + 1])
-            ends_BT[batch, t] = ends_B
-            ended_B = ended_B | ends_B
-            if t + 1 == sampling.max_tokens:
-                break
-            if (t + 1) % look_every == 0:
-                ended = ended_B.tolist()  # waits for the device, which nothing else here does
-                n_ended = sum(ended)
-                if n_ended == len(ended):
+            ends_BT[batch, t] = torch.isin(tokens_B, eos)
+            if (t + 1) % look_every == 0 or t + 1 == sampling.max_tokens:  # nothing else here waits for the device
+                if sampling.stop:
+                    recent_BT = ids_BT[batch, max(0, looked + 1 - stops.window) : t + 1]
+                    ends_BT[batch, looked : t + 1] |= stops.completed_by_each(recent_BT, t + 1 - looked)
+                ended_B = ended_B | ends_BT[batch, looked : t + 1].any(dim=1)
+                ended, looked = ended_B.tolist(), t + 1
+                if t + 1 == sampling.max_tokens or all(ended):
                     break
-                if n_ended >= LEAVE_AT * len(ended):
+                if sum(ended) >= LEAVE_AT * len(ended):
                     stay = context.leave(ended)
                     batch, tokens_B, ended_B = batch[stay], tokens_B[stay], ended_B[stay]
             logits_BV = context.next_logits(tokens_B)
