@@ -55,7 +55,9 @@ class Recorded:
         assert self.awake == PARTS and self.weights, "garbage"
         self.asked.append("sample")
         logprobs = SimpleNamespace(logprobs=[-1.0])
-        of_group = [SimpleNamespace(index=i, token_ids=[1], stop_reason=None, logprobs=logprobs) for i in range(parameters[0].n)]
+        of_group = [
+            SimpleNamespace(index=i, token_ids=[1], stop_reason=None, logprobs=logprobs) for i in range(parameters[0].n)
+        ]
         return [SimpleNamespace(outputs=of_group) for _ in requests]
 
 
@@ -63,8 +65,6 @@ VLLM = SimpleNamespace(
     LLM=Recorded,
     SamplingParams=SimpleNamespace,
     sampling_params=SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=None)),
-    lora=SimpleNamespace(
-        request=SimpleNamespace(LoRARequest=lambda name, number, folder: SimpleNamespace(lora_int_id=number))
-    ),
+    lora=SimpleNamespace(request=SimpleNamespace(LoRARequest=lambda name, number, folder: SimpleNamespace(lora_int_id=number))),
     distributed=SimpleNamespace(cleanup_dist_env_and_memory=lambda: None),
 )

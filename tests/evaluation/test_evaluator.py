@@ -74,9 +74,7 @@ def test_summary_by_hand(tokenizer, prompts):
 def test_cutting_into_batches_changes_nothing(policy, tokenizer, prompts):
     def evaluator(at_a_time):
         sampling = Sampling(5, 0.7, 0.95)
-        return written(
-            tokenizer, prompts, sampler=HFSampler(policy, tokenizer, 8), sampling=sampling, at_a_time=at_a_time
-        )
+        return written(tokenizer, prompts, sampler=HFSampler(policy, tokenizer, 8), sampling=sampling, at_a_time=at_a_time)
 
     steps = []
     apart = evaluator(3)("t", prompts, lambda graded, greedy: steps.append((graded, len(greedy.correct))))
@@ -149,7 +147,8 @@ def test_each_rank_grades_a_share_of_the_problems_and_all_have_the_whole(tokeniz
     assert all(len(texts) % 3 == 0 for reward in rewards for texts in reward.read)  # all of a problem in one call
     assert found[0].timeouts > 0
     for each in found:
-        assert (each.greedy, each.sampled) == (replace(alone.greedy, timeouts=each.greedy.timeouts), replace(alone.sampled, timeouts=each.sampled.timeouts))
+        assert each.greedy == replace(alone.greedy, timeouts=each.greedy.timeouts)
+        assert each.sampled == replace(alone.sampled, timeouts=each.sampled.timeouts)
         assert each.summary() == alone.summary()
 
 

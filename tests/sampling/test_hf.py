@@ -168,34 +168,40 @@ class Waits(TorchFunctionMode):
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         name = function.__name__
         index = arguments[1] if name in ("__getitem__", "__setitem__") else ()
-        by_mask = any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in (index if isinstance(index, tuple) else (index,)))
+        by_mask = any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in (index if isinstance(index, tuple) else (index,))
+        )
         if name in READS or by_mask:
             self.found.append(name)
         return function(*arguments, **(keywords or {}))
 
 
+def many(prompts):
+    """20 problems with each of these prompts."""
+    return [Prompt(Problem(f"{p.problem.id}{i}", "", ""), p.ids) for i in range(20) for p in prompts]
+
+
 @pytest.mark.parametrize("look_every", [1, 8])
 def test_decoding_waits_for_the_device_at_most_once_a_token(policy, tokenizer, prompts, monkeypatch, look_every):
     monkeypatch.setitem(hf.LOOK_EVERY, "cpu", look_every)
-    many = [Prompt(Problem(f"{p.problem.id}{i}", "", ""), p.ids) for i in range(20) for p in prompts]
     with Waits() as waits:
-        completions = sampler(policy, tokenizer, 80).sample(many, 1, Sampling(64), KEY)
+        completions = sampler(policy, tokenizer, 80).sample(many(prompts), 1, Sampling(64), KEY)
     assert len({len(c.ids) for c in completions}) > 5  # many have left the batch on the way
-    assert len(waits.found) <= 64 // look_every + 4  # and four lists at the end
+    assert len(waits.found) <= 64 // look_every + 2 + 4  # and where prompts are read, and lists at the end
 
 
-@pytest.mark.parametrize("stop", [(), ("7", "a")])
+@pytest.mark.parametrize("stop", [(), ("7a", "12", "b")])
 @pytest.mark.parametrize("group", [1, 4])  # with four the prompts are shared
 def test_looking_less_often_changes_nothing(policy, tokenizer, prompts, monkeypatch, group, stop):
     def sampled(look_every):
         monkeypatch.setitem(hf.LOOK_EVERY, "cpu", look_every)
-        found = sampler(policy, tokenizer).sample(prompts, group, Sampling(30, stop=stop), KEY)
+        found = sampler(policy, tokenizer, 100).sample(many(prompts)[: 80 // group], group, Sampling(64, stop=stop), KEY)
         return [(tuple(c.ids), c.truncated, c.stopped) for c in found], [x for c in found for x in c.logprobs]
 
-    (expected, logprobs), lengths = sampled(1), set()
+    expected, logprobs = sampled(1)
+    assert len({len(ids) for ids, *_ in expected}) > 5
+    assert any(stopped for *_, stopped in expected) == bool(stop)
     for look_every in (3, 8, 100):
         got, others = sampled(look_every)
         assert got == expected
         torch.testing.assert_close(torch.tensor(others), torch.tensor(logprobs))
-        lengths |= {len(ids) for ids, *_ in got}
-    assert len(lengths) > 2

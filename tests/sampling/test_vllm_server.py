@@ -580,7 +580,7 @@ def test_a_heartbeat_keeps_a_slow_server(stand_ins, prompts, caplog):
 
 
 def test_how_prompts_are_spread(stand_ins, prompts, monkeypatch):
-    """4 prompts on 2 servers are 2 each, also with room for 2 completions, since more wait there; else a group of 2 at a time."""
+    """4 prompts on 2 servers are 2 each, also with room for 2 completions, since more wait there; else one group at a time."""
 
     def slow(handler, request):
         time.sleep(0.3)

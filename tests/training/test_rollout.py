@@ -170,9 +170,10 @@ def test_a_sampler_rests_once_nothing_more_is_sampled_in_the_step(policy, tokeni
     sleeper = Sleeper(policy, tokenizer, max_sequences=8)
     written = {"train_sampler": Scripted(tokenizer, lambda problem, i: "r")} if traces else {}
     data = module(policy, tokenizer, sampler=sleeper, sample_prompts=sample_prompts, **written)
-    for step in range(2):  # without an update between them, so the second has the same version
+    for step in range(2):  # without an update between them: the second step has the same weights
         sleeper.asked.clear()
         assert len(list(data.rollouts_of_step(step))) == data.plan.calls
+        data.refresh.publish(0)
         assert sleeper.asked == asked
     assert data.clock.seconds["sync"] >= 2 * 0.03 * len(set(asked) - {"sample"})
     sleeper.asked.clear()

@@ -92,7 +92,7 @@ def planned(cfg: DictConfig, device: Device, layers: int = MOST_LAYERS) -> Plan:
 
 
 def awake_in(job: Job) -> tuple[str, ...]:
-    """When an engine that sleeps is awake: with several sampling calls in an outer step also between them, in backward passes."""
+    """When an engine that sleeps is awake: with several sampling calls in an outer step also in passes between them."""
     return ("sample", "evaluate", "score", "sync", *(("update",) if job.step.calls > 1 else ()))
 
 

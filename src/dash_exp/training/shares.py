@@ -52,7 +52,7 @@ class SharedSampler:
 
 
 class FirstSampler:
-    """A sampler of the first rank alone, for calls that all ranks make: each gets the completions. Others have a `NoSampler`."""
+    """The first rank's sampler, for calls that all ranks make: each gets the completions. The others have a `NoSampler`."""
 
     def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
         self.sampler = sampler
