@@ -179,7 +179,7 @@ class Evaluator:
                     told(graded, whole[0] if whole else so_far)
             assert so_far is not None, "a test set has at least one problem"
             whole.append(so_far)
-        return Evaluation([p.problem for p in prompts], *whole, k=self.k)
+        return Evaluation([p.problem for p in prompts], whole[0], whole[1] if len(whole) > 1 else None, self.k)
 
     def texts(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[str]:
         """The completions as text, as rewards and records have them: behind the prefill of their prompts."""
@@ -225,8 +225,9 @@ def dealt_back(shares: Sequence[Graded]) -> Graded:
     together = reduce(operator.add, shares)
     turns = [(turn, share) for share, of in enumerate(shares) for turn in range(len(of.texts) // of.per_problem)]
     order = [together.of_problem(place) for place in sorted(range(len(turns)), key=turns.__getitem__)]
-    there = [name for name in LISTS if getattr(together, name) is not None]
-    return replace(together, **{name: [row for rows in order for row in getattr(together, name)[rows]] for name in there})
+    there = {name: getattr(together, name) for name in LISTS if getattr(together, name) is not None}
+    lists: dict[str, Any] = {name: [value for rows in order for value in values[rows]] for name, values in there.items()}
+    return replace(together, **lists)
 
 
 def _named(name: str, value: float, interval: Interval) -> dict[str, float | None]:
