@@ -83,7 +83,6 @@ def one_run(
         refresh=refresh,
         scoring=Scoring(reward, advantage, keep),
         evaluator=Evaluator(refresh.sampler, {"in_dist": reward}, tokenizer, Sampling(10, temperature=0.0)),
-        eval_prompts=8,
         passes=passes,
         clock=clock,
         watch=watch,

@@ -90,7 +90,6 @@ def test_reference_programs_get_1_from_problem_to_rollout(bubblewrap, policy, to
         refresh=Refresh(policy, sampler),
         scoring=Scoring(reward, advantages.group_centered, filters.KeepAll()),
         evaluator=Evaluator(sampler, {"in_dist": reward}, tokenizer, Sampling(512, temperature=0.0)),
-        eval_prompts=8,
         passes=Passes(2048, pad_id=0),
         clock=Clock(),
     )

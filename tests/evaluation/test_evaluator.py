@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +10,8 @@ from special_tokens import made
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion
-from dash_exp.evaluation.evaluator import Evaluator, evaluate
+from dash_exp.distributed.ranks import Ranks
+from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.evaluation.measures import wilson
 from dash_exp.rewards.base import Scores
 from dash_exp.rewards.exact import ExactReward
@@ -50,7 +54,7 @@ def written(tokenizer, prompts, **changes):
 
 
 def test_summary_by_hand(tokenizer, prompts):
-    summary = evaluate("t", prompts, written(tokenizer, prompts), batch=4).summary()
+    summary = written(tokenizer, prompts)("t", prompts).summary()
     assert summary["accuracy"] == 3 / 4
     assert (summary["accuracy/low"], summary["accuracy/high"]) == wilson(3, 4)
     assert summary["length/mean_tokens"] == (4 + 4 + 4 + 5) / 4  # characters and the end, at most 5
@@ -68,13 +72,84 @@ def test_summary_by_hand(tokenizer, prompts):
 
 
 def test_cutting_into_batches_changes_nothing(policy, tokenizer, prompts):
-    evaluator = written(tokenizer, prompts, sampler=HFSampler(policy, tokenizer, 8), sampling=Sampling(5, 0.7, 0.95))
+    def evaluator(at_a_time):
+        sampling = Sampling(5, 0.7, 0.95)
+        return written(tokenizer, prompts, sampler=HFSampler(policy, tokenizer, 8), sampling=sampling, at_a_time=at_a_time)
+
     steps = []
-    apart = evaluate("t", prompts, evaluator, batch=3, on_batch=lambda done, so_far: steps.append((done, so_far.accuracy)))
-    assert apart == evaluate("t", prompts, evaluator, batch=4)
-    assert [done for done, _ in steps] == [3, 4]
-    assert steps[-1][1] == apart.accuracy
+    apart = evaluator(3)("t", prompts, lambda graded, greedy: steps.append((graded, len(greedy.correct))))
+    assert apart == evaluator(None)("t", prompts)
+    assert steps == [(3, 3), (4, 4), (7, 4), (10, 4), (13, 4), (16, 4)]  # greedy ones, then three of each problem
     assert len(set(apart.sampled.texts)) > 4  # the completions of a problem differ
+
+
+@pytest.mark.parametrize(
+    ("at_a_time", "n", "calls"),
+    [
+        (4, 3, [(4, 1), (1, 3), (1, 3), (1, 3), (1, 3)]),  # greedy ones in full batches, however many are sampled
+        (6, 3, [(4, 1), (2, 3), (2, 3)]),
+        (2, 3, [(2, 1), (2, 1), (1, 3), (1, 3), (1, 3), (1, 3)]),  # fewer than a problem has: one problem all the same
+        (3, 0, [(3, 1), (1, 1)]),
+        (None, 3, [(4, 1), (4, 3)]),  # all at once
+    ],
+)
+def test_what_the_sampler_is_asked_for(tokenizer, prompts, at_a_time, n, calls):
+    evaluator = written(tokenizer, prompts, at_a_time=at_a_time, n=n, k=())
+    asked, sample = [], evaluator.sampler.sample
+    evaluator.sampler.sample = lambda some, count, *how: asked.append((len(some), count)) or sample(some, count, *how)
+    evaluator("t", prompts)
+    assert asked == calls
+
+
+class Beside(Ranks):
+    """A rank in a thread of its own. `given`: what each rank gives the others; they wait for each other at the `barrier`."""
+
+    def __init__(self, index, given, barrier):
+        super().__init__(index, len(given))
+        self.given, self.barrier = given, barrier
+
+    def gather(self, value):
+        self.given[self.index] = value
+        self.barrier.wait(60)
+        found = list(self.given)
+        self.barrier.wait(60)
+        return found
+
+
+@pytest.mark.parametrize("at_a_time", [None, 6])  # 6: two problems with three completions, so one of three ranks has none
+def test_each_rank_grades_a_share_of_the_problems_and_all_have_the_whole(tokenizer, prompts, at_a_time):
+    class Counting(ExactReward):
+        def __init__(self):
+            super().__init__(r"A:(\S+)")
+            self.graded, self.read = [], []
+
+        def __call__(self, problems, texts):
+            self.graded += texts
+            return replace(super().__call__(problems, texts), timeouts=1)
+
+        def answers(self, texts):
+            self.read.append(texts)
+            return super().answers(texts)
+
+    size, alone = 3, written(tokenizer, prompts, at_a_time=at_a_time)("t", prompts)
+    given, barrier = [None] * size, threading.Barrier(size)
+    rewards = [Counting() for _ in range(size)]
+
+    def evaluated(index):
+        ranks = Beside(index, given, barrier)
+        return written(tokenizer, prompts, rewards={"t": rewards[index]}, at_a_time=at_a_time, ranks=ranks)("t", prompts)
+
+    with ThreadPoolExecutor(size) as threads:
+        found = list(threads.map(evaluated, range(size)))
+    shares = [len(reward.graded) for reward in rewards]
+    assert sum(shares) == 4 * (1 + 3)
+    assert max(shares) <= 2 * (1 + 3)
+    assert all(len(texts) % 3 == 0 for reward in rewards for texts in reward.read)  # all of a problem in one call
+    assert found[0].timeouts > 0
+    for each in found:
+        assert each.greedy == replace(alone.greedy, timeouts=each.greedy.timeouts)
+        assert each.sampled == replace(alone.sampled, timeouts=each.sampled.timeouts)
+        assert each.summary() == alone.summary()
 
 
 def test_the_seed_keys_the_noise_and_leaves_greedy_alone(policy, tokenizer, prompts):
@@ -103,7 +178,7 @@ def test_a_reward_sees_tags_that_are_special_tokens(prompts):
 
 def test_greedy_alone_is_the_default(tokenizer, prompts):
     evaluator = written(tokenizer, prompts, n=0, k=(), sampling=None)
-    summary = evaluate("t", prompts, evaluator, batch=2).summary()
+    summary = evaluator("t", prompts).summary()
     assert {name.removesuffix("/low").removesuffix("/high") for name in summary} == {
         "accuracy",
         "length/mean_tokens",
@@ -115,10 +190,10 @@ def test_no_majority_without_answers_and_failures_are_counted(tokenizer, prompts
     def reward(problems, texts):
         return Scores([1.0] * len(texts), timeouts=1, errors=2)
 
-    done = evaluate("t", prompts, written(tokenizer, prompts, rewards={"t": reward}), batch=2)
+    done = written(tokenizer, prompts, rewards={"t": reward}, at_a_time=6)("t", prompts)
     assert "maj@3" not in done.summary()
     assert done.summary()["avg@3"] == 1
-    assert (done.timeouts, done.errors) == (4, 8)  # two batches, greedy and sampled
+    assert (done.timeouts, done.errors) == (3, 6)  # one call for greedy completions, two for three of each problem
 
 
 def test_a_summed_reward_is_right_by_one_of_its_parts(tokenizer, prompts):
@@ -128,7 +203,7 @@ def test_a_summed_reward_is_right_by_one_of_its_parts(tokenizer, prompts):
         def __call__(self, problems, texts):
             return Scores([1.1] * len(texts), components={"exact": [float("A:1" in t) for t in texts]})
 
-    done = evaluate("t", prompts, written(tokenizer, prompts, rewards={"t": Sum()}), batch=4)
+    done = written(tokenizer, prompts, rewards={"t": Sum()})("t", prompts)
     assert done.accuracy == 3 / 4
     assert done.greedy.rewards == [1.1] * 4
 
@@ -140,10 +215,10 @@ def test_each_test_set_has_its_reward(tokenizer, prompts):
         return Scores([float("2" in text) for text in texts])
 
     evaluator = written(tokenizer, prompts, rewards={"ones": ExactReward(r"A:(\S+)"), "twos": twos})
-    assert evaluate("ones", prompts, evaluator, batch=3).accuracy == 3 / 4
-    assert evaluate("twos", prompts, evaluator, batch=3).accuracy == 1 / 4
+    assert evaluator("ones", prompts).accuracy == 3 / 4
+    assert evaluator("twos", prompts).accuracy == 1 / 4
     for test in ("ones", "twos"):
-        measured = evaluate(test, prompts, evaluator, batch=4).summary()
+        measured = evaluator(test, prompts).summary()
         assert evaluator.names(test) == [name for name in evaluator.names("ones") if name in measured]
         assert ("maj@3" in measured) == (test == "ones")
 

@@ -15,6 +15,7 @@ from dash_exp.training.rollout import rollout_bytes
 
 N = 8_030_261_248  # of Llama-3-8B
 LLAMA = "model=llama-3-8b model.dtype=float32 trainer=gpu rollout=vllm_server"
+ENGINE = "model=llama-3-8b trainer=gpu rollout=vllm"
 TWO = "trainer.devices=2 trainer.accelerator=gpu"
 ADAPTER = 16 * 32 * (2 * 8192 + 2 * 5120 + 3 * 18432)  # numbers: rank 16, 32 layers (see test_table)
 
@@ -55,7 +56,15 @@ def job(words, device=KNOWN["h200"]):
         # of weights one step old: those of this step, of the one before, and the new ones while they are copied
         (f"{LLAMA} rollout.staleness=1", "update", "earlier weights", 3 * 4 * N),
         (f"{LLAMA} rollout.staleness=1 model.adapter=lora", "update", "earlier weights", 3 * 4 * ADAPTER),
-        ("model=llama-3-8b trainer=gpu rollout.sampler.sleep=true rollout=vllm", "update", "vLLM asleep", 2 * N),
+        # an engine: asleep it has no weights; under an adapter, which is all that it gets, they wait in CPU memory
+        (ENGINE, "update", "vLLM asleep", None),
+        (f"{ENGINE} model.adapter=lora", "update", "vLLM asleep", 2 * N),
+        (
+            f"{ENGINE} model.adapter=lora rollout.sampler.sleep=false",
+            "update",
+            "vLLM asleep",
+            None,
+        ),
     ],
 )
 def test_cpu_memory_beside_gpus(words, phase, part, size):

@@ -51,8 +51,8 @@ def test_prompts_with_what_stands_around_the_problem(overrides, tokens):
     [
         # test sets of 40 and 3 problems, 24 completions at a time
         (0, 1, [(24, 24), (3, 3)]),
-        (8, 1, [(3, 24), (3, 24)]),  # 24 // 8 problems
-        (8, 2, [(2, 16), (2, 16)]),  # which two devices share
+        (8, 1, [(24, 24), (3, 24), (3, 3), (3, 24)]),  # and 24 // 8 problems with 8 each
+        (8, 2, [(12, 12), (2, 16), (2, 2), (2, 16)]),  # which two devices share
     ],
 )
 def test_evaluation_decodes_greedy_completions_and_n_more(n, devices, expected):

@@ -48,3 +48,14 @@ def test_70b_fits_8_h200_that_share_it_with_an_adapter_and_engines_that_have_98_
     parts = ["model=llama-3-70b", "trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=8"]
     assert few_layers(*parts, "rollout=vllm_server", "rollout.sampler.memory_share=0.98").fits
     assert not few_layers("model=llama-3-70b", "trainer=gpu").fits
+
+
+@pytest.mark.parametrize(
+    ("algo", "sleep", "awake"),
+    [("dash", True, False), ("dash", False, True), ("grpo", True, True)],  # grpo samples between its backward passes
+)
+def test_an_engine_is_beside_the_backward_passes_that_it_samples_between(algo, sleep, awake):
+    found = few_layers("model=qwen2.5-0.5b", "trainer=gpu", "rollout=vllm", f"algo={algo}", f"rollout.sampler.sleep={sleep}")
+    assert "vLLM" in found.memory["sample"]
+    assert ("vLLM" in found.memory["update"]) == awake
+    assert ("vLLM" in found.memory["step"]) == (not sleep)

@@ -4,6 +4,7 @@ from plans import HERE, few_layers
 
 from dash_exp.planning import timing
 from dash_exp.planning.job import job_of
+from dash_exp.planning.machine import KNOWN
 
 
 def test_ranks_on_a_cpu_share_one_machine():
@@ -27,3 +28,11 @@ def test_what_goes_between_devices():
     gradients = job_of(composed(*half, "trainer=ddp"), HERE)  # master weights: 4 bytes
     steps = gradients.step.optimizer_steps
     assert timing.between_s(gradients, HERE) == pytest.approx(steps * 4 * gradients.parameters / HERE.links[0])
+
+
+def test_only_weights_that_an_engine_keeps_go_to_cpu_memory_and_back():
+    words = ["model=qwen2.5-0.5b", "trainer=gpu", "rollout=vllm"]
+    drops, keeps = (job_of(composed(*words, *more), KNOWN["h200"]) for more in ([], ["model.adapter=lora"]))
+    whole, rate = drops.engine_weight_bytes, KNOWN["h200"].bandwidth
+    assert timing.sync_s(drops, KNOWN["h200"]) == pytest.approx(2 * whole / rate)
+    assert timing.sync_s(keeps, KNOWN["h200"]) == pytest.approx(2 * 4 * keeps.trained / rate + 2 * whole / timing.PCIE)

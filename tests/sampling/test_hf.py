@@ -2,11 +2,13 @@ import pytest
 import torch
 from completions import ids_of
 from tiny_models import SMALL
+from torch.overrides import TorchFunctionMode
 
 from dash_exp.core.types import Problem, Prompt, Sample
 from dash_exp.models.batch import collate
 from dash_exp.models.loading import load_policy
 from dash_exp.models.log_probs import token_logprobs
+from dash_exp.sampling import hf
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler, choose
 from dash_exp.sampling.traces import TraceSampler
@@ -152,3 +154,55 @@ def test_traces_are_the_solutions(tokenizer, prompts):
     completions = TraceSampler(tokenizer).sample(prompts[:2], 2, Sampling(64), KEY)
     assert [tokenizer.decode(c.ids) for c in completions] == ["A:1<eos>"] * 4
     assert TraceSampler(tokenizer).sample(prompts[:1], 1, Sampling(2), KEY)[0].truncated
+
+
+READS = {"item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"}
+
+
+class Waits(TorchFunctionMode):
+    """Counts what would wait for a GPU: values that are read, and selections by a mask, whose size must be known."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        name = function.__name__
+        index = arguments[1] if name in ("__getitem__", "__setitem__") else ()
+        by_mask = any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in (index if isinstance(index, tuple) else (index,))
+        )
+        if name in READS or by_mask:
+            self.found.append(name)
+        return function(*arguments, **(keywords or {}))
+
+
+def many(prompts):
+    """20 problems with each of these prompts."""
+    return [Prompt(Problem(f"{p.problem.id}{i}", "", ""), p.ids) for i in range(20) for p in prompts]
+
+
+@pytest.mark.parametrize("look_every", [1, 8])
+def test_decoding_waits_for_the_device_at_most_once_a_token(policy, tokenizer, prompts, monkeypatch, look_every):
+    monkeypatch.setitem(hf.LOOK_EVERY, "cpu", look_every)
+    with Waits() as waits:
+        completions = sampler(policy, tokenizer, 80).sample(many(prompts), 1, Sampling(64), KEY)
+    assert len({len(c.ids) for c in completions}) > 5  # many have left the batch on the way
+    assert len(waits.found) <= 64 // look_every + 2 + 4  # and where prompts are read, and lists at the end
+
+
+@pytest.mark.parametrize("stop", [(), ("7a", "12", "b")])
+@pytest.mark.parametrize("group", [1, 4])  # with four the prompts are shared
+def test_looking_less_often_changes_nothing(policy, tokenizer, prompts, monkeypatch, group, stop):
+    def sampled(look_every):
+        monkeypatch.setitem(hf.LOOK_EVERY, "cpu", look_every)
+        found = sampler(policy, tokenizer, 100).sample(many(prompts)[: 80 // group], group, Sampling(64, stop=stop), KEY)
+        return [(tuple(c.ids), c.truncated, c.stopped) for c in found], [x for c in found for x in c.logprobs]
+
+    expected, logprobs = sampled(1)
+    assert len({len(ids) for ids, *_ in expected}) > 5
+    assert any(stopped for *_, stopped in expected) == bool(stop)
+    for look_every in (3, 8, 100):
+        got, others = sampled(look_every)
+        assert got == expected
+        torch.testing.assert_close(torch.tensor(others), torch.tensor(logprobs))

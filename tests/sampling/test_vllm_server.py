@@ -90,7 +90,8 @@ def many(tokenizer):
 
 
 @pytest.fixture
-def sampler(served_policy, tokenizer, servers):
+def sampler(served_policy, tokenizer, servers, monkeypatch):
+    monkeypatch.setattr(vllm_server, "AHEAD", 1)  # with `max_sequences=4` a call takes some seconds, and no group waits
     made = []
 
     def make(*processes, **settings):
@@ -584,8 +585,8 @@ def test_a_heartbeat_keeps_a_slow_server(stand_ins, prompts, caplog):
     assert "lost" not in caplog.text
 
 
-def test_how_prompts_are_spread(stand_ins, prompts):
-    """4 prompts on 2 servers are 2 each; with room for 2 completions a group of 2 at a time."""
+def test_how_prompts_are_spread(stand_ins, prompts, monkeypatch):
+    """4 prompts on 2 servers are 2 each, also with room for 2 completions, since more wait there; else one group at a time."""
 
     def slow(handler, request):
         time.sleep(0.3)
@@ -597,12 +598,14 @@ def test_how_prompts_are_spread(stand_ins, prompts):
     assert good(sampler.sample(prompts, 2, Sampling(3), KEY), prompts)
     assert sampler.active_servers == 2
     assert sorted(len(a) for s in servers for a in s.asked) == [2, 2]
-    sampler.max_sequences = 2
-    for s in servers:
-        s.asked.clear()
-    assert good(sampler.sample(prompts, 2, Sampling(3), KEY), prompts)
-    assert Counter(len(a) for s in servers for a in s.asked) == {1: 4}
-    assert sorted(i for s in servers for a in s.asked for i in a) == [0, 1, 2, 3]
+    for ahead, taken in ((4, {2: 2}), (1, {1: 4})):
+        monkeypatch.setattr(vllm_server, "AHEAD", ahead)
+        sampler.max_sequences = 2
+        for s in servers:
+            s.asked.clear()
+        assert good(sampler.sample(prompts, 2, Sampling(3), KEY), prompts)
+        assert Counter(len(a) for s in servers for a in s.asked) == taken
+        assert sorted(i for s in servers for a in s.asked for i in a) == [0, 1, 2, 3]
     sampler.max_sequences = 1  # less than a group: one group all the same
     assert good(sampler.sample(prompts, 2, Sampling(3), KEY), prompts)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -42,7 +43,6 @@ def module(policy, tokenizer, *, problems=PROBLEMS, max_prompt_tokens=None, samp
         evaluator=Evaluator(
             sampler, {"in_dist": scoring.reward}, tokenizer, Sampling(plan.sampling.max_tokens, temperature=0.0)
         ),
-        eval_prompts=2,
         passes=Passes(2048, pad_id=0),
         clock=Clock(),
         **changes,
@@ -130,7 +130,57 @@ def test_time_goes_to_its_phase(policy, tokenizer):
 def test_evaluation_covers_the_test_set_once(policy, tokenizer):
     data = module(policy, tokenizer)
     (loader,) = data.val_dataloader()
-    assert [len(part.problems) for part in loader] == [2, 1]
+    assert len(loader) == 1
+    assert [[p.id for p in done.problems] for done in loader] == [names(data.test_prompts["in_dist"])]
+
+
+class Sleeper(HFSampler):
+    """Asleep it has no weights, as an engine. It notes what it was asked, and takes a while to fall asleep and to load."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.asked = []
+
+    def load_weights(self, weights, version):
+        self.asked.append("load")
+        time.sleep(0.03)
+        super().load_weights(weights, version)
+
+    def sample(self, *arguments):
+        assert self.version is not None, "it sleeps"
+        self.asked.append("sample")
+        return super().sample(*arguments)
+
+    def rest(self):
+        self.asked.append("rest")
+        time.sleep(0.03)
+        self.version = None
+
+
+@pytest.mark.parametrize(
+    ("sample_prompts", "traces", "asked"),
+    [
+        (None, False, ["load", "sample", "rest"]),
+        (1, False, ["load", *["sample"] * 4, "rest"]),  # coupled: awake until its last call
+        (3, False, ["load", "sample", "sample", "rest"]),
+        (2, True, ["rest", "rest"]),  # it is not asked for anything in a step that learns from traces
+    ],
+)
+def test_a_sampler_rests_once_nothing_more_is_sampled_in_the_step(policy, tokenizer, sample_prompts, traces, asked):
+    sleeper = Sleeper(policy, tokenizer, max_sequences=8)
+    written = {"train_sampler": Scripted(tokenizer, lambda problem, i: "r")} if traces else {}
+    data = module(policy, tokenizer, sampler=sleeper, sample_prompts=sample_prompts, **written)
+    for step in range(2):  # without an update between them: the second step has the same weights
+        sleeper.asked.clear()
+        assert len(list(data.rollouts_of_step(step))) == data.plan.calls
+        data.refresh.publish(0)
+        assert sleeper.asked == asked
+    assert data.clock.seconds["sync"] >= 2 * 0.03 * len(set(asked) - {"sample"})
+    sleeper.asked.clear()
+    data.evaluate("in_dist", data.test_prompts["in_dist"])
+    assert sleeper.asked == ["load", "sample"]
+    list(data.rollouts_of_step(2))
+    assert sleeper.asked == ["load", "sample", *(a for a in asked if a != "load")]  # evaluation has woken it
 
 
 def test_a_prompt_that_does_not_fit_the_context_is_named(policy, tokenizer):

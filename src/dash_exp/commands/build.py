@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import get_method
+from hydra.utils import get_method, get_object
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
@@ -40,7 +40,7 @@ from dash_exp.training.module import PolicyModule
 from dash_exp.training.objective import Objective, Optimization
 from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
 from dash_exp.training.scoring import Scoring, Truncated
-from dash_exp.training.shares import NoSampler, SharedPenalty, SharedReward, SharedSampler
+from dash_exp.training.shares import FirstSampler, NoSampler, SharedPenalty, SharedReward, SharedSampler
 
 
 @dataclass
@@ -61,8 +61,8 @@ class Parts:
 def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     """Builds the parts of a run, from values and callables alone: none of them sees the configuration.
 
-    Of several ranks each does a share of sampling and grading with `rollout=hf`; with other samplers, which have devices of
-    their own, the first does it all. They meet at the end.
+    Of several ranks each does a share of sampling and grading with `rollout=hf`. Other samplers have devices of their own: the
+    first rank uses them and grades, except that in evaluation each grades a share. They meet at the end.
     """
     if cfg.trainer.accelerator == "gpu":
         group.use_gpu()
@@ -100,11 +100,14 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     sampler: Sampler = NoSampler()
     if group.first or shared:
         sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype)
+    reward: Reward = rewards["data.train"]
+    for_tests: Sampler = sampler
     if shared:
-        sampler = SharedSampler(sampler, group, policy)
-        shared_rewards = {id(reward): SharedReward(reward, group) for reward in rewards.values()}
-        rewards = {where: shared_rewards[id(reward)] for where, reward in rewards.items()}
+        sampler = for_tests = SharedSampler(sampler, group, policy)
+        reward = SharedReward(reward, group)
         penalty = penalty and SharedPenalty(penalty, group)
+    elif group.size > 1:
+        for_tests = FirstSampler(sampler, group)
     try:
         sharded_for_servers = cfg.trainer.strategy == "fsdp" and group.size > 1 and not shared
         weights = partial(weights_for_servers, policy, group) if sharded_for_servers else None
@@ -115,9 +118,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
             plan=plan_of(cfg),
             refresh=refresh,
             train_sampler=train_sampler,
-            scoring=scoring_of(cfg, rewards["data.train"], penalty, objective.kl_coef),
-            evaluator=evaluator_of(cfg, sampler, {name: rewards[f"data.tests.{name}"] for name in tests}, tokenizer),
-            eval_prompts=cfg.eval.prompts,
+            scoring=scoring_of(cfg, reward, penalty, objective.kl_coef),
+            evaluator=evaluator_of(cfg, for_tests, {n: rewards[f"data.tests.{n}"] for n in tests}, tokenizer, group),
             passes=passes,
             clock=clock,
             watch=watch,
@@ -239,7 +241,7 @@ def scoring_of(cfg: DictConfig, reward: Reward, penalty: Penalty | None, kl_coef
 
 
 def evaluator_of(
-    cfg: DictConfig, sampler: Sampler, rewards: Mapping[str, Reward], tokenizer: PreTrainedTokenizerBase
+    cfg: DictConfig, sampler: Sampler, rewards: Mapping[str, Reward], tokenizer: PreTrainedTokenizerBase, ranks: Ranks = ALONE
 ) -> Evaluator:
     """How test problems are sampled, and graded by the `rewards` of the test sets."""
     max_tokens, stop = cfg.rollout.max_response_tokens, prompting.stop(cfg)
@@ -252,7 +254,16 @@ def evaluator_of(
         k=tuple(cfg.eval.k),
         sampling=Sampling(max_tokens, cfg.eval.temperature, cfg.eval.top_p, stop),
         seed=cfg.seed,
+        at_a_time=at_a_time(cfg),
+        ranks=ranks,
     )
+
+
+def at_a_time(cfg: DictConfig) -> int | None:
+    """How many completions evaluation asks the sampler for in one call; None for all of a test set at once, where its class
+    says `continuous_batching`.
+    """
+    return None if getattr(get_object(cfg.rollout.sampler._target_), "continuous_batching", False) else cfg.eval.prompts
 
 
 def check_parts(cfg: DictConfig, rank: int = 0) -> None:

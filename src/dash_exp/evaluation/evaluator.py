@@ -1,7 +1,7 @@
 """Evaluation: greedy accuracy, pass@k, avg@n and maj@n of a sampler on a test set, each with its 95% interval.
 
-The command is `python -m dash_exp.evaluate`. An `Evaluator` grades some prompts at a time, its results can be added up with
-`+`, and `Evaluation.summary` gives the metrics by name.
+The command is `python -m dash_exp.evaluate`. An `Evaluator` samples and grades the completions of a test set, and
+`Evaluation.summary` gives the metrics by name.
 
 The unit of every interval is the problem. A fraction of the problems (one greedy completion each) has a Wilson interval; a mean
 over problems of something else has a bootstrap interval, in which a problem is drawn together with its completions. A mean over
@@ -12,8 +12,10 @@ Axes: P problems, N sampled completions of each, K values of k.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.types import Completion, Problem, Prompt
+from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.measures import Interval, avg_at_n, bootstrap, check_counts, majority_vote, pass_at_k, wilson
 from dash_exp.models.texts import decoded
 from dash_exp.rewards.base import Reward, correct
 from dash_exp.sampling.base import Sampler, Sampling
 
 SAMPLED = 2**32 - 1  # in the key of the noise, in place of training's outer step: evaluation has noise of its own
+LISTS = ("texts", "rewards", "correct", "tokens", "truncated", "answers")  # of a `Graded`
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,10 @@ class Graded:
         return slice(index * self.per_problem, (index + 1) * self.per_problem)
 
     def __add__(self, other: Graded) -> Graded:
-        lists = ("texts", "rewards", "correct", "tokens", "truncated")
-        answers = None if self.answers is None or other.answers is None else self.answers + other.answers
-        return Graded(
-            self.per_problem,
-            **{name: getattr(self, name) + getattr(other, name) for name in lists},
-            answers=answers,
+        there = [name for name in LISTS if getattr(self, name) is not None and getattr(other, name) is not None]
+        return replace(
+            self,
+            **{name: getattr(self, name) + getattr(other, name) for name in there},
             timeouts=self.timeouts + other.timeouts,
             errors=self.errors + other.errors,
         )
@@ -65,7 +67,7 @@ class Graded:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The graded completions of a test set or of a part of it. Parts are joined with `+`."""
+    """The graded completions of a test set."""
 
     problems: list[Problem]
     greedy: Graded
@@ -86,10 +88,6 @@ class Evaluation:
     def errors(self) -> int:
         """How many gradings failed for another reason."""
         return self.greedy.errors + (self.sampled.errors if self.sampled else 0)
-
-    def __add__(self, other: Evaluation) -> Evaluation:
-        sampled = self.sampled + other.sampled if self.sampled and other.sampled else None
-        return Evaluation(self.problems + other.problems, self.greedy + other.greedy, sampled, self.k)
 
     def votes(self) -> NDArray[np.float64] | None:
         """maj@n of each problem, shape (P,); None if nothing was sampled or the reward extracts no answers."""
@@ -130,7 +128,12 @@ class Evaluator:
 
     `rewards`: that of each test set, by its name. `greedy` must have temperature 0. `k`: the values for pass@k. The noise of
     the n completions is keyed by (seed, problem, index) and differs from that of training; two policies evaluated with the same
-    seed get the same noise. Raises UserError for an n or k that cannot be used.
+    seed get the same noise. `at_a_time`: completions that the sampler is asked for in one call, of whole problems; None asks
+    for all at once, which is for a sampler that keeps its batch full by itself. Raises UserError for an n or k that cannot be
+    used.
+
+    Of several `ranks` all make the same calls, and the sampler gives each of them all completions; each then grades those of
+    its share of the problems.
     """
 
     sampler: Sampler
@@ -141,6 +144,8 @@ class Evaluator:
     k: tuple[int, ...] = ()
     sampling: Sampling | None = None
     seed: int = 0
+    at_a_time: int | None = None
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         check_counts(self.n, self.k)
@@ -156,13 +161,25 @@ class Evaluator:
             found += ["sampled/length/mean_tokens", "sampled/length/truncated_fraction"]
         return found
 
-    def __call__(self, test: str, prompts: Sequence[Prompt]) -> Evaluation:
-        """Grade some prompts of a test set."""
-        reward = self.rewards[test]
-        sampled = None
+    def __call__(self, test: str, prompts: Sequence[Prompt], told: Callable[[int, Graded], None] | None = None) -> Evaluation:
+        """Evaluate on the whole test set of this name, of at least one problem. After each call of the sampler
+        `told(number of completions graded, the greedy ones of them)` is called.
+        """
+        asked: list[tuple[int, Sampling, tuple[int, ...]]] = [(1, self.greedy, ())]
         if self.n and self.sampling:
-            sampled = self._grade(prompts, reward, self.n, self.sampling, (self.seed, SAMPLED))
-        return Evaluation([p.problem for p in prompts], self._grade(prompts, reward, 1, self.greedy, ()), sampled, self.k)
+            asked.append((self.n, self.sampling, (self.seed, SAMPLED)))
+        whole: list[Graded] = []
+        graded = 0
+        for count, sampling, key in asked:
+            so_far: Graded | None = None
+            for part in self._parts(prompts, self.rewards[test], count, sampling, key):
+                so_far = part if so_far is None else so_far + part
+                graded += len(part.texts)
+                if told is not None:
+                    told(graded, whole[0] if whole else so_far)
+            assert so_far is not None, "a test set has at least one problem"
+            whole.append(so_far)
+        return Evaluation([p.problem for p in prompts], whole[0], whole[1] if len(whole) > 1 else None, self.k)
 
     def texts(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[str]:
         """The completions as text, as rewards and records have them: behind the prefill of their prompts."""
@@ -170,8 +187,23 @@ class Evaluator:
         written = decoded(self.tokenizer, completions)
         return [prompts[i // group].prefill + text for i, text in enumerate(written)]
 
-    def _grade(self, prompts: Sequence[Prompt], reward: Reward, count: int, sampling: Sampling, key: tuple[int, ...]) -> Graded:
-        completions = self.sampler.sample(prompts, count, sampling, key)
+    def _parts(
+        self, prompts: Sequence[Prompt], reward: Reward, count: int, sampling: Sampling, key: tuple[int, ...]
+    ) -> Iterator[Graded]:
+        """`count` completions of each prompt, graded, in calls of the sampler of `at_a_time`. Each rank gets those of all."""
+        step = len(prompts) if self.at_a_time is None else max(1, self.at_a_time // count)
+        for start in range(0, len(prompts), step):
+            some = prompts[start : start + step]
+            completions = self.sampler.sample(some, count, sampling, key)
+            groups = [completions[i : i + count] for i in range(0, len(completions), count)]
+            mine = self.ranks.share(some), self.ranks.share(groups)
+            shares = self.ranks.gather(self._grade(*mine, reward) if mine[0] else None)
+            yield dealt_back([share for share in shares if share is not None])
+
+    def _grade(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]], reward: Reward) -> Graded:
+        """Grade the completions of these prompts, a group of them for each."""
+        count = len(groups[0])
+        completions = [completion for group in groups for completion in group]
         texts = self.texts(prompts, completions)
         scores = reward([p.problem for p in prompts for _ in range(count)], texts)
         answers = getattr(reward, "answers", None) if count > 1 else None
@@ -188,24 +220,14 @@ class Evaluator:
         )
 
 
-def evaluate(
-    test: str,
-    prompts: Sequence[Prompt],
-    evaluator: Evaluator,
-    batch: int,
-    on_batch: Callable[[int, Evaluation], None] | None = None,
-) -> Evaluation:
-    """Grade the whole test set of this name, of at least one problem, `batch` prompts at a time. After each batch
-    `on_batch(number of prompts graded, evaluation of them)` is called.
-    """
-    done: Evaluation | None = None
-    for start in range(0, len(prompts), batch):
-        part = evaluator(test, prompts[start : start + batch])
-        done = part if done is None else done + part
-        if on_batch is not None:
-            on_batch(len(done.problems), done)
-    assert done is not None, "a test set has at least one problem"
-    return done
+def dealt_back(shares: Sequence[Graded]) -> Graded:
+    """The completions of problems that were dealt out in turn to these shares, in the order of the problems."""
+    together = reduce(operator.add, shares)
+    turns = [(turn, share) for share, of in enumerate(shares) for turn in range(len(of.texts) // of.per_problem)]
+    order = [together.of_problem(place) for place in sorted(range(len(turns)), key=turns.__getitem__)]
+    there = {name: getattr(together, name) for name in LISTS if getattr(together, name) is not None}
+    lists: dict[str, Any] = {name: [value for rows in order for value in values[rows]] for name, values in there.items()}
+    return replace(together, **lists)
 
 
 def _named(name: str, value: float, interval: Interval) -> dict[str, float | None]:

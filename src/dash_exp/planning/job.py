@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from dash_exp.planning.costs import Size, size_of
 from dash_exp.planning.empty_models import parameter_count, reads_packed
 from dash_exp.planning.load import Adapters, BackwardPass, DecodingBatch, Load
 from dash_exp.planning.machine import Device
+from dash_exp.sampling.engine import sleep_level
 
 GIB = 2**30
 
@@ -53,7 +55,7 @@ class SamplerSizes:
     kind: str  # hf, vllm or vllm_server; none where written traces are trained on
     max_sequences: int  # completions decoded at the same time
     memory_share: float  # of a GPU, for an engine
-    sleeps: bool  # an engine leaves the GPU during updates
+    sleeps: bool  # an engine leaves the GPU after the last sampling call of an outer step
     servers: int
     cpu_cache: float  # bytes, KV cache of an engine on a CPU
     transfer: str  # to servers: http, nccl or auto
@@ -106,6 +108,11 @@ class Job:
         return self.load.adapters is not None and not self.sampler.merge
 
     @property
+    def weights_kept_asleep(self) -> bool:
+        """Whether an engine keeps its weights in CPU memory while it sleeps."""
+        return self.sampler.sleeps and sleep_level(self.load.config.model_type, self.sends_adapter) == 1
+
+    @property
     def model_bytes(self) -> int:
         """Bytes of the model's weights as they are kept."""
         return self.parameters * self.load.dtype.itemsize
@@ -151,8 +158,9 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
     if adapters:
         layers = target_layers(model, adapters.targets)
         trained = sum(adapters.rank * sum(layer.weight.shape) for layer in layers)
-    # one rank scores all of them where it alone samples
-    scored = max(step.prompts_per_call * step.group * (1 if sampler.kind == "hf" else devices), cfg.eval.prompts)
+    # one rank scores all of them where it alone samples; an engine is asked for a whole test set at once
+    in_test = cfg.eval.prompts if kind_of_sampler(cfg) == "hf" else sys.maxsize
+    scored = max(step.prompts_per_call * step.group * (1 if sampler.kind == "hf" else devices), in_test)
     return Job(
         load=load,
         size=size_of(model),
@@ -284,9 +292,10 @@ def decoding_batches(cfg: DictConfig, step: OuterStep, lengths: Lengths, devices
         found.append(DecodingBatch(prompts, completions, lengths.longest, lengths.prompt))
     for test in cfg.data.tests.values():
         if test is not None:
-            at_a_time = max(1, cfg.eval.prompts // max(1, cfg.eval.n))
-            problems = min(test.get("size") or at_a_time, cfg.eval.limit or at_a_time, at_a_time)
-            problems = min(-(-problems // devices), most)
-            completions = min(problems * max(1, cfg.eval.n), most)
-            found.append(DecodingBatch(problems, completions, lengths.longest, prompt_tokens(test, cfg), "evaluate"))
+            for count in (1, cfg.eval.n) if cfg.eval.n else (1,):  # completions of each problem: `evaluator.Evaluator`
+                at_a_time = max(1, cfg.eval.prompts // count)
+                problems = min(test.get("size") or at_a_time, cfg.eval.limit or at_a_time, at_a_time)
+                problems = min(-(-problems // devices), most)
+                completions = min(problems * count, most)
+                found.append(DecodingBatch(problems, completions, lengths.longest, prompt_tokens(test, cfg), "evaluate"))
     return tuple(dict.fromkeys(found))

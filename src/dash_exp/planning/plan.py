@@ -85,10 +85,15 @@ def planned(cfg: DictConfig, device: Device, layers: int = MOST_LAYERS) -> Plan:
     passes, beside = tensors(job, layers), on_device(job) + ([] if job.load.on_gpu else in_cpu_memory(job))
     memory: dict[str, Parts] = {}
     for phase, of_passes in passes.items():
-        awake = job.sampler.kind == "vllm" and (not job.sampler.sleeps or phase in ("sample", "evaluate", "score", "sync"))
+        awake = job.sampler.kind == "vllm" and (not job.sampler.sleeps or phase in awake_in(job))
         parts = of_passes | added_up(beside, phase) | ({"vLLM": engine} if awake else {})
         memory[phase] = parts | overhead(parts, device)
     return Plan(job, device, whole, memory, cpu_memory(job), seconds(job, device, cache_tokens), cache_tokens)
+
+
+def awake_in(job: Job) -> tuple[str, ...]:
+    """When an engine that sleeps is awake: with several sampling calls in an outer step also in passes between them."""
+    return ("sample", "evaluate", "score", "sync", *(("update",) if job.step.calls > 1 else ()))
 
 
 def tensors(job: Job, layers: int) -> dict[str, dict[str, float]]:

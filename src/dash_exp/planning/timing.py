@@ -81,7 +81,8 @@ def sync_s(job: Job, device: Device) -> float:
     """Seconds to give the sampler the new weights: those of the adapters where there are some, otherwise all."""
     sent = job.trained * 4 if job.load.adapters else job.engine_weight_bytes
     if job.sampler.kind == "vllm":
-        return 2 * sent / device.bandwidth + (2 * sent / PCIE if job.sampler.sleeps else 0)  # to CPU memory and back
+        kept = 2 * job.engine_weight_bytes / PCIE if job.weights_kept_asleep else 0.0  # to CPU memory and back
+        return 2 * sent / device.bandwidth + kept
     if job.sampler.kind != "vllm_server":
         return 0.0
     # From the first trainer's device to one server after the other: by NCCL between GPUs, but stale weights wait in CPU memory.

@@ -30,11 +30,17 @@ class Sampling:
 
 
 class Sampler(Protocol):
-    """Samples completions from the policy, with the weights that it was last given."""
+    """Samples completions from the policy, with the weights that it was last given.
+
+    A class with `continuous_batching = True` keeps its batch full however many completions it is asked for in one call, in
+    bounded memory. Then evaluation asks for all of a test set at once.
+    """
 
     @property
     def version(self) -> int | None:
-        """Policy version of its weights; None before the first weights, and for samplers that do not use the policy."""
+        """Policy version of its weights; None before the first weights, where `rest` has given them up, and for samplers that
+        do not use the policy.
+        """
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         """`group_size` completions of each prompt: P x G in group-major order. Batching does not change the result.
@@ -49,7 +55,10 @@ class Sampler(Protocol):
         """
 
     def rest(self) -> None:
-        """Release device memory until the next sampling call, because the policy is about to train."""
+        """Release device memory: the policy is about to train, and nothing is sampled before the next outer step.
+
+        Afterwards `version` may be None; then `load_weights` comes before the next sampling call.
+        """
 
     def close(self) -> None:
         """End the sampler. Nothing is sampled after this."""

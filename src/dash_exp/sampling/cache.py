@@ -70,12 +70,17 @@ class RoomyCache(DynamicCache):
         self.dtype = dtype
         self.layers = [RoomyLayer(dtype) if type(layer) is DynamicLayer else layer for layer in self.layers]
 
-    def leave(self, ended_B: Tensor) -> Tensor:
-        """Remove the rows that have ended and move the last rows into the gaps. Returns the old index of each new row."""
-        rows = int((~ended_B).sum())
-        order = torch.arange(rows, device=ended_B.device)
-        moved = ended_B[:rows].nonzero().flatten()
-        order[moved] = rows + (~ended_B[rows:]).nonzero().flatten()
+    def leave(self, ended: Sequence[bool], device: torch.device) -> Tensor:
+        """Remove the rows that have ended and move the last rows into the gaps. Returns the old index of each new row.
+
+        All of it is found out on the CPU, so that no index has to be waited for.
+        """
+        rows = len(ended) - sum(ended)
+        gaps = [row for row in range(rows) if ended[row]]
+        places = list(range(rows))
+        for gap, row in zip(gaps, (row for row in range(rows, len(ended)) if not ended[row]), strict=True):
+            places[gap] = row
+        order, moved = (torch.tensor(found, dtype=torch.long, device=device) for found in (places, gaps))
         for layer in self.layers:
             if isinstance(layer, RoomyLayer):
                 layer.leave(order, moved)

@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the policy trains on the same cores
 }
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM 0.32 accepts
+DROPPED = ("llama", "mistral", "qwen2", "qwen3")  # dense decoders: see `sleep_level`
 
 
 class Engine:
@@ -65,6 +66,7 @@ class Engine:
         self.max_model_len = max_model_len or int(config.max_position_embeddings)
         self.expected = weight_shapes(config)
         self.can_sleep = sleep and torch.cuda.is_available()
+        self.sleep_level = sleep_level(config.model_type, lora_rank is not None)
         self.asleep = False
         self.requests = 0  # number of requests so far
         self.inside: dict[str, str] = {}  # vLLM's ids of unfinished groups, by our ids
@@ -155,9 +157,9 @@ class Engine:
             raise RuntimeError("the engine still has cached prompts of the earlier weights: not all requests were aborted")
 
     def rest(self) -> None:
-        """Release GPU memory. The weights are kept in CPU memory."""
+        """Release GPU memory, if the engine can (`asleep`). Before it samples again, `load` or `load_adapter` must wake it."""
         if self.can_sleep and not self.asleep:
-            self.llm.sleep(level=1)
+            self.llm.sleep(level=self.sleep_level)
             self.asleep = True
 
     def close(self) -> None:
@@ -169,9 +171,7 @@ class Engine:
         self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]
     ) -> list[Completion]:
         """See `Sampler.sample`."""
-        if self.asleep:
-            self.llm.wake_up()
-            self.asleep = False
+        assert not self.asleep, "the engine sleeps, maybe without weights"
         parameters = [self.parameters(group_size, sampling, group_seed(key, p)) for p in prompts]
         requests = [{"prompt_token_ids": list(p.ids)} for p in prompts]
         outputs = self.llm.generate(requests, parameters, use_tqdm=False, lora_request=self.adapter)
@@ -248,6 +248,18 @@ class Engine:
         stopped = not ended and isinstance(member.stop_reason, str)  # the stop string
         logprobs = None if member.logprobs is None else member.logprobs.logprobs
         return Completion(member.token_ids, logprobs, not (ended or stopped), stopped)
+
+
+def sleep_level(model_type: str, with_adapter: bool) -> int:
+    """How deep an engine sleeps. 2: its weights are dropped, and all of them are loaded when it wakes. 1: they are kept in CPU
+    memory meanwhile.
+
+    At level 2 vLLM keeps the buffers of a model (its rotary frequencies), and `Engine.load` brings every weight. That is all
+    there is of the models in `DROPPED`. Level 1 is for an engine that gets an adapter at each update (the weights below it are
+    loaded once, and vLLM has been reported to fail when it wakes with adapters), and for other models: of some, such as
+    mixtures of experts and models that read images, tensors that are neither were lost without an error.
+    """
+    return 2 if model_type in DROPPED and not with_adapter else 1
 
 
 def group_seed(key: tuple[int, ...], prompt: Prompt) -> int:

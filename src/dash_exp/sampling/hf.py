@@ -27,6 +27,8 @@ from dash_exp.sampling.stopping import StopStrings
 
 # Finished rows are removed from the batch when they are this share of it.
 LEAVE_AT = 1 / 32
+# Tokens from one look at which rows have finished to the next: on a GPU each look waits for all work that was given to it.
+LOOK_EVERY = {"cpu": 1}  # by kind of device
 
 
 class HFSampler:
@@ -84,29 +86,33 @@ class HFSampler:
         noise_BT = _noise(rows, sampling, key).to(device)
         ids_BT = torch.zeros(len(rows), sampling.max_tokens, dtype=torch.long, device=device)
         logprobs_BT = torch.zeros(len(rows), sampling.max_tokens, device=device)
-        lengths = torch.full((len(rows),), sampling.max_tokens, device=device)
-        complete = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        ends_BT = torch.zeros(len(rows), sampling.max_tokens, dtype=torch.bool, device=device)
         logits_BV, context = self._read_prompts([prompt for prompt, _ in rows])
         batch = torch.arange(len(rows), device=device)  # the rows that are still being decoded
         ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        looked = 0  # at so many tokens
         stops = StopStrings(self.tokenizer, sampling.stop)
         eos = torch.tensor(sorted(self.eos_ids), device=device)
+        look_every = LOOK_EVERY.get(device.type, 8)
         for t in range(sampling.max_tokens):
             tokens_B, logprob_B = choose(logits_BV, sampling.temperature, noise_BT[batch, t], sampling.top_p)
             ids_BT[batch, t], logprobs_BT[batch, t] = tokens_B, logprob_B
-            ends_B = torch.isin(tokens_B, eos)
-            if sampling.stop:
-                ends_B = ends_B | stops.completed(ids_BT[batch, max(0, t + 1 - stops.window) : t + 1])
-            ends_B = ends_B & ~ended_B
-            lengths[batch[ends_B]], complete[batch[ends_B]] = t + 1, True
-            ended_B = ended_B | ends_B
-            n_ended = int(ended_B.sum())
-            if t + 1 == sampling.max_tokens or n_ended == len(ended_B):
-                break
-            if n_ended >= LEAVE_AT * len(ended_B):
-                stay = context.leave(ended_B)
-                batch, tokens_B, ended_B = batch[stay], tokens_B[stay], ended_B[stay]
+            ends_BT[batch, t] = torch.isin(tokens_B, eos)
+            if (t + 1) % look_every == 0 or t + 1 == sampling.max_tokens:  # nothing else here waits for the device
+                if sampling.stop:
+                    recent_BT = ids_BT[batch, max(0, looked + 1 - stops.window) : t + 1]
+                    ends_BT[batch, looked : t + 1] |= stops.completed_by_each(recent_BT, t + 1 - looked)
+                ended_B = ended_B | ends_BT[batch, looked : t + 1].any(dim=1)
+                ended, looked = ended_B.tolist(), t + 1
+                if t + 1 == sampling.max_tokens or all(ended):
+                    break
+                if sum(ended) >= LEAVE_AT * len(ended):
+                    stay = context.leave(ended)
+                    batch, tokens_B, ended_B = batch[stay], tokens_B[stay], ended_B[stay]
             logits_BV = context.next_logits(tokens_B)
+        complete = ends_BT.any(dim=1)
+        # a row that has ended may have been decoded on: its first end counts
+        lengths = torch.where(complete, ends_BT.int().argmax(dim=1) + 1, sampling.max_tokens)
         columns = (numbers.cpu().numpy() for numbers in (ids_BT, logprobs_BT, lengths, complete))
         return [
             Completion(
@@ -170,7 +176,7 @@ class Context:
     policy: PreTrainedModel
     cache: RoomyCache
 
-    def leave(self, ended_B: Tensor) -> Tensor:
+    def leave(self, ended: Sequence[bool]) -> Tensor:
         """Remove the completions that have ended. Returns the old index of each new row."""
         raise NotImplementedError
 
@@ -199,8 +205,8 @@ class OwnContext(Context):
         self.cache.batch_select_indices(prompt_B)
         self.mask_BL = mask_PC[prompt_B]
 
-    def leave(self, ended_B: Tensor) -> Tensor:
-        order = self.cache.leave(ended_B)
+    def leave(self, ended: Sequence[bool]) -> Tensor:
+        order = self.cache.leave(ended, self.policy.device)
         self.mask_BL = self.mask_BL[order]
         return order
 
@@ -228,8 +234,8 @@ class SharedContext(Context):
         self.prompts = SharedPrompts(cache, mask_PC, prompt_of)
         self.position_B1 = mask_PC.sum(1)[prompt_of, None] - 1
 
-    def leave(self, ended_B: Tensor) -> Tensor:
-        order = self.cache.leave(ended_B)
+    def leave(self, ended: Sequence[bool]) -> Tensor:
+        order = self.cache.leave(ended, self.policy.device)
         self.prompts.stay(order)
         self.position_B1 = self.position_B1[order]
         return order

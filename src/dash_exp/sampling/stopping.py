@@ -34,6 +34,15 @@ class StopStrings:
             found_B[rows] = torch.tensor([any(text in self._text(tail) for text in self.stop) for tail in tails])
         return found_B.to(ids_BT.device)
 
+    def completed_by_each(self, ids_BT: Tensor, count: int) -> Tensor:
+        """Which of the last `count` tokens of each row complete a stop string. Shape (B, count), on the same device.
+
+        `ids_BT` has `window` - 1 tokens before these, or all there are. It is read from its device once.
+        """
+        read_BT = ids_BT.cpu()
+        ends = range(read_BT.shape[1] - count + 1, read_BT.shape[1] + 1)
+        return torch.stack([self.completed(read_BT[:, :end]) for end in ends], dim=1).to(ids_BT.device)
+
     def _can_end(self, token: int) -> bool:
         """Whether a stop string may end in this token: it has the last character of one, or a part of a character. White space
         may be written between two tokens.

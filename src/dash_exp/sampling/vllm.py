@@ -25,6 +25,8 @@ class VLLMSampler:
     weights at each update, with the adapter merged into them.
     """
 
+    continuous_batching = True
+
     def __init__(
         self,
         policy: PreTrainedModel,
@@ -61,8 +63,11 @@ class VLLMSampler:
         self.version = version
 
     def rest(self) -> None:
+        """See `Sampler.rest`. Asleep it has no version: whoever samples next loads weights, which wakes it."""
         with self._engine_alone():
             self.engine.rest()
+            if self.engine.asleep:
+                self.version = None
 
     def close(self) -> None:
         """Close the engine. Waits for a sampling call in another thread, which cannot be interrupted."""

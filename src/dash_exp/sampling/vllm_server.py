@@ -30,6 +30,7 @@ from dash_exp.sampling.server_link import PROBE_S, SETTING, LostError, Server, W
 
 PROBE_EVERY_S = 1.0
 WARN_EVERY_S = 30.0  # while there is no server
+AHEAD = 4  # a server has this many times the completions that it decodes at a time, so that its batch stays full
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 class VLLMServerSampler:
     """A sampler that distributes prompts over servers.
 
-    `servers`: their addresses. `max_sequences`: most completions that a server samples at a time. `timeout_s`: a server that
+    `servers`: their addresses. `max_sequences`: completions that a server decodes at a time. `timeout_s`: a server that
     does not answer for this long is lost. `give_up_s`: without any server for this long, `sample` raises UserError. `transfer`:
     how weights are sent: `http`, `nccl` (vLLM's weight transfer between GPUs), or `auto` (nccl if both sides have a GPU).
     `max_model_len`: see `Engine`; a server needs at least this much. `merge`: see `VLLMSampler`. All other settings are for
@@ -46,6 +47,8 @@ class VLLMServerSampler:
     `active_servers`: how many servers finished a group in the last sampling call. `resent_prompts`: how many prompts were given
     to another server because theirs was lost, over all calls.
     """
+
+    continuous_batching = True
 
     def __init__(
         self,
@@ -309,9 +312,9 @@ class VLLMServerSampler:
         return server.load
 
     def _share(self, call: Call, server: Server) -> list[int]:
-        """Take prompts for a server: at most an equal share of all prompts, and at most what the server has room for."""
+        """Take prompts for a server: at most an equal share of all prompts, and at most `AHEAD` times what it has room for."""
         ready = sum(self._ready(s) for s in self.servers)
-        room = max(1, min(self.max_sequences, server.about["max_sequences"]) // call.group_size)
+        room = max(1, AHEAD * min(self.max_sequences, server.about["max_sequences"]) // call.group_size)
         share, resent = call.take(min(-(-len(call.prompts) // ready), room), server.url)
         self.resent_prompts += resent
         return share

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Self, cast
 
 import lightning as L
@@ -91,7 +89,7 @@ class PolicyModule(L.LightningModule):
         self.evaluation: dict[str, float | None] = {}
         self.right: dict[str, dict[str, bool]] = {}
         self.accuracy_version = -1
-        self._evaluations: list[list[Evaluation]] = [[] for _ in test_names]
+        self._evaluations: list[Evaluation] = []  # one of each test set
         self._start_outer_step()
 
     def _start_outer_step(self) -> None:
@@ -250,11 +248,11 @@ class PolicyModule(L.LightningModule):
 
     # --- evaluation and metrics ----------------------------------------------------------------------------------------------
 
-    def validation_step(self, part: Evaluation, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluations[dataloader_idx].append(part)
+    def validation_step(self, done: Evaluation, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluations.append(done)
 
     def on_validation_epoch_end(self) -> None:
-        done = {name: reduce(operator.add, of_set) for name, of_set in zip(self.test_names, self._evaluations, strict=True)}
+        done = dict(zip(self.test_names, self._evaluations, strict=True))
         self.accuracy = {name: evaluation.accuracy for name, evaluation in done.items()}
         self.evaluation = {f"eval/{name}/{key}": value for name, e in done.items() for key, value in e.summary().items()}
         self.right = {
@@ -262,7 +260,7 @@ class PolicyModule(L.LightningModule):
         }
         self.accuracy_version = self.policy_version
         self._evaluated = True
-        self._evaluations = [[] for _ in self.test_names]
+        self._evaluations = []
 
     def evaluation_row(self) -> Row:
         """Accuracy on each test set, and what else was measured there, without intervals."""

@@ -73,9 +73,9 @@ class RolloutDataModule(L.LightningDataModule):
     """Samples again in every outer step, from the prompts `train` by the `plan`, and scores what was sampled.
 
     `refresh` holds the sampler and gives it its weights; `train_sampler` replaces it in training where the completions are not
-    the policy's own (SFT). Validation loaders yield test problems that the `evaluator` has graded, `eval_prompts` completions
-    at a time. `passes` and `watch` are for a check of the sampler against the policy. Of several `ranks` the first does all of
-    this and gives the others the results; where each does a share (see `shares`), leave them out. Raises UserError where the
+    the policy's own (SFT). A validation loader yields one item: its test set as the `evaluator` has graded it. `passes` and
+    `watch` are for a check of the sampler against the policy. Of several `ranks` the first samples and scores for training and
+    gives the others the results; where each does a share (see `shares`), leave them out. Raises UserError where the
     training problems are fewer than a step needs, and where completions could take more than `memory_gb` of CPU memory.
     """
 
@@ -88,7 +88,6 @@ class RolloutDataModule(L.LightningDataModule):
         refresh: Refresh,
         scoring: Scoring,
         evaluator: Evaluator,
-        eval_prompts: int,
         passes: Passes,
         clock: Clock,
         train_sampler: Sampler | None = None,
@@ -105,7 +104,6 @@ class RolloutDataModule(L.LightningDataModule):
         self.train_sampler = train_sampler or refresh.sampler
         self.scoring = scoring
         self.evaluator = evaluator
-        self.eval_prompts = eval_prompts
         self.passes = passes
         self.clock = clock
         self.watch = watch or Watch()
@@ -160,6 +158,10 @@ class RolloutDataModule(L.LightningDataModule):
                 if self._closed:
                     raise RuntimeError("the sampler was closed")
                 rollouts = self.rollouts(prompts[start : start + self.plan.per_call], step)
+                samples_again = self.train_sampler is self.sampler and start + self.plan.per_call < len(prompts)
+                if not samples_again:  # an engine that slept after each of many calls would spend the step on it
+                    with self.clock("sync"):
+                        self.sampler.rest()
             yield rollouts
 
     def rollouts(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
@@ -177,8 +179,6 @@ class RolloutDataModule(L.LightningDataModule):
             share = max(float(signal_P.float().mean()), 1 / 8)  # the expected share of new groups that carry a signal
             more = self._sample(others[: min(math.ceil(missing / share), len(prompts))], step)
             rollouts = joined(rollouts, more)
-        with self.clock("sync"):
-            self.sampler.rest()
         return at_most(rollouts, len(prompts))
 
     def _sample(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
@@ -225,17 +225,17 @@ class RolloutDataModule(L.LightningDataModule):
         return [DataLoader(_Evaluation(self, test), batch_size=None) for test in self.test_prompts]
 
     def evaluate(self, test: str, prompts: Sequence[Prompt]) -> Evaluation:
-        """Some prompts of a test set, graded. `eval_timeouts` and `eval_errors` count gradings that timed out or failed."""
+        """A test set, graded. `eval_timeouts` and `eval_errors` count gradings that timed out or failed."""
         with self._alone:
             with self.clock("sync"):
                 self.refresh.bring_newest()
             with self.clock("eval"):
-                part = self.evaluator(test, prompts)
-                if not self.refresh.on_policy and not is_sharded(self.refresh.policy):  # whose passes all ranks make together
-                    self._check_mismatch(prompts[:8])
-        self.eval_timeouts += part.timeouts
-        self.eval_errors += part.errors
-        return part
+                done = self.evaluator(test, prompts)
+                if self.ranks.first and not self.refresh.on_policy and not is_sharded(self.refresh.policy):
+                    self._check_mismatch(prompts[:8])  # not where all ranks make the passes of the policy together
+        self.eval_timeouts += done.timeouts
+        self.eval_errors += done.errors
+        return done
 
     def _check_mismatch(self, prompts: Sequence[Prompt]) -> None:
         """Whether greedy completions are those of the policy. In training steps stale weights would hide it."""
@@ -272,16 +272,13 @@ class _OuterStep(IterableDataset):
 
 
 class _Evaluation(IterableDataset):
-    """A test set, graded some prompts at a time."""
+    """One item: a test set, graded. Every rank reads it, because each grades a share."""
 
     def __init__(self, data: RolloutDataModule, test: str) -> None:
-        self.data, self.test, self.prompts = data, test, data.test_prompts[test]
-        self.at_a_time = max(1, data.eval_prompts // max(1, data.evaluator.n))
+        self.data, self.test = data, test
 
     def __len__(self) -> int:
-        return -(-len(self.prompts) // self.at_a_time)
+        return 1
 
     def __iter__(self) -> Iterator[Evaluation]:
-        starts = range(0, len(self.prompts), self.at_a_time)
-        parts = (self.data.evaluate(self.test, self.prompts[start : start + self.at_a_time]) for start in starts)
-        return self.data.ranks.each_from_first(parts, len(self))
+        yield self.data.evaluate(self.test, self.data.test_prompts[self.test])

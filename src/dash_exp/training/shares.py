@@ -51,6 +51,30 @@ class SharedSampler:
         self.sampler.close()
 
 
+class FirstSampler:
+    """The first rank's sampler, for calls that all ranks make: each gets the completions. The others have a `NoSampler`."""
+
+    def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
+        self.sampler = sampler
+        self.ranks = ranks
+
+    @property
+    def version(self) -> int | None:
+        return self.sampler.version
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        return self.ranks.from_first(self.sampler.sample(prompts, group_size, sampling, key) if self.ranks.first else [])
+
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        self.sampler.load_weights(weights, version)
+
+    def rest(self) -> None:
+        self.sampler.rest()
+
+    def close(self) -> None:
+        self.sampler.close()
+
+
 class NoSampler:
     """Replaces the sampler on ranks that receive the completions from the first."""
 

@@ -13,7 +13,7 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.words import duration
 
 if TYPE_CHECKING:  # it loads torch, which is needed only after the command was found good
-    from dash_exp.evaluation.evaluator import Evaluation
+    from dash_exp.evaluation.evaluator import Evaluation, Graded
 
 
 def output_file(command: Command) -> Path:
@@ -51,19 +51,19 @@ def per_problem(done: Evaluation) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """Problems done and accuracy so far: a bar on a terminal, a line every `line_every_s` seconds elsewhere."""
+    """Completions graded and accuracy so far: a bar on a terminal, a line every `line_every_s` seconds elsewhere."""
 
     def __init__(self, name: str, total: int, line_every_s: float = 10.0) -> None:
         from tqdm import tqdm
 
         self.name, self.total, self.line_every_s = name, total, line_every_s
         self.bar = (
-            tqdm(total=total, desc=name, unit="problem", dynamic_ncols=True, leave=False) if sys.stderr.isatty() else None
+            tqdm(total=total, desc=name, unit="completion", dynamic_ncols=True, leave=False) if sys.stderr.isatty() else None
         )
         self._start = self._last_line = time.perf_counter()
 
-    def __call__(self, done: int, so_far: Evaluation) -> None:
-        says = f"accuracy {100 * so_far.accuracy:.1f}%"
+    def __call__(self, done: int, greedy: Graded) -> None:
+        says = f"accuracy {100 * sum(greedy.correct) / len(greedy.correct):.1f}%"
         if self.bar is not None:
             self.bar.set_postfix_str(says, refresh=False)
             self.bar.update(done - self.bar.n)

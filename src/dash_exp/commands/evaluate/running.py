@@ -27,7 +27,6 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
         from dash_exp.commands.prompting import shown
         from dash_exp.commands.run import git_revision, quiet
         from dash_exp.data import digests
-        from dash_exp.evaluation.evaluator import evaluate
         from dash_exp.results.plots import plot_pass_at_k
         from dash_exp.results.summary import evaluation_table
         from dash_exp.rewards.base import close_rewards
@@ -45,9 +44,8 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
     rows = out.with_suffix(".jsonl")
     try:
         for name, prompts in tests.items():
-            progress = Progress(name, len(prompts))
-            # as many completions at a time as training evaluates
-            done = evaluate(name, prompts, evaluator, max(1, cfg.eval.prompts // max(1, command.n)), progress)
+            progress = Progress(name, len(prompts) * (1 + command.n))
+            done = evaluator(name, prompts, progress)
             progress.close()
             summary = done.summary()
             counts = {"problems": len(prompts), "timeouts": done.timeouts, "errors": done.errors}
@@ -91,7 +89,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     import torch
 
     from dash_exp.commands import prompting
-    from dash_exp.commands.build import data_set
+    from dash_exp.commands.build import at_a_time, data_set
     from dash_exp.commands.build import problems as all_problems
     from dash_exp.commands.parts import check_named, made
     from dash_exp.commands.rewards import rewards_of
@@ -135,5 +133,6 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
         k=command.k,
         sampling=Sampling(max_tokens, command.temperature, command.top_p, stop) if command.n else None,
         seed=cfg.seed,
+        at_a_time=at_a_time(cfg),
     )
     return tests, evaluator
