@@ -165,7 +165,7 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         sampler=sampler,
         staleness=cfg.rollout.staleness,
         refresh_every=cfg.rollout.refresh_every,
-        completions=cfg.batch.prompts * step.group * (cfg.rollout.staleness + 1) * (1 + cfg.filter.get("refill_rounds", 0)),
+        completions=most_completions(cfg, step.group),
         state_numbers=sum(tensor.numel() for tensor in model.state_dict().values()),
         largest_weight=max(weights),
         temporaries=on_gpu and cfg.optimizer._target_.startswith("torch.") and not cfg.optimizer.get("fused"),
@@ -174,6 +174,13 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         grading=grading_bytes(cfg),
         resumes=cfg.resume,
     )
+
+
+def most_completions(cfg: DictConfig, group_size: int) -> int:
+    """Completions that are in CPU memory at the same time, with every refill or screening call made."""
+    prompts, rule = cfg.batch.prompts, cfg.select
+    beside = rule.get("rounds", 0) * rule.get("wide", 0) * prompts * rule.get("first", 0)
+    return (cfg.rollout.staleness + 1) * (prompts * group_size * (1 + cfg.filter.get("refill_rounds", 0)) + beside)
 
 
 def moment_bytes(optimizer: DictConfig, itemsize: int) -> int:
