@@ -5,13 +5,14 @@ then all others, shuffled. A rule says which of them are skipped and how much of
 candidates behind take the places.
 
 What a rule does to the gradient. Take rewards 0 and 1, a prompt that is solved with probability p = 1 - q, and advantages
-r - mean of a group of G. The mean over the group of A x gradient of log pi then has the expectation
+A = r - mean of a group of G. Let v be what a completion adds to the gradient where A = 1. The mean of A v over the group has the
+expectation
 
-    E = w grad p,    w = E[K (G - K)] / (G^2 p q),    K right completions
+    E = w p q (E[v | right] - E[v | wrong]),    w = E[K (G - K)] / (G^2 p q),    K of G right
 
-which is w = (G - 1)/G for a group that is sampled whole. A rule by which groups are chosen changes w, so how much each prompt
-counts, but not its direction. (With rewards of more than two values, or a penalty in the advantage, a rule that looks at the
-group's own completions can change the direction as well.)
+and for v = gradient of log pi it is w grad p. A group that is sampled whole has w = (G - 1)/G. A rule that chooses groups
+changes w, so how much a prompt counts, and nothing else. (With rewards of more than two values, a penalty in the advantage or a
+filter inside groups, a rule that looks at completions of the group itself can change the direction as well.)
 """
 
 from __future__ import annotations

@@ -6,16 +6,14 @@ from omegaconf import DictConfig
 
 from dash_exp.core.errors import UserError
 from dash_exp.settings.algorithm import in_several_calls
-from dash_exp.settings.checks import number, numbers, sections
+from dash_exp.settings.checks import number, numbers
 
-SECTIONS = ""  # runs of an earlier version do not have `select`
+SECTIONS = "select"
 BY_SIGNAL = (".selection.GRESO", ".selection.Screen")  # rules that leave out groups without a signal
 NOT_RELATIVE = (".advantages.raw", ".advantages.right", ".advantages.constant")
 
 
 def values(cfg: DictConfig) -> None:
-    if "select" in cfg:
-        sections(cfg, "select")
     number(cfg, "select.first", whole=True, least=2, why="the reward of one completion differs from no other")
     numbers(cfg, "select.wide select.rounds", whole=True, least=1)
     why = "a prompt that was once skipped must be able to come again, and one without a signal to be skipped"
@@ -26,8 +24,7 @@ def values(cfg: DictConfig) -> None:
 
 
 def relations(cfg: DictConfig) -> None:
-    rule = cfg.get("select") or {}
-    target = str(rule.get("_target_"))
+    target = str(cfg.select.get("_target_"))
     if not target.endswith(BY_SIGNAL):
         return
     where = f"select._target_={target}"

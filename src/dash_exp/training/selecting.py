@@ -59,8 +59,12 @@ class Candidates:
     def _own(self, step: int) -> list[int]:
         return order.indices_of_step(step, self.per_step, len(self.prompts), self.seed)
 
+    def _draws(self, step: int) -> Sequence[float]:
+        """A random number in [0, 1) for each prompt."""
+        return np.random.default_rng([self.seed, step, 2]).random(len(self.prompts)).tolist()
+
     def _unskipped(self, indices: Iterable[int], step: int) -> Iterator[Prompt]:
-        draws = np.random.default_rng([self.seed, step, 2]).random(len(self.prompts))
+        draws = self._draws(step)
         for i in indices:
             prompt = self.prompts[i]
             if draws[i] < self.selection.chance(prompt.problem.id):
