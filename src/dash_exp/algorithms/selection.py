@@ -5,8 +5,8 @@ then all others, shuffled. A rule says which of them are skipped and how much of
 candidates behind take the places.
 
 What a rule does to the gradient. Take rewards 0 and 1, a prompt that is solved with probability p = 1 - q, and advantages
-A = r - mean of a group of G. Let v be what a completion adds to the gradient where A = 1. The mean of A v over the group has the
-expectation
+A = r - mean of a group of G. Let v be what a completion adds to the gradient where A = 1. The mean of A v over the group has
+the expectation
 
     E = w p q (E[v | right] - E[v | wrong]),    w = E[K (G - K)] / (G^2 p q),    K of G right
 

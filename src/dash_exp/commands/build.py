@@ -159,7 +159,8 @@ def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]], 
     tests = {str(name): data_set(cfg, f"data.tests.{name}") for name, test in cfg.data.tests.items() if test is not None}
     given = data_set(cfg, "data.train")
     train = order.without(given, [p for test in tests.values() for p in test])
-    return train[: cfg.data.get("limit")], {name: test[: cfg.eval.limit] for name, test in tests.items()}, len(given) - len(train)
+    used = {name: test[: cfg.eval.limit] for name, test in tests.items()}
+    return train[: cfg.data.get("limit")], used, len(given) - len(train)
 
 
 def data_set(cfg: DictConfig, key: str) -> list[Problem]:

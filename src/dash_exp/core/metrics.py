@@ -45,8 +45,8 @@ METRICS: dict[str, Metric] = {
     "select/skipped_prompts": Metric("prompts", "prompts that were skipped, unsampled, in this outer step (`select=greso`)"),
     "select/screened_out_prompts": Metric(
         "prompts",
-        "prompts of which only the first completions were sampled in this outer step (`select=screen`); these count in what was "
-        "sampled, and in the means over it with an advantage of 0",
+        "prompts of which only the first completions were sampled in this outer step (`select=screen`); these count in what is "
+        "sampled, and with an advantage of 0 in the means over it",
     ),
     "groups/signal_fraction": Metric(
         "fraction", "groups whose rewards, before penalties, are not all equal; those that were only screened count as groups"

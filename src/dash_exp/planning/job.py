@@ -289,6 +289,9 @@ def decoding_batches(cfg: DictConfig, step: OuterStep, lengths: Lengths, devices
         prompts = min(step.prompts_per_call, most)
         completions = min(step.prompts_per_call * step.group, most)
         found.append(DecodingBatch(prompts, completions, lengths.longest, lengths.prompt))
+        if first := cfg.select.get("first"):  # of more prompts, and fewer of each
+            completions = min(step.prompts_per_call * cfg.select.wide * first, most)
+            found.append(DecodingBatch(-(-completions // first), completions, lengths.longest, lengths.prompt))
     for test in cfg.data.tests.values():
         if test is not None:
             at_a_time = max(1, cfg.eval.prompts // max(1, cfg.eval.n))

@@ -37,7 +37,7 @@ def relations(cfg: DictConfig) -> None:
     if str(cfg.algo.advantage._target_).endswith(NOT_RELATIVE):
         raise UserError(
             where,
-            f"leaves out groups whose rewards are equal, which algo.advantage._target_={cfg.algo.advantage._target_} learns from",
+            f"leaves out groups of equal rewards, which algo.advantage._target_={cfg.algo.advantage._target_} learns from",
             "Use select=uniform, or an advantage that compares the completions of a group",
         )
     if target.endswith(".Screen"):

@@ -44,9 +44,9 @@ class PolicyModule(L.LightningModule):
     before the optimizer step. Each of several `ranks` is given all completions and passes a share of the kept ones through the
     policy.
 
-    After an outer step `row` holds its metrics, under the names of `metrics.METRICS` and `FAMILIES`, and `rollouts_of_step` what
-    was sampled for it, `Rollouts.aside` as well. After an evaluation `accuracy` holds that of each test set, and `right` by test
-    set and problem whether the greedy completion was correct.
+    After an outer step `row` holds its metrics, under the names of `metrics.METRICS` and `FAMILIES`, and `rollouts_of_step`
+    all that was sampled, each `Rollouts.aside` as well. After an evaluation `accuracy` holds that of each test set, and `right`
+    by test set and problem whether the greedy completion was correct.
     """
 
     def __init__(
