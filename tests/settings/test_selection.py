@@ -7,7 +7,7 @@ from dash_exp.settings import selection
 
 GRESO = "select._target_=dash_exp.algorithms.selection.GRESO"
 BAD = [
-    ("select=null", "select=null: is not a section of settings"),
+    ("~select", "select=null: is not a section of settings"),
     ("select=screen select.first=1", "select.first=1: is not a whole number of at least 2: the reward of one completion"),
     ("select=screen select.first=8", "select.first=8: leaves nothing of a group of 8 to sample after the screening. Lower it"),
     ("select=screen algo.group_size=2", "select.first=2: leaves nothing of a group of 2 to sample"),

@@ -104,12 +104,12 @@ def test_the_expected_gradient_of_screened_groups(first, size, wanted):
         probability = torch.where(rewards_PG == 1, P_P1, 1 - P_P1).prod()
         groups, aside = screened(selection.Screen(first), iter(PROMPTS[:3]), wanted, size, partial(written, rewards_PG))
         there = [int(p.problem.id) for p in groups.prompts]
-        assert groups.rewards_Pn.equal(rewards_PG[there])
+        assert groups.rewards.equal(rewards_PG[there])
         assert groups.texts == [f"{p}.{i}" for p in there for i in range(size)]
         left = [] if aside is None else [int(p.problem.id) for p in aside.prompts]
         assert not set(left) & set(there)
         if aside is not None:
-            assert aside.rewards_Pn.equal(rewards_PG[left, :first])
+            assert aside.rewards.equal(rewards_PG[left, :first])
         v_PGd = torch.where(rewards_PG[there][..., None] == 1, V_RIGHT, V_WRONG)
         mean_Pd = (group_centered(rewards_PG[there])[..., None] * v_PGd).mean(1)
         trained[there] += probability

@@ -187,10 +187,8 @@ class RolloutDataModule(L.LightningDataModule):
         if self.train_sampler is self.sampler:
             with self.clock("sync"):
                 self.refresh.bring(step)
-        if self.selection.first is None:
-            rollouts = self._refilled(prompts, step)
-        else:
-            rollouts = self._screened(prompts, step)
+        sample = self._refilled if self.selection.first is None else self._screened
+        rollouts = sample(prompts, step)
         with self.clock("sync"):
             self.sampler.rest()
         return rollouts
@@ -228,9 +226,7 @@ class RolloutDataModule(L.LightningDataModule):
         with self.clock("score"):
             return self.scoring(prompts, completions, texts, step, self.train_sampler.version)
 
-    def _completions(
-        self, prompts: Sequence[Prompt], step: int, start: int, count: int
-    ) -> tuple[list[Completion], list[str]]:
+    def _completions(self, prompts: Sequence[Prompt], step: int, start: int, count: int) -> tuple[list[Completion], list[str]]:
         """`count` completions of the group of each prompt, from the index `start` on, and their texts."""
         with self.clock("sample"):
             sampling = replace(self.plan.sampling, start=start)

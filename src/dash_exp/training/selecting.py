@@ -92,7 +92,8 @@ class Graded:
     scores: Scores
 
     @property
-    def rewards_Pn(self) -> Tensor:
+    def rewards(self) -> Tensor:
+        """Shape (P, n)."""
         return tensor(self.scores.rewards, dtype=torch.float64).view(len(self.prompts), -1)
 
     def of(self, places: Sequence[int]) -> Graded:
@@ -130,7 +131,7 @@ def screened(
             break
         block = sample(more, 0, rule.first)
         first = block if first is None else _below(first, block)
-        signal = (~all_equal(first.rewards_Pn)).flatten().tolist()
+        signal = (~all_equal(first.rewards)).flatten().tolist()
     assert first is not None
     chosen = [i for i, has in enumerate(signal) if has][:wanted] or [0]
     left_out = [i for i in range(len(signal)) if i not in set(chosen)]
@@ -146,12 +147,12 @@ def screened(
 
 def put_aside(graded: Graded, policy_version: int | None) -> Rollouts:
     """Completions that are recorded and counted but not weighed: their advantages are 0, and none is kept."""
-    zeros_Pn = torch.zeros_like(graded.rewards_Pn, dtype=torch.float32)
+    zeros_Pn = torch.zeros_like(graded.rewards, dtype=torch.float32)
     return Rollouts(
         prompts=graded.prompts,
         completions=graded.completions,
         texts=graded.texts,
-        rewards_PG=graded.rewards_Pn,
+        rewards_PG=graded.rewards,
         advantages_PG=zeros_Pn,
         before_filter_PG=zeros_Pn,
         keep_PG=cast(BoolTensor, zeros_Pn.bool()),
