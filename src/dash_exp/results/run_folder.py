@@ -28,8 +28,10 @@ ID_FILE = "wandb_id"  # in a run folder: the id of the run in W&B, and the last 
 # What `result.json` holds: the status of the run, texts, and numbers by the beginning of their keys.
 STATUSES = ("done", "failed", "stopped", "unfinished")  # unfinished: killed, or still running
 TEXTS = ("error", "git", "device", "stopped_by", "watch/stopped_by")
-NUMBERS = ("accuracy/", "eval/", "time/", "tokens/", "completions/", "score/", "select/", "optimizer")
-NUMBERS += ("watch/", "steps", "sizes/")
+NUMBERS = (
+    *("accuracy/", "eval/", "time/", "tokens/", "completions/", "score/", "select/", "optimizer"),
+    *("watch/", "steps", "sizes/"),
+)
 # The small files of a run folder that are enough to read the run again. They are uploaded to W&B with the run.
 RECORD_FILES = ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", RESULT_FILE, "problems.csv")
 
