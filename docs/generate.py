@@ -47,6 +47,7 @@ GROUPS = {
     "reward": "What a completion is worth. The data set chooses one.",
     "rollout": "The sampler, and what happens to its completions before they are trained on.",
     "scale": "For the files of `sweeps/` only, added with `+scale=paper`.",
+    "select": "Which prompts are sampled, by what their earlier completions, or the first few, were worth.",
     "teacher": "The model that writes the solutions for `algo=sft_m`.",
     "test": "One more test set: `+test@data.tests.NAME=FILE`. `NAME` is yours, and part of the metric's name: `accuracy/NAME`. "
     "Each file brings the reward that grades it; `reward@data.tests.NAME.reward=...` replaces it, and "

@@ -61,6 +61,7 @@ def one_run(
     watch=None,
     memory_gb=math.inf,
     eval_problems=1,
+    selection=None,
     **batch,
 ):
     """Train the nano policy for `steps` outer steps; returns module, data and the policy before the first step."""
@@ -87,6 +88,7 @@ def one_run(
         clock=clock,
         watch=watch,
         memory_gb=memory_gb,
+        selection=selection,
     )
     module = PolicyModule(
         policy=policy,

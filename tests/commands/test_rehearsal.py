@@ -62,6 +62,8 @@ BAD = [
     ("algo.denominator._target_=own_parts.text", "it gives a str and not a number"),
     ("algo.denominator._target_=dash_exp.algorithms.weighting.per_sampled_length", "'max_tokens'"),
     ("kl.schedule._target_=own_parts.nothing", "kl.schedule._target_=own_parts.nothing: does not work as a schedule of the KL"),
+    # the rule that selects prompts
+    ("select=screen select._target_=own_parts.nothing", "select._target_=own_parts.nothing: does not work as a selection of"),
     # names
     (
         "algo.advantage._target_=own_parts.totl",

@@ -38,6 +38,9 @@ SOME_SETTINGS = {
     "adapter": "model.adapter=lora model.lora.lr=0.01",
     "adapter at servers": "model.adapter=lora model.lora.lr=0.01 rollout.sampler._target_=rank_parts.AdapterSampler",
     "sampled ahead": "rollout.sampler._target_=rank_parts.CopySampler rollout.staleness=1",
+    "skipped": "select=greso data.limit=12 batch.group_size=2",
+    "screened": "select=screen algo=no_gf kl.place=reward",
+    "screened by the first": "select=screen rollout.sampler._target_=rank_parts.CopySampler rollout.staleness=1",
 }
 
 
@@ -135,6 +138,7 @@ def alone(tmp_path_factory):
             "one kept",
             "none kept",
             "sampled ahead",
+            "screened",
             "adapter",
             "adapter at servers",
         )
@@ -144,6 +148,9 @@ def test_two_ranks_come_to_the_numbers_of_one(strategy, arm, tmp_path, beside, a
     settings = SOME_SETTINGS[arm]
     run.run(composed(*COMMON, *settings.split(), f"trainer={strategy}"), tmp_path)
     same(tmp_path, alone(settings))
+    if "select" in settings:
+        metrics = record(tmp_path)[0]
+        assert metrics[["select/skipped_prompts", "select/screened_out_prompts"]].sum().sum() > 0
 
 
 def test_where_memory_runs_out_on_one_rank_all_go_on_with_smaller_passes(tmp_path, beside, alone):

@@ -48,6 +48,8 @@ def job(words, device=KNOWN["h200"]):
         (f"{LLAMA} trainer=ddp {TWO} batch.prompts=64", "sample", "rollouts", 2 * rollout_bytes(64 * 8, 64 * 8 * 64)),
         (f"{LLAMA} batch.prompts=64 rollout.staleness=1", "update", "rollouts", rollout_bytes(1024, 1024 * 64)),
         (f"{LLAMA} algo=dapo filter.refill_rounds=2", "update", "rollouts", None),
+        # 64 groups of 8, and 3 x 4 x 64 prompts screened by 2
+        (f"{LLAMA} batch.prompts=64 select=screen", "update", "rollouts", rollout_bytes(512 + 1536, 2048 * 64)),
         # servers: NCCL sends from the GPU, HTTP from a copy in 16 bits, beside which a new one is made
         (LLAMA, "update", "sent", None),
         (f"{LLAMA} rollout.sampler.transfer=http", "update", "sent", 2 * N),

@@ -133,7 +133,7 @@ def test_what_the_tests_compose_is_what_hydra_composes(overrides):
 
 
 def test_all_groups_are_covered():
-    groups = "algo batch data experiment filter hydra kl logger model prompt reward rollout teacher test trainer"
+    groups = "algo batch data experiment filter hydra kl logger model prompt reward rollout select teacher test trainer"
     assert groups.split() == GROUPS
     assert {f.parent.name for f in FILES} == {*GROUPS} - {"hydra"}  # whose launchers are composed in test_clusters.py
 
@@ -373,5 +373,5 @@ def test_the_swept_values_are_those_of_the_paper():
 
 def test_every_ablation_of_the_paper_and_the_studies_it_leaves_open_are_there():
     paper = "sft_vs_rl_math sft_vs_rl_code efficiency_math efficiency_code off_policy kl gradient_filtering pass_at_k"
-    open_ = "filter_threshold batch_sizes kl_schedules staleness filters_compared"
+    open_ = "filter_threshold batch_sizes kl_schedules staleness filters_compared prompt_selection"
     assert sorted([*paper.split(), *open_.split(), *SEARCHES]) == SWEEPS

@@ -20,7 +20,7 @@ from dash_exp.commands.hydra_setup import run_folder
 from dash_exp.commands.sweep.finished import finished
 from dash_exp.models import loading
 from dash_exp.results import cells
-from dash_exp.results.run_folder import SNAPSHOTS, flat, without_bare_prompt
+from dash_exp.results.run_folder import SNAPSHOTS, as_earlier, flat
 from dash_exp.settings import renamed
 from dash_exp.training import snapshot
 
@@ -51,7 +51,7 @@ def test_its_parts_are_those_of_the_same_command_today(earlier):
     cell = cells.load_cell(earlier)
     today = composed(*(f"{key}={value}" for key, value in cell.overrides.items()))
     assert cell.overrides["algo.denominator._target_"] == "dash_exp.algorithms.weighting.per_kept"
-    assert parts(cell.config) == parts(without_bare_prompt(OmegaConf.to_container(today, resolve=True)))
+    assert parts(cell.config) == parts(as_earlier(OmegaConf.to_container(today, resolve=True)))
 
 
 def test_it_is_evaluated(earlier, tmp_path):
@@ -85,7 +85,7 @@ def test_it_is_found_and_compared_where_it_is_resumed(tmp_path):
     """A run of today, with the names translated back."""
     cfg = composed("name=small", "algo.denominator._target_=dash_exp.algorithms.weighting.per_kept")
     stored = OmegaConf.to_container(cfg, resolve=True)
-    del stored["prompt"], stored["model"]["instruct"]
+    del stored["prompt"], stored["model"]["instruct"], stored["select"], stored["data"]["limit"]
     text = OmegaConf.to_yaml(stored)
     for old, new in renamed.NAMES.items():
         text = re.sub(rf"{re.escape(new)}(?![\w.])", old, text)

@@ -92,6 +92,17 @@ def test_cutting_into_batches_changes_nothing(policy, tokenizer, prompts):
     assert alone == together
 
 
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_a_group_in_two_parts_is_the_group(policy, tokenizer, prompts, first):
+    whole, parts = (sampler(policy, tokenizer) for _ in range(2))
+    together = [c.ids for c in whole.sample(prompts, 4, Sampling(15), KEY)]
+    begun = [c.ids for c in parts.sample(prompts, first, Sampling(15), KEY)]
+    rest = [c.ids for c in parts.sample(prompts, 4 - first, Sampling(15, start=first), KEY)]
+    for i in range(len(prompts)):
+        group = [*begun[i * first : (i + 1) * first], *rest[i * (4 - first) : (i + 1) * (4 - first)]]
+        assert [list(ids) for ids in group] == [list(ids) for ids in together[4 * i : 4 * i + 4]]
+
+
 def test_no_more_than_max_sequences_at_a_time(policy, tokenizer, prompts):
     rows = []
     policy.model.layers[0].mlp.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))

@@ -92,6 +92,17 @@ def test_noise_is_keyed_and_cutting_changes_nothing(vllm, tokenizer):
     assert any(len(set(together[i : i + 8])) > 2 for i in range(0, 96, 8))  # the members of a group differ
 
 
+def test_a_group_in_two_parts_is_the_group(vllm, tokenizer):
+    prompts = arithmetic_prompts(tokenizer, 6)
+    together = ids(vllm.sample(prompts, 4, Sampling(64), KEY))
+    for first in (1, 2, 3):  # a group of one is another kind of request
+        begun = ids(vllm.sample(prompts, first, Sampling(64), KEY))
+        rest = ids(vllm.sample(prompts, 4 - first, Sampling(64, start=first), KEY))
+        for i in range(6):
+            group = [*begun[i * first : (i + 1) * first], *rest[i * (4 - first) : (i + 1) * (4 - first)]]
+            assert [list(c) for c in group] == [list(c) for c in together[4 * i : 4 * i + 4]]
+
+
 def test_sampled_frequencies_are_the_probabilities(vllm, tiny, tokenizer):
     """First tokens of 4,000 completions of one prompt, hot so that many tokens come up; rare ones are counted together."""
     (prompt,), n = arithmetic_prompts(tokenizer, 1), 4000

@@ -34,6 +34,7 @@ from dash_exp.sampling import nccl, vllm_server
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.engine import Engine, group_seed, weight_shapes
 from dash_exp.sampling.server import EngineServer, Job, RefusedError
+from dash_exp.sampling.server_call import Call
 from dash_exp.sampling.vllm_server import VLLMServerSampler
 
 pytestmark = pytest.mark.needs("vllm")
@@ -824,3 +825,9 @@ def test_the_steps_of_a_transfer():
 @pytest.fixture(autouse=True)
 def warnings_are_kept(caplog):
     caplog.set_level(logging.WARNING)
+
+
+def test_the_rest_of_a_group_is_asked_for_with_the_seeds_of_its_members(prompts):
+    """The engine seeds member i of a request with the request's seed + i."""
+    whole, rest = (Call(prompts, 4, Sampling(8, start=start), KEY, 0).request([0, 1], None)["prompts"] for start in (0, 3))
+    assert [r["seed"] - w["seed"] for w, r in zip(whole, rest, strict=True)] == [3, 3]

@@ -24,6 +24,7 @@ BAD = [
         "data.train.reward: is not read: training has the reward of the run. Write reward=NAME instead.",
     ),
     ("data.separator=3", "data.separator=3: is not a text"),
+    ("data.limit=0", "data.limit=0: is not a whole number of at least 1. Write a whole number of at least 1 or null"),
     ("data=gsm8k data.train.annotations=yes", "data.train.annotations=yes: is neither true nor false"),
     ("data=jsonl data.path=d data.extra=level", "data.extra=level: is not a list of names. Write it in brackets"),
     ("data=jsonl data.path=d data.prompt=3", "data.prompt=3: is not a text"),

@@ -33,6 +33,9 @@ from dash_exp.training import snapshot
         "algo=sft_h",
         "algo=no_gf filter=zero_variance kl=adaptive",
         "algo=dash budget.sampled_tokens=1100",  # reached in step 5
+        "algo=grpo select=greso data.limit=16",
+        "algo=dapo select=greso data.limit=12 rollout.sampler._target_=rank_parts.CopySampler rollout.staleness=1",
+        "algo=no_gf select=screen select.rounds=2",
     ],
 )
 def test_it_goes_on_as_if_nothing_had_been(overrides, tmp_path, monkeypatch):
@@ -43,6 +46,9 @@ def test_it_goes_on_as_if_nothing_had_been(overrides, tmp_path, monkeypatch):
     run.run(cfg, tmp_path / "broken")
     same(tmp_path / "broken", tmp_path / "alone")
     assert not (tmp_path / "broken" / run_folder.SNAPSHOTS).exists()
+    if "select" in overrides:
+        result = run_folder.read_result(tmp_path / "alone")
+        assert result["select/skipped_prompts"] + result["select/screened_out_prompts"] > 0
 
 
 def test_it_says_where_it_goes_on(tmp_path, monkeypatch, capsys):

@@ -124,6 +124,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
             clock=clock,
             watch=watch,
             memory_gb=cfg.rollout.memory_gb,
+            selection=made(cfg, "select"),
             ranks=ALONE if shared else group,
         )
         module = PolicyModule(
@@ -156,13 +157,14 @@ def check_trains(cfg: DictConfig) -> None:
 
 
 def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]], int]:
-    """The training problems, without those of the test sets; the test sets by name, of each the first `eval.limit`; and how
-    many training problems were left out, because a test set has them.
+    """The first `data.limit` training problems, without those of the test sets; the test sets by name, of each the first
+    `eval.limit`; and how many training problems were left out, because a test set has them.
     """
     tests = {str(name): data_set(cfg, f"data.tests.{name}") for name, test in cfg.data.tests.items() if test is not None}
     given = data_set(cfg, "data.train")
     train = order.without(given, [p for test in tests.values() for p in test])
-    return train, {name: test[: cfg.eval.limit] for name, test in tests.items()}, len(given) - len(train)
+    used = {name: test[: cfg.eval.limit] for name, test in tests.items()}
+    return train[: cfg.data.get("limit")], used, len(given) - len(train)
 
 
 def data_set(cfg: DictConfig, key: str) -> list[Problem]:
@@ -274,6 +276,7 @@ def check_parts(cfg: DictConfig, rank: int = 0) -> None:
     check_named(OmegaConf.to_container(cfg, resolve=True))
     with torch.random.fork_rng(devices=[]):
         rehearsal.scoring(made(cfg, "algo.advantage"), made(cfg, "filter"), cfg.algo.group_size, name)
+        rehearsal.selection(made(cfg, "select"), cfg.algo.group_size, name)
         rehearsal.objective(objective_of(cfg), bool(cfg.algo.train_sampler), name)
         rehearsal.optimization(optimization_of(cfg), stand_ins(cfg, rank), cfg.steps, name)
 

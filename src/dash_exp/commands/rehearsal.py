@@ -43,6 +43,23 @@ def scoring(advantage: Callable[..., Any], keep: Any, group_size: int, named: Ca
         assert keep.recompute_advantages in (True, False)
 
 
+def selection(rule: Any, group_size: int, named: Callable[[str], str]) -> None:
+    """The rule that selects prompts, on the rewards of two groups."""
+    rewards_PG = (torch.arange(2 * group_size) % 3 % 2).double().view(2, group_size)
+    right = "Give a Selection (dash_exp.algorithms.selection)"
+    with refusing(named("select"), "does not work as a selection of prompts", right):
+        rule.observe(list(zip("ab", rewards_PG, strict=True)))
+        rule.restore(rule.state())
+        _number(rule.chance("a"))
+        if not 0 <= rule.chance("a") <= 1:
+            raise ValueError(f"the chance that it gives a prompt is {rule.chance('a')}")
+        if rule.first is not None:
+            assert 1 <= rule.first < group_size
+            assert rule.rounds >= 1
+            assert rule.candidates(2, 0, 0) >= 1
+        assert rule.beside(2) >= 0
+
+
 def objective(objective: Objective, written: bool, named: Callable[[str], str]) -> None:
     """Loss, weighting, denominator and KL coefficient, on two completions of three tokens; `written`: by no policy."""
     mask_BT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])

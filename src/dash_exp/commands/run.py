@@ -250,7 +250,7 @@ def totals(parts: Parts, record: RunRecord, total_s: float) -> dict[str, Any]:
     result |= {f"time/{phase}_s": round(parts.clock.seconds[phase], 3) for phase in PHASES}
     result |= {f"time/{side}_idle_s": round(parts.clock.idle[side], 3) for side in SIDES}
     counts = ["tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept", "score/timeouts", "score/errors"]
-    counts += ["optimizer/skipped_steps"]
+    counts += ["optimizer/skipped_steps", "select/skipped_prompts", "select/screened_out_prompts"]
     for name in counts:
         result[name] = sum(int(row.get(name) or 0) for row in record.rows)
     watch = parts.module.watch

@@ -42,7 +42,15 @@ METRICS: dict[str, Metric] = {
     ),
     "filter/kept_fraction": Metric("fraction", "completions that the filter kept / completions that were sampled"),
     "filter/refill_rounds": Metric("sampling calls", "additional calls that sampled new prompts for groups without a signal"),
-    "groups/signal_fraction": Metric("fraction", "groups whose rewards, before penalties, are not all equal"),
+    "select/skipped_prompts": Metric("prompts", "prompts that were skipped, unsampled, in this outer step (`select=greso`)"),
+    "select/screened_out_prompts": Metric(
+        "prompts",
+        "prompts of which only the first completions were sampled in this outer step (`select=screen`); these count in what is "
+        "sampled, and with an advantage of 0 in the means over it",
+    ),
+    "groups/signal_fraction": Metric(
+        "fraction", "groups whose rewards, before penalties, are not all equal; those that were only screened count as groups"
+    ),
     "length/mean_tokens": Metric("tokens", "mean length of the sampled completions"),
     "length/truncated_fraction": Metric("fraction", "sampled completions that the token limit cut off"),
     "policy/nll_nats_per_token": Metric(

@@ -173,7 +173,7 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         sampler=sampler,
         staleness=cfg.rollout.staleness,
         refresh_every=cfg.rollout.refresh_every,
-        completions=cfg.batch.prompts * step.group * (cfg.rollout.staleness + 1) * (1 + cfg.filter.get("refill_rounds", 0)),
+        completions=most_completions(cfg, step.group),
         state_numbers=sum(tensor.numel() for tensor in model.state_dict().values()),
         largest_weight=max(weights),
         temporaries=on_gpu and cfg.optimizer._target_.startswith("torch.") and not cfg.optimizer.get("fused"),
@@ -182,6 +182,13 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         grading=grading_bytes(cfg),
         resumes=cfg.resume,
     )
+
+
+def most_completions(cfg: DictConfig, group_size: int) -> int:
+    """Completions that are in CPU memory at the same time, with every refill or screening call made."""
+    prompts, rule = cfg.batch.prompts, cfg.select
+    beside = rule.get("rounds", 0) * rule.get("wide", 0) * prompts * rule.get("first", 0)
+    return (cfg.rollout.staleness + 1) * (prompts * group_size * (1 + cfg.filter.get("refill_rounds", 0)) + beside)
 
 
 def moment_bytes(optimizer: DictConfig, itemsize: int) -> int:
@@ -290,6 +297,9 @@ def decoding_batches(cfg: DictConfig, step: OuterStep, lengths: Lengths, devices
         prompts = min(step.prompts_per_call, most)
         completions = min(step.prompts_per_call * step.group, most)
         found.append(DecodingBatch(prompts, completions, lengths.longest, lengths.prompt))
+        if first := cfg.select.get("first"):  # of more prompts, and fewer of each
+            completions = min(step.prompts_per_call * cfg.select.wide * first, most)
+            found.append(DecodingBatch(-(-completions // first), completions, lengths.longest, lengths.prompt))
     for test in cfg.data.tests.values():
         if test is not None:
             for count in (1, cfg.eval.n) if cfg.eval.n else (1,):  # completions of each problem: `evaluator.Evaluator`

@@ -28,7 +28,10 @@ ID_FILE = "wandb_id"  # in a run folder: the id of the run in W&B, and the last 
 # What `result.json` holds: the status of the run, texts, and numbers by the beginning of their keys.
 STATUSES = ("done", "failed", "stopped", "unfinished")  # unfinished: killed, or still running
 TEXTS = ("error", "git", "device", "stopped_by", "watch/stopped_by")
-NUMBERS = ("accuracy/", "eval/", "time/", "tokens/", "completions/", "score/", "optimizer", "watch/", "steps", "sizes/")
+NUMBERS = (
+    *("accuracy/", "eval/", "time/", "tokens/", "completions/", "score/", "select/", "optimizer"),
+    *("watch/", "steps", "sizes/"),
+)
 # The small files of a run folder that are enough to read the run again. They are uploaded to W&B with the run.
 RECORD_FILES = ("config.yaml", ".hydra/overrides.yaml", "metrics.csv", RESULT_FILE, "problems.csv")
 
@@ -103,7 +106,7 @@ def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     number of devices, which changes the numbers only by rounding.
     """
     other = ("watch", "resume", "resume_every", "plan_device", "plan_tokens")
-    found = {k: v for k, v in without_bare_prompt(without_questions(settings)).items() if k not in other}
+    found = {k: v for k, v in as_earlier(without_questions(settings)).items() if k not in other}
     if isinstance(trainer := found.get("trainer"), Mapping):
         found["trainer"] = {k: v for k, v in trainer.items() if k not in ("devices", "num_nodes", "strategy")}
     return found
@@ -115,6 +118,16 @@ def without_questions(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     study = settings.get("study")
     return {**settings, "study": {"baseline": study.get("baseline")} if isinstance(study, Mapping) else study}
+
+
+def as_earlier(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that runs of an earlier version do not have, where they say what all such runs did."""
+    found = without_bare_prompt(settings)
+    if isinstance(rule := found.get("select"), Mapping) and str(rule.get("_target_")).endswith(".selection.Uniform"):
+        del found["select"]
+    if isinstance(data := found.get("data"), Mapping) and data.get("limit") is None:
+        found["data"] = {k: v for k, v in data.items() if k != "limit"}
+    return found
 
 
 def without_bare_prompt(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from dash_exp.core.types import Completion, Prompt
 class Sampling:
     """How to sample. `temperature` 0 is greedy. `max_tokens` counts completion tokens.
 
+    `start`: the completions are those of the group with the indices `start`, `start` + 1, ..., and have their noise.
+
     `stop`: a completion ends with the token that completes one of these texts, which stays a part of it.
 
     `top_p` below 1 samples from the smallest set of most likely tokens whose probabilities at that temperature add up to
@@ -27,6 +29,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    start: int = 0
 
 
 class Sampler(Protocol):

@@ -172,7 +172,7 @@ class Engine:
     ) -> list[Completion]:
         """See `Sampler.sample`."""
         assert not self.asleep, "the engine sleeps, maybe without weights"
-        parameters = [self.parameters(group_size, sampling, group_seed(key, p)) for p in prompts]
+        parameters = [self.parameters(group_size, sampling, group_seed(key, p, sampling.start)) for p in prompts]
         requests = [{"prompt_token_ids": list(p.ids)} for p in prompts]
         outputs = self.llm.generate(requests, parameters, use_tqdm=False, lora_request=self.adapter)
         return [completion for output in outputs for completion in self.completions(output)]
@@ -262,9 +262,9 @@ def sleep_level(model_type: str, with_adapter: bool) -> int:
     return 2 if model_type in DROPPED and not with_adapter else 1
 
 
-def group_seed(key: tuple[int, ...], prompt: Prompt) -> int:
-    """Seed of the noise of a group, from (seed, outer step) and problem; an integer below 2^62."""
-    return int(noise_seed(key, prompt.problem.id, 0).generate_state(1, "uint64")[0] >> 2)
+def group_seed(key: tuple[int, ...], prompt: Prompt, start: int = 0) -> int:
+    """Seed of the noise of a group, from (seed, outer step) and problem; an integer below 2^62. `start`: see `Sampling`."""
+    return int(noise_seed(key, prompt.problem.id, 0).generate_state(1, "uint64")[0] >> 2) + start
 
 
 def weight_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

@@ -285,6 +285,6 @@ def _noise(rows: Sequence[tuple[Prompt, int]], sampling: Sampling, key: tuple[in
     """Uniform random numbers, shape (B, T), each row with its own key."""
     if sampling.temperature == 0:
         return torch.zeros(len(rows), sampling.max_tokens)
-    seeds = [noise_seed(key, prompt.problem.id, index) for prompt, index in rows]
+    seeds = [noise_seed(key, prompt.problem.id, sampling.start + index) for prompt, index in rows]
     noise = [np.random.default_rng(seed).random(sampling.max_tokens, dtype=np.float32) for seed in seeds]
     return torch.from_numpy(np.stack(noise))

@@ -21,7 +21,7 @@ class Call:
         self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...], version: int
     ) -> None:
         self.version = version
-        self.prompts = [{"ids": list(p.ids), "seed": group_seed(key, p)} for p in prompts]
+        self.prompts = [{"ids": list(p.ids), "seed": group_seed(key, p, sampling.start)} for p in prompts]
         self.group_size = group_size
         self.sampling = sampling
         self.todo = deque(range(len(prompts)))

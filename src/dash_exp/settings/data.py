@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dash_exp.core.errors import UserError
-from dash_exp.settings.checks import flags, number, texts
+from dash_exp.settings.checks import flags, numbers, texts
 
 SECTIONS = "data data.tests"
 TEXTS = "test_path math500_path gsm8k_path subset train_split test_split prompt answer solution id"
@@ -22,7 +22,7 @@ def values(cfg: DictConfig) -> None:
         raise UserError(
             f"data.extra={extra}", "is not a list of names", "Write it in brackets, as in data.extra=[level,source]"
         )
-    number(cfg, "data.max_prompt_tokens", whole=True, least=1, optional=True)
+    numbers(cfg, "data.limit data.max_prompt_tokens", whole=True, least=1, optional=True)
     flags(cfg, "data.train.annotations")
     if cfg.data.get("separator") is not None:
         texts(cfg, "data.separator", lines=True)

@@ -19,13 +19,13 @@ OWN = "own"  # the section for settings of the user's own, whatever their names
 # By section: its settings. Sections that are not listed take any, as model.architecture, or are parts.
 NAMES = {
     "": "name steps seed eval model optimizer schedule clip_norm watch budget objective study completions_every table_rows "
-    "resume resume_every plan plan_device plan_tokens algo batch data filter kl logger prompt reward rollout teacher "
+    "resume resume_every plan plan_device plan_tokens algo batch data filter kl logger prompt reward rollout select teacher "
     "trainer own",
     "batch": "prompts group_size sample_prompts epochs minibatches micro_tokens",
     "algo": "name group_size advantage loss weighting denominator train_sampler",
     "budget": "seconds sampled_tokens optimizer_steps match",
     "data": "name path test_path math500_path gsm8k_path subset train_split test_split prompt answer solution extra id task "
-    "options tasks separator max_response_tokens max_prompt_tokens train tests",
+    "options tasks separator limit max_response_tokens max_prompt_tokens train tests",
     "eval": "every prompts n k temperature top_p limit",
     "kl": "coef estimator place schedule",
     "logger": "wandb",

@@ -21,6 +21,7 @@ from dash_exp.settings import (
     reward,
     run,
     sampling,
+    selection,
     study,
     targets,
     teacher,
@@ -32,10 +33,10 @@ from dash_exp.settings.checks import sections
 # Each has SECTIONS (keys that must have settings below them) and `values` (of single settings).
 SUBJECTS = (
     *(run, tracker, study, evaluation, optimizer, model, devices),
-    *(data, prompt, reward, sampling, teacher, algorithm, watching),
+    *(data, prompt, reward, sampling, teacher, algorithm, selection, watching),
 )
 # Those that also have `relations`: settings that cannot be used together.
-RELATED = (study, evaluation, optimizer, model, devices, data, prompt, teacher, algorithm, sampling)
+RELATED = (study, evaluation, optimizer, model, devices, data, prompt, teacher, algorithm, selection, sampling)
 
 
 def validate(cfg: DictConfig, earlier: bool = False) -> None:

@@ -16,21 +16,26 @@ Row = dict[str, float | int | None]
 
 
 def rollout_metrics(rollouts: Sequence[Rollouts], counts: StepCounts, sampler: Sampler) -> Row:
-    """What the completions of an outer step show, each a mean over all that were sampled. `counts` is that of all of them."""
-    rewards_PG = torch.cat([r.rewards_PG for r in rollouts])
-    before_PG = torch.cat([r.before_filter_PG for r in rollouts])
-    advantages_PG = torch.cat([r.advantages_PG for r in rollouts])
-    keep_PG = torch.cat([r.keep_PG for r in rollouts])
+    """What the completions of an outer step show, each a mean over all that were sampled. `counts` is that of all of them.
+
+    Groups may have different sizes: those of `Rollouts.aside` are smaller.
+    """
+    rewards = torch.cat([r.rewards_PG.flatten() for r in rollouts])
+    before = torch.cat([r.before_filter_PG.flatten() for r in rollouts])
+    kept = torch.cat([r.advantages_PG[r.keep_PG] for r in rollouts])
+    signal = torch.cat([~all_equal(r.rewards_PG) for r in rollouts])
     completions = [c for r in rollouts for c in r.completions]
     nll = [-sum(c.logprobs.tolist()) for c in completions if c.logprobs is not None]  # in 64 bits
     return {
-        "reward/mean": float(rewards_PG.mean()),
+        "reward/mean": float(rewards.mean()),
         **{f"reward/{n}": _mean([v for r in rollouts for v in r.components[n]]) for n in rollouts[0].components},
-        "advantage/abs_mean": float(before_PG.abs().mean()),
-        "advantage/kept_abs_mean": float(advantages_PG[keep_PG].abs().mean()) if keep_PG.any() else None,
+        "advantage/abs_mean": float(before.abs().mean()),
+        "advantage/kept_abs_mean": float(kept.abs().mean()) if len(kept) else None,
         "filter/kept_fraction": counts.kept / counts.sampled,
         "filter/refill_rounds": sum(r.refill_rounds for r in rollouts),
-        "groups/signal_fraction": float((~all_equal(rewards_PG)).float().mean()),
+        "select/skipped_prompts": sum(r.skipped for r in rollouts),
+        "select/screened_out_prompts": sum(len(r.aside.prompts) for r in rollouts if r.aside is not None),
+        "groups/signal_fraction": float(signal.float().mean()),
         "length/mean_tokens": counts.sampled_tokens / counts.sampled,
         "length/truncated_fraction": sum(c.truncated for c in completions) / counts.sampled,
         "policy/nll_nats_per_token": math.fsum(nll) / counts.sampled_tokens if nll else None,
@@ -44,10 +49,10 @@ def rollout_metrics(rollouts: Sequence[Rollouts], counts: StepCounts, sampler: S
     }
 
 
-def kl_in_reward(rollouts: Sequence[Rollouts], counts: StepCounts) -> float | None:
-    """k3 in nats per sampled token, where the KL stands in the reward; None where it does not."""
-    nats = [r.kl_nats for r in rollouts if r.kl_nats is not None]
-    return math.fsum(nats) / counts.sampled_tokens if nats else None
+def kl_in_reward(rollouts: Sequence[Rollouts]) -> float | None:
+    """k3 in nats per token, where the KL stands in the reward: of all completions that were weighed. None where it does not."""
+    weighed = [(r.kl_nats, sum(len(c.ids) for c in r.completions)) for r in rollouts if r.kl_nats is not None]
+    return math.fsum(nats for nats, _ in weighed) / sum(tokens for _, tokens in weighed) if weighed else None
 
 
 def _mean(values: Sequence[float]) -> float:

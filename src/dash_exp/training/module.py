@@ -42,9 +42,9 @@ class PolicyModule(L.LightningModule):
     before the optimizer step. Each of several `ranks` is given all completions and passes a share of the kept ones through the
     policy.
 
-    After an outer step `row` holds its metrics, under the names of `metrics.METRICS` and `FAMILIES`, and `rollouts_of_step` the
-    rollouts it learned from. After an evaluation `accuracy` holds that of each test set, and `right` by test set and problem
-    whether the greedy completion was correct.
+    After an outer step `row` holds its metrics, under the names of `metrics.METRICS` and `FAMILIES`, and `rollouts_of_step`
+    all that was sampled, each `Rollouts.aside` as well. After an evaluation `accuracy` holds that of each test set, and `right`
+    by test set and problem whether the greedy completion was correct.
     """
 
     def __init__(
@@ -171,6 +171,9 @@ class PolicyModule(L.LightningModule):
     def _receive(self, rollouts: Rollouts, last: bool) -> None:
         """Check the completions of a sampling call; after the last call, those of the whole outer step."""
         self.rollouts_of_step.append(rollouts)
+        if rollouts.aside is not None:  # counted here, but not in the denominator of the loss
+            self.rollouts_of_step.append(rollouts.aside)
+            self._counts.add(rollouts.aside.samples(), [False] * len(rollouts.aside.completions))
         self._check({"rollouts/version": rollouts.policy_version, "rollouts/due": self.refresh.version(self.current_epoch)})
         if last:
             self._rollout_row = rollout_metrics(self.rollouts_of_step, self._counts, self.refresh.sampler)
@@ -311,7 +314,7 @@ class PolicyModule(L.LightningModule):
 
     def _mean_kl(self, sums: StepSums) -> float | None:
         """k3 in nats per token: of the trained tokens where the KL stands in the loss, of the sampled ones in the reward."""
-        in_reward = kl_in_reward(self.rollouts_of_step, self._counts)
+        in_reward = kl_in_reward(self.rollouts_of_step)
         if in_reward is not None:
             return in_reward
         if self.reference is None or self._coef == 0 or not sums.trained_completion_tokens:

@@ -12,18 +12,18 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from dash_exp.algorithms.selection import Group, Selection, Uniform
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
-from dash_exp.core.types import Prompt, Rollouts, Sample
+from dash_exp.core.types import Completion, Prompt, Rollouts, Sample
 from dash_exp.core.watch import Watch
-from dash_exp.data import order
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluation, Evaluator
 from dash_exp.models.passes import Passes
@@ -31,6 +31,7 @@ from dash_exp.models.sharded import is_sharded
 from dash_exp.sampling.base import Sampler, Sampling
 from dash_exp.sampling.refresh import Refresh
 from dash_exp.training.scoring import Scoring, at_most, joined
+from dash_exp.training.selecting import Candidates, Graded, groups_of, put_aside, screened
 
 # What `Rollouts` take of CPU memory at most: id, log-probability and 16 bytes of text, a token; objects and numbers, a
 # completion. A token of a prompt is an integer of Python's with its place in a tuple, and text.
@@ -70,7 +71,7 @@ class SamplingPlan:
 
 
 class RolloutDataModule(L.LightningDataModule):
-    """Samples again in every outer step, from the prompts `train` by the `plan`, and scores what was sampled.
+    """Samples again in every outer step, from the prompts `train` by the `plan` and the rule `selection`, and scores it all.
 
     `refresh` holds the sampler and gives it its weights; `train_sampler` replaces it in training where the completions are not
     the policy's own (SFT). A validation loader yields one item: its test set as the `evaluator` has graded it. `passes` and
@@ -93,6 +94,7 @@ class RolloutDataModule(L.LightningDataModule):
         train_sampler: Sampler | None = None,
         watch: Watch | None = None,
         memory_gb: float = math.inf,
+        selection: Selection | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
@@ -120,6 +122,9 @@ class RolloutDataModule(L.LightningDataModule):
                 f"is more than the {len(self.train_prompts)} training problems",
                 "Lower it, or give more problems",
             )
+        self.selection = selection or Uniform()
+        self.candidates = Candidates(self.train_prompts, plan.prompts, plan.seed, self.selection)
+        self._selection_states: dict[int, dict[str, Any]] = {}  # by the number of outer steps before them
         self._check_memory(memory_gb)
 
     # --- training ----------------------------------------------------------------------------------------------------------
@@ -133,9 +138,12 @@ class RolloutDataModule(L.LightningDataModule):
         return batch
 
     def problems_of_step(self, step: int) -> list[Prompt]:
-        """The P problems of outer step `step` (from 0): see `data.order`."""
-        n = len(self.train_prompts)
-        return [self.train_prompts[i] for i in order.indices_of_step(step, self.plan.prompts, n, self.plan.seed)]
+        """The P problems of outer step `step` (from 0), before any is skipped: see `data.order`."""
+        return self.candidates.own(step)
+
+    def selection_state(self, step: int) -> dict[str, Any]:
+        """What the rule that selects prompts knew after `step` outer steps; those ahead of training have not changed it."""
+        return self._selection_states[step]
 
     def rollouts_of_step(self, step: int) -> Iterator[Rollouts]:
         """The sampling calls of an outer step: each made when it is asked for, or all of them while others were trained on."""
@@ -152,7 +160,8 @@ class RolloutDataModule(L.LightningDataModule):
         return list(self._calls(step))
 
     def _calls(self, step: int) -> Iterator[Rollouts]:
-        prompts = self.problems_of_step(step)
+        prompts = self.candidates.chosen(step)
+        groups: list[Group] = []
         for start in range(0, len(prompts), self.plan.per_call):
             with self._alone:
                 if self._closed:
@@ -162,54 +171,84 @@ class RolloutDataModule(L.LightningDataModule):
                 if not samples_again:  # an engine that slept after each of many calls would spend the step on it
                     with self.clock("sync"):
                         self.sampler.rest()
+            groups += groups_of(rollouts)
+            if start + self.plan.per_call >= len(prompts):
+                self._observe(groups, step)
+                rollouts = replace(rollouts, skipped=len(self.candidates.skipped))
             yield rollouts
 
+    def _observe(self, groups: Sequence[Group], step: int) -> None:
+        """Tell the rule what outer step `step` has sampled, and keep its state for the snapshots that may still need it."""
+        self.selection.observe(groups)
+        states = {s: state for s, state in self._selection_states.items() if s >= step - self.refresh.staleness}
+        self._selection_states = states | {step + 1: self.selection.state()}
+
     def rollouts(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
-        """One sampling call: sample, grade and filter; and again with other prompts where the filter refills."""
+        """One sampling call: sample, grade and filter; and again with other prompts where the filter refills or groups are
+        screened.
+        """
         if self.train_sampler is self.sampler:
             with self.clock("sync"):
                 self.refresh.bring(step)
+        sample = self._refilled if self.selection.first is None else self._screened
+        return sample(prompts, step)
+
+    def _refilled(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
         rollouts = self._sample(prompts, step)
+        others = self.candidates.others(prompts, step)
         for _ in range(self.scoring.keep.refill_rounds):
             signal_P = rollouts.keep_PG.any(dim=1)
             missing = len(prompts) - int(signal_P.sum())
-            others = self._other_prompts(rollouts.prompts, step)
-            if missing <= 0 or not others:
-                break
             share = max(float(signal_P.float().mean()), 1 / 8)  # the expected share of new groups that carry a signal
-            more = self._sample(others[: min(math.ceil(missing / share), len(prompts))], step)
-            rollouts = joined(rollouts, more)
+            more = list(islice(others, min(math.ceil(missing / share), len(prompts)))) if missing > 0 else []
+            if not more:
+                break
+            rollouts = joined(rollouts, self._sample(more, step))
         return at_most(rollouts, len(prompts))
 
+    def _screened(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
+        """As many groups as there are `prompts`, which are screened before all others."""
+
+        def graded(prompts: Sequence[Prompt], start: int, count: int) -> Graded:
+            completions, texts = self._completions(prompts, step, start, count)
+            with self.clock("score"):
+                return Graded(list(prompts), completions, texts, self.scoring.grade(prompts, texts))
+
+        every = chain(prompts, self.candidates.others(prompts, step))
+        groups, aside = screened(self.selection, every, len(prompts), self.plan.group_size, graded)
+        version = self.train_sampler.version
+        with self.clock("score"):
+            rollouts = self.scoring(groups.prompts, groups.completions, groups.texts, step, version, groups.scores)
+        return replace(rollouts, aside=None if aside is None else put_aside(aside, version))
+
     def _sample(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
-        with self.clock("sample"):
-            key = (self.plan.seed, step)
-            completions = self.train_sampler.sample(prompts, self.plan.group_size, self.plan.sampling, key)
-            texts = self.evaluator.texts(prompts, completions)
+        completions, texts = self._completions(prompts, step, 0, self.plan.group_size)
         with self.clock("score"):
             return self.scoring(prompts, completions, texts, step, self.train_sampler.version)
 
-    def _other_prompts(self, taken: Sequence[Prompt], step: int) -> list[Prompt]:
-        """Training problems that are not in `taken`, in an order that belongs to this step."""
-        ids = {p.problem.id for p in taken}
-        indices = np.random.default_rng([self.plan.seed, step, 1]).permutation(len(self.train_prompts))
-        return [p for p in (self.train_prompts[i] for i in indices) if p.problem.id not in ids]
+    def _completions(self, prompts: Sequence[Prompt], step: int, start: int, count: int) -> tuple[list[Completion], list[str]]:
+        """`count` completions of the group of each prompt, from the index `start` on, and their texts."""
+        with self.clock("sample"):
+            sampling = replace(self.plan.sampling, start=start)
+            completions = self.train_sampler.sample(prompts, count, sampling, (self.plan.seed, step))
+            return completions, self.evaluator.texts(prompts, completions)
 
     def _check_memory(self, memory_gb: float) -> None:
         """Refuse what could take more than `memory_gb`: every completion as long as allowed, every refill made."""
-        plan, refills = self.plan, self.scoring.keep.refill_rounds
-        completions = (self.refresh.staleness + 1) * plan.prompts * plan.group_size * (1 + refills)
+        plan, refills, beside = self.plan, self.scoring.keep.refill_rounds, self.selection.beside(self.plan.prompts)
+        completions = (self.refresh.staleness + 1) * (plan.prompts * plan.group_size * (1 + refills) + beside)
         of_prompts = sum(len(p.ids) for p in self.train_prompts) * BYTES_PER_PROMPT_TOKEN
         need_gb = (rollout_bytes(completions, completions * plan.sampling.max_tokens) + of_prompts) / 1e9
         if need_gb > memory_gb:
             ahead = f" of {self.refresh.staleness + 1} outer steps" if self.refresh.staleness else ""
             refilled = f" and up to {refills} refills" if refills else ""
+            screening = " with all screening calls" if beside else ""
             raise UserError(
                 f"rollout.memory_gb={memory_gb:g}",
-                f"is less than the {need_gb:.3g} GB of CPU memory that {completions:,} completions{ahead}{refilled} of up to "
-                f"{plan.sampling.max_tokens:,} tokens can take",
-                "Lower batch.prompts, batch.group_size, rollout.max_response_tokens, rollout.staleness or "
-                "filter.refill_rounds; or raise it, where the machine has the memory",
+                f"is less than the {need_gb:.3g} GB of CPU memory that {completions:,} completions{ahead}{refilled}{screening} "
+                f"of up to {plan.sampling.max_tokens:,} tokens can take",
+                "Lower batch.prompts, batch.group_size, rollout.max_response_tokens, rollout.staleness, "
+                "filter.refill_rounds or select.rounds; or raise it, where the machine has the memory",
             )
 
     def close(self) -> None:

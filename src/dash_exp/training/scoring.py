@@ -15,7 +15,7 @@ from dash_exp.algorithms.kl import Schedule
 from dash_exp.algorithms.kl_penalty import Penalty
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Prompt, Rollouts
-from dash_exp.rewards.base import Reward
+from dash_exp.rewards.base import Reward, Scores
 
 Advantage = Callable[[Tensor], Tensor]
 
@@ -50,10 +50,11 @@ class Scoring:
         texts: list[str],
         step: int,
         policy_version: int | None,
+        scores: Scores | None = None,
     ) -> Rollouts:
-        """Grade and filter P x G completions, in group-major order, of outer step `step`."""
+        """Grade and filter P x G completions, in group-major order, of outer step `step`. `scores`: where they are graded."""
         of_completion = [p for p in prompts for _ in range(len(completions) // len(prompts))]
-        scores = self.reward([p.problem for p in of_completion], texts)
+        scores = self.grade(prompts, texts) if scores is None else scores
         rewards_PG = tensor(scores.rewards, dtype=torch.float64).view(len(prompts), -1)
         truncated_PG = tensor([c.truncated for c in completions]).view_as(rewards_PG)
         penalty_PG, kl_nats = self._penalty(of_completion, completions, step, rewards_PG)
@@ -79,6 +80,10 @@ class Scoring:
             components=scores.components,
             kl_nats=kl_nats,
         )
+
+    def grade(self, prompts: Sequence[Prompt], texts: list[str]) -> Scores:
+        """The scores of P x G completions in group-major order."""
+        return self.reward([p.problem for p in prompts for _ in range(len(texts) // len(prompts))], texts)
 
     def _advantages(self, rewards_PG: Tensor, truncated_PG: Tensor, penalty_PG: Tensor | None) -> Tensor:
         """Advantages of the rewards less what truncation costs; and less the KL penalty against that of the others.

@@ -102,6 +102,8 @@ class Snapshots(L.Callback):
         module.clock.restore(self.state["clock"])
         self.data.refresh.restore(self.state["versions"], self.state["copies"])
         self.data.eval_timeouts, self.data.eval_errors = self.state["eval"]
+        if "select" in self.state:  # earlier versions had no rule to select prompts
+            self.data.selection.restore(self.state["select"])
         record.best = self.state["best"]
         for row in self.rows:  # the tracker starts from the beginning, and knows which rows it sent before
             record.track(trainer, row)
@@ -145,6 +147,7 @@ class Snapshots(L.Callback):
             "versions": self.data.refresh.versions,
             "copies": self.data.refresh.copies,
             "eval": (self.data.eval_timeouts, self.data.eval_errors),
+            "select": self.data.selection_state(step),
             "rows": list(record.rows),
             "best": record.best,
             "random": random_states,

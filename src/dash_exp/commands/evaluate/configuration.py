@@ -70,6 +70,8 @@ def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
         cfg.rollout = OmegaConf.merge(cli.composed().rollout, cfg.rollout)
     if "prompt" not in cfg:  # as such runs asked
         cfg.prompt = OmegaConf.to_container(cli.composed(["prompt=bare"]).prompt, resolve=True)
+    if "select" not in cfg:
+        cfg.select = OmegaConf.to_container(cli.composed().select)
     _choose(groups, cfg)
     OmegaConf.set_struct(cfg, True)
     ConfigLoaderImpl._apply_overrides_to_config(values, cfg)

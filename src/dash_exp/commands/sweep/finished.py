@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dash_exp.core.errors import UserError
 from dash_exp.results.cells import load_cell
 from dash_exp.results.problems import differ, recorded
-from dash_exp.results.run_folder import can_resume, flat, read_result, same_numbers, without_bare_prompt, without_questions
+from dash_exp.results.run_folder import as_earlier, can_resume, flat, read_result, same_numbers, without_questions
 
 
 def finished(run_dir: Path, cfg: DictConfig) -> bool:
@@ -71,5 +71,5 @@ def _settings(cfg: Any) -> Any:
     match = (settings.get("budget") or {}).get("match")
     if match is not None:
         settings["budget"] = {"match": match}
-    found = without_bare_prompt(without_questions(settings))
+    found = as_earlier(without_questions(settings))
     return {k: v for k, v in found.items() if k not in ("resume", "resume_every")}
