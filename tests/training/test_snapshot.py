@@ -485,7 +485,6 @@ def test_ctrl_c_at_the_end_of_a_write_does_not_abort_the_process(tmp_path):
     script = f"""
 import torch
 from dash_exp.training import snapshot_file
-from dash_exp.training.module import PolicyModule
 
 def interrupted(*_):
     raise KeyboardInterrupt
