@@ -113,7 +113,12 @@ def test_a_claim_is_on_a_part_that_the_reward_has(metric, message):
 
 @pytest.mark.parametrize(
     ("overrides", "workers"),
-    [([], 3), (["reward.workers=5"], 5), (["reward=math_format"], 3), (["reward=math_format", "reward.parts.math.workers=5"], 5)],
+    [
+        ([], 3),
+        (["reward.workers=5"], 5),
+        (["reward=math_format"], 3),
+        (["reward=math_format", "reward.parts.math.workers=5"], 5),
+    ],
 )
 def test_ranks_that_grade_share_the_cores(overrides, workers, monkeypatch, tokenizer):
     monkeypatch.setattr(cores, "cores", lambda: 6)

@@ -12,8 +12,8 @@ BAD = [
     ("plan_tokens=0", "plan_tokens=0: is not a whole number of at least 1"),
     (
         "resume_every=10min",
-        "resume_every=10min: does not say how often. Write a whole number of outer steps (5), a time (90s, 10m, 2h) or a share of the "
-        "run's time (5%), or null.",
+        "resume_every=10min: does not say how often. Write a whole number of outer steps (5), a time (90s, 10m, 2h) or a share "
+        "of the run's time (5%), or null.",
     ),
     ("resume_every=0", "resume_every=0: does not say how often"),
     ("steps=0", "steps=0: is not a whole number of at least 1"),

@@ -110,7 +110,9 @@ METRICS: dict[str, Metric] = {
         "time that training waited for the snapshot after the step before: the copy of the weights, or where there is none the "
         "writing; not a part of time/elapsed_s",
     ),
-    "time/snapshot_beside_s": Metric("s", "time in which a thread wrote snapshots, beside training, until the end of this step"),
+    "time/snapshot_beside_s": Metric(
+        "s", "time in which a thread wrote snapshots, beside training, until the end of this step"
+    ),
     "time/elapsed_s": Metric("s", "time since training started, without evaluation and the writing of checkpoints"),
     **{f"watch/{name}": Metric("0 or 1", f"1 if this check fired: {check.meaning}") for name, check in CHECKS.items()},
 }

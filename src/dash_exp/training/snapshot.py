@@ -47,8 +47,8 @@ SMALL = 2**28  # bytes
 def is_written_beside(size: float, in_cpu_memory: bool) -> bool:
     """Whether a thread writes a snapshot of `size` bytes, from a copy in CPU memory, while training goes on.
 
-    `in_cpu_memory`: the run trains there. A copy of large weights and moments would be most of what it needs once more, and what
-    writing takes of that run's time is limited by `resume_every`.
+    `in_cpu_memory`: the run trains there. A copy of large weights and moments would be most of what it needs once more, and
+    what writing takes of the time of the run is limited by `resume_every`.
     """
     return not in_cpu_memory or size <= SMALL
 
