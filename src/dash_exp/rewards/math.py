@@ -33,7 +33,7 @@ class MathReward:
     grades = "answers"
 
     def __init__(
-        self, timeout_s: float = 5.0, workers: int | None = None, pattern: str | None = None, memory_mb: int = 1024
+        self, timeout_s: float = 1.0, workers: int | None = None, pattern: str | None = None, memory_mb: int = 1024
     ) -> None:
         self.timeout_s = timeout_s
         self.pattern = one_group(pattern)

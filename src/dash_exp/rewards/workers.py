@@ -62,7 +62,8 @@ class Workers:
         for _ in range(count):
             self._idle.put(None)
         self._started: weakref.WeakSet[_Worker] = weakref.WeakSet()
-        self._lock = threading.Lock()  # of `_started`
+        self._closes = 0
+        self._lock = threading.Lock()  # of `_started` and `_closes`
 
     def map(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], names: Sequence[str]) -> Results:
         """`function(*call)` for each call; `names` are for the log. Arguments and results must be plain values.
@@ -102,11 +103,30 @@ class Workers:
 
     def _try(self, function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
         worker = self._idle.get()
+        is_late = False
         try:
             if worker is None or worker.is_dead():
                 worker = None
                 worker = self._start()
             return worker.call(function, call, self.timeout_s)
+        except TimeoutError:
+            is_late = True
+            threading.Thread(target=self._replace, name="grading", daemon=True).start()
+            raise
+        finally:
+            if not is_late:
+                self._idle.put(worker)
+
+    def _replace(self) -> None:
+        """Start a process in place of one that was killed. It takes a second, which passes beside what comes after grading."""
+        closes, worker = self._closes, None
+        try:
+            worker = self._start()
+            with self._lock:
+                if self._closes > closes:
+                    worker.kill()
+        except (WorkerDiedError, RuntimeError):
+            pass  # the next call starts one, or says why not
         finally:
             self._idle.put(worker)
 
@@ -127,6 +147,7 @@ class Workers:
     def close(self) -> None:
         """Kill the processes; calls that they are working on fail. A later call starts new ones."""
         with self._lock:
+            self._closes += 1
             for worker in self._started:
                 worker.kill()
 
