@@ -156,6 +156,7 @@ SMALL = [
     "data.tests.in_dist.size=16",
     "data.tests.out_dist.size=16",
     "name=small",
+    "resume_every=1",  # the default depends on how long a snapshot takes
 ]
 
 # A policy of random weights that takes no time, in place of the shipped one: with `model=tiny_random`.

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,6 +217,9 @@ def grade(gold: str, text: str) -> bool:
     if text.startswith("endless "):
         Path(text.removeprefix("endless ")).touch()
         sum(itertools.repeat(0))  # in C
+    if text.startswith("waits "):
+        time.sleep(float(text.removeprefix("waits ")))
+        return True
     if text == "slow":
         pow(3, 10**8)  # in C, which no alarm can break into
     return text == gold

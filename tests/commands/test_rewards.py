@@ -12,6 +12,7 @@ from dash_exp.commands import build, run
 from dash_exp.commands.rewards import check_claims, rewards_of
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import read_metrics
+from dash_exp.rewards import cores
 from dash_exp.rewards.base import close_rewards
 
 WITHOUT_BWRAP = "data.tests.code.reward.isolation=process"
@@ -108,6 +109,22 @@ def test_a_claim_is_on_a_part_that_the_reward_has(metric, message):
     reward = type("OfParts", (), {"components": ("right",)})()
     with pytest.raises(UserError, match=message) if message else nullcontext():
         check_claims(cfg, reward)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workers"),
+    [
+        ([], 3),
+        (["reward.workers=5"], 5),
+        (["reward=math_format"], 3),
+        (["reward=math_format", "reward.parts.math.workers=5"], 5),
+    ],
+)
+def test_ranks_that_grade_share_the_cores(overrides, workers, monkeypatch, tokenizer):
+    monkeypatch.setattr(cores, "cores", lambda: 6)
+    found = rewards_of(composed("data=gsm8k", *overrides), {"data.train": [problem("7")]}, tokenizer, ranks=2)["data.train"]
+    close_rewards([found])
+    assert getattr(found, "parts", {"math": found})["math"].workers.count == workers
 
 
 def test_no_argument_of_a_data_set():

@@ -60,3 +60,17 @@ def test_clock_adds_up_phases_even_when_they_fail():
         raise ValueError
     assert clock.seconds["sample"] >= 0.02
     assert clock.seconds["update"] == 0
+
+
+def test_the_time_of_a_snapshot_is_in_the_next_row_once():
+    clock = Clock()
+    clock.snapshot["snapshot"] += 2
+    assert clock.new_snapshot_s() == {"snapshot": 2, "snapshot_beside": 0}
+    clock.snapshot["snapshot_beside"] += 3
+    resumed = Clock()
+    resumed.restore(clock.state())
+    assert resumed.snapshot == {"snapshot": 2, "snapshot_beside": 3}
+    assert resumed.new_snapshot_s() == {"snapshot": 0, "snapshot_beside": 0}  # rows before have it
+    assert clock.new_snapshot_s() == {"snapshot": 0, "snapshot_beside": 3}
+    before = {k: v for k, v in clock.state().items() if k != "snapshot"}  # of a version that did not count it
+    resumed.restore(before)

@@ -57,6 +57,15 @@ def test_cpu_memory_beside_a_gpu_is_part_of_the_plan():
     assert few_layers(*overrides, "resume=false", device=small).fits
 
 
+def test_where_the_copy_for_a_snapshot_does_not_fit_none_is_written_on_the_way():
+    """Of 1.84 GiB weights: load 4 x 1.84 with a snapshot to read, save 4 x 1.84 with one to write; at the end 3 x 1.84."""
+    overrides = ["model=qwen2.5-0.5b", "trainer=gpu", "batch.prompts=8", "kl='0'"]
+    small = Device(**(vars(KNOWN["h100"]) | {"cpu_memory": 7.5 * 2**30}))
+    changes = advice.fitted(composed(*overrides), small, {})
+    assert changes is not None and advice.overrides(changes) == ["resume=false", "resume_every=null"]
+    assert few_layers(*overrides, *advice.overrides(changes), device=small).fits
+
+
 def test_a_device_that_is_not_here_must_be_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"torch finds no GPU on this machine\. Name one with plan_device="):

@@ -10,6 +10,7 @@ from dash_exp.planning import held
 from dash_exp.planning.job import job_of
 from dash_exp.planning.machine import KNOWN
 from dash_exp.planning.plan import cpu_memory
+from dash_exp.rewards import cores
 from dash_exp.sampling import refresh
 from dash_exp.training.rollout import rollout_bytes
 
@@ -37,10 +38,16 @@ def job(words, device=KNOWN["h200"]):
         (f"{LLAMA} trainer=ddp {TWO}", "load", "policy", 2 * 4 * N),
         (f"{LLAMA} trainer=fsdp {TWO}", "load", "reference", 2 * 4 * N),
         (f"{LLAMA} trainer=fsdp {TWO}", "end", "policy", None),
-        # weights, two moments: each rank reads the snapshot; of shards the first rank gathers it
+        # weights, two moments: each rank reads the snapshot
         (f"{LLAMA} trainer=ddp {TWO}", "load", "snapshot", 2 * 12 * N),
         (f"{LLAMA} resume=false", "load", "snapshot", None),
-        (f"{LLAMA} trainer=fsdp {TWO}", "save", "gathered to save", 12 * N),
+        (f"{LLAMA} trainer=fsdp {TWO}", "save", "gathered to save", 4 * N),
+        # a thread of the first rank writes a copy of weights and moments, at any time
+        (LLAMA, "save", "snapshot beside", 12 * N),
+        (f"{LLAMA} trainer=ddp {TWO}", "update", "snapshot beside", 12 * N),
+        (f"{LLAMA} trainer=fsdp {TWO}", "sample", "snapshot beside", 12 * N),
+        (f"{LLAMA} model.adapter=lora", "update", "snapshot beside", 12 * ADAPTER),
+        (f"{LLAMA} resume_every=null", "update", "snapshot beside", None),
         (LLAMA, "save", "gathered to save", 4 * N),
         # 16-bit weights with 32-bit copies: 2 + 8 + 4
         (f"{LLAMA} model.dtype=bfloat16", "load", "snapshot", 14 * N),
@@ -112,14 +119,16 @@ def test_a_reward_model_is_where_its_setting_puts_it(tmp_path, device):
     assert (on_gpu, load, update) == ((size, 2 * size, None) if device == "auto" else (None, 2 * size, 2 * size))
 
 
-def test_graders_of_test_sets_count_where_they_differ_from_those_of_the_run():
+def test_graders_of_test_sets_count_where_they_differ_from_those_of_the_run(monkeypatch):
     def grading(*words):
         return job_of(composed("data=gsm8k", *words), KNOWN["h200"]).grading
 
-    worker = 60 * 2**20  # of reward=math, which has two
+    monkeypatch.setattr(cores, "cores", lambda: 6)
+    worker = 60 * 2**20  # of reward=math, which has one for each core of a rank
     more = "+test@data.tests.more=math500"
-    assert grading() == grading(more) == 2 * worker
-    assert grading(more, "data.tests.more.reward.workers=3") == 5 * worker
+    assert grading() == grading(more) == 6 * worker
+    assert grading(*TWO.split(), "trainer=ddp") == 3 * worker
+    assert grading(more, "data.tests.more.reward.workers=3") == (6 + 3) * worker
 
 
 class Sampler:
@@ -161,3 +170,10 @@ def test_on_a_cpu_device_and_process_are_one_memory():
     parts = held.added_up(held.in_cpu_memory(planned), "load")
     assert parts["snapshot"] == 12 * planned.parameters and "policy" not in parts
     assert torch.float32 == planned.load.dtype
+
+
+@pytest.mark.parametrize(("words", "beside"), [("model=tiny_random", True), ("model=qwen2.5-0.5b-random", False)])
+def test_on_a_cpu_only_small_snapshots_are_written_from_a_copy(words, beside):
+    planned = job(f"{words} rollout=hf", HERE)
+    parts = held.added_up(held.in_cpu_memory(planned), "update")
+    assert parts.get("snapshot beside") == (12 * planned.parameters if beside else None)

@@ -76,6 +76,28 @@ def test_a_process_serves_many_calls_and_ends_when_it_is_closed():
     workers.close()
 
 
+def test_a_time_limit_is_one_of_computing():
+    """A grading may wait for longer than that, as on a busy machine, but not for ever."""
+    workers = Workers(hostile.nothing, timeout_s=0.2, count=3, memory_mb=256)
+    results = workers.map(hostile.grade, [("7", "waits 0.5"), ("7", "waits 1000"), ("7", "slow")], ["a", "b", "c"])
+    workers.close()
+    assert (results.values, results.timeouts, results.errors) == ([True, None, None], 2, 0)
+
+
+def test_a_process_that_was_killed_at_its_limit_is_replaced_before_the_next_call():
+    workers = Workers(hostile.nothing, timeout_s=0.2, count=1, memory_mb=256)
+
+    def alive():
+        return [worker.process.pid for worker in workers._started if not worker.is_dead()]
+
+    assert workers.map(hostile.grade, [("7", "slow")], ["a"]).timeouts == 1
+    wait_until(alive, 60)
+    (pid,) = alive()
+    assert workers.map(os.getpid, [()], ["pid"]).values == [pid]
+    workers.close()
+    assert not alive()
+
+
 def test_a_function_that_cannot_be_sent_is_an_error(breakable):
     for function in (lambda: 7, hostile.lock):
         results = breakable.workers.map(function, [()], ["call"])

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 
 import forked
 import numpy as np
@@ -23,7 +25,8 @@ from dash_exp.commands.sweep.finished import finished
 from dash_exp.core import files, metrics, process
 from dash_exp.core.errors import UserError
 from dash_exp.results import cells, run_folder
-from dash_exp.training import snapshot
+from dash_exp.training import snapshot, snapshot_file
+from dash_exp.training.module import PolicyModule
 
 
 @pytest.mark.parametrize(
@@ -165,6 +168,127 @@ def test_random_numbers_go_on_as_well():
     assert draw() != first
     snapshot.set_random_state(state)
     assert draw() == first
+
+
+# --- how often, and beside training ------------------------------------------------------------------------------------
+
+
+class Time:
+    """A clock that only moves when it is told. A step takes 60 s and a snapshot 6, which `run` writes as `every` says."""
+
+    def __init__(self, monkeypatch):
+        self.now_s = 0.0
+        self.written = []
+        monkeypatch.setattr(run, "Snapshots", partial(snapshot.Snapshots, now=lambda: self.now_s))
+        monkeypatch.setattr(snapshot, "write", self.write)
+        finish_row = PolicyModule.finish_row
+
+        def a_minute(module):
+            self.now_s += 60
+            return finish_row(module)
+
+        monkeypatch.setattr(PolicyModule, "finish_row", a_minute)
+
+    def write(self, run_dir, state):
+        self.now_s += 6
+        self.written.append(state["step"])
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [
+        (3, [3, 6]),
+        ("null", []),
+        ("2m", [2, 4, 6]),  # 120 s from the start, then from the snapshot before: its 6 s and 2 steps
+        ("5h", []),
+        # After the first, of whose cost nothing is known: 6 + 6 s are 5% of 240, reached at 246; 18 of 360, at 372
+        ("5%", [1, 4, 6]),
+        ("100%", [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_how_often_a_snapshot_is_written(every, steps, tmp_path, monkeypatch):
+    """Written while training waits, so that each takes its 6 s of the same clock."""
+    monkeypatch.setattr(snapshot, "is_written_beside", lambda *_: False)
+    clock = Time(monkeypatch)
+    result = run.run(composed(*LETTERS, "steps=7", "eval.every=7", f"resume_every={every}"), tmp_path)
+    assert clock.written == steps
+    assert (result["time/snapshot_s"], result["time/snapshot_beside_s"]) == (6 * len(steps), 0)
+    rows = cells.load_cell(tmp_path).metrics
+    assert rows["time/snapshot_s"].tolist()[1:] == [6.0 * (step - 1 in steps) for step in range(1, 8)]
+
+
+def test_a_large_snapshot_is_not_begun_before_a_run_can_afford_it(tmp_path, monkeypatch):
+    """At an assumed rate at which the first one would take 10 s, which are 5% of 200: after 4 steps of 60."""
+    monkeypatch.setattr(snapshot, "is_written_beside", lambda *_: False)
+    monkeypatch.setattr(snapshot.Snapshots, "_size", lambda *_: (10 * snapshot.ASSUMED_RATE, True))
+    clock = Time(monkeypatch)
+    run.run(composed(*LETTERS, "steps=6", "eval.every=6", "resume_every=5%"), tmp_path)
+    assert clock.written == [4, 5]  # it took 6: 12 s are 5% of 240
+
+
+@pytest.mark.parametrize(
+    ("size", "in_cpu_memory", "beside"),
+    [(2**20, True, True), (2**33, True, False), (2**33, False, True)],
+)
+def test_a_copy_that_would_crowd_the_memory_of_the_run_is_not_made(size, in_cpu_memory, beside):
+    assert snapshot.is_written_beside(size, in_cpu_memory) == beside
+
+
+@pytest.mark.parametrize("overrides", ["algo=ppo_mini batch.minibatches=4", "model.dtype=bfloat16 kl=adaptive"])
+def test_training_changes_nothing_that_is_still_to_be_written(overrides, tmp_path, monkeypatch):
+    """The thread begins when the next outer step has taken its optimizer steps."""
+    cfg = composed(*LETTERS, "steps=5", "resume_every=2", "eval.every=5", *overrides.split())
+    run.run(cfg, tmp_path / "alone")
+    trained = threading.Event()
+    finish_row = PolicyModule.finish_row
+
+    def tells(module):
+        if module.current_epoch == 2:
+            trained.set()
+        return finish_row(module)
+
+    def late(run_dir, state):
+        assert trained.wait(60)
+        snapshot_file.write(run_dir, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PolicyModule, "finish_row", tells)
+        patch.setattr(snapshot, "write", late)
+        broken_after(tmp_path / "broken", cfg, 3, patch)
+    assert [file.name[:10] for file in run_folder.snapshots(tmp_path / "broken")] == ["step_00002"]
+    run.run(cfg, tmp_path / "broken")
+    same(tmp_path / "broken", tmp_path / "alone")
+
+
+def test_one_at_a_time_and_the_end_waits(tmp_path, monkeypatch):
+    begun, ended = [], []
+
+    def slow(run_dir, state):
+        assert begun == ended
+        begun.append(state["step"])
+        time.sleep(0.3)  # several steps
+        ended.append(state["step"])
+
+    monkeypatch.setattr(snapshot, "write", slow)
+    result = run.run(composed(*LETTERS, "steps=4", "eval.every=4"), tmp_path)
+    assert ended == [1, 2, 3]
+    assert result["time/snapshot_beside_s"] >= 0.89
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_snapshot_that_could_not_be_written_ends_the_run(beside, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "is_written_beside", lambda *_: beside)
+
+    def full(run_dir, state):
+        if state["step"] == 2:
+            raise OSError(errno.ENOSPC, "x", "/a/b")
+        snapshot_file.write(run_dir, state)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the disk is full") as told:
+        patch.setattr(snapshot, "write", full)
+        run.run(composed(*LETTERS, "steps=4", "eval.every=4"), tmp_path)
+    assert "the same command then resumes after outer step 1" in str(told.value)
+    assert [file.name[:10] for file in run_folder.snapshots(tmp_path)] == ["step_00001"]
 
 
 # --- stopped by a signal -----------------------------------------------------------------------------------------------
@@ -366,7 +490,7 @@ def test_ctrl_c_at_the_end_of_a_write_does_not_abort_the_process(tmp_path):
     """It comes before torch's writer has written the end of the file, which the writer then does in its destructor."""
     script = f"""
 import torch
-from dash_exp.training import snapshot
+from dash_exp.training import snapshot_file
 
 def interrupted(*_):
     raise KeyboardInterrupt
@@ -374,7 +498,7 @@ def interrupted(*_):
 torch.serialization._open_zipfile_writer_buffer.__exit__ = interrupted
 try:
     with open({str(tmp_path / "new.pt")!r}, "w+b") as file:
-        snapshot.save({{"weights": torch.zeros(1000)}}, file)
+        snapshot_file.save({{"weights": torch.zeros(1000)}}, file)
 except KeyboardInterrupt:
     print("interrupted")
 """

@@ -73,7 +73,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     clock = Clock()
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
     train, tests, left_out = problems(cfg)
-    rewards = rewards_of(cfg, {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}, tokenizer)
+    sets = {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}
+    rewards = rewards_of(cfg, sets, tokenizer, group.size)
     check_claims(cfg, rewards["data.train"])
     given = {"tokenizer": tokenizer, "reward": rewards["data.train"]}
     train_sampler: Any = made(cfg, "algo.train_sampler", given) if cfg.algo.train_sampler else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from dash_exp.core.metrics import METRICS
 from dash_exp.core.types import Problem
 from dash_exp.data.prompts import check_answers
 from dash_exp.rewards.base import Reward, check_problems
+from dash_exp.rewards.cores import workers_for
 from dash_exp.settings import claims
-from dash_exp.settings.reward import key_of
+from dash_exp.settings.reward import key_of, with_parts
 
 
-def rewards_of(cfg: DictConfig, sets: Mapping[str, Sequence[Problem]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Reward]:
+def rewards_of(
+    cfg: DictConfig, sets: Mapping[str, Sequence[Problem]], tokenizer: PreTrainedTokenizerBase, ranks: int = 1
+) -> dict[str, Reward]:
     """The reward of each set of problems, both by the setting that the problems are from, such as `data.tests.in_dist`.
 
     Equal settings are one object, with one set of processes. Each reward is tried on a problem of its first set, after all
@@ -30,7 +34,7 @@ def rewards_of(cfg: DictConfig, sets: Mapping[str, Sequence[Problem]], tokenizer
     rewards: dict[str, Reward] = {}
     for key in dict.fromkeys(keys.values()):
         with _of_setting(key):
-            rewards[key] = made(cfg, key)
+            rewards[key] = made(_with_workers(cfg, key, ranks), key)
     for where, problems in sets.items():
         check_problems(rewards[keys[where]], problems, where)
         check_answers(rewards[keys[where]], problems, tokenizer, cfg.rollout.max_response_tokens, where)
@@ -48,6 +52,15 @@ def check_claims(cfg: DictConfig, reward: Reward) -> None:
         if claim.metric.startswith("reward/") and claim.metric not in (*METRICS, *parts):
             right = f"Use {', '.join(['reward/mean', *parts])}"
             raise UserError(f"study.claims[{i}].metric={claim.metric}", "the reward has no such part", right)
+
+
+def _with_workers(cfg: DictConfig, key: str, ranks: int) -> DictConfig:
+    """The settings with a number for each null `workers` of the reward at `key` and its parts."""
+    cfg = copy.deepcopy(cfg)
+    for part in with_parts(cfg, key):
+        if OmegaConf.select(cfg, f"{part}.workers", default=0) is None:
+            OmegaConf.update(cfg, f"{part}.workers", workers_for(ranks))
+    return cfg
 
 
 def _first_equal(cfg: DictConfig, keys: Sequence[str], key: str) -> str:

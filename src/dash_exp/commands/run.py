@@ -23,7 +23,7 @@ from dash_exp.commands.sizes import derived_sizes, device_name, sizes, slow_word
 from dash_exp.commands.sweep.finished import with_other_problems
 from dash_exp.core import files, process
 from dash_exp.core.errors import UserError
-from dash_exp.core.metrics import PHASES, SIDES
+from dash_exp.core.metrics import PHASES, SIDES, SNAPSHOT
 from dash_exp.core.types import Prompt
 from dash_exp.core.watch import check_trained
 from dash_exp.data import digests
@@ -161,7 +161,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         cfg.resume_every,
         settings_text(cfg),
         parts.data,
-        lambda: {"result": result, "base": base, "total_s": time.perf_counter() - start},
+        lambda: {"result": dict(result), "base": base, "total_s": time.perf_counter() - start},
         anew=not cfg.resume,
         ranks=group,
         problems=parts.digests,
@@ -249,6 +249,7 @@ def totals(parts: Parts, record: RunRecord, total_s: float) -> dict[str, Any]:
     result["optimizer_steps"] = parts.module.policy_version
     result |= {f"time/{phase}_s": round(parts.clock.seconds[phase], 3) for phase in PHASES}
     result |= {f"time/{side}_idle_s": round(parts.clock.idle[side], 3) for side in SIDES}
+    result |= {f"time/{name}_s": round(parts.clock.snapshot[name], 3) for name in SNAPSHOT}
     counts = ["tokens/sampled", "tokens/trained", "completions/sampled", "completions/kept", "score/timeouts", "score/errors"]
     counts += ["optimizer/skipped_steps", "select/skipped_prompts", "select/screened_out_prompts"]
     for name in counts:

@@ -18,6 +18,7 @@ from dash_exp.core.watch import CHECKS
 
 PHASES = ("sample", "score", "update", "sync", "eval")
 SIDES = ("sample", "update")  # these can run at the same time; the time that each waits for the other is logged
+SNAPSHOT = ("snapshot", "snapshot_beside")  # what training waits for a snapshot, and what a thread writes beside it
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,14 @@ METRICS: dict[str, Metric] = {
     "time/eval_s": Metric("s", "time for evaluation: greedy completions, and eval.n sampled ones per problem"),
     "time/sample_idle_s": Metric("s", "time from the end of a sampling call to the start of the next, without evaluation"),
     "time/update_idle_s": Metric("s", "time from the end of an update to the start of the next, without evaluation"),
+    "time/snapshot_s": Metric(
+        "s",
+        "time that training waited for the snapshot after the step before: the copy of the weights, or where there is none the "
+        "writing; not a part of time/elapsed_s",
+    ),
+    "time/snapshot_beside_s": Metric(
+        "s", "time in which a thread wrote snapshots, beside training, until the end of this step"
+    ),
     "time/elapsed_s": Metric("s", "time since training started, without evaluation and the writing of checkpoints"),
     **{f"watch/{name}": Metric("0 or 1", f"1 if this check fired: {check.meaning}") for name, check in CHECKS.items()},
 }
@@ -137,13 +146,16 @@ Row = Mapping[str, float | int | None]
 class Clock:
     """Seconds by phase. `with clock("sample"): ...` adds to that phase; on a GPU it waits until the work has finished.
 
-    `idle`: seconds between the end of a side's work and the start of its next, without evaluation. Two threads may use the
-    clock at the same time; on a GPU each then also waits for the other's work.
+    `idle`: seconds between the end of a side's work and the start of its next, without evaluation. `snapshot`: seconds that
+    who writes snapshots adds here, by the names of `SNAPSHOT`. Two threads may use the clock at the same time; on a GPU each
+    then also waits for the other's work.
     """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.idle = dict.fromkeys(SIDES, 0.0)
+        self.snapshot = dict.fromkeys(SNAPSHOT, 0.0)
+        self._snapshot_told = dict(self.snapshot)
         self._training: tuple[float, float] | None = None  # when training started, and the seconds of evaluation until then
         self._trained_s = 0.0  # before this process
         self._apart_s = 0.0  # in `apart`
@@ -186,13 +198,21 @@ class Clock:
         finally:
             self._apart_s += time.perf_counter() - start
 
+    def new_snapshot_s(self) -> dict[str, float]:
+        """What was added to `snapshot` since the last call. A snapshot comes after the row of its step: the next row has it."""
+        before, self._snapshot_told = self._snapshot_told, dict(self.snapshot)
+        return {name: self._snapshot_told[name] - before[name] for name in SNAPSHOT}
+
     def state(self) -> dict[str, Any]:
         """The counts so far, for `restore` in another process."""
-        return {"seconds": dict(self.seconds), "idle": dict(self.idle), "trained_s": self.training_s}
+        counts = {"seconds": dict(self.seconds), "idle": dict(self.idle), "snapshot": dict(self.snapshot)}
+        return counts | {"trained_s": self.training_s}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the counts of another process."""
         self.seconds, self.idle, self._trained_s = dict(state["seconds"]), dict(state["idle"]), state["trained_s"]
+        self.snapshot = dict(state.get("snapshot", self.snapshot))  # earlier versions did not count it
+        self._snapshot_told = dict(self.snapshot)
 
     def _now(self) -> float:
         import torch  # not above: the command line reads the names of metrics without torch

@@ -45,17 +45,20 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def weights(model: PreTrainedModel, keep: bool = True) -> dict[str, Any]:
-    """The trained part of the state dict as whole tensors; for a sharded model in CPU memory, with `keep` as in `whole`."""
-    return whole(trained(model, keep_vars=True), keep) if is_sharded(model) else trained(model)
+def weights(model: PreTrainedModel, keep: bool = True, copy: bool = False) -> dict[str, Any]:
+    """The trained part of the state dict as whole tensors; for a sharded model in CPU memory, with `keep` and `copy` as in
+    `whole`.
+    """
+    return whole(trained(model, keep_vars=True), keep, copy) if copy or is_sharded(model) else trained(model)
 
 
-def whole(state: Any, keep: bool = True) -> Any:
+def whole(state: Any, keep: bool = True, copy: bool = False) -> Any:
     """A copy of nested dicts and lists in which sharded tensors are whole, in CPU memory. Every rank must call it.
 
-    Without `keep`, for ranks that do not need them, the tensors are gathered all the same, and None is put in their place.
+    Without `keep`, for ranks that do not need them, the tensors are gathered all the same, and None is put in their place. With
+    `copy` tensors that are not sharded are copied into CPU memory as well, and nothing in the result changes with the model.
     """
-    found: dict[int, Tensor | None] = {}  # by parameter: tied weights stay tied
+    found: dict[Any, Tensor | None] = {}  # by parameter, or by the place in memory: tied weights stay tied
 
     def gather(value: Any) -> Any:
         if isinstance(value, DTensor):
@@ -64,6 +67,11 @@ def whole(state: Any, keep: bool = True) -> Any:
                     tensor = value.full_tensor()
                 found[id(value)] = tensor.cpu() if keep else None
             return found[id(value)]
+        if isinstance(value, Tensor) and copy:
+            place = (value.data_ptr(), value.dtype, value.shape)
+            if place not in found:
+                found[place] = value.detach().to("cpu", copy=True) if keep else None
+            return found[place]
         if isinstance(value, Mapping):
             return {key: gather(each) for key, each in value.items()}
         return [gather(each) for each in value] if isinstance(value, list) else value

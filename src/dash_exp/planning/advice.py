@@ -16,6 +16,7 @@ from dash_exp.planning.load import SHARDED
 from dash_exp.planning.machine import KNOWN, Device, this_machine
 from dash_exp.planning.plan import FEW_LAYERS, USABLE, VLLM_OVERHEAD, Plan, part_of, planned
 from dash_exp.planning.table import WORDS, table
+from dash_exp.settings.checks import shown
 
 Changes = Mapping[str, Any]  # values by dotted setting
 MOST_REMEDIES = 3  # that are printed
@@ -132,8 +133,8 @@ def smaller_change(cfg: DictConfig, plan: Plan) -> Changes | None:
     same time, or another share of the GPU for an engine. None where there is none left.
     """
     job, sampler = plan.job, cfg.rollout.sampler
-    if not plan.fits_cpu and cfg.resume:  # no snapshot is read
-        return {"resume": False}
+    if not plan.fits_cpu and (less := fewer_snapshots(cfg, plan)):
+        return less
     needed = {phase: sum(plan.memory[phase].values()) for phase in ("sample", "evaluate", "update")}
     update = needed["update"] > plan.usable
     decoding = max(("sample", "evaluate"), key=lambda phase: needed[phase])
@@ -151,6 +152,16 @@ def smaller_change(cfg: DictConfig, plan: Plan) -> Changes | None:
         return {"rollout.sampler.memory_share": round(min(sampler.memory_share + 0.1, MOST_SHARE), 2)}
     if (sample or (update and "vLLM" in plan.memory["update"])) and job.sampler.kind == "vllm" and sampler.memory_share > 0.15:
         return {"rollout.sampler.memory_share": round(sampler.memory_share - 0.1, 2)}
+    return None
+
+
+def fewer_snapshots(cfg: DictConfig, plan: Plan) -> Changes | None:
+    """Where CPU memory is short: no snapshot is read at the start, or none is written beside training, whichever helps."""
+    phase = max(plan.cpu, key=lambda name: sum(plan.cpu[name].values()))
+    if cfg.resume and "snapshot" in plan.cpu[phase]:
+        return {"resume": False}
+    if cfg.resume_every is not None and "snapshot beside" in plan.cpu[phase]:
+        return {"resume_every": None}
     return None
 
 
@@ -180,6 +191,4 @@ def changed(cfg: DictConfig, changes: Changes, served: DictConfig | None = None)
 def overrides(changes: Changes) -> list[str]:
     """The changes as they are written on the command line."""
     words = {"trainer.strategy": "trainer"}  # conf/trainer has a file for it
-    return [
-        f"{words.get(key, key)}={str(value).lower() if isinstance(value, bool) else value}" for key, value in changes.items()
-    ]
+    return [f"{words.get(key, key)}={shown(value)}" for key, value in changes.items()]

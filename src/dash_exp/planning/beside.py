@@ -13,6 +13,7 @@ from dash_exp.models.folders import check_folder
 from dash_exp.models.pretrained import from_pretrained
 from dash_exp.planning.architecture import built
 from dash_exp.planning.empty_models import parameter_count
+from dash_exp.rewards.cores import workers_for
 from dash_exp.settings.reward import different
 
 
@@ -85,12 +86,14 @@ def teacher_of(cfg: DictConfig) -> TeacherSizes | None:
 
 
 def grading_bytes(cfg: DictConfig) -> float:
-    """Bytes of the processes that grade: programs may take what `memory_mb` allows them, the others what they have loaded."""
-    return sum(_grading(reward) for each in different(cfg).values() for reward in (each, *(each.get("parts") or {}).values()))
+    """Bytes of the processes that grade on one rank: programs may take what `memory_mb` allows them, the others what they have
+    loaded. Where `workers` is null there are as many as on this machine.
+    """
+    rewards = [reward for each in different(cfg).values() for reward in (each, *(each.get("parts") or {}).values())]
+    return sum((reward.get("workers") or workers_for(cfg.trainer.devices)) * _grading(reward) for reward in rewards)
 
 
 def _grading(reward: DictConfig) -> float:
     program = (reward.get("memory_mb", 512) * reward.get("processes", 1) + 16) * 2**20  # see `rewards.sandbox.Sandbox`
     worker = 60 * 2**20  # as measured
-    each = {"MathReward": worker, "CodeReward": program}.get(str(reward.get("_target_")).rpartition(".")[2], 0)
-    return reward.get("workers", 2) * each
+    return {"MathReward": worker, "CodeReward": program}.get(str(reward.get("_target_")).rpartition(".")[2], 0)

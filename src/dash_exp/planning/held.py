@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from dash_exp.distributed.ranks import BUCKET
 from dash_exp.planning.job import Job
 from dash_exp.training.rollout import rollout_bytes
+from dash_exp.training.snapshot import is_written_beside
 
 # What is done in a phase, in the order of a run. Where nothing changes from one to the next, it is the same column twice.
 PHASES = {
@@ -72,12 +73,14 @@ def in_cpu_memory(job: Job) -> list[Held]:
         # training.shares: every rank gets all completions
         Held("rollouts", rollout_bytes(job.completions, job.completions * job.lengths.longest), TRAINING),
         # training.snapshot.read: on every rank, until the optimizer has it
-        Held("snapshot", job.resumes * (job.trained_bytes + job.trained * load.optimizer_bytes), ("load",)),
+        Held("snapshot", job.resumes * job.snapshot_bytes, ("load",)),
+        # training.snapshot: the copy that a thread writes; of a sharded policy it is what was gathered
+        Held("snapshot beside", written_beside(job) * job.snapshot_bytes, TRAINING, first=True),
         # sampling.refresh: on every rank, but of a sharded policy on the first
         Held("earlier weights", kept_versions(job) * job.trained_bytes, first=job.sharded),
     ]
-    if job.sharded:  # training.snapshot: whole weights and moments, gathered on the first rank
-        rows.append(Held("gathered to save", job.trained_bytes + job.trained * load.optimizer_bytes, ("save",), first=True))
+    if job.sharded:  # training.record.save_model: whole weights, gathered on the first rank
+        rows.append(Held("gathered to save", job.trained_bytes, ("save",), first=True))
         if load.adapters and job.sampler.kind == "vllm_server":  # models.adapter.keep_base
             rows.append(Held("base weights", job.model_bytes, first=True))
     if job.sampler.kind == "vllm_server":
@@ -116,6 +119,11 @@ def sent_from_device(job: Job) -> bool:
     """Whether the copy of the weights for servers is on the GPU of the policy: newest weights, which NCCL sends from there."""
     newest = job.staleness == 0 and job.refresh_every == 1 and not job.sharded and not job.sends_adapter
     return job.sampler.kind == "vllm_server" and job.load.on_gpu and job.sampler.transfer != "http" and newest
+
+
+def written_beside(job: Job) -> bool:
+    """Whether a thread writes snapshots from a copy of the weights, which can then be there in every phase of training."""
+    return job.saves and is_written_beside(job.snapshot_bytes, in_cpu_memory=not job.load.on_gpu and not job.sharded)
 
 
 def kept_versions(job: Job) -> int:

@@ -85,6 +85,7 @@ class Job:
     teacher: TeacherSizes | None
     grading: float  # bytes of the processes that grade, of one rank
     resumes: bool  # where it was stopped it reads a snapshot
+    saves: bool  # it writes snapshots on the way
 
     @property
     def sharded(self) -> bool:
@@ -95,6 +96,11 @@ class Job:
     def trained_bytes(self) -> int:
         """Bytes of the part of the state dict that is trained: all of it, or the adapter, which has 32 bits."""
         return self.trained * (4 if self.load.adapters else self.load.dtype.itemsize)
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of a snapshot: what is trained, moments and 32-bit copies."""
+        return self.trained_bytes + self.trained * self.load.optimizer_bytes
 
     @property
     def sent_bytes(self) -> int:
@@ -181,6 +187,7 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         teacher=teacher_of(cfg),
         grading=grading_bytes(cfg),
         resumes=cfg.resume,
+        saves=cfg.resume_every is not None,
     )
 
 

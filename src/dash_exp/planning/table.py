@@ -31,6 +31,7 @@ WORDS = {  # for the parts, in the order of the table
     "policy": "policy, before and after training",
     "moments": "moments of the optimizer",
     "snapshot": "snapshot, where the run resumes",
+    "snapshot beside": "snapshot that is being written",
     "base weights": "weights without the adapter",
     "earlier weights": "weights of earlier steps",
     "sent": "weights for sampling servers",

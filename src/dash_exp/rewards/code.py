@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Scores
+from dash_exp.rewards.cores import workers_for
 from dash_exp.rewards.programs import program_of
 from dash_exp.rewards.sandbox import Outcome, Sandbox
 from dash_exp.rewards.sandbox_order import NoTestsError, names_of, order_of
@@ -32,9 +33,9 @@ class CodeReward:
         timeout_s: float = 5.0,
         memory_mb: int = 512,
         processes: int = 1,
-        workers: int = 2,
+        workers: int | None = None,
     ) -> None:
-        self.workers = workers
+        self.workers = workers or workers_for()
         self.sandbox = Sandbox(isolation, timeout_s, memory_mb, processes)
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Scores
+from dash_exp.rewards.cores import workers_for
 from dash_exp.rewards.grading import gradable, math_answer, math_equal, plain_latex, warm_up
 from dash_exp.rewards.patterns import last_matches, one_group
 from dash_exp.rewards.quantities import quantity
@@ -31,10 +32,12 @@ class MathReward:
 
     grades = "answers"
 
-    def __init__(self, timeout_s: float = 5.0, workers: int = 2, pattern: str | None = None, memory_mb: int = 1024) -> None:
+    def __init__(
+        self, timeout_s: float = 1.0, workers: int | None = None, pattern: str | None = None, memory_mb: int = 1024
+    ) -> None:
         self.timeout_s = timeout_s
         self.pattern = one_group(pattern)
-        self.workers = Workers(warm_up, timeout_s, workers, memory_mb)
+        self.workers = Workers(warm_up, timeout_s, workers or workers_for(), memory_mb)
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         read, slow = self._read(texts)

@@ -9,6 +9,7 @@ from dash_exp.core.types import Problem
 from dash_exp.rewards import puzzles
 from dash_exp.rewards.answers import ANSWER_IS, MARKS, PLAIN_NUMBER, boxed_answer, final_answer
 from dash_exp.rewards.base import Scores
+from dash_exp.rewards.cores import workers_for
 from dash_exp.rewards.patterns import last_matches, one_group
 from dash_exp.rewards.workers import Workers
 
@@ -37,11 +38,11 @@ class ReasoningGymReward:
         pattern: str | None = None,
         partial: bool = False,
         timeout_s: float = 5.0,
-        workers: int = 2,
+        workers: int | None = None,
         memory_mb: int = 1024,
     ) -> None:
         self.pattern, self.partial, self.timeout_s = one_group(pattern), partial, timeout_s
-        self.workers = Workers(puzzles.warm_up, timeout_s, workers, memory_mb)
+        self.workers = Workers(puzzles.warm_up, timeout_s, workers or workers_for(), memory_mb)
         if self.pattern:
             self.answers = self._matches
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from typing import Any
 
-from dash_exp.rewards.worker import in_words
+from dash_exp.rewards.worker import TIME_IS_UP, WAIT, in_words
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,8 @@ class Results:
 class Workers:
     """Up to `count` processes that serve calls from any thread.
 
-    A process that needs more than `timeout_s` seconds for one call is killed and replaced. A call that needs more than
+    A process that computes for more than `timeout_s` seconds on one call is killed and replaced: seconds of its processor, so a
+    busy machine changes no result. So is one that waits for `WAIT` times as long. A call that needs more than
     `memory_mb` MiB in addition to what its process already holds fails, and a process that keeps half of that is replaced (on
     Linux; elsewhere memory is not limited). A process is started when a call finds none that is idle; it first runs `first()`,
     without a time limit, and then serves every later call. Functions must be importable by module and name.
@@ -62,7 +62,8 @@ class Workers:
         for _ in range(count):
             self._idle.put(None)
         self._started: weakref.WeakSet[_Worker] = weakref.WeakSet()
-        self._lock = threading.Lock()  # of `_started`
+        self._closes = 0
+        self._lock = threading.Lock()  # of `_started` and `_closes`
 
     def map(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], names: Sequence[str]) -> Results:
         """`function(*call)` for each call; `names` are for the log. Arguments and results must be plain values.
@@ -102,11 +103,30 @@ class Workers:
 
     def _try(self, function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
         worker = self._idle.get()
+        is_late = False
         try:
             if worker is None or worker.is_dead():
                 worker = None
                 worker = self._start()
             return worker.call(function, call, self.timeout_s)
+        except TimeoutError:
+            is_late = True
+            threading.Thread(target=self._replace, name="grading", daemon=True).start()
+            raise
+        finally:
+            if not is_late:
+                self._idle.put(worker)
+
+    def _replace(self) -> None:
+        """Start a process in place of one that was killed. It takes a second, which passes beside what comes after grading."""
+        closes, worker = self._closes, None
+        try:
+            worker = self._start()
+            with self._lock:
+                if self._closes > closes:
+                    worker.kill()
+        except (WorkerDiedError, RuntimeError):
+            pass  # the next call starts one, or says why not
         finally:
             self._idle.put(worker)
 
@@ -127,6 +147,7 @@ class Workers:
     def close(self) -> None:
         """Kill the processes; calls that they are working on fail. A later call starts new ones."""
         with self._lock:
+            self._closes += 1
             for worker in self._started:
                 worker.kill()
 
@@ -150,11 +171,11 @@ class _Worker:
         """`function(*arguments)`, computed in the process. After TimeoutError or WorkerDiedError the process is gone."""
         try:
             self.connection.send((function, arguments, timeout_s))
-            is_answered = self.connection.poll(timeout_s)
+            is_answered = self.connection.poll(timeout_s and WAIT * timeout_s)
             value, error = self.connection.recv() if is_answered else (None, None)
         except (EOFError, OSError) as lost:
             self.kill()
-            if self.process.returncode == -signal.SIGALRM:  # its own time limit, which is a little longer
+            if -self.process.returncode in TIME_IS_UP:
                 raise TimeoutError from lost
             raise WorkerDiedError(f"the process ended with status {self.process.returncode}") from lost
         except Exception as other:  # pickling failed, on the way there or back

@@ -34,6 +34,12 @@ def different(cfg: DictConfig) -> dict[str, DictConfig]:
     return found
 
 
+def with_parts(cfg: DictConfig, key: str) -> list[str]:
+    """The keys of a reward and, where it is a sum, of its parts."""
+    parts = OmegaConf.select(cfg, f"{key}.parts")
+    return [key, *(f"{key}.parts.{name}" for name in (map(str, parts) if isinstance(parts, DictConfig) else ()))]
+
+
 def values(cfg: DictConfig) -> None:
     for key in keys(cfg):
         if key != "reward":
@@ -42,10 +48,9 @@ def values(cfg: DictConfig) -> None:
         flags(cfg, f"{key}.chat {key}.squash {key}.partial")
         numbers(cfg, f"{key}.processes {key}.max_tokens", whole=True, least=1)
         number(cfg, f"{key}.accept_above")
-        inner = OmegaConf.select(cfg, f"{key}.parts")
-        for part in [key, *(f"{key}.parts.{name}" for name in (map(str, inner) if isinstance(inner, DictConfig) else ()))]:
+        for part in with_parts(cfg, key):
             number(cfg, f"{part}.timeout_s", above=0)
-            number(cfg, f"{part}.workers", whole=True, least=1)
+            number(cfg, f"{part}.workers", whole=True, least=1, optional=True)
             number(cfg, f"{part}.memory_mb", whole=True, least=64)
 
 

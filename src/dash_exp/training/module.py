@@ -290,6 +290,7 @@ class PolicyModule(L.LightningModule):
             **(self.evaluation_row() if self._evaluated else {}),
             **{f"time/{phase}_s": self.clock.seconds[phase] - self._clock_start[0][phase] for phase in PHASES},
             **{f"time/{side}_idle_s": self.clock.idle[side] - self._clock_start[1][side] for side in SIDES},
+            **{f"time/{name}_s": seconds for name, seconds in self.clock.new_snapshot_s().items()},
             **self.watch.end_step(float(self._rollout_row["reward/mean"] or 0)),
         }
         check_declared(self.row)

@@ -6,68 +6,87 @@ noise, such as an adapter's dropout, comes from global generators, whose states 
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import random
-import traceback
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 
 from dash_exp.core import files
 from dash_exp.core.errors import UserError
+from dash_exp.core.metrics import Clock
+from dash_exp.core.pace import Pace
 from dash_exp.core.words import first_line
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.models import adapter, sharded
 from dash_exp.results.problems import differ
-from dash_exp.results.run_folder import ATTEMPTS_FILE, SNAPSHOTS, snapshots
+from dash_exp.results.run_folder import ATTEMPTS_FILE, snapshots
 from dash_exp.settings import renamed
+from dash_exp.training.background import Background
 from dash_exp.training.module import PolicyModule
 from dash_exp.training.record import RunRecord
 from dash_exp.training.rollout import RolloutDataModule
+from dash_exp.training.snapshot_file import State, read, write
 
 log = logging.getLogger(__name__)
 
-State = Mapping[str, Any]
-
-KEPT = 2  # snapshots: the last one, and the one before it in case the last one is damaged
 # Of the module, in addition to its weights.
 MODULE = ("policy_version", "accuracy", "accuracy_version", "evaluation", "right", "micro_tokens", "nonfinite_in_a_row")
+ASSUMED_RATE = 250e6  # bytes per second that a snapshot is written with, until the first one was
+SMALL = 2**28  # bytes
+
+
+def is_written_beside(size: float, in_cpu_memory: bool) -> bool:
+    """Whether a thread writes a snapshot of `size` bytes, from a copy in CPU memory, while training goes on.
+
+    `in_cpu_memory`: the run trains there. A copy of large weights and moments would be most of what it needs once more, and
+    what writing takes of the time of the run is limited by `resume_every`.
+    """
+    return not in_cpu_memory or size <= SMALL
 
 
 class Snapshots(L.Callback):
-    """Writes a snapshot `checkpoints/resume/step_*.pt` every `every` outer steps, and restores a run from such a file.
+    """Writes a snapshot `checkpoints/resume/step_*.pt` as often as `every` says, and restores a run from such a file.
+
+    `every`: see `Pace.read`. Training waits for a copy of the weights, which a thread then writes, or for the writing (see
+    `is_written_beside`). There is never more than one that is being written; what failed there is raised at the end of the next
+    outer step, and the end of training waits for it.
 
     When a run is stopped in a way that Python notices, a snapshot of the last outer step is written too, unless an optimizer
     step has changed the policy since. `config` is the text of the settings: a snapshot of other settings is not used. `more()`
     gives what else is to be kept; it comes back in the state under "more". With `anew` existing snapshots are ignored. Of
     several ranks the first chooses the snapshot that all resume from, and writes. `problems`: digests of the sets of problems;
-    UserError where they are not those of the snapshot.
+    UserError where they are not those of the snapshot. `now`: a clock, in seconds.
     """
 
     def __init__(
         self,
         run_dir: Path,
-        every: int | None,
+        every: int | str | None,
         config: str,
         data: RolloutDataModule,
         more: Callable[[], dict[str, Any]],
         anew: bool = False,
         ranks: Ranks = ALONE,
         problems: Mapping[str, str] | None = None,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.run_dir = run_dir
-        self.every = every
+        self.pace = Pace.read(every)
         self.config = config
         self.data = data
         self.more = more
         self.ranks = ranks
         self.problems = dict(problems or {})
+        self.now = now
         file, self.state = self._read() if ranks.first and not anew else (None, None)
         file = ranks.from_first(file)
         if file is not None and not ranks.first:
@@ -75,6 +94,10 @@ class Snapshots(L.Callback):
         self._last: dict[str, Any] | None = None  # the end of the last outer step, what is large left out
         self._written = self.step
         self._changed = False  # whether the policy is no longer what it was there
+        self._beside = Background("snapshot")
+        self._began = self._since = now()  # when training started, and when the last snapshot was begun
+        self._spent_at_start_s = 0.0  # by the clock, which goes on where an earlier process was stopped
+        self._spent_before_s: float | None = None  # in this process on all snapshots but the last one; None before the first
 
     @property
     def step(self) -> int:
@@ -119,6 +142,9 @@ class Snapshots(L.Callback):
             if self.ranks.index < len(self.state["random"]):  # the run may have had fewer ranks
                 set_random_state(self.state["random"][self.ranks.index])
             self.state = None  # its memory
+        assert isinstance(pl_module, PolicyModule)
+        self._began = self._since = self.now()
+        self._spent_at_start_s = sum(pl_module.clock.snapshot.values())
 
     # --- writing -------------------------------------------------------------------------------------------------------
 
@@ -128,9 +154,13 @@ class Snapshots(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After the record has written its row. Nothing is kept of the last step: the run ends with it."""
         assert isinstance(pl_module, PolicyModule)
+        self._beside.check()
         step = trainer.current_epoch + 1
-        due = self.every is not None and step % self.every == 0 and step != trainer.max_epochs and not trainer.should_stop
-        random_states = self.ranks.gather(random_state())  # each rank has noise of its own, such as an adapter's dropout
+        last = step == trainer.max_epochs or trainer.should_stop
+        due = self.ranks.first and not last and self._is_due(trainer, pl_module, step)
+        # each rank has noise of its own, such as an adapter's dropout; whether it is time is for the first to say
+        all_ranks = self.ranks.gather((random_state(), due))
+        due = all_ranks[0][1]
         if not self.ranks.first:
             if due:
                 self._weights(trainer, pl_module)
@@ -150,52 +180,95 @@ class Snapshots(L.Callback):
             "select": self.data.selection_state(step),
             "rows": list(record.rows),
             "best": record.best,
-            "random": random_states,
+            "random": [state for state, _ in all_ranks],
             "more": self.more(),
         }
         self._changed = False
         if due:
-            self._write(trainer, pl_module)
+            self._write(trainer, pl_module, is_written_beside(*self._size(trainer, pl_module)))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        with self._waiting(pl_module.clock):
+            self._beside.wait()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, PolicyModule)
-        if sharded.is_sharded(pl_module.policy):
-            return  # the parts that other ranks hold cannot be gathered now
-        if self._last is None or self._last["step"] == self._written or self._changed or files.trouble(exception):
-            return
         try:
-            self._write(trainer, pl_module)
+            self._beside.wait()
+            if self._is_missing(pl_module, exception):
+                self._write(trainer, pl_module, beside=False)
         except Exception as error:  # the error that ended the run is the one to report
-            log.warning("no snapshot of outer step %d: %s", self._last["step"], first_line(str(error)))
+            step = self._last["step"] if self._last else 0
+            log.warning("no snapshot of outer step %d: %s", step, first_line(str(error)))
 
-    def _write(self, trainer: L.Trainer, module: PolicyModule) -> None:
+    def _is_missing(self, module: PolicyModule, exception: BaseException) -> bool:
+        """Whether there is no snapshot of the last outer step, and one can be written now."""
+        if sharded.is_sharded(module.policy):
+            return False  # the parts that other ranks hold cannot be gathered now
+        return not (self._last is None or self._last["step"] == self._written or self._changed or files.trouble(exception))
+
+    def _is_due(self, trainer: L.Trainer, module: PolicyModule, step: int) -> bool:
+        """Whether a snapshot is to be written now. By time: not before the last one is on the disk."""
+        if self._beside.busy and self.pace.steps is None:
+            return False
+        now, spent_s = self.now(), self._spent(module)
+        first_s = self._size(trainer, module)[0] / ASSUMED_RATE
+        next_s = first_s if self._spent_before_s is None else spent_s - self._spent_before_s
+        return self.pace.due(step, run_s=now - self._began, since_s=now - self._since, spent_s=spent_s, next_s=next_s)
+
+    def _spent(self, module: PolicyModule) -> float:
+        """Seconds that snapshots have taken in this process, those beside training included."""
+        return sum(module.clock.snapshot.values()) - self._spent_at_start_s
+
+    def _size(self, trainer: L.Trainer, module: PolicyModule) -> tuple[int, bool]:
+        """Bytes of a snapshot, and whether the run trains in the CPU memory that a copy would take."""
+        optimizer = trainer.optimizers[0]
+        weights = [*module.policy.parameters(), *(p for group in optimizer.param_groups for p in group["params"])]
+        moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        tensors = {id(tensor): tensor for tensor in [*(w for w in weights if w.requires_grad), *moments]}
+        in_cpu_memory = module.policy.device.type == "cpu" and not sharded.is_sharded(module.policy)
+        return sum(tensor.nbytes for tensor in tensors.values()), in_cpu_memory
+
+    def _write(self, trainer: L.Trainer, module: PolicyModule, beside: bool) -> None:
+        """Write what is in `_last` and the weights; `beside`: from a copy of the weights, while training goes on.
+
+        Always in the thread, which no signal interrupts.
+        """
         assert self._last is not None
-        with module.clock.apart():
-            state = self._last | self._weights(trainer, module)
-        folder = self.run_dir / SNAPSHOTS
-        with module.clock.apart():
-            folder.mkdir(parents=True, exist_ok=True)
-            new = folder / "new.pt"
-            try:
-                with new.open("w+b") as file:
-                    save(state, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    file.seek(0)
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                os.replace(new, folder / f"step_{state['step']:05d}-{digest[:16]}.pt")
-            finally:
-                new.unlink(missing_ok=True)
-            for old in snapshots(self.run_dir)[KEPT:]:
-                old.unlink()
+        self._spent_before_s = self._spent(module)
+        with self._waiting(module.clock):
+            self._beside.wait()  # so that there is one copy at a time
+            state = self._last | self._weights(trainer, module, copy=beside)
+            self._beside.start(partial(self._write_file, state, module.clock if beside else None))
+            if not beside:
+                self._beside.wait()
+        self._since = self.now()
+
+    def _write_file(self, state: State, clock: Clock | None) -> None:
+        """In the thread; its time is counted by `clock`."""
+        start = self.now()
+        write(self.run_dir, state)
         self._written = state["step"]
         (self.run_dir / ATTEMPTS_FILE).unlink(missing_ok=True)  # it got further
+        if clock is not None:
+            clock.snapshot["snapshot_beside"] += self.now() - start
 
-    def _weights(self, trainer: L.Trainer, module: PolicyModule) -> dict[str, Any]:
-        """Weights and optimizer state, which ranks that hold parts of them gather together."""
+    @contextmanager
+    def _waiting(self, clock: Clock) -> Iterator[None]:
+        """Around what training waits for."""
+        start = self.now()
+        try:
+            with clock.apart():
+                yield
+        finally:
+            clock.snapshot["snapshot"] += self.now() - start
+
+    def _weights(self, trainer: L.Trainer, module: PolicyModule, copy: bool = False) -> dict[str, Any]:
+        """Weights and optimizer state, which ranks that hold parts of them gather together. `copy`: see `sharded.whole`."""
         return {
-            "policy": sharded.weights(module.policy, keep=self.ranks.first),
-            "optimizer": sharded.whole(trainer.optimizers[0].state_dict(), keep=self.ranks.first),
+            "policy": sharded.weights(module.policy, self.ranks.first, copy),
+            "optimizer": sharded.whole(trainer.optimizers[0].state_dict(), self.ranks.first, copy),
         }
 
     def way_on(self) -> str:
@@ -231,31 +304,6 @@ class Snapshots(L.Callback):
 def _of_this_version(state: State) -> bool:
     """Whether the snapshot has what this version of the program restores."""
     return set(state["module"]) == set(MODULE) and isinstance(state["random"], list)
-
-
-def save(state: State, file: IO[bytes]) -> None:
-    """`torch.save`, but with the error that ended a write instead of torch's own.
-
-    Whatever ends it, Ctrl-C included, torch's writer is gone when this returns: it may still write when it is destroyed, and
-    ends the process where the file is closed by then.
-    """
-    try:
-        torch.save(state, file)
-    except BaseException as error:
-        cause = (error.__context__ or error) if isinstance(error, RuntimeError) else error
-        for each in (error, cause):
-            traceback.clear_frames(each.__traceback__)
-        raise cause from None
-
-
-def read(file: Path) -> State:
-    """One snapshot, in CPU memory. Raises where its contents do not match the digest in its name."""
-    with file.open("rb") as contents:
-        digest = hashlib.file_digest(contents, "sha256").hexdigest()
-        if not file.stem.endswith(digest[:16]):
-            raise ValueError("its contents do not match the digest in its name")
-        contents.seek(0)
-        return torch.load(contents, map_location="cpu", weights_only=True)
 
 
 def random_state() -> dict[str, Any]:
