@@ -49,6 +49,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SECONDS = 470  # of all parts
 LEAST_S = 10.0  # a part is not started with less
+ON_CPU = 3.0  # times the limit of a part: parts are short, but a busy machine imports slowly
 COMMON = ["logger=csv", "kl=0", "algo=no_gf", "data.max_prompt_tokens={prompt}", "batch.prompts={prompts}"]
 COMMON += ["batch.group_size=8", "rollout.max_response_tokens={response}"]
 GPU = {"prompt": 128, "prompts": 16, "response": 256}
@@ -104,7 +105,7 @@ def one_part(name: str, options: argparse.Namespace, left_s: float) -> tuple[flo
         return 0.0, [], f"not run: there is no {', no '.join(missing)}"
     if left_s < LEAST_S:
         return 0.0, [], "not run: no time was left"
-    limit_s = min(part.limit_s, left_s)
+    limit_s = min(part.limit_s * (1 if options.gpu else ON_CPU), left_s)
     rows, log = options.out / f"{name}.jsonl", options.out / f"{name}.log"
     rows.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__).resolve()), f"--run={name}", f"--out={options.out.resolve()}"]

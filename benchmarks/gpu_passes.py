@@ -27,7 +27,6 @@ from dash_exp.core.types import Problem, Prompt, Sample
 from dash_exp.models import loading, packing
 from dash_exp.models.batch import micro_batches
 from dash_exp.models.passes import Passes
-from dash_exp.planning import held
 from dash_exp.planning.architecture import SHAPES
 from dash_exp.planning.costs import Group, forward_flops, size_of, update_flops
 from dash_exp.planning.machine import KNOWN, SHARE, matrix_rates, this_machine
@@ -199,17 +198,17 @@ def against_plan(row: Callable[..., Row], cfg: DictConfig, peak: PeakMemory) -> 
     """Peak memory of an update on the longest completions, and of sampling, measured and planned."""
     peak.switch("other")
     found = planned(cfg, this_machine(cfg.trainer.accelerator, cfg.model.compute_dtype), FEW_LAYERS)
+    sizes = {p: sum(n for part, n in found.memory[p].items() if part not in UNSEEN) for p in ("sample", "update", "step")}
+    tensors = {"sample": sizes["sample"], "update": max(sizes["update"], sizes["step"])}
     if "gpu" in peak.peaks:
-        sizes = {p: sum(n for part, n in found.memory[p].items() if part not in UNSEEN) for p in ("sample", "update", "step")}
-        tensors = {"sample": sizes["sample"], "update": max(sizes["update"], sizes["step"])}
         measured = peak.peaks["gpu"]
     else:  # resident memory keeps that of earlier phases
-        tensors = {"update": found.peak - held.LIBRARIES}
         measured = {"update": max(peak.peaks["rss"].values()) - peak.imports}
-    for phase, size in tensors.items():
-        yield row(f"{phase}: peak memory", measured[phase], "MiB")
+    for phase in [p for p in tensors if p in measured]:
+        size, seen = tensors[phase], measured[phase]
+        yield row(f"{phase}: peak memory", seen, "MiB")
         yield row(f"{phase}: planned", size / 2**20, "MiB")
-        yield row(f"{phase}: planned / measured", size / 2**20 / measured[phase], "")
+        yield row(f"{phase}: planned / measured", size / 2**20 / seen, "")
 
 
 def median_seconds(work: Callable[[], None], device: torch.device) -> float:

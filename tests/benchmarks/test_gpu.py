@@ -18,7 +18,7 @@ from dash_exp.settings.overrides import number_of_kl
 def test_the_parts_that_run_anywhere(tmp_path):
     """The second part has no model, and is left out."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--parts=small,smollm2,dash", f"--out={tmp_path}/out"]
-    command += [f"--smollm2={tmp_path}/none", "--seconds=150"]
+    command += [f"--smollm2={tmp_path}/none", "--seconds=400"]
     variables = environment(tmp_path) | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -57,7 +57,7 @@ def test_how_a_command_ended_is_said(tmp_path):
 )
 def test_a_part_that_cannot_run_is_left_out(part, left_s, said, tmp_path, monkeypatch):
     monkeypatch.setitem(gpu.PARTS, "part", part)
-    options = argparse.Namespace(out=tmp_path, smollm2=tmp_path / "none")
+    options = argparse.Namespace(out=tmp_path, smollm2=tmp_path / "none", gpu=False)
     seconds, rows, words = gpu.one_part("part", options, left_s)
     assert (seconds, rows) == (0, []) and words.startswith("not run: ") and said in words
 

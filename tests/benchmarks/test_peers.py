@@ -45,7 +45,9 @@ def test_a_run_is_as_fast_as_its_first_evaluation_at_the_target(tmp_path):
     assert [run[f"{phase}_ms_per_token"] for phase in ("sample", "update", "step")] == [100.0, 50.0, 150.0]
     assert (run["sampled_tokens_per_s"], run["trained_tokens_per_s"], run["peak_rss_mb"]) == (10.0, 40.0, 100.0)
     assert math.isinf(
-        peers_table.summary(tmp_path / "run", argparse.Namespace(target=0.8, only_time=False), parameters=5)["seconds_to_target"]
+        peers_table.summary(tmp_path / "run", argparse.Namespace(target=0.8, only_time=False), parameters=5)[
+            "seconds_to_target"
+        ]
     )
 
 
@@ -72,7 +74,7 @@ def test_a_target_that_a_seed_does_not_reach_gives_no_ratio(tmp_path, capsys):
         finished(tmp_path / "dash" / str(seed), [None, 0.8], 1.0)
         finished(tmp_path / "trl" / str(seed), [None, accuracy], 2.0)
     peers_table.report(tmp_path, OPTIONS, parameters=5, dtypes=DTYPES)
-    assert "seconds_to_target  not reached by every seed" in capsys.readouterr().out
+    assert "seconds_to_target    not reached by every seed" in capsys.readouterr().out
 
 
 def test_only_time_leaves_the_first_step_out(tmp_path):
@@ -102,7 +104,15 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path):
         peers.done(tmp_path / "run", ["train.py", "steps=3"])
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["--arms=dahs"], "unknown: dahs"), (["steps"], "KEY=VALUE"), (["--dtypes=int8"], "unknown: int8"), (["--only-time", "--steps=1"], "at least 2")])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--arms=dahs"], "unknown: dahs"),
+        (["steps"], "KEY=VALUE"),
+        (["--dtypes=int8"], "unknown: int8"),
+        (["--only-time", "--steps=1"], "at least 2"),
+    ],
+)
 def test_wrong_arguments(arguments, said, tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), f"--out={tmp_path}", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), check=False)
