@@ -200,10 +200,8 @@ def against_plan(row: Callable[..., Row], cfg: DictConfig, peak: PeakMemory) -> 
     found = planned(cfg, this_machine(cfg.trainer.accelerator, cfg.model.compute_dtype), FEW_LAYERS)
     sizes = {p: sum(n for part, n in found.memory[p].items() if part not in UNSEEN) for p in ("sample", "update", "step")}
     tensors = {"sample": sizes["sample"], "update": max(sizes["update"], sizes["step"])}
-    if "gpu" in peak.peaks:
-        measured = peak.peaks["gpu"]
-    else:  # resident memory keeps that of earlier phases
-        measured = {"update": max(peak.peaks["rss"].values()) - peak.imports}
+    # resident memory keeps that of earlier phases
+    measured = peak.peaks.get("gpu") or {"update": max(peak.peaks["rss"].values()) - peak.imports}
     for phase in [p for p in tensors if p in measured]:
         size, seen = tensors[phase], measured[phase]
         yield row(f"{phase}: peak memory", seen, "MiB")
