@@ -1,8 +1,10 @@
-"""Measures how close each phase of an outer step is to the limit of the machine, and where the other time goes.
+r"""Measures how close each phase of an outer step is to the limit of the machine, and where the other time goes.
 
     python benchmarks/limit.py                        # the embedded default, kl=0, 4 outer steps; into outputs/limit/
     python benchmarks/limit.py algo=grpo kl=0.04 steps=8 --out outputs/limit-grpo
     python benchmarks/limit.py trainer=ddp trainer.devices=2    # two processes that share the work and the threads
+    python benchmarks/limit.py steps=2 model=smollm2-135m model.compute_dtype=bfloat16 data=reasoning_gym data.task=chain_sum \
+        data.max_response_tokens=64 batch.prompts=32    # a real model
 
 The overrides are those of `train.py`. The outer steps run as in training, but without evaluation. The first step is a
 warm-up, the others are timed. Two more steps follow that are not timed: in one the executed operations are counted

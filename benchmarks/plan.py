@@ -22,8 +22,9 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from omegaconf import DictConfig
 from peak_memory import ROOT
 
 from dash_exp.commands import cli
@@ -31,6 +32,7 @@ from dash_exp.planning import advice, held, plan, table
 from dash_exp.planning.job import job_of
 from dash_exp.planning.machine import KNOWN, this_machine
 from dash_exp.planning.timing import seconds
+from dash_exp.settings.overrides import number_of_kl
 
 DEFAULTS = {"steps": "steps=3", "logger": "logger=csv", "resume_every": "resume_every=null", "eval": "eval.limit=64"}
 UNSEEN = ("CUDA", "fragments", "libraries", "process")  # not part of the memory that torch has allocated
@@ -53,23 +55,18 @@ def main() -> None:
         given = [*OVERRIDES, "rollout.max_response_tokens=128", *given]
     named = {o.lstrip("~+").split("=")[0].split(".")[0] for o in given}
     overrides = [*(default for name, default in DEFAULTS.items() if name not in named), *given]
-    peaks, rows = measured(overrides)
-    later = rows[2:] or rows[1:]  # row 0 is the base model, row 1 the warm-up
-    length = statistics.mean(float(r["length/mean_tokens"]) for r in later)
-    cfg = cli.composed([*overrides, f"plan_tokens={max(1, round(length))}"])
-    found = plan.planned(cfg, this_machine(cfg.trainer.accelerator, cfg.model.compute_dtype))
-    print(table.table(cfg, found))
-    compared = compare(found, peaks, later)
+    run = against(overrides)
+    print(table.table(run.cfg, run.found))
     print(f"\n{'':40}{'predicted':>12}{'measured':>12}{'ratio':>8}")
-    for name, (predicted, seen) in compared.items():
+    for name, (predicted, seen) in run.compared.items():
         print(f"{name:40}{predicted:12,.2f}{seen:12,.2f}{predicted / seen if seen else float('nan'):8.2f}")
     if arguments.out:
         numbers = {
             "overrides": overrides,
-            "compared": compared,
-            "memory": found.memory,
-            "seconds": found.seconds,
-            "peaks": peaks,
+            "compared": run.compared,
+            "memory": run.found.memory,
+            "seconds": run.found.seconds,
+            "peaks": run.peaks,
         }
         arguments.out.write_text(json.dumps(numbers, indent=1) + "\n")
 
@@ -105,6 +102,26 @@ def scaling(overrides: Sequence[str]) -> str:
             cells = [s["sample"], s["update"], s.get("between devices", 0.0), s["sync"], total]
             lines.append(f"| {name} | {gpus} | " + " | ".join(f"{x:8,.2f}" for x in cells) + f" | {first / total:8.1f} |")
     return "\n".join(lines)
+
+
+class Run(NamedTuple):
+    """A finished run and its plan. `rows`: of metrics.csv, without base model and warm-up. `compared`: see `compare`."""
+
+    cfg: DictConfig
+    found: plan.Plan
+    peaks: dict[str, Any]
+    rows: list[dict[str, str]]
+    compared: dict[str, tuple[float, float]]
+
+
+def against(overrides: Sequence[str]) -> Run:
+    """Run it, and plan it with the mean completion length that it had."""
+    peaks, rows = measured(overrides)
+    later = rows[2:] or rows[1:]  # row 0 is the base model, row 1 the warm-up
+    length = statistics.mean(float(r["length/mean_tokens"]) for r in later)
+    cfg = cli.composed(number_of_kl([*overrides, f"plan_tokens={max(1, round(length))}"]))
+    found = plan.planned(cfg, this_machine(cfg.trainer.accelerator, cfg.model.compute_dtype))
+    return Run(cfg, found, peaks, later, compare(found, peaks, later))
 
 
 def measured(overrides: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, str]]]:

@@ -32,6 +32,7 @@ from dash_exp.distributed.ranks import ALONE, NOTICE_S, Ranks
 from dash_exp.results.problems import DIGEST
 from dash_exp.results.run_folder import ENDING, read_result, same_numbers, write_result
 from dash_exp.training.budget import LIMITS, Budget
+from dash_exp.training.heap import Heap
 from dash_exp.training.module import PolicyModule
 from dash_exp.training.progress import Progress
 from dash_exp.training.record import RunRecord
@@ -127,7 +128,7 @@ def follow(cfg: DictConfig, run_dir: Path, group: Ranks) -> None:
         )
         record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, rows=snapshots.rows, writes=False)
         budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
-        trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots])
+        trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Heap()])
         if snapshots.state is not None:
             snapshots.put_back(trainer, parts.module, record)
         else:
@@ -169,7 +170,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     tracker = ending.start_tracker(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
     budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
-    trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Progress(cfg.steps)], tracker)
+    trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Heap(), Progress(cfg.steps)], tracker)
     print(sizes(cfg, parts, run_dir), flush=True)
     print(prompting.shown(parts.tokenizer, parts.data.problems_of_step(0)[0]), flush=True)
     if slow := slow_words(cfg):

@@ -1,0 +1,46 @@
+"""Freed memory is given back to the system between the phases of an outer step on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from typing import Any
+
+import lightning as L
+
+LEAST_S = 20.0  # from one time to the next: pages that are given back have to be taken again, tenths of a second for a GiB
+
+
+class Heap(L.Callback):
+    """Gives back what is free before each update, after it and after each evaluation; at most once in `least_s` seconds.
+
+    glibc keeps freed tensors of up to 32 MiB in its heap, between others that stay: gradients, moments. Tensors of other sizes
+    do not fit the gaps, and every micro-batch has sizes of its own, so the heap of a real model grows for many outer steps.
+    Nothing is done for a policy on a GPU, nor where the C library has no `malloc_trim`.
+    """
+
+    def __init__(self, least_s: float = LEAST_S) -> None:
+        self.least_s = least_s
+        self._last = 0.0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._give_back(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._give_back(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._give_back(trainer)
+
+    def _give_back(self, trainer: L.Trainer) -> None:
+        now = time.perf_counter()
+        if trainer.strategy.root_device.type == "cpu" and now - self._last >= self.least_s:
+            trim()
+            self._last = now
+
+
+def trim() -> None:
+    """Give the system the pages of the heap that hold nothing, where the C library can."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

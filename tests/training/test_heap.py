@@ -1,0 +1,43 @@
+"""Memory that is freed in the middle of the heap goes back to the system, and not too often."""
+
+import ctypes
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dash_exp.training import heap
+
+glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs the C library glibc")
+
+
+def resident() -> float:
+    """MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+@glibc
+def test_gaps_between_tensors_are_given_back():
+    """200 MiB of tensors of 1 MiB, of which every tenth stays."""
+    del (large := [torch.ones(2**23 - 2**12)])[:]  # 32 MiB: from here on glibc puts smaller ones into the heap
+    tensors = [torch.ones(2**18) for _ in range(200)]
+    kept = tensors[::10]
+    before = resident()
+    del tensors
+    heap.trim()
+    assert before - resident() == pytest.approx(180, abs=20)
+    assert large == [] and all(float(t.sum()) == 2**18 for t in kept)
+
+
+@pytest.mark.parametrize(("device", "least_s", "times"), [("cpu", 0.0, 3), ("cpu", 1000.0, 1), ("cuda", 0.0, 0)])
+def test_it_is_given_back_between_phases_on_a_cpu(device, least_s, times, monkeypatch):
+    calls = []
+    monkeypatch.setattr(heap, "trim", lambda: calls.append(1))
+    monkeypatch.setattr(heap.time, "perf_counter", lambda: 5000.0)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    callback = heap.Heap(least_s)
+    callback.on_train_batch_start(trainer, None, None, 0)
+    callback.on_train_epoch_end(trainer, None)
+    callback.on_validation_end(trainer, None)
+    assert len(calls) == times
