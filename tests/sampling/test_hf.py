@@ -167,7 +167,7 @@ def test_traces_are_the_solutions(tokenizer, prompts):
     assert TraceSampler(tokenizer).sample(prompts[:1], 1, Sampling(2), KEY)[0].truncated
 
 
-READS = {"item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"}
+READS = {"item", "tolist", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__"}
 
 
 class Waits(TorchFunctionMode):
