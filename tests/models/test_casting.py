@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from completions import plain
 from conftest import NANO
 from tiny_models import random_model, samples
 from torch import nn
@@ -29,7 +30,7 @@ def test_completions_are_those_of_autocast_alone(family, in_32_bits, tokenizer, 
     model = random_model(family)
     found = sampled(model, tokenizer)
     monkeypatch.setattr(hf, "cast", lambda model, dtype: contextlib.nullcontext())
-    assert sampled(model, tokenizer) == found
+    assert plain(sampled(model, tokenizer)) == plain(found)
 
 
 def test_all_products_are_of_cast_weights_and_come_back():
@@ -69,7 +70,7 @@ def test_an_adapter_and_the_weights_below_it_are_cast(tokenizer, monkeypatch):
         assert {m.weight.dtype for m in model.modules() if isinstance(m, nn.Linear)} == {torch.bfloat16}
     found = sampled(model, tokenizer)
     monkeypatch.setattr(hf, "cast", lambda model, dtype: contextlib.nullcontext())
-    assert sampled(model, tokenizer) == found
+    assert plain(sampled(model, tokenizer)) == plain(found)
 
 
 @pytest.mark.parametrize("masked", [False, True])
