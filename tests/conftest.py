@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 import dash_exp.commands.cli  # noqa: F401  registers the resolvers of the configuration
 from dash_exp.core.types import Problem, Prompt
 from dash_exp.models import loading
+
+# A script that starts the tests in the background has Ctrl-C ignored, and so would every program that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
