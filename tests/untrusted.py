@@ -497,6 +497,10 @@ VALUES = [
     *("{(1, 2): {3}}", "range(3, 9, 2)", "int"),
 ]
 RIGHT = {
+    "a process that it leaves behind": (
+        "import os, time\nif os.fork() == 0:\n    time.sleep(60)\ndef f(x): return x + 1",
+        ["assert f(1) == 2"],
+    ),
     "a function": ("def f(x):\n    return x + 1", ["assert f(1) == 2", "assert f(-1) == 0"]),
     "objects of the program": (
         NODE,
