@@ -37,6 +37,7 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +204,7 @@ def random_weights(chosen: Callable[[argparse.Namespace], list[str]], work: str)
 def against_trl(name: str, options: argparse.Namespace) -> Iterator[Any]:
     """One arm of `peers.py`, on a step after a warm-up. Prompts are those of the embedded data: short."""
     out = options.out / f"peers-{name}"
+    shutil.rmtree(out, ignore_errors=True)  # peers.py would keep the runs that are done there, which are of an earlier program
     command = [sys.executable, "benchmarks/peers.py", "--only-time", "--seeds=1", "--steps=2", f"--arms={name}", f"--out={out}"]
     ours = {"algo", "kl", "data", "logger"}  # of the arm
     chosen = [s for s in small(options) if s.partition("=")[0].partition(".")[0] not in ours]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -77,7 +78,7 @@ def work_of(cfg: DictConfig, vocabulary: int) -> Work:
     prompts = [Prompt(Problem(str(i), "", ""), tuple(row)) for i, row in enumerate(ids)]
     lengths = torch.randint(max(1, most // 4), most + 1, (n_prompts * group,), generator=generator).tolist()
     written = torch.randint(3, vocabulary, (n_prompts * group, most), generator=generator).tolist()
-    longest = [Sample(prompts[i // group].ids, tuple(row), 1.0) for i, row in enumerate(written)]
+    longest = [Sample(prompts[i // group].ids, np.array(row, np.int32), 1.0) for i, row in enumerate(written)]
     samples = [Sample(s.prompt_ids, s.completion_ids[:n], 1.0) for s, n in zip(longest, lengths, strict=True)]
     device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
     return Work(cfg, device, prompts, samples, longest)

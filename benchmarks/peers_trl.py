@@ -28,7 +28,6 @@ from dash_exp.commands import build, cli, prompting
 from dash_exp.commands.rewards import rewards_of
 from dash_exp.core.types import Prompt
 from dash_exp.data import order
-from dash_exp.evaluation.evaluator import evaluate
 from dash_exp.models.loading import load_tokenizer
 from dash_exp.rewards.base import close_rewards
 from dash_exp.sampling.hf import HFSampler
@@ -61,7 +60,7 @@ def run(options: argparse.Namespace, cfg: DictConfig) -> None:
     )
 
     def evaluated() -> dict[str, float]:
-        found = evaluate(TEST, test_prompts[TEST], evaluator, cfg.eval.prompts)
+        found = evaluator(TEST, test_prompts[TEST])
         return {GREEDY: found.accuracy, SAMPLED: float(found.summary()[f"avg@{cfg.eval.n}"] or 0.0)}
 
     rows = in_order(prompts, cfg)

@@ -53,6 +53,27 @@ def test_they_come_back_after_an_error():
     assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
 
 
+class StopsHalfway(dict):
+    """Parameters of a layer, where a signal comes while the weight is replaced."""
+
+    def __setitem__(self, name, weight):
+        super().__setitem__(name, weight)
+        if weight is not None and weight.dtype == torch.bfloat16:
+            raise KeyboardInterrupt
+
+
+def test_they_come_back_after_ctrl_c_while_they_are_replaced():
+    model = random_model("llama")
+    before = dict(model.named_parameters())
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    middle = layers[len(layers) // 2]
+    middle._parameters = StopsHalfway(middle._parameters)
+    with pytest.raises(KeyboardInterrupt), casting.cast(model, torch.bfloat16):
+        pytest.fail("it was interrupted")
+    after = dict(model.named_parameters())
+    assert all(after[name] is before[name] for name in before)
+
+
 def test_nothing_is_copied_in_32_bits_or_where_weights_have_the_type():
     model = random_model("llama")
     before = list(model.parameters())

@@ -62,7 +62,7 @@ def test_where_the_copy_for_a_snapshot_does_not_fit_none_is_written_on_the_way()
     overrides = ["model=qwen2.5-0.5b", "trainer=gpu", "batch.prompts=8", "kl='0'"]
     small = Device(**(vars(KNOWN["h100"]) | {"cpu_memory": 7.5 * 2**30}))
     changes = advice.fitted(composed(*overrides), small, {})
-    assert changes is not None and advice.overrides(changes) == ["resume=false", "resume_every=null"]
+    assert changes is not None and sorted(advice.overrides(changes)) == ["resume=false", "resume_every=null"]
     assert few_layers(*overrides, *advice.overrides(changes), device=small).fits
 
 

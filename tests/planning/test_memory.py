@@ -73,12 +73,17 @@ def test_gradients_of_earlier_passes_are_there_from_the_start():
     assert first.get("gradients", 0) < 4 * numbers == later["gradients"]
 
 
-def test_sampling_in_16_bits_keeps_no_cast_weights():
-    """As in `torch.inference_mode`: one linear layer is cast at a time, not the half of the weights' bytes."""
+@pytest.mark.parametrize("shards", [1, 4])
+def test_sampling_in_16_bits_has_a_copy_of_the_linear_layers(shards):
+    """With FSDP of the gathered model, so it is not divided. No layer is cast once more, by autocast."""
     wide = AutoConfig.for_model(**(NANO | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}))
     decode = (DecodingBatch(prompts=1, completions=1, tokens=4, prompt_tokens=4),)
-    parts = memory.peaks(load(config=wide, decode=decode, compute_dtype=torch.bfloat16))["sample"]
-    assert parts["activations"] < parts["weights"] / 8
+    given = {"config": wide, "decode": decode, "shards": shards}
+    parts = memory.peaks(load(**given, compute_dtype=torch.bfloat16))["sample"]
+    linear = [m for m in loading.load_policy("", architecture=wide.to_dict()).modules() if isinstance(m, torch.nn.Linear)]
+    assert parts["cast weights"] == 2 * sum(p.numel() for m in linear for p in m.parameters())
+    assert parts["activations"] < parts["cast weights"] / 4
+    assert "cast weights" not in memory.peaks(load(**given))["sample"]
 
 
 def test_pieces_of_logits_are_those_of_the_device():

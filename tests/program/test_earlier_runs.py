@@ -83,9 +83,10 @@ def test_the_report_compares_it_with_a_run_of_today(earlier, tmp_path):
 
 def test_it_is_found_and_compared_where_it_is_resumed(tmp_path):
     """A run of today, with the names translated back."""
-    cfg = composed("name=small", "algo.denominator._target_=dash_exp.algorithms.weighting.per_kept")
+    cfg = composed("name=small", "reward=code", "algo.denominator._target_=dash_exp.algorithms.weighting.per_kept")
     stored = OmegaConf.to_container(cfg, resolve=True)
     del stored["prompt"], stored["model"]["instruct"], stored["select"], stored["data"]["limit"]
+    stored["reward"]["workers"] = 2  # the default then
     text = OmegaConf.to_yaml(stored)
     for old, new in renamed.NAMES.items():
         text = re.sub(rf"{re.escape(new)}(?![\w.])", old, text)
@@ -106,9 +107,13 @@ def test_it_is_found_and_compared_where_it_is_resumed(tmp_path):
 
 def test_its_snapshot_is_of_the_same_settings(tmp_path):
     """The settings in a snapshot are a text, which is compared with that of the command."""
-    today = json.dumps({"loss": {"_target_": "dash_exp.algorithms.losses.ppo_clip"}})
+    reward = {"_target_": "dash_exp.rewards.code.CodeReward", "memory_mb": 512}
+    today = json.dumps({"loss": {"_target_": "dash_exp.algorithms.losses.ppo_clip"}, "reward": reward})
     contents = io.BytesIO()
-    state = {"config": today.replace("algorithms.losses", "algo"), "module": dict.fromkeys(snapshot.MODULE), "random": []}
+    earlier = json.loads(today.replace("algorithms.losses", "algo")) | {
+        "reward": {"_target_": "dash_exp.reward.CodeReward", "workers": 2, "memory_mb": 512}
+    }
+    state = {"config": json.dumps(earlier), "module": dict.fromkeys(snapshot.MODULE), "random": []}
     torch.save(state, contents)
     file = tmp_path / SNAPSHOTS / f"step_00001-{hashlib.sha256(contents.getvalue()).hexdigest()[:16]}.pt"
     file.parent.mkdir(parents=True)

@@ -4,6 +4,7 @@ import copy
 from functools import partial
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from nano_runs import close, gradient, never_right, one_run
@@ -222,10 +223,20 @@ def test_coupled_and_preemptive_arms_skip_the_same_prompts(tokenizer, tmp_path):
     assert list(by_prompt(first.rollouts_of_step).items()) == list(by_prompt(second.rollouts_of_step).items())
 
 
-def test_uniform_is_what_it_was_without_a_rule(tokenizer, tmp_path):
-    with_it, without = (one_run(tokenizer, tmp_path, steps=2, selection=r) for r in (selection.Uniform(), None))
-    assert torch.equal(gradient(with_it[0], with_it[2]), gradient(without[0], without[2]))
-    assert with_it[0].row["select/skipped_prompts"] == with_it[0].row["select/screened_out_prompts"] == 0
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("step", [0, 1, 2, 5])
+def test_uniform_takes_the_prompts_of_the_step_and_others_in_the_order_of_earlier_versions(step, seed):
+    candidates = Candidates(PROMPTS, 2, seed, selection.Uniform())
+    data_pass, part = divmod(step, 2)
+    own = [str(i) for i in np.random.default_rng([seed, data_pass]).permutation(4)[2 * part : 2 * part + 2]]
+    assert names(candidates.chosen(step)) == own and not candidates.skipped
+    shuffled = [str(i) for i in np.random.default_rng([seed, step, 1]).permutation(4)]
+    assert names(candidates.others(candidates.own(step), step)) == [n for n in shuffled if n not in own]
+
+
+def test_uniform_leaves_no_prompt_out(tokenizer, tmp_path):
+    module, *_ = one_run(tokenizer, tmp_path, steps=2, selection=selection.Uniform())
+    assert module.row["select/skipped_prompts"] == module.row["select/screened_out_prompts"] == 0
 
 
 def test_screening_counts_in_the_memory_of_rollouts(tokenizer, tmp_path):

@@ -42,6 +42,8 @@ from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
 from dash_exp.training.scoring import Scoring, Truncated
 from dash_exp.training.shares import FirstSampler, NoSampler, SharedPenalty, SharedReward, SharedSampler
 
+MANY = 4096  # completions: a full batch of an engine several times over, and hours less than ranks wait
+
 
 @dataclass
 class Parts:
@@ -74,7 +76,9 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
     train, tests, left_out = problems(cfg)
     sets = {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}
-    rewards = rewards_of(cfg, sets, tokenizer, group.size)
+    shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
+    # Where the ranks do not share sampling, the first grades training alone, and uses all cores.
+    rewards = rewards_of(cfg, sets, tokenizer, 1 if group.first and not shared else group.size)
     check_claims(cfg, rewards["data.train"])
     given = {"tokenizer": tokenizer, "reward": rewards["data.train"]}
     train_sampler: Any = made(cfg, "algo.train_sampler", given) if cfg.algo.train_sampler else None
@@ -97,7 +101,6 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
         if reference is not policy:  # it is not in the module, which Lightning moves
             torch.nn.Module.to(reference, loading.own_device(cfg.trainer.accelerator))
         penalty = RewardPenalty(reference, objective.kl, passes)
-    shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
     sampler: Sampler = NoSampler()
     if group.first or shared:
         sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype)
@@ -257,16 +260,18 @@ def evaluator_of(
         k=tuple(cfg.eval.k),
         sampling=Sampling(max_tokens, cfg.eval.temperature, cfg.eval.top_p, stop),
         seed=cfg.seed,
-        at_a_time=at_a_time(cfg),
+        at_a_time=at_a_time(cfg, ranks),
         ranks=ranks,
     )
 
 
-def at_a_time(cfg: DictConfig) -> int | None:
+def at_a_time(cfg: DictConfig, ranks: Ranks = ALONE) -> int | None:
     """How many completions evaluation asks the sampler for in one call; None for all of a test set at once, where its class
-    says `continuous_batching`.
+    says `continuous_batching`. Ranks that wait for the first one do so for a limited time: they ask for `MANY`.
     """
-    return None if getattr(get_object(cfg.rollout.sampler._target_), "continuous_batching", False) else cfg.eval.prompts
+    if not getattr(get_object(cfg.rollout.sampler._target_), "continuous_batching", False):
+        return int(cfg.eval.prompts)
+    return None if ranks.size == 1 else MANY
 
 
 def check_parts(cfg: DictConfig, rank: int = 0) -> None:

@@ -57,6 +57,7 @@ def check_claims(cfg: DictConfig, reward: Reward) -> None:
 def _with_workers(cfg: DictConfig, key: str, ranks: int) -> DictConfig:
     """The settings with a number for each null `workers` of the reward at `key` and its parts."""
     cfg = copy.deepcopy(cfg)
+    OmegaConf.resolve(cfg)  # an update behind a reference would replace the reference
     for part in with_parts(cfg, key):
         if OmegaConf.select(cfg, f"{part}.workers", default=0) is None:
             OmegaConf.update(cfg, f"{part}.workers", workers_for(ranks))

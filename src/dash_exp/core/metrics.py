@@ -147,7 +147,7 @@ class Clock:
     """Seconds by phase. `with clock("sample"): ...` adds to that phase; on a GPU it waits until the work has finished.
 
     `idle`: seconds between the end of a side's work and the start of its next, without evaluation. `snapshot`: seconds that
-    who writes snapshots adds here, by the names of `SNAPSHOT`. Two threads may use the clock at the same time; on a GPU each
+    the writer of snapshots adds, by the names of `SNAPSHOT`. Two threads may use the clock at the same time; on a GPU each
     then also waits for the other's work.
     """
 

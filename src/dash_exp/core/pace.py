@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 FORMS = "a whole number of outer steps (5), a time (90s, 10m, 2h) or a share of the run's time (5%)"
 WRITTEN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh%])")
+FIRST_S = 600.0  # with a share: until then it is done once, whatever it takes, so that its time is known
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -35,10 +36,13 @@ class Pace:
         """Whether it is to be done after outer step `step` (from 1), `run_s` seconds into the run.
 
         `since_s`: seconds since it was last done, or since the run started. `spent_s`: the seconds that it has taken so far;
-        `next_s`: those that it will take now. With a share it is done as soon as both together are at most that share.
+        `next_s`: those that it will take now. With a share it is done as soon as both together are at most that share, and for
+        the first time at the latest after ten minutes.
         """
         if self.steps is not None:
             return step % self.steps == 0
         if self.seconds is not None:
             return since_s >= self.seconds
-        return self.share is not None and spent_s + next_s <= self.share * run_s
+        if self.share is None:
+            return False
+        return spent_s + next_s <= self.share * run_s or (spent_s == 0 and run_s >= FIRST_S)

@@ -86,8 +86,8 @@ class Rollouts:
     filter computes them again. `keep_PG`: completions that enter the gradient. `grader_timeouts`, `grader_errors`: completions
     whose grading did not finish; their reward is 0. `components`: see `rewards.base.Scores`. `kl_nats`: k3 summed over all
     tokens, where the KL is part of the reward. `refill_rounds`: additional sampling calls, for prompts in place of others.
-    `skipped`: prompts of the outer step that selection did not sample, in its last call. `aside`: the first completions of
-    prompts whose groups selection did not finish: recorded and counted, but not weighed.
+    `skipped`: how many prompts selection skipped in the outer step; in its last sampling call. `aside`: the first completions
+    of prompts whose groups selection did not finish: recorded and counted, but not weighed.
     """
 
     prompts: list[Prompt]

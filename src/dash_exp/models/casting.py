@@ -21,30 +21,32 @@ LAYERS = (nn.Linear, Conv1D)  # autocast computes their products
 def cast(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Inside the block the linear layers of `model` have copies of their weights in `dtype`, without gradients.
 
-    Nothing is done for float32, which is computed without autocast, nor for sharded weights, which are gathered for each pass.
+    Nothing is done for float32, which is computed without autocast, nor for the parts of weights that FSDP has divided.
     """
-    before = _replace(model, dtype)
+    places = _copies(model, dtype)
     try:
+        for layer, name, _, copy in places:
+            layer._parameters[name] = copy
         yield
-    finally:
-        for layer, name, weight in before:
+    finally:  # also where a signal came in the middle of the loop above: copies must never be trained or saved
+        for layer, name, weight, _ in places:
             layer._parameters[name] = weight
 
 
 def keep_cast(model: nn.Module, dtype: torch.dtype) -> None:
     """The same for good, of a model that is never trained nor saved: a reference."""
-    _replace(model, dtype)
+    if dtype == torch.float32:
+        return
+    for layer, name, weight in _places(model, dtype):  # one after the other: what is replaced is freed
+        layer._parameters[name] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
 
 
-def _replace(model: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Returns what was there: layer, name, weight."""
-    before = [] if dtype == torch.float32 else list(_places(model, dtype))
-    copies: dict[int, nn.Parameter] = {}  # weights that layers share are copied once
-    for layer, name, weight in before:
-        if id(weight) not in copies:
-            copies[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-        layer._parameters[name] = copies[id(weight)]
-    return before
+def _copies(model: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]:
+    """Layer, name, weight and its copy; weights that layers share are copied once."""
+    places = [] if dtype == torch.float32 else list(_places(model, dtype))
+    weights = {id(weight): weight for _, _, weight in places}
+    copies = {key: nn.Parameter(weight.detach().to(dtype), requires_grad=False) for key, weight in weights.items()}
+    return [(layer, name, weight, copies[id(weight)]) for layer, name, weight in places]
 
 
 def _places(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

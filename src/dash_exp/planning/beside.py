@@ -95,5 +95,7 @@ def grading_bytes(cfg: DictConfig) -> float:
 
 def _grading(reward: DictConfig) -> float:
     program = (reward.get("memory_mb", 512) * reward.get("processes", 1) + 16) * 2**20  # see `rewards.sandbox.Sandbox`
-    worker = 60 * 2**20  # as measured
-    return {"MathReward": worker, "CodeReward": program}.get(str(reward.get("_target_")).rpartition(".")[2], 0)
+    mib = 2**20  # of a process that has graded, as measured
+    return {"MathReward": 60 * mib, "ReasoningGymReward": 115 * mib, "CodeReward": program}.get(
+        str(reward.get("_target_")).rpartition(".")[2], 0
+    )

@@ -23,9 +23,8 @@ def sample(policy: PreTrainedModel, load: Load, live: LiveBytes, batch: Decoding
     """Read the prompts, then the last token of the longest completions, none of which has ended. Ends in training mode."""
     policy.eval()
     with contextlib.ExitStack() as stack:
-        if load.shards == 1:
-            with live.creating("cast weights"):
-                stack.enter_context(cast(policy, load.compute_dtype))
+        with live.creating("cast weights"):  # with FSDP of the gathered model
+            stack.enter_context(cast(policy, load.compute_dtype))
         stack.enter_context(autocast(CPU, load.compute_dtype))
         stack.enter_context(_no_cast_is_kept())
         mask_PL = torch.ones(batch.prompts, batch.prompt_tokens, dtype=torch.long)

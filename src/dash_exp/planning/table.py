@@ -106,7 +106,7 @@ def assumptions(plan: Plan) -> list[str]:
         f"  reached    {reached[0]} of it in the update, {reached[1]} in sampling ({source})",
         f"  lengths    prompts of {lengths.prompt} tokens; completions of {lengths.longest} for memory, "
         f"{lengths.completion} for time",
-        "             (plan_tokens=... sets their mean); the filter drops none",
+        "             (plan_tokens=... sets their mean); the filter drops none, nothing is refilled or screened",
         f"  update     {update.completions} completions of {update.prompts} prompt(s) in a backward pass, {tokens:,} tokens, "
         + ("no padding" if load.packed else "padded"),
     ]

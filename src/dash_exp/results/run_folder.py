@@ -127,7 +127,15 @@ def as_earlier(settings: Mapping[str, Any]) -> dict[str, Any]:
         del found["select"]
     if isinstance(data := found.get("data"), Mapping) and data.get("limit") is None:
         found["data"] = {k: v for k, v in data.items() if k != "limit"}
-    return found
+    return _without_workers(found)
+
+
+def _without_workers(settings: Any) -> Any:
+    """The settings without the number of grading processes, which was 2 by default and changes no number."""
+    if not isinstance(settings, Mapping):
+        return settings
+    is_reward = ".rewards." in str(settings.get("_target_")) or ".reward." in str(settings.get("_target_"))
+    return {k: _without_workers(v) for k, v in settings.items() if not (is_reward and k == "workers")}
 
 
 def without_bare_prompt(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class Workers:
 
     def _try(self, function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
         worker = self._idle.get()
-        is_late = False
+        closes, is_late = self._closes, False
         try:
             if worker is None or worker.is_dead():
                 worker = None
@@ -111,15 +111,17 @@ class Workers:
             return worker.call(function, call, self.timeout_s)
         except TimeoutError:
             is_late = True
-            threading.Thread(target=self._replace, name="grading", daemon=True).start()
+            threading.Thread(target=self._replace, args=(closes,), name="grading", daemon=True).start()
             raise
         finally:
             if not is_late:
                 self._idle.put(worker)
 
-    def _replace(self) -> None:
-        """Start a process in place of one that was killed. It takes a second, which passes beside what comes after grading."""
-        closes, worker = self._closes, None
+    def _replace(self, closes: int) -> None:
+        """Start a process in place of one that was killed; it is ended if `close` was called since the call that was late, with
+        `closes` calls before. It takes a second, which passes beside what comes after grading.
+        """
+        worker = None
         try:
             worker = self._start()
             with self._lock:

@@ -30,7 +30,7 @@ from dash_exp.sampling.server_link import PROBE_S, SETTING, LostError, Server, W
 
 PROBE_EVERY_S = 1.0
 WARN_EVERY_S = 30.0  # while there is no server
-AHEAD = 4  # a server has this many times the completions that it decodes at a time, so that its batch stays full
+AHEAD = 2  # a server has this many times the completions that it decodes at a time, so that its batch stays full
 
 log = logging.getLogger(__name__)
 

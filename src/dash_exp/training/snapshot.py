@@ -6,6 +6,7 @@ noise, such as an adapter's dropout, comes from global generators, whose states 
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
@@ -28,7 +29,7 @@ from dash_exp.core.words import first_line
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.models import adapter, sharded
 from dash_exp.results.problems import differ
-from dash_exp.results.run_folder import ATTEMPTS_FILE, snapshots
+from dash_exp.results.run_folder import ATTEMPTS_FILE, same_numbers, snapshots
 from dash_exp.settings import renamed
 from dash_exp.training.background import Background
 from dash_exp.training.module import PolicyModule
@@ -196,6 +197,9 @@ class Snapshots(L.Callback):
         assert isinstance(pl_module, PolicyModule)
         try:
             self._beside.wait()
+        except Exception as error:
+            log.warning("a snapshot could not be written: %s", first_line(str(error)))
+        try:
             if self._is_missing(pl_module, exception):
                 self._write(trainer, pl_module, beside=False)
         except Exception as error:  # the error that ended the run is the one to report
@@ -227,7 +231,7 @@ class Snapshots(L.Callback):
         weights = [*module.policy.parameters(), *(p for group in optimizer.param_groups for p in group["params"])]
         moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
         tensors = {id(tensor): tensor for tensor in [*(w for w in weights if w.requires_grad), *moments]}
-        in_cpu_memory = module.policy.device.type == "cpu" and not sharded.is_sharded(module.policy)
+        in_cpu_memory = module.policy.device.type in ("cpu", "mps") and not sharded.is_sharded(module.policy)
         return sum(tensor.nbytes for tensor in tensors.values()), in_cpu_memory
 
     def _write(self, trainer: L.Trainer, module: PolicyModule, beside: bool) -> None:
@@ -283,7 +287,7 @@ class Snapshots(L.Callback):
             except Exception as error:  # torch raises many kinds, and each means the same
                 log.warning("%s is damaged (%s): the snapshot before it is used", file, first_line(str(error)))
                 continue
-            if renamed.in_text(state["config"]) == self.config and _of_this_version(state):
+            if _is_of(state["config"], self.config) and _of_this_version(state):
                 if "problems" in state:  # earlier versions kept no digests
                     self._check_problems(state["problems"])
                 return file, state
@@ -299,6 +303,11 @@ class Snapshots(L.Callback):
                 f"its problems have changed since the run in {self.run_dir} was stopped",
                 "Put them back, or choose another name=...; resume=false starts again in its place",
             )
+
+
+def _is_of(before: str, settings: str) -> bool:
+    """Whether settings that a snapshot has, perhaps of an earlier version, give the numbers of these, both as JSON."""
+    return same_numbers(json.loads(renamed.in_text(before))) == same_numbers(json.loads(settings))
 
 
 def _of_this_version(state: State) -> bool:

@@ -47,7 +47,7 @@ def with_other_problems(run_dir: Path, cfg: DictConfig, digests: Mapping[str, st
 
 def _data(settings: Any) -> tuple[Any, Any]:
     """The settings that choose the problems."""
-    return settings.get("data"), (settings.get("eval") or {}).get("limit")
+    return as_earlier(settings).get("data"), (settings.get("eval") or {}).get("limit")
 
 
 def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:
