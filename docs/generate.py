@@ -343,8 +343,8 @@ def metrics_page() -> str:
         [
             NOTICE.format("the declared metrics"),
             "# Metrics",
-            "Every row of `metrics.csv` is one outer step; row 0 is the base model. The same names are logged to Weights & "
-            "Biases. A cell is blank where a metric was not measured or does not apply.",
+            "Every row of `metrics.csv` is one outer step; row 0 is the base model. The trackers get the same names. A "
+            "cell is blank where a metric was not measured or does not apply.",
             narrow(metric_table("metric", METRICS)),
             "## Metrics whose names depend on the run",
             narrow(metric_table("name starts with", FAMILIES)),
