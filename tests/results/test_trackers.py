@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from dash_exp.commands import ending, run
 from dash_exp.core.metrics import FAMILIES, METRICS, read_metrics
 from dash_exp.results import run_folder
-from dash_exp.results.trackers import Tracker, last_row
+from dash_exp.results.mlflow_logger import allowed
+from dash_exp.results.trackers import Tracker, flat_settings, last_row, numbers
 from dash_exp.training.module import PolicyModule
 
 COLUMNS = ["step", "reward/mean", "time/elapsed_s", "eval/in_dist/pass@8"]
@@ -97,7 +98,8 @@ def places(tmp_path_factory):
 
 
 @pytest.fixture
-def cell(tmp_path) -> Path:
+def cell(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # MLflow makes a folder for files in the current one
     folder = tmp_path / "small" / "algo=dash,kl.coef=0"
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(OVERRIDES))
@@ -201,6 +203,38 @@ def test_a_server_that_does_not_answer_costs_a_line(cell, caplog):
     assert caplog.text.count("MLflow cannot be used (") == 1
 
 
+def test_the_names_that_all_of_them_get(cell):
+    """Dotted, as on the command line; the numbers of the result beside the metrics, some of which have the same name."""
+    settings = {"kl": {"coef": 0.0, "schedule": None}, "seed": 3}
+    assert flat_settings(cell, settings) == {
+        "kl.coef": 0.0,
+        "kl.schedule": None,
+        "seed": 3,
+        "cell": cell.name,
+        "overrides.algo": "dash",
+        "overrides.kl_coef": "0",
+        "overrides.test@data_tests_more": "gsm8k",
+    }
+    assert numbers({"status": "done", "git": None, "time/sample_s": 2.5, "steps": 4}) == {
+        "result/time/sample_s": 2.5,
+        "result/steps": 4,
+    }
+    assert last_row(cell) == -1
+
+
+@pytest.mark.parametrize(
+    ("name", "in_mlflow"),
+    [
+        ("reward/mean", "reward/mean"),
+        ("eval/in_dist/pass@8", "eval/in_dist/pass_at_8"),
+        ("optimizer._target_", "optimizer._target_"),
+        ("own.a+b,c", "own.a_b_c"),
+    ],
+)
+def test_names_that_mlflow_takes(name, in_mlflow):
+    assert allowed(name) == in_mlflow
+
+
 # --- the real program --------------------------------------------------------------------------------------------------
 
 LOGGED: dict[str, list] = {}
@@ -290,8 +324,7 @@ def test_a_full_disk_in_the_end_is_an_error_of_the_run(tmp_path):
 @pytest.mark.needs("tensorboard")
 @pytest.mark.needs("mlflow")
 @pytest.mark.needs("trackio")
-def test_a_run_with_all_of_them(tmp_path):
-    cell = tmp_path / "small" / "algo=dash,kl.coef=0"
+def test_a_run_with_all_of_them(cell):
     cfg = composed(*LETTERS, "logger=[tensorboard,mlflow,trackio]")
     cfg.logger.mlflow.tracking_uri, cfg.logger.trackio.project = store(cell), project_of(cell)
     result = run.run(cfg, cell, in_sweep=True)

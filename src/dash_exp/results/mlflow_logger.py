@@ -22,7 +22,7 @@ STATES = {"done": "FINISHED", "stopped": "KILLED"}  # MLflow's words for a statu
 
 
 class RowLogger(MLFlowLogger):
-    """Lightning's logger, which gives each row once: MLflow would keep a second point of the same outer step beside the first."""
+    """Lightning's logger, which gives each row once: MLflow would keep a second point of an outer step beside the first."""
 
     sent = -1  # the last outer step that MLflow has
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers import Logger
 
 from dash_exp.core import files
 from dash_exp.core.metrics import read_metrics

@@ -1,4 +1,4 @@
-"""Logging to Trackio: a database on this machine (`trackio show`), or a Space. Lightning has no logger for it, so here is one."""
+"""Logging to Trackio: a database on this machine (`trackio show`), or a Space. Lightning has no logger for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers import Logger
 
 from dash_exp.core.files import write_whole
 from dash_exp.results.trackers import flat_settings, last_row, numbers
