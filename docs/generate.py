@@ -40,7 +40,8 @@ GROUPS = {
     "filter": "Which completions enter the gradient.",
     "hydra/launcher": "Where the cells of a sweep run. Without it (`basic`) they run one after the other in this process.",
     "kl": "Coefficient, estimator and schedule of the KL term. A number works as well: `kl=0.01`, or in a sweep `kl=0,0.04`.",
-    "logger": "Where metrics go in addition to the files of the run folder.",
+    "logger": "Where metrics go in addition to the files of the run folder: one tracker, or several as in "
+    "`logger=[wandb,tensorboard]`.",
     "model": "The policy. Options that every model has are in [`model` of the main page](index.md#model).",
     "prompt": "How the model is asked: by text or in its chat template, with what stands around the problem, and what ends an "
     "answer.",
@@ -343,8 +344,8 @@ def metrics_page() -> str:
         [
             NOTICE.format("the declared metrics"),
             "# Metrics",
-            "Every row of `metrics.csv` is one outer step; row 0 is the base model. The same names are logged to Weights & "
-            "Biases. A cell is blank where a metric was not measured or does not apply.",
+            "Every row of `metrics.csv` is one outer step; row 0 is the base model. The trackers get the same names. A "
+            "cell is blank where a metric was not measured or does not apply.",
             narrow(metric_table("metric", METRICS)),
             "## Metrics whose names depend on the run",
             narrow(metric_table("name starts with", FAMILIES)),

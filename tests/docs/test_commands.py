@@ -208,11 +208,11 @@ def workplace(tmp_path, run_folder, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def vllm_is_installed(monkeypatch):
-    """So that commands with rollout=vllm are checked everywhere."""
+def all_is_installed(monkeypatch):
+    """So that commands with rollout=vllm and with each logger are checked everywhere."""
     real = importlib.util.find_spec
-    found = importlib.machinery.ModuleSpec("vllm", None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: found if name == "vllm" else real(name, *more))
+    found = {name: importlib.machinery.ModuleSpec(name, None) for name in ("vllm", "tensorboard", "mlflow", "trackio")}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: found.get(name) or real(name, *more))
 
 
 ACCEPTED: set[str] = set()  # with the files of the repository alone

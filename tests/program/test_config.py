@@ -32,6 +32,7 @@ MARKS: dict = (
     dict.fromkeys(GYM, pytest.mark.needs("gym"))
     | {"rollout/vllm.yaml": needs_vllm}
     | dict.fromkeys(PROGRAMS, pytest.mark.needs("bubblewrap"))
+    | {f"logger/{name}.yaml": pytest.mark.needs(name) for name in ("tensorboard", "mlflow", "trackio")}
 )
 TINY = str(loading.ASSETS / "tiny")
 

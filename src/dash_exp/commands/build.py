@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models import adapter, casting, folders, loading, sharded
 from dash_exp.models.optimizer import with_master_weights
 from dash_exp.models.passes import Passes
+from dash_exp.results.trackers import Tracker
 from dash_exp.rewards.base import Reward, close_rewards
 from dash_exp.sampling.base import Sampler, Sampling
 from dash_exp.sampling.refresh import Refresh, copied
@@ -312,7 +313,9 @@ def is_sharded(cfg: DictConfig, group: Ranks) -> bool:
     return group.size > 1 and cfg.trainer.strategy == "fsdp"
 
 
-def make_trainer(cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L.Callback], tracker: Any = None) -> L.Trainer:
+def make_trainer(
+    cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L.Callback], trackers: Sequence[Tracker] = ()
+) -> L.Trainer:
     """Lightning's Trainer of this rank, which has one device."""
     one_of_several = cfg.trainer.accelerator == "gpu" and group.size > 1
     return made(
@@ -321,7 +324,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L
         devices=[group.index] if one_of_several else 1,
         strategy="auto",
         callbacks=callbacks,
-        logger=tracker or False,
+        logger=list(trackers) or False,
         default_root_dir=run_dir,
         plugins=[LightningEnvironment()],  # on Slurm, its own would requeue the job and load a pickle
     )

@@ -98,10 +98,10 @@ def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, grou
             print("stopped during set-up: the same command resumes, or starts from the beginning", flush=True)
             raise SystemExit(leave) from error
         try:
-            tracker = ending.start_tracker(cfg, run_dir, in_sweep)  # so that W&B has every cell of a sweep
-            ending.finish_tracker(tracker, run_dir, read_result(run_dir))
+            trackers = ending.start_trackers(cfg, run_dir, in_sweep)  # so that they have every cell of a sweep
+            ending.finish_trackers(trackers, run_dir, read_result(run_dir))
         except Exception:
-            log.exception("the tracker has no record of this run")
+            log.exception("the trackers have no record of this run")
         raise
     try:
         return train(cfg, parts, run_dir, in_sweep, start, group)
@@ -167,10 +167,10 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         ranks=group,
         problems=parts.digests,
     )
-    tracker = ending.start_tracker(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
+    trackers = ending.start_trackers(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
     budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
-    trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Heap(), Progress(cfg.steps)], tracker)
+    trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Heap(), Progress(cfg.steps)], trackers)
     print(sizes(cfg, parts, run_dir), flush=True)
     print(prompting.shown(parts.tokenizer, parts.data.problems_of_step(0)[0]), flush=True)
     if slow := slow_words(cfg):
@@ -217,12 +217,12 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         try:
             write_result(run_dir, result)
             if result["status"] != ENDING:
-                ending.finish_tracker(tracker, run_dir, result)
+                ending.finish_trackers(trackers, run_dir, result)
         except OSError as error:
             if result["status"] == ENDING:
                 raise
             log.warning("result.json was not written: %s", error)  # the error that ended the run is the one to report
-    return ending.end(run_dir, result, record.rows, tracker)
+    return ending.end(run_dir, result, record.rows, trackers)
 
 
 def evaluated(module: PolicyModule) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Records of runs: the files of run folders, cells and arms, statistics, summaries, curves, and W&B. May import `core`,
+"""Records of runs: the files of run folders, cells and arms, statistics, summaries, curves, and trackers. May import `core`,
 `settings`.
 
 For notebooks and scripts:

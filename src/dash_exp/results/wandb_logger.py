@@ -20,14 +20,13 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import wandb
-import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
-from dash_exp.core.metrics import read_metrics
 from dash_exp.core.words import error_line
-from dash_exp.results.run_folder import ID_FILE, RECORD_FILES, RESULT_FILE, SWEEP_FILE, overrides_by_key, write_result
+from dash_exp.results.run_folder import ID_FILE, RECORD_FILES, RESULT_FILE, SWEEP_FILE, write_result
+from dash_exp.results.trackers import last_row, override_columns
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +60,9 @@ class StepLogger(WandbLogger):
         """Send the last row, if there is one, so that the summary written afterwards replaces its numbers."""
         if self.row_open:
             self.experiment.log({}, commit=True)
+
+    def finish(self, run_dir: Path, result: Mapping[str, Any]) -> None:
+        finish(self, run_dir, result)
 
 
 def wandb_logger(
@@ -163,25 +165,9 @@ def identity(run_dir: Path) -> tuple[str, int]:
     run_id, last = known if len(known) == 2 else (secrets.token_hex(6), "-1")
     sent = int(last)
     if any(run_dir.glob("wandb/run-*")) or any(run_dir.glob("wandb/offline-run-*/*.sync*")):
-        rows = read_metrics(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else []
-        sent = max([sent, *(int(row["step"] or 0) for row in rows)])
+        sent = max(sent, last_row(run_dir))
     write_whole(file, f"{run_id}\n{sent}\n")
     return run_id, sent
-
-
-def override_columns(run_dir: Path) -> dict[str, str]:
-    """`{"algo": "dash", "kl_coef": "0"}`: the overrides of the command line, for the columns `overrides.algo` and so on.
-
-    W&B treats a dot in a column name as nesting, so the dots of a key become underscores.
-    """
-    file = run_dir / ".hydra" / "overrides.yaml"
-    overrides = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return {column(key): value for key, value in overrides_by_key(overrides or []).items()}
-
-
-def column(key: str) -> str:
-    """The column name of an override key in W&B: `kl.coef` -> `kl_coef`."""
-    return key.replace(".", "_")
 
 
 def finish(tracker: StepLogger, run_dir: Path, result: Mapping[str, Any]) -> None:

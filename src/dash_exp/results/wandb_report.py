@@ -15,7 +15,8 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import METRICS, PHASES
 from dash_exp.results.cells import Cell, Results
 from dash_exp.results.run_folder import wandb_id
-from dash_exp.results.wandb_logger import column, logged_in
+from dash_exp.results.trackers import column
+from dash_exp.results.wandb_logger import logged_in
 
 WIDTH, HEIGHT = 8, 6  # of a panel; a report has a width of 24
 CURVES = ("reward/mean", "advantage/abs_mean", "filter/kept_fraction", "length/mean_tokens")

@@ -28,7 +28,7 @@ NAMES = {
     "options tasks separator limit max_response_tokens max_prompt_tokens train tests",
     "eval": "every prompts n k temperature top_p limit",
     "kl": "coef estimator place schedule",
-    "logger": "wandb",
+    "logger": "wandb tensorboard mlflow trackio",
     "model": "name path tokenizer architecture dtype compute_dtype attn_implementation gradient_checkpointing "
     "trust_remote_code lr micro_tokens master_weights instruct adapter lora",
     "model.lora": "r alpha dropout target_modules lr",

@@ -1,7 +1,8 @@
-"""The tracker (W&B): what it would refuse itself, but only when the model is loaded."""
+"""The trackers (W&B, TensorBoard, MLflow, Trackio): what they would refuse themselves, but only when the model is loaded."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,6 +12,7 @@ from dash_exp.core.errors import UserError
 from dash_exp.settings.checks import part, texts
 
 SECTIONS = "logger"
+PACKAGES = {"tensorboard": "TensorBoard", "mlflow": "MLflow", "trackio": "Trackio"}  # extras of this package too
 MODES = ("online", "offline", "shared", "disabled")
 EARLIER_MODES = ("run", "dryrun")  # W&B's own names for the first two, which it still takes
 NOT_IN_PROJECT = "/\\#?%:"
@@ -18,10 +20,21 @@ LONGEST_PROJECT = 128
 
 
 def values(cfg: DictConfig) -> None:
-    part(cfg, "logger.wandb", "_target_")
-    texts(cfg, "logger.wandb.project")
-    if cfg.logger.get("wandb") is None:
-        return
+    for name in ("wandb", *PACKAGES):
+        part(cfg, f"logger.{name}", "_target_")
+    texts(cfg, "logger.wandb.project logger.mlflow.experiment logger.trackio.project")
+    if cfg.logger.get("wandb") is not None:
+        _wandb(cfg)
+
+
+def installed(cfg: DictConfig) -> None:
+    """Raise UserError for a tracker whose package is not there. A run of earlier needs none of them to be evaluated."""
+    for name, title in PACKAGES.items():
+        if cfg.logger.get(name) is not None and importlib.util.find_spec(name) is None:
+            raise UserError(f"logger={name}", f"needs {title}, which is not installed", f"Run pip install -e '.[{name}]'")
+
+
+def _wandb(cfg: DictConfig) -> None:
     project = OmegaConf.select(cfg, "logger.wandb.project", default="")
     if len(project) > LONGEST_PROJECT or set(project) & set(NOT_IN_PROJECT):
         raise UserError(

@@ -50,6 +50,8 @@ def validate(cfg: DictConfig, earlier: bool = False) -> None:
     credentials.refuse_settings(settings)
     for subject in SUBJECTS:
         subject.values(cfg)
+    if not earlier:
+        tracker.installed(cfg)
     for subject in RELATED:  # they may read any setting, whose value is known to be good now
         subject.relations(cfg)
     targets.check(settings)

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: `metrics.csv`, `completions/`, `checkpoints/`, and the same in the tracker."""
+"""What a run leaves behind while it trains: `metrics.csv`, `completions/`, `checkpoints/`, and the same in the trackers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +17,7 @@ from dash_exp.core import files
 from dash_exp.core.metrics import MetricsFile
 from dash_exp.core.types import Rollouts
 from dash_exp.models import sharded
+from dash_exp.results.trackers import Tracker
 from dash_exp.training.module import PolicyModule
 
 
@@ -122,15 +122,15 @@ class RunRecord(L.Callback):
                 file.write(json.dumps(completion, ensure_ascii=False) + "\n")
 
     def track(self, trainer: L.Trainer, row: dict[str, Any]) -> None:
-        """Give a row to the tracker."""
+        """Give a row to the trackers."""
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if v is not None}, step=row["step"])
 
     def _track_completions(self, trainer: L.Trainer, step: int, rollouts: list[Rollouts]) -> None:
         sample = list(itertools.islice(completions_of(rollouts), self.table_rows))
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_text("completions", columns=list(sample[0]), data=[list(c.values()) for c in sample], step=step)
+            if isinstance(logger, Tracker):
+                logger.log_table("completions", list(sample[0]), [list(c.values()) for c in sample], step)
 
 
 def completions_of(rollouts: list[Rollouts]) -> Iterator[dict[str, Any]]:

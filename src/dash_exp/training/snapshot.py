@@ -129,7 +129,7 @@ class Snapshots(L.Callback):
         if "select" in self.state:  # earlier versions had no rule to select prompts
             self.data.selection.restore(self.state["select"])
         record.best = self.state["best"]
-        for row in self.rows:  # the tracker starts from the beginning, and knows which rows it sent before
+        for row in self.rows:  # a tracker starts from the beginning, and knows which rows it has
             record.track(trainer, row)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
