@@ -110,7 +110,10 @@ def test_half_written_files_do_not_end_it(running, file, damage):
     whole.write_text(damage(text))
     facts = running.renewed()
     assert (facts["cells done"], facts["running"]) == ("1 of 4", "1")
-    whole.write_text(text) if text else whole.unlink()
+    if text:
+        whole.write_text(text)
+    else:
+        whole.unlink()
     assert running.renewed()["running"] == "1"
     assert rows(running.page.document, "cells")["dash"][2] == "2 of 3"
 

@@ -85,7 +85,7 @@ def last_sign_s(folder: Path) -> float:
 def started_again(folder: Path) -> bool:
     """Whether a run has started in this folder after the one that wrote `result.json` had ended."""
     found = mark_of(folder)
-    return "config.yaml" in found and RESULT_FILE in found and found["config.yaml"] > found[RESULT_FILE]
+    return "config.yaml" in found and RESULT_FILE in found and found["config.yaml"][0] > found[RESULT_FILE][0]
 
 
 def refuse_what_is_none(folder: Path) -> None:
