@@ -74,7 +74,8 @@ def failed(c: Context, progress: Sequence[Progress], unread: Mapping[str, str]) 
             arm = c.results.arm(p.cell)
             items.append(c.named(arm, f"{arm}, seed {p.cell.seed}:", first_line(p.cell.error) or "no reason is recorded"))
     items += [Cell(f"{name}:", f"not read, so it is shown as before. {first_line(why)}") for name, why in unread.items()]
-    return Section("failed", "Failed", "What failed", [Items(items, warn="The other cells are not affected")]) if items else None
+    block = Items(items, warn="The other cells are not affected")
+    return Section("failed", "Failed", "What failed", [block]) if items else None
 
 
 def cells(c: Context, progress: Sequence[Progress]) -> Section:
