@@ -1,5 +1,6 @@
 """Fixtures of the report's tests."""
 
+import needs
 import pytest
 from synthetic import write_cell
 
@@ -10,6 +11,18 @@ from dash_exp.report import figures
 def no_drawing(monkeypatch):
     """Figures are laid out but saved as an empty picture: drawing takes most of the time."""
     monkeypatch.setattr(figures, "save", lambda figure, path: path.with_name(f"{path.name}.svg").write_text("<svg/>"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright  # only for the tests that open a page
+
+    needs.require("browser")
+    program = needs.browser_program()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

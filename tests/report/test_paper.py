@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from reports import document_of, section
+from reports import document_of, section, texts
 from synthetic import write_cell
 
 from dash_exp.report import paper
@@ -25,8 +25,9 @@ def test_beside_the_paper_by_hand(sweep):
     assert found["dash", "MATH"].ours == pytest.approx(0.9167 / 0.75 - 1, abs=1e-3)
     assert found[BASE, "GSM8K"].by_model["0.5B"] == pytest.approx(30.3 / 32.8 - 1)
     assert (BASE, "training time") not in found
-    table = section(document_of(sweep), "paper").blocks[1]
+    table = section(document_of(sweep), "paper").blocks[2]
     assert ["dash", "DASH", "training time", "−83.0%", "−50.0%"] in [[c.text for c in row] for row in table.rows]
+    assert "Of the 5 changes in the paper" in texts(document_of(sweep), "paper")  # Base: MATH, GSM8K; DASH: time, MATH, GSM8K
 
 
 def test_methods_by_the_value_of_a_swept_key(tmp_path):
@@ -44,3 +45,40 @@ def test_the_table_of_the_paper_is_whole():
     table = paper.read()
     assert len(table) == 41
     assert sorted(set(table["table"])) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ways"),
+    [
+        ((40.0, 50.0, 60.0), {"training time": "same", "MATH": "opposite"}),  # of 100 s; in the paper -83% and -1.4%
+        ((160.0, 200.0, 250.0), {"training time": "opposite", "MATH": "opposite"}),
+        ((40.0, 100.0, 250.0), {"training time": "undecided", "MATH": "opposite"}),
+        ((50.0,), {"training time": "undecided"}),  # one seed: no interval
+    ],
+)
+def test_whether_ours_goes_the_way_of_the_paper(tmp_path, seconds, ways):
+    study = {"study": {"baseline": ["algo=grpo"], "paper": {"table": 3, "methods": {"grpo": "GRPO", "dash": "DASH"}}}}
+    for seed, dash_s in enumerate(seconds):
+        write_cell(tmp_path / f"grpo{seed}", ["algo=grpo", f"seed={seed}"], [0] * 20, [0, 1] * 10, [0] * 20, settings=study)
+        right = [1] * (17 + seed) + [0] * (3 - seed)  # 17, 18, 19 of 20 against none: +90 points, far from 0
+        write_cell(
+            tmp_path / f"dash{seed}", ["algo=dash", f"seed={seed}"], right, [1, 0] * 10, [0] * 20, dash_s, settings=study
+        )
+    found = {c.quantity.partition(";")[0]: c for c in paper.changes(load([tmp_path]), "grpo")}
+    assert {name: found[name].way("0.5B") for name in ways} == ways
+    assert found["GSM8K"].way("0.5B") == "undecided"  # as many right with every seed, other problems: about 0
+    assert found["MATH"].way("3B") == ""  # not in table 3
+
+
+def test_what_the_paper_leaves_as_it_is_has_no_way(tmp_path):
+    """Table 5: PPO-Multi has DASH's 54.0% on MATH at 1.5B."""
+    study = {"study": {"baseline": ["algo=dash"], "paper": {"table": 5, "methods": {"dash": "DASH", "ppo_multi": "PPO-Multi"}}}}
+    for algo in ("dash", "ppo_multi"):
+        write_cell(tmp_path / algo, [f"algo={algo}", "seed=0"], settings=study)
+    [math, gsm8k] = paper.changes(load([tmp_path]), "dash")
+    assert (math.by_model["1.5B"], math.way("1.5B"), math.way("0.5B")) == (0.0, "", "undecided")
+    document = document_of(tmp_path)
+    assert "Of the 3 changes in the paper, 0 go the same way here" in texts(document, "paper")
+    [row, _] = section(document, "paper").blocks[2].rows
+    assert [cell.detail for cell in row][3:5] == ["undecided", ""]
+    assert row[5].detail.endswith(" points, over problems")  # one seed

@@ -2,9 +2,8 @@
 
 import json
 
-import needs
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from synthetic import write_cell
 
 from dash_exp import report
@@ -35,16 +34,6 @@ def page_file(tmp_path_factory):
     cells.append({"folder": "late", "overrides": ["algo=a_name_that_is_quite_long_and_then_some", "seed=0"]})
     (sweep / "sweep.json").write_text(json.dumps({"cells": cells}))
     return report.write(load([sweep]), sweep / "report")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    needs.require("browser")
-    program = needs.browser_program()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def opened(browser: Browser, file, width: int) -> tuple[Page, list[str]]:

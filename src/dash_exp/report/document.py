@@ -21,12 +21,16 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 @dataclass(frozen=True)
 class Cell:
-    """A value of a table, with a detail in smaller type (such as an interval) and the colour and line of an arm."""
+    """A value of a table, with a detail in smaller type (such as an interval) and the colour and line of an arm.
+
+    `share`: from 0 to 1, shown as a bar under a value that is in no first column.
+    """
 
     text: str
     detail: str = ""
     colour: str = ""
     dash: str = "-"
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """`facts`: (label, value) at the top of the page. `created`: when and from what. `legend`: arms with colour and line."""
+    """`facts`: (label, value) at the top of the page. `created`: when and from what. `legend`: arms with colour and line.
+
+    `reload_s`: the HTML page loads itself again after so many seconds; None: never.
+    """
 
     title: str
     lead: str
@@ -119,6 +126,7 @@ class Document:
     facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
     legend: Sequence[tuple[str, str, str]] = field(default_factory=list)
+    reload_s: int | None = None
 
 
 def to_html(document: Document, figures: Path) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 
 from dash_exp.report import comparison
-from dash_exp.report.comparison import BASE
+from dash_exp.report.comparison import BASE, Verdict
 from dash_exp.results.cells import Results
+from dash_exp.settings.claims import Claim
 
 FILE = Path(__file__).parent.parent / "assets" / "paper.csv"
 # A column of the table, its name in the report, and what corresponds to it here: a test set with a metric of it, or a time.
@@ -30,13 +31,30 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Change:
-    """The relative change of one quantity from the baseline to an arm: in the paper by model, and here. None: no number."""
+    """The relative change of one quantity from the baseline to an arm: in the paper by model, and here. None: no number.
+
+    `found`: the difference here with its interval, as the verdict on the claim that it is above 0, or of times that they are
+    below those of the baseline.
+    """
 
     arm: str
     method: str
     quantity: str
     by_model: dict[str, float | None]
     ours: float | None
+    found: Verdict
+
+    def way(self, model: str) -> str:
+        """Whether the change here has the sign of the paper's for this model: same, opposite or undecided, where the interval
+        here does not exclude 0. Empty where the paper has no change.
+        """
+        theirs = self.by_model.get(model)
+        if not theirs:
+            return ""
+        rises = {"supported": not self.found.claim.is_ratio, "contradicted": self.found.claim.is_ratio}.get(self.found.word)
+        if rises is None:
+            return "undecided"
+        return "same" if rises == (theirs > 0) else "opposite"
 
 
 def read() -> pd.DataFrame:
@@ -72,8 +90,15 @@ def changes(results: Results, baseline: str | None) -> list[Change]:
         for column, (quantity, test, metric) in COLUMNS.items():
             by_model = {f"{size:g}B": _reported(table, method, reference, size, column) for size in models(table)}
             if any(change is not None for change in by_model.values()):
-                found.append(Change(arm, method, quantity, by_model, _measured(results, arm, against, test, metric)))
+                ours = _measured(results, arm, against, test, metric)
+                judged = comparison.judged(results, claim_of(test, metric), arm, against)
+                found.append(Change(arm, method, quantity, by_model, ours, judged))
     return found
+
+
+def claim_of(test: str, metric: str) -> Claim:
+    """That a metric of a test set is higher, or that a time (no test set) is shorter."""
+    return Claim((), (), "higher", 0.0, metric, test) if test else Claim((), (), "faster", 1.0, metric)
 
 
 def models(table: pd.DataFrame) -> list[float]:

@@ -205,15 +205,15 @@ def load(paths: Sequence[str | Path]) -> Results:
             if "claims" in (sweep := read_sweep(folder)):
                 claims = claims or []
                 claims += [claim for claim in sweep["claims"] or [] if claim not in claims]
-    return Results(_told_apart(list(cells.values())), claims)
+    return compared(list(cells.values()), claims)
 
 
-def _told_apart(cells: Sequence[Cell]) -> Sequence[Cell]:
-    """The cells, each with the problems that have changed between them."""
-    if not any(name.startswith("data.tests.") for name in sets_that_differ([cell.result for cell in cells])):
-        return cells
-    changed = changed_problems([cell.problems for cell in cells])
-    return [replace(cell, changed=changed) for cell in cells]
+def compared(cells: Sequence[Cell], claims: Sequence[Any] | None = None) -> Results:
+    """The cells as one comparison: each with the problems that have changed between them."""
+    if any(name.startswith("data.tests.") for name in sets_that_differ([cell.result for cell in cells])):
+        changed = changed_problems([cell.problems for cell in cells])
+        cells = [replace(cell, changed=changed) for cell in cells]
+    return Results(cells, claims)
 
 
 def from_wandb(path: str) -> list[Path]:
@@ -231,9 +231,13 @@ def cells_of(folder: Path) -> list[Cell]:
     """
     if is_run(folder):
         return [load_cell(folder)]
+    return [load_cell(p) if is_run(p) else Cell(p, overrides, "waiting") for p, overrides in folders_of(folder).items()]
+
+
+def folders_of(folder: Path) -> dict[Path, dict[str, str]]:
+    """The folders of a sweep's cells, with the overrides of its list; without a list the overrides are {}."""
     listed = {folder / cell["folder"]: overrides_by_key(cell["overrides"]) for cell in read_sweep(folder).get("cells", [])}
-    found = listed or dict.fromkeys(unlisted(folder))
-    return [load_cell(p) if is_run(p) else Cell(p, listed[p], "waiting") for p in found]
+    return listed or {p: {} for p in unlisted(folder)}
 
 
 def unlisted(folder: Path) -> list[Path]:

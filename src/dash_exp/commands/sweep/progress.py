@@ -19,17 +19,18 @@ def progress_line(cells: Sequence[Cell], at_once: int) -> str:
 
 
 def left_s(cells: Sequence[Cell]) -> float:
-    """Seconds that the cells still to run will take, one after the other. The estimate for a cell is the mean of the finished
-    cells that differ only in the seed, or else of all finished cells.
+    """Seconds that the cells still to run will take, one after the other: for each `expected_s`, 0 where nothing is done."""
+    done = [cell for cell in cells if cell.status == "done"]
+    return sum(expected_s(cell, done) or 0.0 for cell in cells if cell.status in ("waiting", "unfinished"))
+
+
+def expected_s(cell: Cell, done: Sequence[Cell]) -> float | None:
+    """Seconds that a cell takes from its start to its end: the mean of the done cells that differ only in the seed, or else of
+    all done cells. None where there is none.
     """
 
     def arm(cell: Cell) -> frozenset[tuple[str, str]]:
         return frozenset((k, v) for k, v in cell.overrides.items() if k != "seed")
 
-    done = [cell for cell in cells if cell.status == "done"]
-    seconds = 0.0
-    for cell in cells:
-        if cell.status in ("waiting", "unfinished") and done:
-            alike = [c for c in done if arm(c) == arm(cell)] or done
-            seconds += sum(c.result["time/total_s"] for c in alike) / len(alike)
-    return seconds
+    alike = [c for c in done if arm(c) == arm(cell)] or done
+    return sum(c.result["time/total_s"] for c in alike) / len(alike) if alike else None

@@ -17,7 +17,7 @@ from dash_exp.report.comparison.arms import (
     several_models,
     watched,
 )
-from dash_exp.report.comparison.claims import Verdict, verdicts
+from dash_exp.report.comparison.claims import Verdict, judged, verdicts
 from dash_exp.report.comparison.curves import Curve, curve, learns_from_traces, mean_line
 from dash_exp.report.comparison.differences import Difference, difference, differences, relative_change, solved, time_ratio
 from dash_exp.report.comparison.targets import Reach, Target, choose_target, reach
@@ -36,6 +36,7 @@ __all__ = [
     "curve",
     "difference",
     "differences",
+    "judged",
     "learns_from_traces",
     "mean_line",
     "number",

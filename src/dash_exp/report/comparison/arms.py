@@ -17,9 +17,9 @@ SKIPPED = "optimizer/skipped_steps"
 Seed = int | None
 
 
-def by_seed(results: Results, arm: str) -> dict[Seed, Cell]:
-    """The done cells of an arm. If a seed was run twice, the later run counts."""
-    return {cell.seed: cell for cell in results.of_arm(arm)}
+def by_seed(results: Results, arm: str, status: str | None = "done") -> dict[Seed, Cell]:
+    """The cells of an arm with this status, or all of them if it is None. If a seed was run twice, the later run counts."""
+    return {cell.seed: cell for cell in results.of_arm(arm, status)}
 
 
 def per_seed(results: Results, arm: str, key: str) -> dict[Seed, float]:

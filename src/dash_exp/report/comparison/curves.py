@@ -35,14 +35,15 @@ def learns_from_traces(results: Results, arm: str) -> bool:
     return any((cell.config.get("algo") or {}).get("train_sampler") for cell in results.of_arm(arm, None))
 
 
-def curve(results: Results, arm: str, metric: str, axis: str) -> Curve | None:
-    """The curve of an arm's done cells; None if nothing was measured or the axis does not change.
+def curve(results: Results, arm: str, metric: str, axis: str, unfinished: bool = False) -> Curve | None:
+    """The curve of an arm's done cells, with `unfinished` of all; None if nothing was measured or the axis does not change.
 
     For an arm that learns from traces, only metrics of its own policy have a curve, and none against tokens sampled.
     """
     if learns_from_traces(results, arm) and (metric.startswith(OF_COMPLETIONS) or axis == "sampled_tokens"):
         return None
-    lines = [points for cell in by_seed(results, arm).values() if (points := _points(cell, metric, axis)) is not None]
+    cells = by_seed(results, arm, None if unfinished else "done").values()
+    lines = [points for cell in cells if (points := _points(cell, metric, axis)) is not None]
     return Curve(arm, lines, mean_line(lines)) if lines else None
 
 

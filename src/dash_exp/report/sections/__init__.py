@@ -46,26 +46,41 @@ SECTIONS: tuple[Callable[[Context], Section | None], ...] = (
 
 def document(results: Results, folder: Path, baseline: str | None, target_accuracy: float | None, date: str) -> Document:
     """The whole report. Figures are written into `folder`. Raises UserError if the baseline is not the name of an arm."""
-    chosen = comparison.choose_baseline(results, baseline)
-    looks = figures.styles(results.arms, chosen)
-    context = Context(
-        results=results,
-        folder=folder,
-        baseline=chosen,
-        target=comparison.choose_target(results, chosen, target_accuracy),
-        tests=results.tests,
-        looks=looks,
-    )
+    context = context_of(results, folder, baseline, target_accuracy)
+    looks = context.looks
     figures.legend({arm: looks[arm] for arm in results.arms}, folder / "legend")
-    names = dict.fromkeys(str(cell.config["name"]) for cell in results.cells if cell.config.get("name"))
     return Document(
-        title=", ".join(names) or "comparison",
-        lead=results.study.get("question") or f"Accuracy and cost of {len(results.arms)} arms",
+        title=title(results),
+        lead=lead(results),
         created=f"Created {date} from {len(results.cells)} cells. Intervals are 95% intervals; accuracy is greedy, in percent.",
         facts=facts(context),
         sections=[found for section in SECTIONS if (found := section(context)) is not None],
         legend=[(arm, *looks[arm]) for arm in results.arms],
     )
+
+
+def context_of(results: Results, folder: Path, baseline: str | None, target_accuracy: float | None) -> Context:
+    """What the sections are built from. Raises UserError if the baseline is not the name of an arm."""
+    chosen = comparison.choose_baseline(results, baseline)
+    return Context(
+        results=results,
+        folder=folder,
+        baseline=chosen,
+        target=comparison.choose_target(results, chosen, target_accuracy),
+        tests=results.tests,
+        looks=figures.styles(results.arms, chosen),
+    )
+
+
+def title(results: Results) -> str:
+    """The names of the runs, in their order."""
+    names = dict.fromkeys(str(cell.config["name"]) for cell in results.cells if cell.config.get("name"))
+    return ", ".join(names) or "comparison"
+
+
+def lead(results: Results) -> str:
+    """The question of the sweep."""
+    return results.study.get("question") or f"Accuracy and cost of {len(results.arms)} arms"
 
 
 def facts(c: Context) -> list[tuple[str, str]]:

@@ -15,7 +15,10 @@ from dash_exp.results.cells import Results
 
 @dataclass(frozen=True)
 class Context:
-    """The results, the choices made for the report, and the differences. `looks`: colour and line style by arm."""
+    """The results, the choices made for the report, and the differences. `looks`: colour and line style by arm.
+
+    `live`: of a sweep that runs; curves then include cells that are not done, and are drawn against outer steps alone.
+    """
 
     results: Results
     folder: Path
@@ -23,6 +26,7 @@ class Context:
     target: Target | None
     tests: list[str]
     looks: Mapping[str, figures.Style]
+    live: bool = False
 
     @cached_property
     def against_baseline(self) -> dict[str, list[Difference]]:

@@ -25,11 +25,12 @@ def section(c: Context) -> Section | None:
     """One tab for each axis, one figure for each metric."""
     metrics = {f"accuracy/{test}": f"accuracy {test_label(test)}, %" for test in c.tests} | CURVES
     tabs = []
-    for axis, label in AXES.items():
+    axes = {"steps": AXES["steps"]} if c.live else AXES
+    for axis, label in axes.items():
         drawn = []
         arms: set[str] = set()
         for metric, title in metrics.items():
-            found = [x for arm in c.results.arms if (x := comparison.curve(c.results, arm, metric, axis)) is not None]
+            found = [x for arm in c.results.arms if (x := comparison.curve(c.results, arm, metric, axis, c.live)) is not None]
             if not found:
                 continue
             name = f"curve-{axis}-{metric.replace('/', '-')}"
@@ -46,7 +47,8 @@ def section(c: Context) -> Section | None:
     if not tabs:
         return None
     lines = "A thick line is the mean over seeds, drawn where all seeds have values. Thin lines are the single seeds. "
-    note = f"{lines if c.several_seeds else ''}The axes do not include the time and tokens of evaluation."
+    several = c.several_seeds or c.live
+    note = f"{lines if several else ''}The axes do not include the time and tokens of evaluation."
     if traces := [arm for arm in c.results.arms if comparison.learns_from_traces(c.results, arm)]:
         note += (
             f" {', '.join(traces)} learned from written traces: their reward, length and advantage are not those of the policy."
