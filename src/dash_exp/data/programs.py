@@ -21,8 +21,8 @@ ONE_STEP = (
 )
 SEVERAL_STEPS = (
     "Write a Python function {call}. {lets} The function returns {last}.",
-    "Write a Python function {call} that computes {whats}, and returns the result.",
-    "Write a Python function {call}. Given {given}, it computes {whats}, and returns the result.",
+    "Write a Python function {call} that computes {whats}, and returns the last result.",
+    "Write a Python function {call}. Given {given}, it computes {whats}, and returns the last result.",
 )
 FEWEST_TESTS, MOST_TESTS = 3, 5
 LONGEST = 60  # characters of a value in a test
@@ -77,11 +77,12 @@ def _kinds(kinds: Sequence[str]) -> list[str]:
 
 
 def _range(steps: Mapping[str, int] | None) -> tuple[int, int]:
-    given = {"min": 1, "max": 2} if steps is None else dict(steps) if isinstance(steps, Mapping) else {}
-    fewest, most = given.get("min"), given.get("max")
+    given: dict[str, Any] = {"min": 1, "max": 2} if steps is None else dict(steps) if isinstance(steps, Mapping) else {}
+    fewest, most = given.get("min", 0), given.get("max", 0)
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (fewest, most))
     if set(given) != {"min", "max"} or not whole or not 1 <= fewest <= most <= len(HELD):
-        raise UserError(f"data.steps={steps}", "is not a range", f"Write {{min: 1, max: 2}}, whole numbers from 1 to {len(HELD)}")
+        right = f"Write {{min: 1, max: 2}}, whole numbers from 1 to {len(HELD)}"
+        raise UserError(f"data.steps={steps}", "is not a range", right)
     return fewest, most
 
 
@@ -153,7 +154,8 @@ def _written(chain: Chain, name: str) -> str:
 
 def _tests(chain: Chain, rng: random.Random) -> list[tuple[Any, ...]] | None:
     """The inputs of its tests; None where no 5 of them tell the program from a constant and from all of its rivals."""
-    inputs, values = [], []
+    inputs: list[tuple[Any, ...]] = []
+    values: list[Any] = []
     for given in _inputs(chain, rng):
         value = outcome(chain, given)
         if value is not FAILS and len(repr(value)) <= LONGEST and given not in inputs:
@@ -166,7 +168,8 @@ def _tests(chain: Chain, rng: random.Random) -> list[tuple[Any, ...]] | None:
     if len(values) < FEWEST_TESTS or not all(shown[: len(constants)]):
         return None
     left = [where for where in shown if where]
-    chosen: list[int] = []
+    chosen = [0]  # an edge case
+    left = [where for where in left if 0 not in where]
     while len(chosen) < FEWEST_TESTS or left:
         if len(chosen) == MOST_TESTS:
             return None
