@@ -22,8 +22,8 @@ GIVEN = {
 class Step:
     """One operation on a value {x}, or on two, {x} and {y}, with a constant {n} out of `values` where it has one.
 
-    `takes`, `gives`: "number", "pair", "list", "text" or "truth". `code`: an expression. `says`: the same in English, in
-    several wordings.
+    `takes`, `gives`: "number", "pair", "list", "text" or "truth". `code`: an expression. `says`: the same in English, in several
+    wordings. `mistake`: an expression that is nearly right, which the tests are to find.
     """
 
     kind: str
@@ -32,6 +32,7 @@ class Step:
     code: str
     says: tuple[str, ...]
     values: tuple[int | str | None, ...] = (None,)
+    mistake: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ STEPS = (
     Step(
         "numbers", "number", "number", "{x} % {n}", ("{x} modulo {n}", "the remainder when {x} is divided by {n}"), SMALL
     ),
-    Step("numbers", "number", "number", "{x} // {n}", ("{x} divided by {n} and rounded down",), SMALL),
+    Step("numbers", "number", "number", "{x} // {n}", ("{x} divided by {n} and rounded down",), SMALL, "{x} / {n}"),
     Step("pairs", "pair", "number", "{x} + {y}", ("{x} plus {y}", "the sum of {x} and {y}")),
     Step("pairs", "pair", "number", "{x} - {y}", ("{x} minus {y}", "{y} subtracted from {x}")),
     Step("pairs", "pair", "number", "{x} * {y}", ("{x} times {y}", "the product of {x} and {y}")),
@@ -98,9 +99,9 @@ STEPS = (
     Step("lists", "list", "number", "len({x})", ("the length of {x}", "how many numbers are in {x}")),
     Step("lists", "list", "number", "{x}[0]", ("the first number in {x}",)),
     Step("lists", "list", "number", "{x}[-1]", ("the last number in {x}",)),
-    Step("lists", "list", "number", "{x}.count({n})", ("how many times {n} occurs in {x}",), UP_TO_20),
+    Step("lists", "list", "number", "{x}.count({n})", ("how many times {n} occurs in {x}",), UP_TO_20, "int({n} in {x})"),
     Step("lists", "list", "list", "{x}[::-1]", ("{x} in reverse order", "the reverse of {x}")),
-    Step("lists", "list", "list", "sorted({x})", ("{x} sorted from small to large", "the sorted list of {x}")),
+    Step("lists", "list", "list", "sorted({x})", ("{x} sorted from small to large", "the sorted list of {x}"), mistake="sorted(set({x}))"),
     Step("lists", "list", "list", "{x}[1:]", ("{x} without its first number",)),
     Step("lists", "list", "list", "{x}[:{n}]", ("the first {n} numbers of {x}",), (2, 3, 4)),
     Step("lists", "list", "list", "[v * {n} for v in {x}]", ("the list with each number of {x} times {n}",), SMALL),
@@ -108,7 +109,7 @@ STEPS = (
     Step(
         "lists", "list", "list", "[v for v in {x} if v > {n}]", ("the list of the numbers in {x} greater than {n}",), UP_TO_20
     ),
-    Step("strings", "text", "text", "{x}.upper()", ("{x} in upper case", "{x} in capital letters")),
+    Step("strings", "text", "text", "{x}.upper()", ("{x} in upper case", "{x} in capital letters"), mistake="{x}.capitalize()"),
     Step("strings", "text", "text", "{x}.lower()", ("{x} in lower case", "{x} in small letters")),
     Step("strings", "text", "text", "{x}[::-1]", ("{x} reversed", "the reverse of {x}")),
     Step("strings", "text", "text", "{x} * {n}", ("{x} repeated {n} times",), (2, 3, 4, 5)),
@@ -116,18 +117,18 @@ STEPS = (
     Step("strings", "text", "text", "{x}[-1]", ("the last letter of {x}", "the last character of {x}")),
     Step("strings", "text", "text", "{x}[:{n}]", ("the first {n} letters of {x}",), (2, 3, 4)),
     Step("strings", "text", "text", "{x} + {n}", ("{x} followed by the letter {n}",), LETTERS),
-    Step("strings", "text", "text", "{x}.replace({n}, '')", ("{x} without the letter {n}",), LETTERS),
+    Step("strings", "text", "text", "{x}.replace({n}, '')", ("{x} without the letter {n}",), LETTERS, "{x}.replace({n}, '', 1)"),
     Step("strings", "text", "number", "len({x})", ("the length of {x}", "how many characters {x} has")),
-    Step("strings", "text", "number", "{x}.count({n})", ("how many times the letter {n} occurs in {x}",), LETTERS),
+    Step("strings", "text", "number", "{x}.count({n})", ("how many times the letter {n} occurs in {x}",), LETTERS, "int({n} in {x})"),
     Step("conditions", "number", "number", "abs({x})", ("the absolute value of {x}", "how far {x} is from zero")),
     Step("conditions", "number", "number", "max({x}, {n})", ("{x} if {x} is greater than {n}, else {n}",), UP_TO_20),
     Step("conditions", "number", "number", "min({x}, {n})", ("{x} if {x} is less than {n}, else {n}",), UP_TO_20),
     Step("conditions", "number", "truth", "{x} % 2 == 0", ("whether {x} is even", "True if {x} is even, else False")),
     Step("conditions", "number", "truth", "{x} % 2 == 1", ("whether {x} is odd", "True if {x} is odd, else False")),
-    Step("conditions", "number", "truth", "{x} > {n}", ("whether {x} is greater than {n}",), UP_TO_20),
-    Step("conditions", "number", "truth", "{x} < {n}", ("whether {x} is less than {n}",), UP_TO_20),
+    Step("conditions", "number", "truth", "{x} > {n}", ("whether {x} is greater than {n}",), UP_TO_20, "{x} >= {n}"),
+    Step("conditions", "number", "truth", "{x} < {n}", ("whether {x} is less than {n}",), UP_TO_20, "{x} <= {n}"),
     Step("conditions", "number", "truth", "{x} % {n} == 0", ("whether {x} is divisible by {n}",), SMALL[1:]),
-    Step("conditions", "pair", "truth", "{x} > {y}", ("whether {x} is greater than {y}",)),
+    Step("conditions", "pair", "truth", "{x} > {y}", ("whether {x} is greater than {y}",), mistake="{x} >= {y}"),
     Step("conditions", "list", "truth", "{n} in {x}", ("whether {n} is in {x}",), UP_TO_20),
     Step("conditions", "text", "truth", "{n} in {x}", ("whether {x} contains the letter {n}",), LETTERS),
 )

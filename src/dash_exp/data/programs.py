@@ -6,6 +6,7 @@ import hashlib
 import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dash_exp.core.errors import UserError
@@ -44,9 +45,9 @@ def generate(
     - `steps`: {"min": 1, "max": 2}, the fewest and the most steps of a program, each of which takes what the one before gives.
 
     A problem has 3 to 5 tests, edge cases among them, whose expected values the written solution gave. They are chosen so that
-    a constant fails, and every program in which one step is left out, is another one or has another constant, as far as a dozen
-    inputs tell them apart. The problems depend only on the arguments, never on the seed of a run. Raises UserError for
-    arguments out of their range, and where there are fewer problems.
+    a constant fails, and each of some programs in which one step is left out, is another one, has another constant or a common
+    mistake, as far as a dozen inputs show it. The problems depend only on the arguments, never on the seed of a run. Raises
+    UserError for arguments out of their range, and where there are fewer problems.
     """
     if split not in ("train", "test"):
         raise UserError(f"data.split={split}", "is no split", "Write train or test")
@@ -180,12 +181,14 @@ def _tests(chain: Chain, rng: random.Random) -> list[tuple[Any, ...]] | None:
 
 
 def _rivals(chain: Chain, rng: random.Random) -> Iterator[Chain]:
-    """Programs that differ in one step: with any other constant, with another step in its place, or without it."""
+    """Programs that differ in one step: another constant, another step, a common mistake, or nothing in its place."""
     for i, applied in enumerate(chain):
         before, step, after = chain[:i], applied.step, chain[i + 1 :]
         yield from ((*before, Applied(step, n), *after) for n in step.values if n != applied.n)
         alike = (s for s in STEPS if (s.takes, s.gives) == (step.takes, step.gives) and s is not step)
         yield from ((*before, Applied(s, rng.choice(s.values)), *after) for s in alike)
+        if step.mistake:
+            yield (*before, Applied(replace(step, code=step.mistake), applied.n), *after)
         if step.takes == step.gives:
             yield (*before, *after)
 
@@ -201,7 +204,7 @@ def _inputs(chain: Chain, rng: random.Random) -> Iterator[tuple[Any, ...]]:
     elif takes == "pair":
         yield from ((0, 0), (1, -1), (4, 4), (-3, 5), *((rng.randint(-20, 20), rng.randint(-20, 20)) for _ in range(8)))
     elif takes == "list":
-        yield from (([],), ([0],), ([-3, -1, -2],), (near,))
+        yield from (([],), ([0],), ([5, 2, 5],), ([-3, -1, -2],), ([*near, *near[:1]],))
         for length in (1, 2, 3, 4, 5, 6, 7, 8):
             yield ([rng.choice([*near, *range(-9, 21)]) for _ in range(length)],)
     else:

@@ -52,10 +52,11 @@ def _body(text: str, width: int) -> str:
     opens = lines[0].rstrip().endswith(":")
     depths = [_depth(line) for line in lines if line.strip()]
     # A first line at the margin has lost its indentation where the next one is deeper than it can be, else no line has any.
-    if depths[0] > 0 or (len(depths) > 1 and depths[1] > (width if opens else 0)):
+    indented = depths[0] > 0 or (len(depths) > 1 and depths[1] > (width if opens else 0))
+    if indented:
         lines = list(_until_margin(lines))
     first, *rest = lines
-    depths = [_depth(line) for line in rest if line.strip()]
+    depths = [_depth(line) for line in rest if line.strip() and (_depth(line) or not indented)]  # else it is in a text
     block = min(depths, default=_depth(first))
     if opens and depths and block == depths[0]:  # all of it belongs to the first line
         block = _depth(first)
