@@ -15,7 +15,7 @@ ROWS = [
         "task_id": "HumanEval/0",
         "prompt": 'from typing import List\n\n\ndef total(xs: List[int]) -> int:\n    """ The sum of xs.\n    """\n',
         "canonical_solution": "    return sum(xs)\n",
-        "test": "\n\nMETADATA = {}\n\n\ndef check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0",
+        "test": "\nMETADATA = {}\n\ndef check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n",
         "entry_point": "total",
     },
     {  # as in HumanEval/32, 38 and 50, the tests use a function of the prompt

@@ -22,7 +22,7 @@ GIVEN = {
 class Step:
     """One operation on a value {x}, or on two, {x} and {y}, with a constant {n} out of `values` where it has one.
 
-    `takes`, `gives`: "number", "pair", "list", "text" or "truth". `code`: an expression. `says`: the same in English, in several
+    `takes`, `gives`: "number", "pair", "list", "text" or "truth". `code`: an expression. `says`: the same in English, in some
     wordings. `mistake`: an expression that is nearly right, which the tests are to find.
     """
 
@@ -101,7 +101,7 @@ STEPS = (
     Step("lists", "list", "number", "{x}[-1]", ("the last number in {x}",)),
     Step("lists", "list", "number", "{x}.count({n})", ("how many times {n} occurs in {x}",), UP_TO_20, "int({n} in {x})"),
     Step("lists", "list", "list", "{x}[::-1]", ("{x} in reverse order", "the reverse of {x}")),
-    Step("lists", "list", "list", "sorted({x})", ("{x} sorted from small to large", "the sorted list of {x}"), mistake="sorted(set({x}))"),
+    Step("lists", "list", "list", "sorted({x})", ("{x} sorted from small to large", "{x} sorted"), mistake="sorted(set({x}))"),
     Step("lists", "list", "list", "{x}[1:]", ("{x} without its first number",)),
     Step("lists", "list", "list", "{x}[:{n}]", ("the first {n} numbers of {x}",), (2, 3, 4)),
     Step("lists", "list", "list", "[v * {n} for v in {x}]", ("the list with each number of {x} times {n}",), SMALL),
@@ -117,9 +117,19 @@ STEPS = (
     Step("strings", "text", "text", "{x}[-1]", ("the last letter of {x}", "the last character of {x}")),
     Step("strings", "text", "text", "{x}[:{n}]", ("the first {n} letters of {x}",), (2, 3, 4)),
     Step("strings", "text", "text", "{x} + {n}", ("{x} followed by the letter {n}",), LETTERS),
-    Step("strings", "text", "text", "{x}.replace({n}, '')", ("{x} without the letter {n}",), LETTERS, "{x}.replace({n}, '', 1)"),
+    Step(
+        "strings", "text", "text", "{x}.replace({n}, '')", ("{x} without the letter {n}",), LETTERS, "{x}.replace({n}, '', 1)"
+    ),
     Step("strings", "text", "number", "len({x})", ("the length of {x}", "how many characters {x} has")),
-    Step("strings", "text", "number", "{x}.count({n})", ("how many times the letter {n} occurs in {x}",), LETTERS, "int({n} in {x})"),
+    Step(
+        "strings",
+        "text",
+        "number",
+        "{x}.count({n})",
+        ("how many times the letter {n} occurs in {x}",),
+        LETTERS,
+        "int({n} in {x})",
+    ),
     Step("conditions", "number", "number", "abs({x})", ("the absolute value of {x}", "how far {x} is from zero")),
     Step("conditions", "number", "number", "max({x}, {n})", ("{x} if {x} is greater than {n}, else {n}",), UP_TO_20),
     Step("conditions", "number", "number", "min({x}, {n})", ("{x} if {x} is less than {n}, else {n}",), UP_TO_20),
