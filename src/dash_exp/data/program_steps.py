@@ -9,7 +9,7 @@ from typing import Any
 
 KINDS = ("numbers", "pairs", "lists", "strings", "conditions")
 # What a step takes: the names of the arguments, and how a problem speaks of them. A "truth" is never taken.
-ARGUMENTS = {"number": ("x",), "pair": ("x", "y"), "list": ("xs",), "text": ("s",)}
+ARGUMENTS: dict[str, tuple[str, ...]] = {"number": ("x",), "pair": ("x", "y"), "list": ("xs",), "text": ("s",)}
 GIVEN = {
     "number": "a whole number x",
     "pair": "two whole numbers x and y",
@@ -82,9 +82,7 @@ STEPS = (
     Step("numbers", "number", "number", "{n} - {x}", ("{n} minus {x}", "{x} subtracted from {n}"), UP_TO_20),
     Step("numbers", "number", "number", "{x} * {n}", ("{x} times {n}", "the product of {x} and {n}"), SMALL),
     Step("numbers", "number", "number", "{x} ** 2", ("the square of {x}", "{x} squared")),
-    Step(
-        "numbers", "number", "number", "{x} % {n}", ("{x} modulo {n}", "the remainder when {x} is divided by {n}"), SMALL
-    ),
+    Step("numbers", "number", "number", "{x} % {n}", ("{x} modulo {n}", "the remainder when {x} is divided by {n}"), SMALL),
     Step("numbers", "number", "number", "{x} // {n}", ("{x} divided by {n} and rounded down",), SMALL, "{x} / {n}"),
     Step("pairs", "pair", "number", "{x} + {y}", ("{x} plus {y}", "the sum of {x} and {y}")),
     Step("pairs", "pair", "number", "{x} - {y}", ("{x} minus {y}", "{y} subtracted from {x}")),

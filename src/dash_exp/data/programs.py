@@ -126,9 +126,8 @@ def _asked(chain: Chain, name: str, rng: random.Random) -> str:
     call = f"{name}({', '.join(first)})"
     form = rng.choice(ONE_STEP if len(chain) == 1 else SEVERAL_STEPS)
     befores = [first, *((held,) for held in HELD)]
-    lets = [
-        f"Let {HELD[i]} be {applied.says(wordings[i], *befores[i])}." for i, applied in enumerate(chain)
-    ]  # as the written solution names them
+    # with the names of the written solution
+    lets = [f"Let {HELD[i]} be {applied.says(wordings[i], *befores[i])}." for i, applied in enumerate(chain)]
     whats = [applied.says(wordings[i], *(("the result",) if i else first)) for i, applied in enumerate(chain)]
     return form.format(
         call=call,
