@@ -74,7 +74,7 @@ def test_a_program_of_another_problem_fails(options):
     ],
 )
 def test_a_program_with_a_small_mistake_fails(kinds, right, wrong):
-    problems = programs.generate("train", 200, kinds=kinds, steps=ONE)
+    problems = [p for split, n in (("train", 200), ("test", 30)) for p in programs.generate(split, n, kinds, ONE)]
     mistaken = [p for p in problems if right in p.solution]
     assert mistaken
     assert not any(passes(p.solution.replace(right, wrong), p) for p in mistaken)
