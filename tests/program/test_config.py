@@ -26,8 +26,9 @@ GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "scal
 FILES = sorted(
     p.relative_to(CONF) for p in CONF.rglob("*.yaml") if p.name != "config.yaml" and p.parent.name not in ("scale", "launcher")
 )
-PROGRAMS = ("data/mbpp.yaml", "data/mbpp_plus.yaml", "reward/code.yaml", "test/mbpp.yaml", "test/mbpp_plus.yaml")
-GYM = ["data/reasoning_gym.yaml", "reward/reasoning_gym.yaml", "test/reasoning_gym.yaml"]
+PROGRAMS = [f"{group}/{name}.yaml" for group in ("data", "test") for name in ("mbpp", "mbpp_plus", "programs")]
+PROGRAMS += ["reward/code.yaml", "test/humaneval.yaml"]
+GYM = ["data/reasoning_gym.yaml", "data/sums.yaml", "reward/reasoning_gym.yaml", "test/reasoning_gym.yaml"]
 MARKS: dict = (
     dict.fromkeys(GYM, pytest.mark.needs("gym"))
     | {"rollout/vllm.yaml": needs_vllm}
@@ -51,6 +52,8 @@ def rows(folder: Path) -> Path:
             for i in range(80)
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    begun = {"task_id": "HumanEval/0", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n"}
+    (folder / "HumanEval.jsonl").write_text(json.dumps(begun | {"test": "def check(f):\n    assert f() == 1"}))
     return folder
 
 
@@ -91,6 +94,8 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
         cfg.data[key] = str(path)
     if "path" in cfg.data.tests.get("more", {}):
         cfg.data.tests.more.path = str(path)
+    if cfg.data.name == "programs":  # fewer to grade
+        cfg.data.train.size, cfg.data.tests.in_dist.size, cfg.data.tests.out_dist.size = 80, 8, 8
     if cfg.data.name == "arithmetic":
         cfg.data.train.size = 500  # quicker to make
     cfg.rollout.max_response_tokens = 64  # what the stand-in has room for
@@ -291,7 +296,7 @@ def test_every_sweep_composes_into_cells_that_pass(sweep):
     for cfg in found:
         validate(cfg)
         assert cfg.study.question.endswith("?")
-        assert (cfg.model.name, cfg.data.name, cfg.trainer.accelerator) == ("tiny", "arithmetic", "cpu")
+        assert (cfg.model.name, cfg.data.name, cfg.trainer.accelerator) == ("tiny", "arithmetic", "cpu")  # on code too
         assert cfg.name == f"{sweep}-small"
 
 
@@ -344,9 +349,14 @@ def test_at_the_scale_of_smollm2_every_sweep_has_its_numbers(sweep):
     for cfg in found:
         validate(cfg)
         assert cfg.name == f"{sweep}-smollm2"
-        assert (cfg.model.name, cfg.data.task, cfg.teacher.name) == ("smollm2-135m", "chain_sum", "itself")
+        is_code = sweep in ("efficiency_code", "sft_vs_rl_code")
+        assert (cfg.model.name, cfg.teacher.name) == ("smollm2-135m", "itself")
+        assert (cfg.data.get("task"), cfg.reward._target_.rpartition(".")[2]) == (
+            (None, "CodeReward") if is_code else ("chain_sum", "ReasoningGymReward")
+        )
         assert cfg.batch.prompts * cfg.batch.group_size == 256
-        assert cfg.batch.prompts * cfg.steps == cfg.data.train.takes
+        needed = cfg.batch.prompts * cfg.steps
+        assert needed <= cfg.data.train.size if is_code else needed == cfg.data.train.takes
         assert cfg.optimizer.lr == 2e-5
         evaluations, tests = 1 + cfg.steps // cfg.eval.every, sum(t.size for t in cfg.data.tests.values())
         assert evaluations * tests * (1 + cfg.eval.n) <= 2 * 256 * cfg.steps  # or a run would be evaluation above all

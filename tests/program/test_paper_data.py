@@ -20,6 +20,7 @@ SOLUTIONS += [r"The sum is $\boxed 2.$", r"So it is $\boxed {17}.$", r"This is $
 SOLUTIONS += [r"Both $\boxed{30}$ and $\boxed{150}$.", r"Half: $\boxed{\frac12}.$"]
 UNANSWERED = [r"The answer is $\boxed{}.$", "There is no box."]
 CODE = "sft_vs_rl_code", "efficiency_code"
+SWEPT = [pytest.param(s, marks=pytest.mark.needs("bubblewrap") if s in CODE else ()) for s in SWEEPS if s not in SEARCHES]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def small(cfg, data):
         cfg.batch.sample_prompts = max(cfg.batch.sample_prompts * 4 // 64, 1)
     cfg.eval.every, cfg.eval.n = 1, min(cfg.eval.n, 2)
     cfg.eval.k = [k for k in cfg.eval.k if k <= cfg.eval.n]
-    if cfg.data.name == "reasoning_gym":
+    if cfg.data.name in ("reasoning_gym", "programs"):
         cfg.data.train.size, cfg.data.tests.in_dist.size, cfg.data.tests.out_dist.size = 8, 2, 2
     else:
         cfg.data.path = str(data / cfg.data.name)
@@ -131,9 +132,7 @@ def test_experiment_paper_math_starts(start):
     assert {"accuracy/in_dist/final", "accuracy/out_dist/final"} <= result.keys()
 
 
-@pytest.mark.parametrize(
-    "sweep", [pytest.param(s, marks=pytest.mark.needs("bubblewrap") if s in CODE else ()) for s in SWEEPS if s not in SEARCHES]
-)
+@pytest.mark.parametrize("sweep", SWEPT)
 def test_every_cell_at_the_papers_scale_starts(sweep, start):
     for cell in cells(sweep, "+scale=paper", "study.paper.models=qwen2.5-0.5b"):
         folder = start(cell)
@@ -147,7 +146,7 @@ def test_every_cell_at_the_papers_scale_starts(sweep, start):
 
 
 @pytest.mark.needs("gym")
-@pytest.mark.parametrize("sweep", [s for s in SWEEPS if s not in SEARCHES])
+@pytest.mark.parametrize("sweep", SWEPT)
 def test_every_cell_at_the_scale_of_smollm2_starts(sweep, start):
     for cell in cells(sweep, "+scale=smollm2"):
         result = result_of(start(cell))

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Scores
+from dash_exp.rewards.continued import continued
 from dash_exp.rewards.cores import workers_for
 from dash_exp.rewards.programs import program_of
 from dash_exp.rewards.sandbox import Outcome, Sandbox
@@ -48,7 +49,7 @@ class CodeReward:
         return Scores([float(s == "passed") for s in statuses], statuses.count("timeout"), statuses.count("error"))
 
     def _grade(self, problem: Problem, text: str) -> Outcome:
-        return self.sandbox.grade(program_of(text, names_of(problem.tests)), problem.tests)
+        return self.sandbox.grade(_program(problem, text), problem.tests)
 
     def hopeless(self, problems: Sequence[Problem]) -> list[str | None]:
         """For each problem why no program can pass its tests; None where one can. Problems with a written solution are graded
@@ -72,3 +73,10 @@ class CodeReward:
             "error": f"whose tests cannot be run: {outcome.detail}",
         }
         return whys.get(outcome.status)
+
+
+def _program(problem: Problem, text: str) -> str:
+    """The program in a completion, which may also go on with code that the problem has begun (`data.humaneval`)."""
+    if {"continues", "entry_point"} <= problem.extra.keys():
+        return continued(text, problem.extra["continues"], problem.extra["entry_point"])
+    return program_of(text, names_of(problem.tests))
