@@ -85,6 +85,8 @@ def test_what_failed_and_why(running):
     later = running.clock_s + 5
     os.utime(running.folder / "dash0" / "config.yaml", (later, later))  # the same command tries it again
     assert running.renewed()["running"] == "2"
+    facts = running.renewed(after_s=live.progress.SILENT_S + 60)  # killed before it removed the earlier result
+    assert (facts["running"], facts["failed"], facts["silent"]) == ("0", "0", "2")
 
 
 @pytest.mark.parametrize(
@@ -177,11 +179,12 @@ def test_a_cell_without_a_sign_of_life(running):
     assert row[2].detail == "nothing written for 6:30: in a long step, or killed"
 
 
-def test_a_limit_of_seconds_ends_a_cell_sooner(running):
+@pytest.mark.parametrize("limit", ["seconds: 50", "sampled_tokens: 150"])  # of which 33.3 and 100 are used
+def test_a_limit_ends_a_cell_sooner(running, limit):
     running.runs("grpo", 0, steps=1)
     config = running.folder / "grpo0" / "config.yaml"
-    config.write_text(config.read_text().replace("seconds: null", "seconds: 50"))
-    running.renewed(0.0)  # 33.3 s of 50 are used
+    config.write_text(config.read_text().replace(f"{limit.partition(':')[0]}: null", limit))
+    running.renewed(0.0)
     assert rows(running.page.document, "cells")["grpo"][3] == "about 0:17"
 
 

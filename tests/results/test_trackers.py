@@ -1,5 +1,6 @@
 """TensorBoard, MLflow and Trackio: what each got, read with its own reader; several together; and trackers that fail."""
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +48,12 @@ def of_tensorboard(cell: Path) -> Found:
     return Found(points, settings, folder.parts[-3], folder.parts[-2], status.decode())
 
 
-def of_mlflow(cell: Path) -> Found:
+def of_mlflow(cell: Path, run_id: str = "") -> Found:
     from mlflow import MlflowClient
 
     client = MlflowClient(store(cell))
-    (found,) = client.search_runs([client.get_experiment_by_name("dash_exp").experiment_id])
-    assert found.info.run_id == (cell / "mlflow_id").read_text().strip()
+    runs = client.search_runs([client.get_experiment_by_name("dash_exp").experiment_id])
+    (found,) = [run for run in runs if run_id in ("", run.info.run_id)]
     histories = {key: client.get_metric_history(found.info.run_id, key) for key in found.data.metrics}
     points = {key.replace("_at_", "@"): [(p.step, p.value) for p in history] for key, history in histories.items()}
     status = {"FINISHED": "done", "KILLED": "stopped", "FAILED": "failed"}[found.info.status]
@@ -60,22 +61,27 @@ def of_mlflow(cell: Path) -> Found:
     return Found(points, found.data.params, found.data.tags["group"], found.info.run_name, status)
 
 
-def of_trackio(cell: Path) -> Found:
+def of_trackio(cell: Path, run_id: str = "") -> Found:
     from trackio.sqlite_storage import SQLiteStorage
 
     project = project_of(cell)
-    (name,) = SQLiteStorage.get_runs(project)
+    ((run_id, name),) = [(r["id"], r["name"]) for r in SQLiteStorage.get_run_records(project) if run_id in ("", r["id"])]
     points = defaultdict(list)
-    for row in SQLiteStorage.get_logs(project, name):
+    for row in SQLiteStorage.get_logs(project, run_id=run_id):
         for key, value in row.items():
             if key not in ("timestamp", "step"):
                 points[key].append((row["step"], value))
         points["step"] += [(row["step"], row["step"])] if "reward/mean" in row else []
-    settings = SQLiteStorage.get_run_config(project, name)
+    settings = SQLiteStorage.get_run_config(project, run_id=run_id)
     return Found(points, settings, settings["_Group"], name, run_folder.read_result(cell)["status"])  # it has no status
 
 
 READERS = {"tensorboard": of_tensorboard, "mlflow": of_mlflow, "trackio": of_trackio}
+
+
+def id_of(name: str, cell: Path) -> str:
+    """The id that the run folder keeps."""
+    return (cell / f"{name}_id").read_text().split()[0]
 
 
 def store(cell: Path) -> str:
@@ -172,12 +178,27 @@ def test_a_run_that_failed_before_its_first_row_is_there(name, cell):
     assert (found.status, found.points["result/time/total_s"]) == ("failed", [(0, 1.5)])
 
 
+@pytest.mark.parametrize("name", EACH[1:])
+def test_a_run_that_begins_anew_with_other_settings_is_another_run(name, cell):
+    """TensorBoard has no runs beside the folder: the files of the first attempt are gone."""
+    attempt(chosen(name, cell), cell, [0, 1, 2], status="stopped")
+    first = id_of(name, cell)
+    cfg = chosen(name, cell)
+    before, cfg.optimizer.lr = cfg.optimizer.lr, 1e-3
+    attempt(cfg, cell, [0, 1], status="stopped")
+    cfg.resume_every = 7  # may change while a run goes on
+    attempt(cfg, cell, [0, 1, 2, 3], first=2)
+    runs = {lr: READERS[name](cell, run_id) for lr, run_id in ((before, first), (1e-3, id_of(name, cell)))}
+    for lr, steps in ((before, 3), (1e-3, 4)):
+        assert (len(runs[lr].points["reward/mean"]), float(runs[lr].settings["optimizer.lr"])) == (steps, lr)
+
+
 @pytest.mark.needs("mlflow")
 def test_a_run_that_was_deleted_in_mlflow_starts_anew(cell):
     from mlflow import MlflowClient
 
     attempt(chosen("mlflow", cell), cell, [0, 1], status="stopped")
-    MlflowClient(store(cell)).delete_run((cell / "mlflow_id").read_text().strip())
+    MlflowClient(store(cell)).delete_run(id_of("mlflow", cell))
     attempt(chosen("mlflow", cell), cell, [0, 1, 2], first=2)
     assert_has_all(of_mlflow(cell), [0, 1, 2])
 
@@ -190,7 +211,7 @@ def test_two_folders_of_the_same_name_are_two_runs_of_trackio(cell, tmp_path):
     other.mkdir(parents=True)
     for folder in (cell, other, cell):
         attempt(chosen("trackio", cell), folder, [0, 1])
-    ids = {(folder / "trackio_id").read_text().strip() for folder in (cell, other)}
+    ids = {id_of("trackio", folder) for folder in (cell, other)}
     assert len(ids) == 2
     assert {record["id"] for record in SQLiteStorage.get_run_records(project_of(cell))} == ids
 
@@ -286,6 +307,15 @@ def test_a_tracker_that_fails_costs_neither_the_run_nor_the_others(tmp_path, cap
     files = [{k: v for k, v in row.items() if v is not None} for row in read_metrics(cell / "metrics.csv")]
     assert [row.keys() for row in rows] == [row.keys() for row in files]
     assert all(name in METRICS or name.startswith(tuple(FAMILIES)) for row in rows for name in row)
+
+
+def test_what_a_tracker_takes_is_not_training(tmp_path, monkeypatch):
+    """Each row takes 1000 s: of the base model, and of two steps, of which the second would have that of the first."""
+    waited, clock = [0], time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + sum(waited))
+    monkeypatch.setattr(StandIn, "log_metrics", lambda *_, **__: waited.append(1000))
+    result = run.run(with_stand_ins(wandb=None), tmp_path)
+    assert result["time/elapsed_s"] < 1000 < 3000 < result["time/total_s"]
 
 
 def test_a_run_that_resumes_gives_each_tracker_all_rows(tmp_path, monkeypatch):

@@ -121,7 +121,9 @@ METRICS: dict[str, Metric] = {
     "time/snapshot_beside_s": Metric(
         "s", "time in which a thread wrote snapshots, beside training, until the end of this step"
     ),
-    "time/elapsed_s": Metric("s", "time since training started, without evaluation and the writing of checkpoints"),
+    "time/elapsed_s": Metric(
+        "s", "time since training started, without evaluation, the writing of checkpoints and what trackers take"
+    ),
     **{f"watch/{name}": Metric("0 or 1", f"1 if this check fired: {check.meaning}") for name, check in CHECKS.items()},
 }
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
 
-from dash_exp.core.files import write_whole
-from dash_exp.results.trackers import flat_settings, numbers
+from dash_exp.results.trackers import flat_settings, keep_id, known_id, numbers
 
-RUN_ID_FILE = "mlflow_id"  # in the run folder
+ID_FILE = "mlflow_id"  # in the run folder
 STORE = "sqlite:///mlflow.db"  # MLflow's own default, in the current folder; it no longer takes a folder of files
 # What holds where the user does not say: its own limits are 2 minutes and 7 tries, in which the run would stand still.
 VARIABLES = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -48,7 +47,8 @@ def mlflow_logger(
 ) -> RowLogger:
     """Start an MLflow run, or go on with that of this folder, whose id the file `mlflow_id` keeps.
 
-    The cells of a sweep share the tag `group`. A parameter of MLflow cannot change, so a run that goes on keeps its first ones.
+    The cells of a sweep share the tag `group`. A parameter of MLflow cannot change: those of a run that goes on are its first
+    ones, which give the same numbers.
     """
     for variable, value in VARIABLES.items():
         os.environ.setdefault(variable, value)
@@ -56,8 +56,7 @@ def mlflow_logger(
 
     quiet()
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or STORE
-    file = run_dir / RUN_ID_FILE
-    known = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    known = known_id(run_dir / ID_FILE, settings)
     run_id = known if known and is_there(MlflowClient(uri), known) else None
     tags = {"group": group} if group else None
     logger = RowLogger(experiment, run_name=name, tracking_uri=uri, tags=tags, run_id=run_id)
@@ -66,7 +65,7 @@ def mlflow_logger(
         client.update_run(run_id, status="RUNNING")
         logger.sent = max((point.step for point in client.get_metric_history(run_id, "step")), default=-1)
         return logger
-    write_whole(file, f"{logger.run_id}\n")
+    keep_id(run_dir / ID_FILE, str(logger.run_id), settings)
     logger.log_hyperparams({allowed(key): value for key, value in flat_settings(run_dir, settings).items()})
     return logger
 
@@ -84,8 +83,8 @@ def is_there(client: Any, run_id: str) -> bool:
 
 
 def allowed(name: str) -> str:
-    """`eval/in_dist/pass@8` -> `eval/in_dist/pass_at_8`: MLflow refuses a name with other characters."""
-    return re.sub(r"[^\w/. :-]", "_", name.replace("@", "_at_"))
+    """`eval/in_dist/pass@8` -> `eval/in_dist/pass_at_8`: MLflow, or Lightning's logger of it, takes no other characters."""
+    return re.sub(r"[^a-zA-Z0-9_/. -]", "_", name.replace("@", "_at_"))
 
 
 def quiet() -> None:

@@ -6,6 +6,8 @@ A tracker is one of Lightning's loggers with `finish(run_dir, result)`: `wandb_l
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from dash_exp.core import files
 from dash_exp.core.metrics import read_metrics
 from dash_exp.core.words import error_line
-from dash_exp.results.run_folder import flat, overrides_by_key
+from dash_exp.results.run_folder import flat, overrides_by_key, same_numbers
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,25 @@ def override_columns(run_dir: Path) -> dict[str, str]:
 def column(key: str) -> str:
     """The column name of an override key: `kl.coef` -> `kl_coef`."""
     return key.replace(".", "_")
+
+
+def known_id(file: Path, settings: Mapping[str, Any]) -> str:
+    """The id that a tracker gave the run of this folder, which its file keeps; "" without one.
+
+    Also "" where the run had settings that give other numbers: this one starts from the beginning, and its rows are not those of
+    that run.
+    """
+    words = file.read_text(encoding="utf-8").split() if file.is_file() else []
+    return words[0] if words[1:] == [_digest(settings)] else ""
+
+
+def keep_id(file: Path, run_id: str, settings: Mapping[str, Any]) -> None:
+    """Keep the id for the next attempt, beside the digest of the settings."""
+    files.write_whole(file, f"{run_id}\n{_digest(settings)}\n")
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(same_numbers(settings)).encode()).hexdigest()[:16]
 
 
 def last_row(run_dir: Path) -> int:

@@ -11,10 +11,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from dash_exp.core.files import write_whole
-from dash_exp.results.trackers import flat_settings, last_row, numbers
+from dash_exp.results.trackers import flat_settings, keep_id, known_id, last_row, numbers
 
-RUN_ID_FILE = "trackio_id"  # in the run folder
+ID_FILE = "trackio_id"  # in the run folder
 
 
 class TrackioLogger(Logger):
@@ -40,9 +39,11 @@ class TrackioLogger(Logger):
             self.run.log({name: value for name, value in metrics.items() if name != "step"}, step=step)
 
     def finish(self, run_dir: Path, result: Mapping[str, Any]) -> None:
+        import trackio
+
         self.run.log(numbers(result), step=int(result.get("steps") or 0))
         with contextlib.redirect_stdout(io.StringIO()):
-            self.run.finish()
+            trackio.finish()  # of the run and of what Trackio would do, and print, when the process ends
 
 
 def trackio_logger(
@@ -52,6 +53,7 @@ def trackio_logger(
     settings: dict[str, Any],
     project: str,
     space_id: str | None = None,
+    private: bool = True,
 ) -> TrackioLogger:
     """Start a run of Trackio, or go on with that of this folder, whose id the file `trackio_id` keeps.
 
@@ -60,15 +62,14 @@ def trackio_logger(
     """
     import trackio
 
-    file = run_dir / RUN_ID_FILE
-    known = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-    sent = last_row(run_dir) if known else -1
+    known = known_id(run_dir / ID_FILE, settings)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints six lines
         run = trackio.init(
             project=project,
             name=name,
             group=group,
             space_id=space_id,
+            private=private,
             config=flat_settings(run_dir, settings),
             resume="never",
             embed=False,
@@ -76,5 +77,5 @@ def trackio_logger(
             auto_log_cpu=False,
         )
     run.id = known or secrets.token_hex(16)
-    write_whole(file, f"{run.id}\n")
-    return TrackioLogger(run, sent)
+    keep_id(run_dir / ID_FILE, run.id, settings)
+    return TrackioLogger(run, last_row(run_dir) if known else -1)

@@ -48,14 +48,14 @@ def of_cell(cell: Cell, done: Sequence[Cell], now_s: float) -> Progress:
     left_s: float | None = 0.0
     if state in OPEN:
         own = own_left_s(cell, step, steps)
-        left_s = expected_s(cell, done) if own is None else max(0.0, own - silent_s)
+        since_s = silent_s if state == "running" else 0.0
+        left_s = expected_s(cell, done) if own is None else max(0.0, own - since_s)
     return Progress(cell, state, step, steps, left_s, silent_s)
 
 
 def state_of(cell: Cell, silent_s: float) -> str:
-    if cell.status in ("failed", "stopped"):
-        return "running" if started_again(cell.folder) else cell.status
-    if cell.status != "unfinished":
+    again = cell.status in ("failed", "stopped") and started_again(cell.folder)
+    if cell.status != "unfinished" and not again:
         return cell.status
     return "silent" if silent_s > max(SILENT_S, SILENT_STEPS * (pace_s(cell) or 0.0)) else "running"
 
@@ -75,14 +75,15 @@ def pace_s(cell: Cell) -> float | None:
 
 
 def own_left_s(cell: Cell, step: int, steps: int | None) -> float | None:
-    """Seconds from the last outer step to the end, at the pace so far; None before the first. A limit of seconds ends it."""
+    """Seconds from the last outer step to the end, at the pace so far; None before the first. A limit of `budget` ends it."""
     pace = pace_s(cell)
     if pace is None or steps is None:
         return None
     left_s = pace * max(0, steps - step)
-    limit_s, elapsed_s = (cell.config.get("budget") or {}).get("seconds"), _last(cell, "time/elapsed_s")
-    if isinstance(limit_s, int | float) and elapsed_s > 0:
-        left_s = min(left_s, max(0.0, limit_s - elapsed_s) / elapsed_s * pace * step)
+    for name, limit in (cell.config.get("budget") or {}).items():
+        used = _last(cell, name)  # the limits have the names of the axes
+        if isinstance(limit, int | float) and used > 0:
+            left_s = min(left_s, max(0.0, limit - used) / used * pace * step)
     return left_s
 
 
