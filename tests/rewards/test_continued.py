@@ -44,6 +44,7 @@ RIGHT = {
     "all of the code": block(BEGUN + BODY),
     "without a fence": WHOLE,
     "a space before it, without a fence": " " + WHOLE,
+    "a space before the answer": " Here it is:\n\n" + block(WHOLE),
     "cut off behind it": "Here:\n```python\n" + WHOLE,
     "an example of use": block(WHOLE) + block("print(total([1, 2]))\n"),
     "an import that must come first": block("from __future__ import annotations\n" + WHOLE),

@@ -1,4 +1,4 @@
-"""Small programming tasks with tests, generated: chains of steps such as `x plus 7`. For models that pass nothing of MBPP."""
+"""Small programming tasks with tests, generated: chains of steps such as `x plus 7`. For models that MBPP is too hard for."""
 
 from __future__ import annotations
 

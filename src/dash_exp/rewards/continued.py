@@ -30,7 +30,8 @@ def continued(text: str, begun: str, name: str) -> str:
     base models go on with tests and other functions.
     """
     first = next((line for line in text.splitlines() if line.strip()), "")
-    is_body = first[:1].isspace() and not FENCE.match(first.rstrip()) and not _definition(name).match(first.lstrip())
+    indented = _depth(first.expandtabs(4)) > 1  # many tokenizers put one space before the first word of an answer
+    is_body = indented and not FENCE.match(first.rstrip()) and not _definition(name).match(first.lstrip())
     program = text if is_body else program_of(text, [name])
     if not is_body and _definition(name).search(program):
         return "".join(FUTURE.findall(program)) + before(begun, name) + "\n" + FUTURE.sub("", program)
