@@ -105,8 +105,7 @@ def column(key: str) -> str:
 def known_id(file: Path, settings: Mapping[str, Any]) -> str:
     """The id that a tracker gave the run of this folder, which its file keeps; "" without one.
 
-    Also "" where the run had settings that give other numbers: this one starts from the beginning, and its rows are not those of
-    that run.
+    Also "" where that run had settings that give other numbers: this one starts from the beginning, and has other rows.
     """
     words = file.read_text(encoding="utf-8").split() if file.is_file() else []
     return words[0] if words[1:] == [_digest(settings)] else ""
