@@ -5,7 +5,6 @@ import importlib.util
 
 import pytest
 from conftest import composed
-from omegaconf import OmegaConf
 from refusals import assert_each_is_met, assert_refused, refusal, refusal_of
 
 from dash_exp.settings import tracker
@@ -82,9 +81,3 @@ def test_a_list_chooses_several(monkeypatch, names, chosen):
 def test_a_run_of_another_machine_can_be_evaluated_without_its_trackers(monkeypatch):
     installed(monkeypatch, False)
     validate(composed("logger=[tensorboard,trackio]"), earlier=True)
-
-
-def test_the_settings_of_earlier_runs_stay_the_same():
-    """A run compares its settings with those of the folder: a key more would train a finished cell again."""
-    assert OmegaConf.to_container(composed("logger=csv").logger) == {"wandb": None}
-    assert list(composed().logger) == ["wandb"]

@@ -367,7 +367,8 @@ def test_which_folder_a_run_alone_gets(tmp_path):
     stopped("3", "seed=1")
     stopped("4", status="done")
     assert folder() == f"{tmp_path}/2"
-    assert folder("resume_every=7") == f"{tmp_path}/2"
+    for kept in ("resume_every=7", "logger=both"):
+        assert folder(kept) == f"{tmp_path}/2"
     assert folder("resume=false") == new
     assert folder("seed=1") == f"{tmp_path}/3"
     assert folder("seed=2") == new
@@ -434,7 +435,7 @@ def test_a_folder_that_can_only_be_read_is_told(tmp_path, more):
 @pytest.mark.parametrize(("torn", "tear"), [("result.json", cut_in_half), ("result.json", empty), ("config.yaml", empty)])
 def test_a_run_whose_record_is_torn_is_not_done_and_is_run_again(torn, tear, alone, tmp_path):
     cfg, folder = composed(*FIVE), shutil.copytree(alone, tmp_path / "torn")
-    assert finished(folder, cfg)
+    assert finished(folder, cfg) and finished(folder, composed(*FIVE, "logger=both"))
     tear(folder / torn)
     assert not finished(folder, cfg)
     run.run(cfg, folder)

@@ -102,10 +102,10 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
 def same_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without those that may change when a run resumes.
 
-    These are the watch, when to resume and to write snapshots, the settings of `plan=true`, what the study asks, and the
-    number of devices, which changes the numbers only by rounding.
+    These are the watch, the trackers, when to resume and to write snapshots, the settings of `plan=true`, what the study asks,
+    and the number of devices, which changes the numbers only by rounding.
     """
-    other = ("watch", "resume", "resume_every", "plan_device", "plan_tokens")
+    other = ("watch", "logger", "resume", "resume_every", "plan_device", "plan_tokens")
     found = {k: v for k, v in as_earlier(without_questions(settings)).items() if k not in other}
     if isinstance(trainer := found.get("trainer"), Mapping):
         found["trainer"] = {k: v for k, v in trainer.items() if k not in ("devices", "num_nodes", "strategy")}

@@ -62,7 +62,8 @@ def trackio_logger(
     """
     import trackio
 
-    known = known_id(run_dir / ID_FILE, settings)
+    told = {**settings, "place": [project, space_id]}  # what another run of Trackio would differ in
+    known = known_id(run_dir / ID_FILE, told)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints six lines
         run = trackio.init(
             project=project,
@@ -77,5 +78,5 @@ def trackio_logger(
             auto_log_cpu=False,
         )
     run.id = known or secrets.token_hex(16)
-    keep_id(run_dir / ID_FILE, run.id, settings)
+    keep_id(run_dir / ID_FILE, run.id, told)
     return TrackioLogger(run, last_row(run_dir) if known else -1)
