@@ -1,5 +1,6 @@
 """TensorBoard, MLflow and Trackio: what each got, read with its own reader; several together; and trackers that fail."""
 
+import os
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -51,8 +52,8 @@ def of_tensorboard(cell: Path) -> Found:
 def of_mlflow(cell: Path, run_id: str = "") -> Found:
     from mlflow import MlflowClient
 
-    client = MlflowClient(store(cell))
-    runs = client.search_runs([client.get_experiment_by_name("dash_exp").experiment_id])
+    client = MlflowClient(store())
+    runs = client.search_runs([client.get_experiment_by_name(project_of(cell)).experiment_id])
     (found,) = [run for run in runs if run_id in ("", run.info.run_id)]
     histories = {key: client.get_metric_history(found.info.run_id, key) for key in found.data.metrics}
     points = {key.replace("_at_", "@"): [(p.step, p.value) for p in history] for key, history in histories.items()}
@@ -84,12 +85,13 @@ def id_of(name: str, cell: Path) -> str:
     return (cell / f"{name}_id").read_text().split()[0]
 
 
-def store(cell: Path) -> str:
-    return f"sqlite:///{cell.parent.parent}/mlflow.db"
+def store() -> str:
+    return f"sqlite:///{os.environ['TRACKIO_DIR']}/mlflow.db"
 
 
 def project_of(cell: Path) -> str:
-    return cell.parent.parent.name  # Trackio's database is that of the process
+    """Of this test alone: all have the databases of the process, since a new one of MLflow takes seconds."""
+    return cell.parent.parent.name
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,7 +118,7 @@ def chosen(names: str, cell: Path):
     """The settings of a run with these trackers, which write below the test's own folder."""
     cfg = composed(f"logger={names}", "name=small", "seed=3")
     if "mlflow" in cfg.logger:
-        cfg.logger.mlflow.tracking_uri = store(cell)
+        cfg.logger.mlflow.tracking_uri, cfg.logger.mlflow.experiment = store(), project_of(cell)
     if "trackio" in cfg.logger:
         cfg.logger.trackio.project = project_of(cell)
     return cfg
@@ -198,7 +200,7 @@ def test_a_run_that_was_deleted_in_mlflow_starts_anew(cell):
     from mlflow import MlflowClient
 
     attempt(chosen("mlflow", cell), cell, [0, 1], status="stopped")
-    MlflowClient(store(cell)).delete_run(id_of("mlflow", cell))
+    MlflowClient(store()).delete_run(id_of("mlflow", cell))
     attempt(chosen("mlflow", cell), cell, [0, 1, 2], first=2)
     assert_has_all(of_mlflow(cell), [0, 1, 2])
 
@@ -356,7 +358,8 @@ def test_a_full_disk_in_the_end_is_an_error_of_the_run(tmp_path):
 @pytest.mark.needs("trackio")
 def test_a_run_with_all_of_them(cell):
     cfg = composed(*LETTERS, "logger=[tensorboard,mlflow,trackio]")
-    cfg.logger.mlflow.tracking_uri, cfg.logger.trackio.project = store(cell), project_of(cell)
+    cfg.logger.mlflow.tracking_uri = store()
+    cfg.logger.mlflow.experiment = cfg.logger.trackio.project = project_of(cell)
     result = run.run(cfg, cell, in_sweep=True)
     rows = read_metrics(cell / "metrics.csv")
     for reader in READERS.values():
