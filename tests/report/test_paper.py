@@ -75,7 +75,7 @@ def test_what_the_paper_leaves_as_it_is_has_no_way(tmp_path):
     study = {"study": {"baseline": ["algo=dash"], "paper": {"table": 5, "methods": {"dash": "DASH", "ppo_multi": "PPO-Multi"}}}}
     for algo in ("dash", "ppo_multi"):
         write_cell(tmp_path / algo, [f"algo={algo}", "seed=0"], settings=study)
-    [math, gsm8k] = paper.changes(load([tmp_path]), "dash")
+    [math, _] = paper.changes(load([tmp_path]), "dash")
     assert (math.by_model["1.5B"], math.way("1.5B"), math.way("0.5B")) == (0.0, "", "undecided")
     document = document_of(tmp_path)
     assert "Of the 3 changes in the paper, 0 go the same way here" in texts(document, "paper")
