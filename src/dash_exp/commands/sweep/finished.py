@@ -65,8 +65,8 @@ def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:
 
 
 def _settings(cfg: Any) -> Any:
-    """What identifies a run: all settings but the limit that a matched budget got, the trackers, how the run resumes, and what is
-    asked.
+    """What identifies a run: all settings but the limit that a matched budget got, the trackers, how the run resumes, and what
+    is asked.
     """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
