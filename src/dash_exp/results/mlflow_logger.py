@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
 
+from dash_exp.core.files import writing_in
 from dash_exp.results.trackers import flat_settings, keep_id, known_id, numbers
 
 ID_FILE = "mlflow_id"  # in the run folder
@@ -56,6 +57,9 @@ def mlflow_logger(
 
     quiet()
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or STORE
+    if uri.startswith("sqlite:"):
+        with writing_in(Path()):  # of two runs that both make its tables, one would fail
+            MlflowClient(uri).search_experiments(max_results=1)
     known = known_id(run_dir / ID_FILE, settings)
     run_id = known if known and is_there(MlflowClient(uri), known) else None
     tags = {"group": group} if group else None
