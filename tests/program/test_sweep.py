@@ -120,7 +120,7 @@ def test_a_sweep_ends_with_the_verdicts_on_what_it_claims(train, tmp_path):
     verdict, and an arm that neither has is refused.
     """
 
-    def claiming(*more, arm="dash", claim="kind: faster, ratio: 1000"):
+    def claiming(*more, arm="dash", claim="kind: faster, ratio: 1e12"):
         (tmp_path / "sweeps").mkdir(exist_ok=True)
         (tmp_path / "sweeps" / "mine.yaml").write_text(
             f"""
@@ -141,7 +141,7 @@ hydra: {{mode: MULTIRUN, sweeper: {{params: {{algo: "grpo,dash,no_gf", seed: "0,
     assert verdict.startswith("supported: training time of dash is below ")
     assert found.startswith("  dash takes ")
     assert page == "report multirun/mine/report/report.html"
-    again = claiming("algo=dash,grpo", arm="dash,no_gf", claim="kind: faster, ratio: 0.001")
+    again = claiming("algo=dash,grpo", arm="dash,no_gf", claim="kind: faster, ratio: 1e-12")
     assert "4 of them done before" in again.stdout, again.stderr
     assert again.stdout.strip().splitlines()[-3].startswith("contradicted: ")
     alone = claiming("algo=dash")
