@@ -115,7 +115,7 @@ def start(data, tmp_path_factory):
 
     def start(cell):
         cfg = small(cell, data)
-        text = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "study"]), resolve=True)
+        text = json.dumps({k: v for k, v in OmegaConf.to_container(cfg, resolve=True).items() if k != "study"})
         if text not in folders:
             folders[text] = started(cfg)
         return folders[text]
