@@ -95,6 +95,10 @@ def test_an_arm_that_crashes_does_not_end_the_others(train, tmp_path):
     assert again.returncode == 1
     assert "2 of them done before" in again.stdout
 
+    alone = train(*SWEEP, "rollout.max_response_tokens=30")
+    assert alone.returncode == 0
+    assert "sweep: " not in alone.stdout  # it has the name of the sweep, and is no cell of it
+
 
 def test_a_cell_of_other_settings_is_never_overwritten(train, tmp_path):
     """Two sweeps that would share a cell's folder, since its name does not hold what the file's other settings are."""
