@@ -24,7 +24,7 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.words import error_line
 from dash_exp.settings.targets import HYDRAS_OWN, PACKAGE, without_reward
 
-INSTALLED = [sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib")]
+INSTALLED = [Path(sysconfig.get_paths()[kind]) for kind in ("stdlib", "purelib", "platlib")]
 
 
 def made(cfg: DictConfig, key: str, given: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -66,7 +66,7 @@ def _words(error: Exception) -> str:
 
 
 def _is_installed(file: str) -> bool:
-    return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in (PACKAGE, *INSTALLED))
+    return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in [PACKAGE, *INSTALLED])
 
 
 def _inner(error: Exception, where: str) -> str:
