@@ -106,6 +106,10 @@ class Server:
         lines = (await self.call("/metrics")).text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:generation_tokens_total"))
 
+    async def gpus(self) -> int:
+        """How many GPUs have its weights, or parts of them."""
+        return int((await self.call("/get_world_size")).json()["world_size"])
+
     async def is_whole(self) -> bool:
         """Whether all of its weights are there. After an update that broke half-way some have no memory, and no checksum."""
         response = await self.control.post("/weight_checker", json={"action": "checksum"})

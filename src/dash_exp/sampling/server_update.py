@@ -112,8 +112,7 @@ class Updates:
             return
         try:
             if server.sender is None:
-                world_size = (await server.call("/get_world_size")).json()["world_size"]
-                server.sender = native.Sender(server.url, world_size, weights.device, self.timeout_s)
+                server.sender = native.Sender(server.url, await server.gpus(), weights.device, self.timeout_s)
             await asyncio.to_thread(server.sender.send, weights.tensors)
         except Exception as error:  # a server that waits in NCCL answers nothing else
             raise UserError(
