@@ -73,6 +73,10 @@ class Server:
         self.unfinished = 0  # requests that were given back then
         self.sender: native.Sender | None = None
 
+    def forget(self) -> None:
+        """What was known of its weights: it was started again, or someone else has changed them."""
+        self.has_base, self.model, self.sender = False, self.facts["name"], None
+
     async def call(self, route: str, **request: Any) -> httpx.Response:
         """Call a route other than sampling. Raises LostError for any other status than 200."""
         response = await self.control.request(ROUTES[route], route, **request)

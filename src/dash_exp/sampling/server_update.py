@@ -110,9 +110,9 @@ class Updates:
         if not native.chosen(self.transfer, weights.device.type, server.facts["device"]):
             await server.reload(await asyncio.to_thread(weights.folder))
             return
+        if server.sender is None:
+            server.sender = native.Sender(server.url, await server.gpus(), weights.device, self.timeout_s)
         try:
-            if server.sender is None:
-                server.sender = native.Sender(server.url, await server.gpus(), weights.device, self.timeout_s)
             await asyncio.to_thread(server.sender.send, weights.tensors)
         except Exception as error:  # a server that waits in NCCL answers nothing else
             raise UserError(

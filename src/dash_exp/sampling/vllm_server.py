@@ -213,7 +213,7 @@ class VLLMServerSampler:
             if label.startswith(LOADING) and not await server.is_whole():
                 raise LostError(BROKEN)
             if label != server.label:
-                server.has_base, server.model = False, facts["name"]
+                server.forget()
             await self._give_weights(server)
         server.live = server.tried = True
         self._last_live = time.monotonic()
