@@ -2,6 +2,7 @@
 test_vllm_server.py.
 """
 
+import asyncio
 import json
 import logging
 import socket
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import safetensors.torch
 import torch
@@ -21,10 +23,11 @@ from servers import until
 
 from dash_exp.core.errors import UserError
 from dash_exp.models import adapter
-from dash_exp.sampling import nccl, server_weights, vllm_server
+from dash_exp.sampling import nccl, server_room, upload, vllm_server
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.engine import fingerprint
-from dash_exp.sampling.server_weights import Room, Weights, machine
+from dash_exp.sampling.server_room import Room, machine
+from dash_exp.sampling.server_weights import Weights
 from dash_exp.sampling.vllm_server import VLLMServerSampler
 
 KEY = (0, 3)
@@ -48,6 +51,8 @@ class StandIn(ThreadingHTTPServer):
         self.asked = []  # each sampling request
         self.called = []  # (route, what was sent), of all others that change something
         self.read = []  # the files of each folder that it was given
+        self.put = {}  # path -> file
+        self.deleted = []  # paths
         self.fails = {}  # route -> status
         self.most_at_once = self.at_once = 0
         self.guard = threading.Lock()
@@ -75,6 +80,14 @@ class Handler(BaseHTTPRequestHandler):
         }
         self.reply(answers[urlsplit(self.path).path])
 
+    def do_PUT(self):
+        self.server.put[self.path] = self.rfile.read(int(self.headers["content-length"]))
+        self.reply({"folder": "/there"})
+
+    def do_DELETE(self):
+        self.server.deleted.append(self.path)
+        self.reply({})
+
     def do_POST(self):
         server, route = self.server, urlsplit(self.path).path
         sent = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"null")
@@ -84,7 +97,8 @@ class Handler(BaseHTTPRequestHandler):
             server.called.append((route, sent))
             if route == "/update_weight_version":
                 server.label = sent["new_version"]
-            if folder := (sent or {}).get("lora_path") or ((sent or {}).get("kwargs") or {}).get("weights_path"):
+            folder = (sent or {}).get("lora_path") or ((sent or {}).get("kwargs") or {}).get("weights_path")
+            if folder and Path(folder).exists():
                 server.read.append({path.name: path.read_bytes() for path in Path(folder).iterdir()})
             self.reply({"success": True})
         else:
@@ -306,7 +320,6 @@ def test_a_request_that_is_wrong_ends_the_run(stand_ins, prompts):
         ({"dtype": "bfloat16"}, "has dtype bfloat16, where this run has float32"),
         ({"max_model_len": 100}, "has max_model_len 100, where this run has 2048"),
         ({"max_sequences": 63}, "has max_sequences 63, where this run has 64"),
-        ({"machine": "x"}, "is on another machine.* Set rollout.sampler.weights_dir"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -323,9 +336,8 @@ def test_servers_that_do_not_fit(stand_ins, prompts, facts, wrong):
     until(lambda: wrong.split(".*")[0].split(":")[0] in sampler.servers[0].said, 10)
 
 
-def test_other_settings_that_do_not_fit(stand_ins, tmp_path):
+def test_other_settings_that_do_not_fit(stand_ins):
     stand_ins(StandIn(max_model_len=100), max_model_len=100)
-    stand_ins(StandIn(machine="x"), weights_dir=str(tmp_path))
     with pytest.raises(UserError, match="has no GPU, which transfer=nccl needs"):
         stand_ins(StandIn(), transfer="nccl")
 
@@ -382,6 +394,49 @@ def test_the_steps_of_an_update(stand_ins, policy, tmp_path):
     assert not Path(paths[1]).exists() and Path(paths[3]).exists()
     sampler.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_servers_on_another_machine(stand_ins, policy, tmp_path):
+    """They get a copy, which is deleted again; with a folder that they see they read that."""
+    far, near = StandIn(machine="x"), StandIn()
+    sampler = stand_ins(far, near)
+    (file,) = far.put.values()
+    assert file == near.read[0]["model.safetensors"]
+    assert far.deleted == [next(iter(far.put)).rpartition("/")[0]]
+    assert near.put == {}
+    sampler.close()
+    shared = StandIn(machine="x")
+    stand_ins(shared, weights_dir=str(tmp_path))
+    assert (shared.put, list(shared.read[0])) == ({}, ["model.safetensors"])
+
+
+def test_what_a_server_does_with_an_upload(tmp_path):
+    """Files of one number are together, a new number deletes them; other paths are those of the application inside."""
+
+    async def inside(scope, receive, send):
+        await upload.answer(send, 404, {})
+
+    async def talk():
+        app = upload.Upload(inside)
+        app.room = Room(str(tmp_path))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            one, two = [await client.put(f"{upload.PATH}/ab/1/{name}.bin", content=name.encode()) for name in ("a", "b")]
+            folder = Path(one.json()["folder"])
+            assert one.json() == two.json()
+            assert {f.name: f.read_text() for f in folder.iterdir()} == {"a.bin": "a", "b.bin": "b"}
+            other = Path((await client.put(f"{upload.PATH}/cd/1/a.bin", content=b"a")).json()["folder"])
+            new = Path((await client.put(f"{upload.PATH}/ab/2/a.bin", content=b"a")).json()["folder"])
+            assert not folder.exists() and other.exists() and new.exists()
+            assert (await client.delete(f"{upload.PATH}/ab/2")).status_code == 200
+            assert not new.exists() and other.exists()
+            for path in ("ab/1", "ab/1/..", "ab/1/a/b.bin", "x/1/a.bin", "ab/1/a.b.c"):
+                assert (await client.put(f"{upload.PATH}/{path}", content=b"a")).status_code == 404
+            full = await client.put(f"{upload.PATH}/ab/3/a.bin", headers={"content-length": str(2**50)})
+            assert (full.status_code, "GiB free" in full.text) == (507, True)
+        app.room.close()
+        assert list(tmp_path.iterdir()) == []
+
+    asyncio.run(talk())
 
 
 def test_the_steps_with_an_adapter(stand_ins, policy, prompts):
@@ -441,14 +496,14 @@ def test_weights_stay_while_a_server_reads_them(tmp_path):
 
 
 def test_folders_of_runs_that_were_killed_are_deleted(tmp_path, monkeypatch):
-    monkeypatch.setattr(server_weights, "NEW_S", -1.0)
-    (tmp_path / f"{server_weights.PREFIX}dead").mkdir()
+    monkeypatch.setattr(server_room, "NEW_S", -1.0)
+    (tmp_path / f"{server_room.PREFIX}dead").mkdir()
     (tmp_path / "of_someone_else").mkdir()
     living = Room(str(tmp_path))
     kept = living.folder(1).parent
     Room(str(tmp_path)).folder(1)
     assert kept.exists()
-    assert not (tmp_path / f"{server_weights.PREFIX}dead").exists()
+    assert not (tmp_path / f"{server_room.PREFIX}dead").exists()
     assert (tmp_path / "of_someone_else").exists()
 
 

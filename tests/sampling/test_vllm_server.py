@@ -27,7 +27,7 @@ from dash_exp.core.types import Problem, Prompt, Sample
 from dash_exp.models import adapter, loading
 from dash_exp.models.batch import collate
 from dash_exp.models.log_probs import token_logprobs
-from dash_exp.sampling import server_weights, vllm_server
+from dash_exp.sampling import server_link, server_room, server_update, vllm_server
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.server_link import ROUTES
 from dash_exp.sampling.vllm_server import VLLMServerSampler
@@ -194,11 +194,28 @@ def test_other_settings_of_sampling(sampler, served_policy, tokenizer, many, exp
         two.sample(many[:1], 2, Sampling(8, temperature=0.0), KEY)
 
 
+def test_weights_are_sent_to_servers_on_another_machine(sampler, servers, served_policy, many, expected, monkeypatch):
+    sent = []
+    upload = server_link.Server.upload
+
+    async def noted(server, folder):
+        sent.append(await upload(server, folder))
+        return sent[-1]
+
+    monkeypatch.setattr(server_update, "machine", lambda: "another")
+    monkeypatch.setattr(server_link.Server, "upload", noted)
+    two = sampler()
+    two.load_weights(served_policy.state_dict(), 1)
+    check_same(two.sample(many[:4], 4, LONG, KEY), expected[:16])
+    assert len({*sent}) == 2
+    assert not any(folder.exists() for folder in sent)
+
+
 def test_the_adapter_alone_after_the_base_weights(sampler, servers, tokenizer, many, architecture, monkeypatch):
     """A run that refreshes it, a second run, whose weights below the adapter are others, and one without an adapter."""
     written_bytes = []
-    folder = server_weights.Room.folder
-    monkeypatch.setattr(server_weights.Room, "folder", lambda self, size: (written_bytes.append(size), folder(self, size))[1])
+    folder = server_room.Room.folder
+    monkeypatch.setattr(server_room.Room, "folder", lambda self, size: (written_bytes.append(size), folder(self, size))[1])
 
     def agrees(one, policy, version):
         torch.manual_seed(version)

@@ -118,7 +118,7 @@ def prepared(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
     from dash_exp.models import loading
     from dash_exp.sampling import engine
-    from dash_exp.sampling.server_weights import machine
+    from dash_exp.sampling.server_room import machine
 
     architecture: Any = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None
     policy = loading.load_architecture(cfg.model.path, architecture)
@@ -141,6 +141,7 @@ def prepared(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     made = engine.engine_settings(dtype=getattr(torch, cfg.model.compute_dtype), lora_rank=rank, **settings)
     # Runs read the second name, to see whether the server is theirs: `Server.read_facts`.
     made["served_model_name"] = [f"dash-{about['fingerprint'][:16]}", json.dumps(about)]
+    made["middleware"] = "dash_exp.sampling.upload.Upload"  # weights from other machines
     made["generation_config"] = "vllm"  # a file of the model would add its own stop tokens
     if on_gpu:
         made["weight_transfer_config"] = json.dumps({"backend": "nccl"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from dash_exp.core.addresses import host_and_port
 from dash_exp.core.errors import UserError
 from dash_exp.sampling import nccl as native
 from dash_exp.sampling.server_weights import Weights
+from dash_exp.sampling.upload import PATH as UPLOAD
 
 PROBE_S = 3.0  # time to connect, and for a server to say what it is
 SETTING = "rollout.sampler.servers"
+PIECE = 2**22  # bytes
 ROUTES = {
     "/v1/models": "GET",
     "/weight_info": "GET",
@@ -67,6 +69,7 @@ class Server:
         self.has_base = False  # whether it has the weights below an adapter
         self.model = ""  # the name that requests ask for: its model, or an adapter
         self.given = 0  # how often it was given weights
+        self.uploads = 0
         self.live = False
         self.tried = False  # whether it was contacted, successfully or not
         self.said = "not contacted yet"  # why it was lost the last time
@@ -135,6 +138,22 @@ class Server:
         await self.call("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
         self.model = name
 
+    async def upload(self, folder: Path) -> Path:
+        """Send the files of a folder to another machine. Returns the folder that they are in there."""
+        self.uploads += 1
+        there = ""
+        for file in sorted(folder.iterdir()):
+            to = f"{UPLOAD}/{self.id}/{self.uploads}/{file.name}"
+            length = {"content-length": str(file.stat().st_size)}
+            response = await self.control.put(to, content=in_pieces(file), headers=length)
+            if response.status_code != 200:
+                raise LostError(in_one_line(response.text) or f"status {response.status_code}")
+            there = response.json()["folder"]
+        return Path(there)
+
+    async def delete_upload(self) -> None:
+        await self.control.delete(f"{UPLOAD}/{self.id}/{self.uploads}")
+
     async def sample(self, request: Mapping[str, Any]) -> Any:
         """The answer to a sampling request. Raises ValueError for one that is wrong, LostError for other errors."""
         response = await self.sampling.post("/inference/v1/generate", json=request)
@@ -149,6 +168,13 @@ class Server:
             self.sender.close()
         await self.control.aclose()
         await self.sampling.aclose()
+
+
+async def in_pieces(file: Path) -> AsyncIterator[bytes]:
+    """The contents of a file, a part at a time."""
+    with file.open("rb") as opened:
+        while piece := opened.read(PIECE):
+            yield piece
 
 
 def addresses(servers: Sequence[str]) -> list[str]:

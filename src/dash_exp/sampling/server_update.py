@@ -7,11 +7,13 @@ label of the weights, resume. What goes wrong on the way leaves the label of loa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,7 +23,8 @@ from dash_exp.models import adapter
 from dash_exp.sampling import nccl as native
 from dash_exp.sampling.engine import described, fingerprint
 from dash_exp.sampling.server_link import SETTING, LostError, Server, in_one_line
-from dash_exp.sampling.server_weights import Room, Weights, machine
+from dash_exp.sampling.server_room import Room, machine
+from dash_exp.sampling.server_weights import Weights
 
 LOADING = "loading "  # how the label of a server begins while it gets weights
 BROKEN = "an update of its weights broke half-way: start it again"
@@ -60,10 +63,6 @@ class Updates:
         on_device = self.transfer != "folder"
         return Weights(weights, self.dtype, version, self.room, expected=self.shapes, may_be_native=on_device)
 
-    def native(self, facts: Mapping[str, Any]) -> bool:
-        """Whether a server could get all that it needs over NCCL."""
-        return self.settings is None and native.chosen(self.transfer, self.policy.device.type, facts["device"])
-
     async def give(self, server: Server, weights: Weights) -> None:
         """Give a server these weights. Raises LostError, or an error of `httpx`, if it does not have them afterwards."""
         server.has = server.label = None
@@ -92,7 +91,8 @@ class Updates:
             return
         if not server.has_base:
             await self._send_base(server)
-        await server.load_adapter(await asyncio.to_thread(weights.folder))
+        async with self._folder(server, weights) as folder:
+            await server.load_adapter(folder)
 
     async def _send_base(self, server: Server) -> None:
         """Send the weights below the adapter. Servers that need them at the same time read one copy."""
@@ -105,10 +105,24 @@ class Updates:
             await self._send(server, base)
         server.has_base = True
 
+    @asynccontextmanager
+    async def _folder(self, server: Server, weights: Weights) -> AsyncIterator[Path]:
+        """The folder with these weights, as the server sees it: a copy on its machine if that is another one."""
+        folder = await asyncio.to_thread(weights.folder)
+        if not self.room.is_shared_memory or server.facts["machine"] == machine():
+            yield folder
+            return
+        try:
+            yield await server.upload(folder)
+        finally:
+            with suppress(httpx.HTTPError):
+                await server.delete_upload()
+
     async def _send(self, server: Server, weights: Weights) -> None:
         """Send a whole state dict, over NCCL if that is chosen, else in a folder."""
         if not native.chosen(self.transfer, weights.device.type, server.facts["device"]):
-            await server.reload(await asyncio.to_thread(weights.folder))
+            async with self._folder(server, weights) as folder:
+                await server.reload(folder)
             return
         if server.sender is None:
             server.sender = native.Sender(server.url, await server.gpus(), weights.device, self.timeout_s)
@@ -148,7 +162,4 @@ class Needs:
             return f"was not started with model.adapter=lora model.lora.r={updates.settings['r']}", right
         if updates.transfer == "nccl" and facts["device"] != "cuda":
             return "has no GPU, which transfer=nccl needs", right
-        if updates.room.is_shared_memory and facts["machine"] != machine() and not updates.native(facts):
-            wrong = "is on another machine, and cannot read weights in the memory of this one"
-            return wrong, "Set rollout.sampler.weights_dir to a folder on a disk that both see"
         return None
