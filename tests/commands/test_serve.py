@@ -122,7 +122,9 @@ def test_the_command_of_vllm_with_adapters(tmp_path, monkeypatch):
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in serve.variables(tmp_path, has_adapter=False)
 
 
-@pytest.mark.parametrize("word", ["--dtype", "--dtype=float16", "--max_num_seqs", "--no-enforce-eager", "--enable-chunked-prefill"])
+@pytest.mark.parametrize(
+    "word", ["--dtype", "--dtype=float16", "--max_num_seqs", "--no-enforce-eager", "--enable-chunked-prefill"]
+)
 def test_what_the_settings_say_cannot_be_said_twice(tmp_path, word):
     with pytest.raises(UserError, match=rf"^-- {word}: comes from the settings of the run"):
         words_of(tmp_path, further=[word, "8"])

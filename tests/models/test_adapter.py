@@ -311,4 +311,3 @@ def test_without_peft_the_extra_is_named(monkeypatch, folder):
     for use in (partial(loading.load_policy, "", architecture=NANO, lora=LORA), partial(loading.load_policy, str(folder))):
         with pytest.raises(UserError, match=r"needs PEFT, which is not installed. Run pip install -e '.\[lora\]'"):
             use()
-

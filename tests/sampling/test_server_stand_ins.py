@@ -74,7 +74,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         answers = {
-            "/v1/models": {"data": [{"id": "dash", "max_model_len": server.facts.get("max_model_len", 2048)}, {"id": json.dumps(server.facts)}]},
+            "/v1/models": {
+                "data": [
+                    {"id": "dash", "max_model_len": server.facts.get("max_model_len", 2048)},
+                    {"id": json.dumps(server.facts)},
+                ]
+            },
             "/weight_info": {"weight_version": server.label},
             "/metrics": f'vllm:generation_tokens_total{{model="dash"}} {server.tokens}\n'.encode(),
         }

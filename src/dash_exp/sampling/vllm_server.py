@@ -9,6 +9,7 @@ on the problem only. A completion counts only if vLLM wrote the label of the cur
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -76,9 +77,7 @@ class VLLMServerSampler:
         self.give_up_s = give_up_s
         self.eos_ids = eos_ids(policy, tokenizer)
         settings = None if merge else adapter.described(policy)
-        self.updates = Updates(
-            policy, settings, compute_dtype, transfer=transfer, weights_dir=weights_dir, timeout_s=timeout_s
-        )
+        self.updates = Updates(policy, settings, compute_dtype, transfer=transfer, weights_dir=weights_dir, timeout_s=timeout_s)
         self.needs = Needs(self.updates, self.max_model_len, max_sequences)
         self.version: int | None = None
         self.active_servers = 0
@@ -191,7 +190,7 @@ class VLLMServerSampler:
                         await self._sample_on(server, self._call)
                     else:
                         await self._inside.change()
-            except (LostError, httpx.HTTPError, OSError) as error:
+            except (LostError, httpx.HTTPError, OSError, json.JSONDecodeError) as error:
                 self._lose(server, error)
             except Exception as error:  # a mistake of the user or a bug: the caller raises it
                 self._inside.failure = self._inside.failure or error
