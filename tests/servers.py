@@ -13,7 +13,7 @@ import forked
 import httpx
 from conftest import ROOT
 
-PATIENCE_S = 180  # for what takes seconds on an idle machine
+PATIENCE_S = 600  # for what takes seconds on an idle machine
 
 
 def until(condition, seconds=PATIENCE_S):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from completions import ids_of
 from conftest import NANO, NANO_MODEL, SMALL, composed, needs_vllm
-from omegaconf import OmegaConf
 from runs import broken_after, same
 from tiny_models import LATENT, change, samples
 from tiny_models import SMALL as FAMILY

@@ -9,7 +9,6 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -476,7 +475,7 @@ def test_an_update_that_breaks(stand_ins, prompts, policy, caplog):
     assert "start it again" in sampler.servers[0].said
     bad.label, bad.fails = "default", {}
     until(lambda: sampler.live_servers == 2, 10)
-    with pytest.raises(UserError, match="could not load the weights .*rollout.sampler.weights_dir"):
+    with pytest.raises(UserError, match=r"could not load the weights .*rollout.sampler.weights_dir"):
         server = StandIn()
         server.fails = {"/collective_rpc": 500, "/weight_checker": 500}
         stand_ins(server)

@@ -1,5 +1,5 @@
-"""Real sampling servers, started, killed and stopped: two for all tests, as their start takes longest. Servers that misbehave in
-other ways are in test_server_stand_ins.py.
+"""Real sampling servers, started, killed and stopped: two for all tests, as their start takes longest. Other ways to misbehave
+are in test_server_stand_ins.py.
 """
 
 import json
@@ -188,7 +188,7 @@ def test_other_settings_of_sampling(sampler, served_policy, tokenizer, many, exp
     assert ids_of(two.sample(many[:2], 4, LONG, (0, 4))) != ids_of(again)
     two.max_sequences = 3  # a group of 4 is asked for in two requests
     check_same(two.sample(many[:2], 4, LONG, KEY), expected[:8])
-    with pytest.raises(ValueError, match="a prompt of .* and a completion of up to 2048 do not fit max_model_len=2048"):
+    with pytest.raises(ValueError, match=r"a prompt of .* and a completion of up to 2048 do not fit max_model_len=2048"):
         two.sample(many[:1], 4, Sampling(2048), KEY)
     with pytest.raises(ValueError, match=f"the sampling server {two.servers[0].url[:16]}.* answers: .*greedy"):
         two.sample(many[:1], 2, Sampling(8, temperature=0.0), KEY)

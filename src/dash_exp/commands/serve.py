@@ -7,8 +7,8 @@ host=127.0.0.1      which requests it accepts: only those of this machine, or wi
                     it. There is no password: whoever can reach it can sample and replace the weights
 model=qwen2.5-0.5b  and any other setting of train.py, with the value that the run has: model.path=DIR, model.compute_dtype,
                     experiment, and for the engine rollout.sampler.max_sequences=256, .max_model_len, .memory_share, .eager
--- ...              what follows goes to `vllm serve`: --tensor-parallel-size 2, --data-parallel-size 4, --nnodes 2 --node-rank 0
-                    --master-addr HOST, --distributed-executor-backend ray
+-- ...              what follows goes to `vllm serve`: --tensor-parallel-size 2, --data-parallel-size 4, --nnodes 2
+                    --node-rank 0 --master-addr HOST, --distributed-executor-backend ray
 
 A server loads the architecture and the tokenizer; the weights come from the run. On a machine with several GPUs start one
 server for each: CUDA_VISIBLE_DEVICES=1 python -m dash_exp.serve port=8002. Ctrl-C ends it.
@@ -113,7 +113,7 @@ def check_port(command: Command) -> None:
 
 
 def prepared(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """Write the policy's configuration and the tokenizer into a folder. Returns options of `vllm serve`, by their names there."""
+    """Write the policy's configuration and the tokenizer into a folder. Returns options of `vllm serve`, by name."""
     import torch
 
     from dash_exp.models import loading

@@ -15,8 +15,8 @@ T = TypeVar("T")
 class Background:
     """A thread with an event loop, started when it is first used.
 
-    `run` and `close` are for other threads, everything else for the tasks in it. Tasks call `notify` after each change that others
-    may wait for.
+    `run` and `close` are for other threads, everything else for the tasks in it. Tasks call `notify` after each change that
+    others may wait for.
     """
 
     def __init__(self, name: str) -> None:

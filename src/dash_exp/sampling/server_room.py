@@ -1,4 +1,4 @@
-"""Folders for weights on their way, in shared memory or on a disk: room for them, and none left behind. Loads no large package."""
+"""Folders for weights on their way, in shared memory or on a disk. It loads no large package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEW_S = 60.0  # a folder may be so old without a lock: its process has just made
 
 
 class Room:
-    """A folder for the weights of this run, in `place` (None: in shared memory, or in the folder of temporary files without any).
+    """A folder for the weights of this run, in `place` (None: in shared memory, or where temporary files are without any).
 
     It is made when it is first needed. Folders of runs that were killed are deleted then: in shared memory they would keep what
     they take.

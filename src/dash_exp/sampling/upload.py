@@ -1,4 +1,4 @@
-"""A route of sampling servers that vLLM does not have: it takes files with weights, from runs on machines without a common disk.
+"""A route that `vllm serve` does not have: it takes files with weights, from runs on machines without a common disk.
 
     PUT    /dash_exp/weights/SENDER/NUMBER/FILE   stores a file, and deletes those of earlier numbers of this sender
     DELETE /dash_exp/weights/SENDER/NUMBER        deletes the files

@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 class VLLMServerSampler:
     """A sampler that distributes prompts over servers.
 
-    `servers`: their addresses. `max_sequences`: completions that a server decodes at a time. `timeout_s`: a server that does not
-    answer, or decodes nothing, for this long is lost. `give_up_s`: without any server for this long, `sample` raises UserError.
+    `servers`: their addresses. `max_sequences`: completions that a server decodes at a time. `timeout_s`: a server that does
+    not answer, or decodes nothing, for this long is lost. `give_up_s`: without any for this long, `sample` raises UserError.
     `transfer`: how weights are sent: `folder`, `nccl` (vLLM's weight transfer between GPUs), or `auto` (nccl if both sides have
     a GPU). `weights_dir`: see `Room`. `max_model_len`: see `Engine`; a server needs at least this much. `merge`: see
     `VLLMSampler`. All other settings are for the servers.
