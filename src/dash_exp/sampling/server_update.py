@@ -65,6 +65,8 @@ class Updates:
 
     async def give(self, server: Server, weights: Weights) -> None:
         """Give a server these weights. Raises LostError, or an error of `httpx`, if it does not have them afterwards."""
+        if server.label is None or await server.read_label() != server.label:
+            server.forget()
         server.has = server.label = None
         server.given += 1
         label = f"{server.id} {server.given} version {weights.version}"

@@ -211,8 +211,6 @@ class VLLMServerSampler:
             self._check_twin(server, label)
             if label.startswith(LOADING) and not await server.is_whole():
                 raise LostError(BROKEN)
-            if label != server.label:
-                server.forget()
             await self._give_weights(server)
         server.live = server.tried = True
         self._last_live = time.monotonic()
