@@ -346,7 +346,7 @@ def test_a_server_that_is_killed_and_started_again(sampler, servers, served_poli
     assert two.resent_prompts >= 1  # it had one group of four under way
     assert f"sampling server {second.url} is lost" in caplog.text
     assert "1 of its prompts go to the others" in caplog.text
-    wait_until(lambda: not any(Path("/proc", str(pid)).exists() for pid in below), 10)
+    wait_until(lambda: not any(Path("/proc", str(pid)).exists() for pid in below), PATIENCE_S)
 
     two.load_weights(served_policy.state_dict(), 2)  # which it does not hear of
     check_same(two.sample(many[:8], 4, LONG, KEY), expected[:32])
