@@ -228,6 +228,8 @@ class VLLMServerSampler:
         try:
             await self.updates.give(server, self._weights)
         except LostError as error:
+            if not self._begun:
+                self._check_twin(server, await server.read_label())
             if str(error).startswith(BROKEN) and not self._begun:
                 see = "Start it again. Where it is on another machine, it must see the folder rollout.sampler.weights_dir"
                 raise UserError(f"{SETTING}: {server.url}", f"could not load the weights ({error})", see) from error
