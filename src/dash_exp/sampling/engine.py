@@ -179,13 +179,8 @@ class Engine:
 
     def _completions(self, output: Any) -> list[Completion]:
         """The completions of one finished request, in the order of the group."""
-        return [self._completion(m) for m in sorted(output.outputs, key=lambda member: member.index)]
-
-    def _completion(self, member: Any) -> Completion:
-        ended = member.token_ids[-1] in self.eos_ids
-        stopped = not ended and isinstance(member.stop_reason, str)  # the stop string
-        logprobs = None if member.logprobs is None else member.logprobs.logprobs
-        return Completion(member.token_ids, logprobs, not (ended or stopped), stopped)
+        members = sorted(output.outputs, key=lambda member: member.index)
+        return [completion(m.token_ids, getattr(m.logprobs, "logprobs", None), m.stop_reason, self.eos_ids) for m in members]
 
 
 def engine_settings(
@@ -234,6 +229,13 @@ def sampling_parameters(group_size: int, sampling: Sampling, seed: int, eos_ids:
         "skip_special_tokens": False,  # a stop string may be one
         "detokenize": bool(sampling.stop),
     }
+
+
+def completion(ids: Sequence[int], logprobs: Any, stop_reason: Any, eos_ids: frozenset[int]) -> Completion:
+    """What vLLM has sampled: ended at an end-of-sequence token or a stop string (then `stop_reason` is it), or truncated."""
+    ended = ids[-1] in eos_ids
+    stopped = not ended and isinstance(stop_reason, str)
+    return Completion(ids, logprobs, not (ended or stopped), stopped)
 
 
 def sleep_level(model_type: str, with_adapter: bool) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dash_exp.core.types import Completion, Prompt
 from dash_exp.sampling.base import Sampling
-from dash_exp.sampling.engine import group_seed, sampling_parameters
-from dash_exp.sampling.server_link import LostError
+from dash_exp.sampling.engine import completion, group_seed, sampling_parameters
+from dash_exp.sampling.server_link import AnswerError, LostError
+
+LEAST_LOGPROB = -9999.0  # what vLLM says for minus infinity, and for what is no number
+TRIES = 3  # of a request that servers do not answer as they should
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,11 @@ class Call:
         self.todo = deque(self.parts)
         self.found: dict[Part, list[Completion]] = {}
         self.active: set[str] = set()  # servers that answered a request
-        self.given_back: dict[Part, str] = {}  # part -> server that lost it
-        self.resent = 0  # how many were given to another server because theirs was lost
+        self.taken: dict[Part, str] = {}  # the server that had a part last
+        self.failed: Counter[Part] = Counter()  # how often the answer could not be used
+        self.resent = 0  # how many were given to another server because theirs did not answer them
         self.said = 0  # how often the missing server was reported
-        self.started = self.heard = time.monotonic()  # `heard`: when a server last made progress
+        self.started = self.finished = time.monotonic()  # `finished`: when a request was last answered
 
     @property
     def done(self) -> bool:
@@ -57,13 +61,16 @@ class Call:
     def take(self, url: str) -> Part:
         """The next part, for a server."""
         part = self.todo.popleft()
-        self.resent += self.given_back.pop(part, url) != url
+        self.resent += self.taken.get(part, url) != url
+        self.taken[part] = url
         return part
 
-    def give_back(self, part: Part, url: str) -> None:
-        """A part that a server did not finish. It goes to the front, because it has waited longest."""
-        self.todo.appendleft(part)
-        self.given_back[part] = url
+    def give_back(self, part: Part) -> None:
+        """A part that a server did not finish. It has waited longest; but one that has failed waits for all others."""
+        if self.failed[part]:
+            self.todo.append(part)
+        else:
+            self.todo.appendleft(part)
 
     def request(self, part: Part, model: str) -> dict[str, Any]:
         """The body of a request. The noise of a completion depends on its prompt and place only, not on how groups are cut."""
@@ -72,19 +79,21 @@ class Call:
         return {"model": model, "token_ids": list(self.prompts[part.prompt].ids), "sampling_params": parameters}
 
     def finish(self, part: Part, answer: Any, model: str, label: str, url: str) -> None:
-        """Take the answer to a request. Raises LostError, and takes nothing, unless all of it is from these weights."""
+        """Take the answer to a request. Takes nothing of one with completions from other weights (LostError), or that is not
+        what was asked for (AnswerError).
+        """
         try:
             if answer["model"] != model:
                 raise LostError(f"it sampled with {answer['model']}")
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             if [choice["index"] for choice in choices] != list(range(part.count)):
-                raise LostError(f"it sent {len(choices)} completions of a prompt instead of {part.count}")
+                raise AnswerError(f"it sent {len(choices)} completions of a prompt instead of {part.count}")
             found = [self._completion(choice, label) for choice in choices]
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise LostError(f"its answer cannot be read ({type(error).__name__} {error})") from error
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise AnswerError(f"its answer cannot be read ({type(error).__name__} {error})") from error
         self.found[part] = found
         self.active.add(url)
-        self.heard = time.monotonic()
+        self.finished = time.monotonic()
 
     def completions(self) -> list[Completion]:
         """All completions, in group-major order."""
@@ -92,19 +101,20 @@ class Call:
 
     def _completion(self, choice: Mapping[str, Any], label: str) -> Completion:
         ids = choice["token_ids"]
-        if choice["finish_reason"] not in ("stop", "length"):  # someone else paused the server: it is not a shorter completion
-            raise LostError(f"a completion ended with {choice['finish_reason']}")
         spans = [(span["version"], span["start"], span["end"]) for span in choice["weight_versions"]]
         if spans != [(label, 0, len(ids))]:
-            raise LostError(f"it sampled with other weights ({', '.join(version for version, _, _ in spans)})")
-        ended = ids[-1] in self.eos_ids
-        stopped = not ended and isinstance(choice["stop_reason"], str)  # the stop string
-        if choice["finish_reason"] == "stop" and not (ended or stopped):
-            raise LostError(f"a completion ended with token {ids[-1]}, which ends none here: its tokenizer is another")
+            raise LostError(f"it sampled with other weights ({', '.join(str(version) for version, _, _ in spans)})")
+        if choice["finish_reason"] not in ("stop", "length"):  # someone else paused the server: it is not a shorter completion
+            raise AnswerError(f"a completion ended with {choice['finish_reason']}")
         logprobs: Any = None
         if self.sampling.top_p == 1:
             tokens = choice["logprobs"]["content"]
             if [token["token_id"] for token in tokens] != ids:
-                raise LostError("its log-probabilities are not those of its tokens")
+                raise AnswerError("its log-probabilities are not those of its tokens")
             logprobs = [token["logprob"] for token in tokens]
-        return Completion(ids, logprobs, not (ended or stopped), stopped)
+            if not min(logprobs) > LEAST_LOGPROB:
+                raise AnswerError("a token has no log-probability: the weights give numbers that are infinite or none")
+        found = completion(ids, logprobs, choice["stop_reason"], self.eos_ids)
+        if found.truncated and choice["finish_reason"] == "stop":
+            raise AnswerError(f"a completion ended with token {ids[-1]}, which ends none here: its tokenizer is another")
+        return found

@@ -1,15 +1,16 @@
 """Weights on their way to sampling servers: a folder that the servers read, in shared memory or on a disk that all of them see.
 
-Each version has a folder of its own, which is deleted when no server needs it any more. vLLM may keep what it knows of a path,
-so no path is used twice.
+Each version has a folder of its own, which is there as long as anyone in this process refers to the weights. vLLM may keep
+what it knows of a path, so no path is used twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from dash_exp.models import adapter
 from dash_exp.sampling.engine import check_complete
 from dash_exp.sampling.server_room import Room
 
+NUMBERS = itertools.count(1)
+
 
 class Weights:
-    """A copy of the policy's weights in the dtype of sampling, kept until `drop` is called and no server reads it any more.
+    """A copy of the policy's weights in the dtype of sampling. `number`: no others in this process have it.
 
     `expected`: name and shape of each weight of a whole model. `settings`: those of an adapter (`adapter.described`), if it is
     one. If the weights can be sent over NCCL, they stay on the device of the policy as `tensors`, and go into a folder only
@@ -41,6 +44,7 @@ class Weights:
         settings: Mapping[str, Any] | None = None,
         may_be_native: bool = False,
     ) -> None:
+        self.number = next(NUMBERS)
         self.version = version
         self.settings = settings
         self.device = next(iter(weights.values())).device  # stale weights are on the CPU (`refresh.copied`)
@@ -55,8 +59,6 @@ class Weights:
         self._room = room
         self._folder: Path | None = None
         self._lock = threading.Lock()
-        self._users = 0
-        self._dropped = False
         if on_device:
             torch.accelerator.synchronize()  # NCCL reads them in its own streams
         else:
@@ -69,34 +71,11 @@ class Weights:
             if self._folder is None:
                 tensors = {name: tensor.cpu() for name, tensor in self.tensors.items()}
                 folder = self._room.folder(sum(tensor.nbytes for tensor in tensors.values()))
+                # At the end of the process `Room.close` deletes it: a process forked from this one ends earlier.
+                weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True).atexit = False
                 if self.settings is not None:
                     adapter.write(folder, self.settings, tensors)
                 else:
                     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
                 self._folder = folder
             return self._folder
-
-    @contextmanager
-    def in_use(self) -> Iterator[Weights]:
-        """Inside the block they are there, even if they are dropped meanwhile."""
-        self._users += 1
-        try:
-            yield self
-        finally:
-            self._users -= 1
-            self._delete_unused()
-
-    def drop(self) -> None:
-        """Delete them as soon as no server reads them."""
-        self._dropped = True
-        self._delete_unused()
-
-    @property
-    def is_gone(self) -> bool:
-        return self._dropped and not self._users
-
-    def _delete_unused(self) -> None:
-        if self.is_gone:
-            self.tensors = {}
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,85 +1,75 @@
-"""A route that `vllm serve` does not have: it takes files with weights, from runs on machines without a common disk.
+"""Routes that `vllm serve` does not have: they take files with weights, from runs on machines without a common disk.
 
-    PUT    /dash_exp/weights/SENDER/NUMBER/FILE   stores a file, and deletes those of earlier numbers of this sender
+    GET    /dash_exp/weights?folder=PATH          answers 200 if the server sees this folder, else 404
+    PUT    /dash_exp/weights/SENDER/NUMBER/FILE   stores a file, and answers with the path of its folder
     DELETE /dash_exp/weights/SENDER/NUMBER        deletes the files
 
-PUT answers with the folder in which the file is, a path on the server's machine. This is a piece of ASGI middleware around the
-application of `vllm serve` (`--middleware`).
+There is one folder: the first file of another sender or number deletes what is in it. This is a piece of ASGI middleware around
+the application of `vllm serve` (`--middleware`).
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import re
 import shutil
-from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dash_exp.core.errors import UserError
-from dash_exp.sampling.server_room import Room
+from dash_exp.sampling.server_room import UPLOAD, Room
 
-PATH = "/dash_exp/weights"
-PARTS = re.compile(rf"{PATH}/(?P<sender>[0-9a-f]+)/(?P<number>[0-9]+)(?:/(?P<file>\w+\.\w+))?")
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+PARTS = re.compile(rf"{UPLOAD}/(?P<sender>[0-9a-f]+/[0-9]+)(?:/(?P<file>\w+\.\w+))?")
 
 
 class Upload:
     """See above. Files are in the memory of the machine, until the server ends."""
 
-    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.room = Room(None)
-        self.folders: dict[str, tuple[str, Path]] = {}  # by sender: the number and the folder of its files
+        self.sender = ""  # and number, of the files in the folder
+        self.folder: Path | None = None
         atexit.register(self.room.close)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        asked = PARTS.fullmatch(scope["path"]) if scope["type"] == "http" else None
-        if asked is None or scope["method"] != ("PUT" if asked["file"] else "DELETE"):
-            await self.app(scope, receive, send)
-        elif scope["method"] == "DELETE":
-            self._delete(asked["sender"])
-            await answer(send, 200, {})
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(UPLOAD):
+            answer = await self.answer(Request(scope, receive))
+            await answer(scope, receive, send)
         else:
-            await self._put(scope, receive, send, *asked.groups())
+            await self.app(scope, receive, send)
 
-    async def _put(self, scope: Message, receive: Receive, send: Send, sender: str, number: str, file: str) -> None:
-        size = int(dict(scope["headers"]).get(b"content-length", 0))
-        try:
-            folder = self._folder(sender, number, size)
-        except UserError as error:
-            await answer(send, 507, {"error": str(error)})
-            return
-        if await store(folder / file, receive):
-            await answer(send, 200, {"folder": str(folder)})
+    async def answer(self, request: Request) -> Response:
+        asked = PARTS.fullmatch(request.url.path)
+        if request.method == "GET" and asked is None:
+            return Response(status_code=200 if Path(request.query_params.get("folder", "")).is_dir() else 404)
+        if request.method == "PUT" and asked and asked["file"]:
+            return await self.put(request, asked["sender"], asked["file"])
+        if request.method == "DELETE" and asked and not asked["file"]:
+            if asked["sender"] == self.sender:
+                self.delete()
+            return Response()
+        return Response(status_code=404)
 
-    def _folder(self, sender: str, number: str, size: int) -> Path:
-        if sender not in self.folders or self.folders[sender][0] != number:
-            self._delete(sender)
-            self.folders[sender] = (number, self.room.folder(size))
-        return self.folders[sender][1]
+    async def put(self, request: Request, sender: str, file: str) -> Response:
+        if self.folder is None or sender != self.sender:
+            self.delete()
+            try:
+                self.folder = self.room.folder(int(request.headers.get("content-length", 0)))
+            except UserError as error:
+                return PlainTextResponse(str(error), 507)
+            self.sender = sender
+        folder = self.folder
+        with suppress(ClientDisconnect), (folder / file).open("wb") as out:
+            async for piece in request.stream():
+                out.write(piece)
+        return PlainTextResponse(str(folder))
 
-    def _delete(self, sender: str) -> None:
-        if sender in self.folders:
-            shutil.rmtree(self.folders.pop(sender)[1], ignore_errors=True)
-
-
-async def store(file: Path, receive: Receive) -> bool:
-    """Write the body of a request into a file. False if the sender went away before its end."""
-    with file.open("wb") as out:
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return False
-            out.write(message.get("body", b""))
-            if not message.get("more_body", False):
-                return True
-
-
-async def answer(send: Send, status: int, body: dict[str, str]) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
-    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+    def delete(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder = None
