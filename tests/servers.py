@@ -13,7 +13,8 @@ import forked
 import httpx
 from conftest import ROOT
 
-PATIENCE_S = 600  # for what takes seconds on an idle machine
+PATIENCE_S = 120  # for what takes seconds on an idle machine
+START_S = 300  # for a server to start
 
 
 def until(condition, seconds=PATIENCE_S):
@@ -59,7 +60,7 @@ class Process:
     def ready(self):
         assert self.process.poll() is None, self.output.read_text()[-4000:]
         try:
-            return httpx.get(f"{self.url}/weight_info", timeout=PATIENCE_S).status_code == 200
+            return httpx.get(f"{self.url}/weight_info", timeout=5).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -115,6 +116,14 @@ def descendants(pid):
     found = {}
     for children in Path("/proc", str(pid), "task").glob("*/children"):
         for child in map(int, children.read_text().split()):
-            name = Path("/proc", str(child), "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            name = command_line(child)
             found |= {child: name} | descendants(child)
     return found
+
+
+def command_line(pid):
+    """Empty for a process that has ended, also where nobody has asked for its status yet."""
+    try:
+        return Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""

@@ -98,7 +98,7 @@ def value_of(option, words):
 def test_the_command_of_vllm(tmp_path):
     words = words_of(tmp_path, "rollout.sampler.max_sequences=8", "model.compute_dtype=bfloat16", further=["--nnodes", "2"])
     said = {"--dtype": "bfloat16", "--max-num-seqs": "8", "--max-model-len": "2048", "--load-format": "dummy", "--port": "8001"}
-    said |= {"--logprobs-mode": "processed_logprobs", "--generation-config": "vllm", "--nnodes": "2"}
+    said |= {"--logprobs-mode": "processed_logprobs", "--generation-config": "vllm", "--nnodes": "2", "--api-server-count": "1"}
     assert {option: value_of(option, words) for option in said} == said
     assert {"--enable-scale-out", "--enforce-eager", "--no-enable-chunked-prefill"} <= {*words}
     assert "--enable-lora" not in words
@@ -113,13 +113,13 @@ def test_the_command_of_vllm(tmp_path):
 
 def test_the_command_of_vllm_with_adapters(tmp_path, monkeypatch):
     words = words_of(tmp_path, "model.adapter=lora", "model.lora.r=5")
-    assert (value_of("--max-lora-rank", words), value_of("--api-server-count", words)) == ("8", "1")
+    assert value_of("--max-lora-rank", words) == "8"
     assert "--enable-lora" in words
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
-    found = serve.variables(tmp_path, has_adapter=True)
+    found = serve.variables(has_adapter=True)
     assert (found["VLLM_SERVER_DEV_MODE"], found["VLLM_NO_USAGE_STATS"]) == ("1", "0")  # what the user has set stays
     assert found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
-    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in serve.variables(tmp_path, has_adapter=False)
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in serve.variables(has_adapter=False)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,12 @@ def test_the_command_of_vllm_with_adapters(tmp_path, monkeypatch):
 def test_what_the_settings_say_cannot_be_said_twice(tmp_path, word):
     with pytest.raises(UserError, match=rf"^-- {word}: comes from the settings of the run"):
         words_of(tmp_path, further=[word, "8"])
+
+
+@pytest.mark.parametrize("word", ["--api-key=x", "--disable_log_stats", "--root-path", "--ssl-keyfile", "--uds"])
+def test_what_would_keep_runs_from_using_the_server(word):
+    with pytest.raises(UserError, match=rf"^-- {word}: would keep runs from using the server"):
+        serve.options({}, serve.Command(80, "127.0.0.1", [], [word, "x"]))
 
 
 def test_settings_are_those_of_the_run():

@@ -133,7 +133,8 @@ class VLLMServerSampler:
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._look_after(s)) for s in self.servers]
         self._inside.notify()
-        await self._until(lambda: all(s.tried and (self._ready(s) or not s.live) for s in self.servers), self.timeout_s)
+        within_s = self.timeout_s if self._begun else None  # at the start what is wrong with a server ends the run
+        await self._until(lambda: all(s.tried and (self._ready(s) or not s.live) for s in self.servers), within_s)
         if self._begun:
             return
         for server in [s for s in self.servers if s.facts]:  # of one that has two addresses, one has lost its label
@@ -154,7 +155,7 @@ class VLLMServerSampler:
             self._call = None
             self._inside.notify()
 
-    async def _until(self, true: Callable[[], object], within_s: float) -> None:
+    async def _until(self, true: Callable[[], object], within_s: float | None) -> None:
         await self._inside.until(lambda: self._failure is not None or true(), within_s)
         self._raise_failure()
 
