@@ -18,9 +18,9 @@ def test_who_waits_is_told():
         await inside.until(lambda: seen)
         return len(seen)
 
+    inside.run(inside.until(lambda: False, within_s=0.01))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(inside.run, wait())
-        inside.run(inside.until(lambda: False, within_s=0.01))
         inside.run(change())
         assert waiting.result(30) == 1
         waiting = pool.submit(inside.run, inside.until(lambda: False))
