@@ -11,6 +11,7 @@ import asyncio
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,20 @@ from dash_exp.sampling.server_room import Room
 from dash_exp.sampling.server_weights import Weights
 
 
+@dataclass(eq=False)
 class Updates:
     """What is sent to servers, and how. `settings`: those of an adapter, where only A and B are sent."""
 
-    def __init__(
-        self,
-        policy: PreTrainedModel,
-        settings: Mapping[str, Any] | None,
-        dtype: torch.dtype,
-        *,
-        transfer: str,
-        weights_dir: str | None,
-        timeout_s: float,
-    ) -> None:
-        self.policy = policy
-        self.settings = settings
-        self.dtype = dtype
-        self.transfer = transfer
-        self.timeout_s = timeout_s
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in adapter.base(policy).items()}
-        self.room = Room(weights_dir)
+    policy: PreTrainedModel
+    settings: Mapping[str, Any] | None
+    dtype: torch.dtype
+    transfer: str
+    weights_dir: str | None
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in adapter.base(self.policy).items()}
+        self.room = Room(self.weights_dir)
         self._base: Callable[[], Weights | None] = lambda: None  # a weak reference to the weights below an adapter
         self._base_lock = asyncio.Lock()
 
