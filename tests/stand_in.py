@@ -183,5 +183,3 @@ def no_number(handler, request):
     made = answer(handler, request, token=6)
     made["choices"][1]["logprobs"]["content"][2]["logprob"] = -9999.0  # what vLLM makes of NaN
     return made
-
-

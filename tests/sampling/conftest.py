@@ -32,5 +32,3 @@ def stand_ins(policy, tokenizer, monkeypatch, caplog):
     yield make
     for each in made:
         each.close() if isinstance(each, VLLMServerSampler) else (each.shutdown(), each.server_close())
-
-

@@ -294,5 +294,3 @@ def test_addresses(policy, tokenizer):
     ]:
         with pytest.raises(UserError, match=wrong):
             urls(*servers)
-
-

@@ -70,8 +70,8 @@ def test_servers_that_do_not_see_the_folder(stand_ins):
 
 
 def test_two_runs_that_give_weights_at_the_same_time(stand_ins, policy):
-    """While one sends a copy, another one gives its own: what counts is who pauses last. And the one that finds the label of the
-    other before it loads, gives way.
+    """While one sends a copy, another one gives its own: what counts is who pauses last. And the one that finds the label of
+    the other before it loads, gives way.
     """
     server = StandIn(far=True)
     sampler = stand_ins(server)

@@ -191,7 +191,7 @@ def test_other_settings_of_sampling(sampler, served_policy, tokenizer, many, exp
     check_same(two.sample(many[:2], 4, LONG, KEY), expected[:8])
     with pytest.raises(ValueError, match=r"a prompt of .* and a completion of up to 2048 do not fit max_model_len=2048"):
         two.sample(many[:1], 4, Sampling(2048), KEY)
-    with pytest.raises(UserError, match="was not answered as it should 3 times, last: .*greedy"):
+    with pytest.raises(UserError, match=r"was not answered as it should 3 times, last: .*greedy"):
         two.sample(many[:1], 2, Sampling(8, temperature=0.0), KEY)
 
 

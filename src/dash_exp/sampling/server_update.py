@@ -1,8 +1,8 @@
 """New weights for sampling servers, one server at a time, in an order in which no completion can be from a mixture.
 
-What takes long comes first: the folder, or a copy of it on another machine. Then pause (what is decoded is dropped), a label that
-says that the server is loading, the weights, reset of the prefix cache, the label of the weights, resume. What goes wrong on the
-way leaves the label of loading, so nothing counts that the server samples.
+What takes long comes first: the folder, or a copy of it on another machine. Then pause (what is decoded is dropped), a label
+that says that the server is loading, the weights, reset of the prefix cache, the label of the weights, resume. What goes wrong
+on the way leaves the label of loading, so nothing counts that the server samples.
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ class Updates:
             raise LostError(why, "Start the servers again and use rollout.sampler.transfer=folder") from error
 
 
-def unmet(
-    facts: Mapping[str, Any], updates: Updates, *, max_model_len: int, max_sequences: int
-) -> tuple[str, str] | None:
+def unmet(facts: Mapping[str, Any], updates: Updates, *, max_model_len: int, max_sequences: int) -> tuple[str, str] | None:
     """What is wrong with a server that says these `facts` of itself, and what to do. None if it fits."""
     config = updates.policy.config
     right = "Start each server with the settings of the run: python -m dash_exp.serve port=... model=..."

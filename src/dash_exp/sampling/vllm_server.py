@@ -41,8 +41,8 @@ class VLLMServerSampler:
     """A sampler that distributes prompts over servers.
 
     `servers`: their addresses. `max_sequences`: completions that an engine decodes at a time. `timeout_s`: a server that does
-    not answer, or decodes nothing, for this long is lost. `give_up_s`: without any for this long, `sample` raises UserError; and
-    a server that loads weights for longer is lost. `transfer`: how weights are sent: `folder`, `nccl` (vLLM's weight transfer
+    not answer, or decodes nothing, for this long is lost. `give_up_s`: without any for this long, `sample` raises UserError; a
+    server that loads weights for longer is lost. `transfer`: how weights are sent: `folder`, `nccl` (vLLM's weight transfer
     between GPUs), or `auto` (nccl if both sides have a GPU). `weights_dir`: see `Room`. `max_model_len`: see `Engine`; a server
     needs at least this much. `merge`: see `VLLMSampler`. All other settings are for the servers.
 
