@@ -2,6 +2,7 @@
 test_vllm_server.py.
 """
 
+import json
 import socket
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import sys
 import pytest
 from conftest import ROOT, composed
 from hydra.errors import HydraException
+from transformers import AutoConfig
 
 from dash_exp.commands import serve
 from dash_exp.core.errors import UserError
 from dash_exp.models import loading
+from dash_exp.sampling.engine import fingerprint, weight_shapes
 
 
 def run(*arguments):
@@ -55,43 +58,87 @@ def test_help_is_the_docstring():
 
 
 def test_command_line():
-    assert serve.parse(["port=80", "model=tiny", "seed=1"]) == serve.Command(80, "127.0.0.1", ["model=tiny", "seed=1"])
+    assert serve.parse(["port=80", "model=tiny", "seed=1"]) == serve.Command(80, "127.0.0.1", ["model=tiny", "seed=1"], [])
     assert serve.parse(["host=0.0.0.0", "port=80"]).host == "0.0.0.0"
+    further = ["--tensor-parallel-size", "2", "x=1"]
+    assert serve.parse(["port=80", "seed=1", "--", *further]) == serve.Command(80, "127.0.0.1", ["seed=1"], further)
     for arguments in ([], ["port="], ["port=0"], ["port=70000"], ["port=1.5"], ["port=80", "model"], ["--port", "80"]):
         with pytest.raises(UserError):
             serve.parse(arguments)
 
 
 def test_configuration():
-    cfg = serve.configuration(serve.Command(80, "127.0.0.1", ["model=tiny_random", "rollout.sampler.max_sequences=8"]))
+    cfg = serve.configuration(serve.Command(80, "127.0.0.1", ["model=tiny_random", "rollout.sampler.max_sequences=8"], []))
     assert cfg.rollout.sampler._target_.endswith("VLLMServerSampler")
     assert (cfg.model.name, cfg.rollout.sampler.max_sequences) == ("tiny_random", 8)
     with pytest.raises(UserError, match="rollout: has no settings for an engine"):
-        serve.configuration(serve.Command(80, "127.0.0.1", ["rollout=hf"]))
+        serve.configuration(serve.Command(80, "127.0.0.1", ["rollout=hf"], []))
     with pytest.raises(HydraException, match="nope"):
-        serve.configuration(serve.Command(80, "127.0.0.1", ["model=nope"]))
+        serve.configuration(serve.Command(80, "127.0.0.1", ["model=nope"], []))
 
 
 def test_port_that_is_taken(taken):
     with pytest.raises(
         UserError, match=rf"host=127.0.0.1 port={taken}: the server cannot listen there \(Address already in use\)"
     ):
-        serve.listening(serve.Command(taken, "127.0.0.1", []))
+        serve.check_port(serve.Command(taken, "127.0.0.1", [], []))
     with pytest.raises(UserError, match="the server cannot listen there"):
-        serve.listening(serve.Command(80, "192.0.2.1", []))
+        serve.check_port(serve.Command(80, "192.0.2.1", [], []))
 
 
-def test_nobody_is_let_in_before_there_is_an_engine(taken):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serve.listening(serve.Command(port, "127.0.0.1", [])), pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=5)
+def words_of(folder, *overrides, further=()):
+    command = serve.Command(8001, "127.0.0.1", ["model=tiny_random", *overrides], list(further))
+    return serve.options(serve.prepared(serve.configuration(command), folder), command)
+
+
+def value_of(option, words):
+    return words[words.index(option) + 1]
+
+
+def test_the_command_of_vllm(tmp_path):
+    words = words_of(tmp_path, "rollout.sampler.max_sequences=8", "model.compute_dtype=bfloat16", further=["--nnodes", "2"])
+    said = {"--dtype": "bfloat16", "--max-num-seqs": "8", "--max-model-len": "2048", "--load-format": "dummy", "--port": "8001"}
+    said |= {"--logprobs-mode": "processed_logprobs", "--generation-config": "vllm", "--nnodes": "2", "--api-server-count": "1"}
+    assert {option: value_of(option, words) for option in said} == said
+    assert {"--enable-scale-out", "--enforce-eager", "--no-enable-chunked-prefill"} <= {*words}
+    assert "--enable-lora" not in words
+    name, about = words[words.index("--served-model-name") + 1 :][:2]
+    about = json.loads(about)
+    assert name == f"dash-{about['fingerprint'][:16]}"
+    policy = loading.load_policy("", architecture=AutoConfig.from_pretrained(tmp_path).to_dict())
+    assert about["fingerprint"] == fingerprint(policy.config, weight_shapes(policy.config))
+    assert (about["dtype"], about["lora_rank"], about["max_sequences"]) == ("bfloat16", None, 8)
+    assert loading.load_tokenizer(str(tmp_path)).eos_token_id == 1
+
+
+def test_the_command_of_vllm_with_adapters(tmp_path, monkeypatch):
+    words = words_of(tmp_path, "model.adapter=lora", "model.lora.r=5")
+    assert value_of("--max-lora-rank", words) == "8"
+    assert "--enable-lora" in words
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
+    found = serve.variables(has_adapter=True)
+    assert (found["VLLM_SERVER_DEV_MODE"], found["VLLM_NO_USAGE_STATS"]) == ("1", "0")  # what the user has set stays
+    assert found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in serve.variables(has_adapter=False)
+
+
+@pytest.mark.parametrize(
+    "word", ["--dtype", "--dtype=float16", "--max_num_seqs", "--no-enforce-eager", "--enable-chunked-prefill"]
+)
+def test_what_the_settings_say_cannot_be_said_twice(tmp_path, word):
+    with pytest.raises(UserError, match=rf"^-- {word}: comes from the settings of the run"):
+        words_of(tmp_path, further=[word, "8"])
+
+
+@pytest.mark.parametrize("word", ["--api-key=x", "--disable_log_stats", "--root-path", "--ssl-keyfile", "--uds"])
+def test_what_would_keep_runs_from_using_the_server(word):
+    with pytest.raises(UserError, match=rf"^-- {word}: would keep runs from using the server"):
+        serve.options({}, serve.Command(80, "127.0.0.1", [], [word, "x"]))
 
 
 def test_settings_are_those_of_the_run():
     """What the server starts with by itself is what train.py has with rollout=vllm_server."""
-    assert serve.configuration(serve.Command(80, "127.0.0.1", [])) == composed("rollout=vllm_server")
+    assert serve.configuration(serve.Command(80, "127.0.0.1", [], [])) == composed("rollout=vllm_server")
 
 
 def test_the_architecture_comes_without_weights(tmp_path, tokenizer):

@@ -9,9 +9,7 @@ import pytest
 import torch
 from completions import ids_of
 from conftest import NANO, NANO_MODEL, SMALL, composed, needs_vllm
-from omegaconf import OmegaConf
 from runs import broken_after, same
-from servers import Process, until
 from tiny_models import LATENT, change, samples
 from tiny_models import SMALL as FAMILY
 
@@ -312,42 +310,3 @@ def test_without_peft_the_extra_is_named(monkeypatch, folder):
     for use in (partial(loading.load_policy, "", architecture=NANO, lora=LORA), partial(loading.load_policy, str(folder))):
         with pytest.raises(UserError, match=r"needs PEFT, which is not installed. Run pip install -e '.\[lora\]'"):
             use()
-
-
-@needs_vllm
-def test_servers_get_the_weights_once_and_then_the_adapter_alone(tokenizer, tmp_path):
-    """A real server, a run that refreshes it, and a second run, whose weights below the adapter are others."""
-    from dash_exp.sampling.vllm_server import VLLMServerSampler
-
-    server = Process(tmp_path, "model.adapter=lora", "model.lora.r=4")
-    problems = arithmetic.generate("train", "symbols", 8)
-    prompts = [Prompt(p, tuple(tokenizer(p.prompt).input_ids)) for p in problems]
-    made = []
-
-    def sampler_of(policy, **settings):
-        made.append(VLLMServerSampler(policy, tokenizer, servers=[server.url], max_sequences=64, **settings))
-        return made[-1]
-
-    shape = OmegaConf.to_container(composed("model=tiny_random").model.architecture) | {"initializer_range": 0.15}
-    try:
-        until(server.ready)
-        one, two = (moved(loading.load_policy("", architecture=shape, lora=LORA), seed) for seed in (0, 1))
-        first = sampler_of(one)
-        bodies = []
-        for version in (0, 1):
-            agrees(first, moved(one, version + 5), prompts, version)
-            bodies.append(len(first._weights.body()))
-        base = server.health()["base"]
-        assert bodies[1] < 0.1 * 4 * sum(p.numel() for p in one.parameters())
-        agrees(sampler_of(two), two, prompts, 0)
-        assert server.health()["base"] != base
-        agrees(first, moved(one, 7), prompts, 2)  # whose own weights are sent again
-        agrees(sampler_of(two, merge=True), two, prompts, 3)
-        whole = loading.load_policy("", architecture=shape)
-        agrees(sampler_of(whole), whole, prompts, 0)
-        with pytest.raises(UserError, match=r"was not started with model.adapter=lora model.lora.r=8"):
-            agrees(sampler_of(loading.load_policy("", architecture=shape, lora={"r": 8})), one, prompts, 0)
-    finally:
-        for each in made:
-            each.close()
-        server.kill()

@@ -57,10 +57,10 @@ def job(words, device=KNOWN["h200"]):
         (f"{LLAMA} algo=dapo filter.refill_rounds=2", "update", "rollouts", None),
         # 64 groups of 8, and 3 x 4 x 64 prompts screened by 2
         (f"{LLAMA} batch.prompts=64 select=screen", "update", "rollouts", rollout_bytes(512 + 1536, 2048 * 64)),
-        # servers: NCCL sends from the GPU, HTTP from a copy in 16 bits, beside which a new one is made
+        # servers: NCCL sends from the GPU, a folder has a copy in 16 bits, beside which a new one is made
         (LLAMA, "update", "sent", None),
-        (f"{LLAMA} rollout.sampler.transfer=http", "update", "sent", 2 * N),
-        (f"{LLAMA} rollout.sampler.transfer=http", "sync", "sent", 3 * 2 * N),
+        (f"{LLAMA} rollout.sampler.transfer=folder", "update", "sent", 2 * N),
+        (f"{LLAMA} rollout.sampler.transfer=folder", "sync", "sent", 3 * 2 * N),
         (f"{LLAMA} model.adapter=lora", "update", "sent", 2 * ADAPTER),
         # of weights one step old: those of this step, of the one before, and the new ones while they are copied
         (f"{LLAMA} rollout.staleness=1", "update", "earlier weights", 3 * 4 * N),
@@ -90,7 +90,7 @@ def test_cpu_memory_beside_gpus(words, phase, part, size):
     [
         (LLAMA, "update", "sent", 2 * N),
         (LLAMA, "sync", "sent", 2 * 2 * N),
-        (f"{LLAMA} rollout.sampler.transfer=http", "sync", "sent", None),
+        (f"{LLAMA} rollout.sampler.transfer=folder", "sync", "sent", None),
         (f"{LLAMA} rollout.staleness=1", "sync", "sent", None),  # from CPU memory
         (f"{LLAMA} model.adapter=lora rollout.sampler.merge=true", "update", "sent", 2 * N),
         # the largest tensor is copied to be added up: the embedding, in 32 bits

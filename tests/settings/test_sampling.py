@@ -41,7 +41,7 @@ BAD = [
         "rollout.sampler.memory_share=40: is not a number above 0 and at most 1: it is a share of the GPU's memory.",
     ),
     ("rollout=vllm rollout.sampler.max_model_len=1", "rollout.sampler.max_model_len=1: is not a whole number of at least 2"),
-    ("rollout=vllm_server rollout.sampler.transfer=ftp", "rollout.sampler.transfer=ftp: is not known. Use one of auto, http"),
+    ("rollout=vllm_server rollout.sampler.transfer=ftp", "rollout.sampler.transfer=ftp: is not known. Use one of auto, folder"),
     ("rollout=vllm_server rollout.sampler.transfer=nccl", "goes from GPU to GPU, and the policy is on the CPU"),
     (
         "rollout=vllm_server rollout.sampler.transfer=nccl trainer=gpu rollout.staleness=1",

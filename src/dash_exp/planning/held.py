@@ -55,7 +55,7 @@ def on_device(job: Job) -> list[Held]:
         rows.append(Held("exchange", max(job.largest_weight, min(BUCKET, job.trained)) * job.load.gradient_bytes, ("step",)))
     if job.temporaries:  # torch's optimizers on all weights at once, where they are not fused
         rows.append(Held("temporaries", job.trained * job.load.gradient_bytes, ("step",)))
-    if sent_from_device(job):  # sampling.server_link.Weights: until the next ones are there
+    if sent_from_device(job):  # sampling.server_weights: until the next ones are there
         rows += [
             Held("sent", job.sent_bytes, TRAINING, first=True),
             Held("sent", job.sent_bytes, ("sync",), first=True),
@@ -106,19 +106,19 @@ def in_cpu_memory_beside_gpus(job: Job) -> list[Held]:
 
 
 def for_servers(job: Job) -> list[Held]:
-    """Weights as the first rank sends them over HTTP: while they are made, the old ones and a copy are there too."""
+    """Weights in a folder in shared memory, for all servers: while they are written, the old ones and a copy are there too."""
     body = 0 if sent_from_device(job) else job.sent_bytes
     rows = [Held("sent", body, TRAINING, first=True), Held("sent", 2 * body, ("sync",), first=True)]
-    if job.sends_adapter:  # vllm_server._give_weights: the base weights, for all servers at the same time
+    if job.sends_adapter:  # sampling.server_update: the base weights, which all servers read
         base = job.state_numbers * job.load.compute_dtype.itemsize
-        rows.append(Held("sent", 2 * job.sampler.servers * base, ("sync",), first=True))
+        rows.append(Held("sent", 2 * base, ("sync",), first=True))
     return rows
 
 
 def sent_from_device(job: Job) -> bool:
     """Whether the copy of the weights for servers is on the GPU of the policy: newest weights, which NCCL sends from there."""
     newest = job.staleness == 0 and job.refresh_every == 1 and not job.sharded and not job.sends_adapter
-    return job.sampler.kind == "vllm_server" and job.load.on_gpu and job.sampler.transfer != "http" and newest
+    return job.sampler.kind == "vllm_server" and job.load.on_gpu and job.sampler.transfer != "folder" and newest
 
 
 def written_beside(job: Job) -> bool:

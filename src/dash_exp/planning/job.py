@@ -58,7 +58,7 @@ class SamplerSizes:
     sleeps: bool  # an engine leaves the GPU after the last sampling call of an outer step
     servers: int
     cpu_cache: float  # bytes, KV cache of an engine on a CPU
-    transfer: str  # to servers: http, nccl or auto
+    transfer: str  # to servers: folder, nccl or auto
     merge: bool  # an engine gets all weights, with the adapter merged into them
 
 

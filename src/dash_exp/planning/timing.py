@@ -14,7 +14,7 @@ from dash_exp.planning.machine import Device
 REACHED = {("cpu", "update"): 0.49, ("cpu", "sample"): 0.23, ("gpu", "update"): 0.2, ("gpu", "sample"): 0.5}
 LAYER_S = 1e-3  # a GPU waits this long for Python, per layer and token that Transformers samples: 23.6 to 26 ms for 24 layers
 STEP_S = 2e-3  # the same per token of an engine: a guess
-HTTP = 1e9  # bytes per second, of weights that are sent to servers
+FOLDER = 1e9  # bytes per second, of weights that servers read from a folder: a guess
 PCIE = 50e9  # bytes per second, between a GPU and CPU memory
 
 
@@ -86,7 +86,7 @@ def sync_s(job: Job, device: Device) -> float:
     if job.sampler.kind != "vllm_server":
         return 0.0
     # From the first trainer's device to one server after the other: by NCCL between GPUs, but stale weights wait in CPU memory.
-    return job.sampler.servers * sent / (device.links[1] if device.kind == "gpu" and not job.staleness else HTTP)
+    return job.sampler.servers * sent / (device.links[1] if device.kind == "gpu" and not job.staleness else FOLDER)
 
 
 def between_s(job: Job, device: Device) -> float:

@@ -9,7 +9,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ class Engine:
 
     `max_sequences`: most completions decoded at a time. `max_model_len`: most tokens of prompt and completion together (None:
     the context length of the model). `memory_share`: share of GPU memory for weights and KV cache. `cpu_cache_gb`: size of the
-    KV cache on a CPU. `eager`: do not use CUDA graphs. `sleep`: the engine can release its GPU memory. `receive`: it can
-    receive weights over NCCL (GPU only). `lora_rank`: it can load adapters of this rank. `tokenizer`: for stop strings.
+    KV cache on a CPU. `eager`: do not use CUDA graphs. `sleep`: the engine can release its GPU memory. `lora_rank`: it can load
+    adapters of this rank. `tokenizer`: for stop strings.
     """
 
     def __init__(
@@ -55,7 +55,6 @@ class Engine:
         cpu_cache_gb: float = 1.0,
         eager: bool = False,
         sleep: bool = False,
-        receive: bool = False,
         lora_rank: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
@@ -68,24 +67,17 @@ class Engine:
         self.can_sleep = sleep and torch.cuda.is_available()
         self.sleep_level = sleep_level(config.model_type, lora_rank is not None)
         self.asleep = False
-        self.requests = 0  # number of requests so far
-        self.inside: dict[str, str] = {}  # vLLM's ids of unfinished groups, by our ids
-        settings: dict[str, Any] = {"gpu_memory_utilization": memory_share, "enforce_eager": eager}
         self.adapter: Any = None  # vLLM's request for the current adapter
         self.adapters = 0  # number of adapters so far
-        if lora_rank is not None:
-            settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(n for n in LORA_RANKS if n >= lora_rank)}
-        if receive:
-            settings["weight_transfer_config"] = {"backend": "nccl"}
-        if not torch.cuda.is_available():
-            # On a CPU a seeded request fails if its prompt is processed in chunks (vLLM 0.32: "does not use offset").
-            del settings["gpu_memory_utilization"]
-            settings |= {
-                "kv_cache_memory_bytes": int(cpu_cache_gb * 2**30),
-                "enforce_eager": True,
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(self.max_model_len, 8192),
-            }
+        settings = engine_settings(
+            dtype=dtype,
+            max_sequences=max_sequences,
+            max_model_len=self.max_model_len,
+            memory_share=memory_share,
+            cpu_cache_gb=cpu_cache_gb,
+            eager=eager,
+            lora_rank=lora_rank,
+        )
         with tempfile.TemporaryDirectory() as folder, isolate_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config.save_pretrained(folder)
@@ -93,11 +85,6 @@ class Engine:
                 self.llm = vllm.LLM(
                     model=folder,
                     skip_tokenizer_init=True,
-                    load_format="dummy",
-                    dtype=str(dtype).removeprefix("torch."),
-                    max_model_len=self.max_model_len,
-                    max_num_seqs=max_sequences,
-                    logprobs_mode="processed_logprobs",  # log-probabilities at the sampling temperature
                     enable_sleep_mode=self.can_sleep,
                     **settings,
                 )
@@ -172,82 +159,83 @@ class Engine:
     ) -> list[Completion]:
         """See `Sampler.sample`."""
         assert not self.asleep, "the engine sleeps, maybe without weights"
-        parameters = [self.parameters(group_size, sampling, group_seed(key, p, sampling.start)) for p in prompts]
-        requests = [{"prompt_token_ids": list(p.ids)} for p in prompts]
-        outputs = self.llm.generate(requests, parameters, use_tqdm=False, lora_request=self.adapter)
-        return [completion for output in outputs for completion in self.completions(output)]
-
-    def add(self, ids: Sequence[int], group_size: int, sampling: Sampling, seed: int) -> str:
-        """Queue a group; `step` decodes it. Returns its id. Raises ValueError if the engine cannot process it."""
-        if not 0 < len(ids) <= self.max_model_len - sampling.max_tokens:
-            raise ValueError(
-                f"a prompt of {len(ids)} tokens and a completion of up to {sampling.max_tokens} do not fit "
-                f"max_model_len={self.max_model_len}"
-            )
-        self.requests += 1
-        group = str(self.requests)
-        prompt = self.vllm.inputs.tokens_input(list(ids))
-        try:
-            parameters = self.parameters(group_size, sampling, seed)
-            self.inside[group] = self.llm.llm_engine.add_request(group, prompt, parameters, lora_request=self.adapter)
-        except self.vllm.exceptions.VLLMValidationError as error:
-            raise ValueError(str(error)) from error
-        return group
-
-    def step(self) -> Iterator[tuple[str, list[Completion]]]:
-        """Decode one token of everything in the queue. Yields (id, completions) of the groups that are finished."""
-        for output in self.llm.llm_engine.step():
-            if output.finished:
-                self.inside.pop(output.request_id, None)
-                yield output.request_id, self.completions(output)
-
-    def abort(self, ids: Sequence[str]) -> None:
-        """Drop unfinished groups. Finished ones are ignored."""
-        inside = [self.inside.pop(i) for i in ids if i in self.inside]
-        # with vLLM's ids: with ours vLLM 0.32 drops the members of a group but keeps the group
-        self.llm.llm_engine.abort_request(inside, internal=True)
-
-    def abort_all(self) -> None:
-        """Drop everything unfinished, before new weights are loaded."""
-        self.abort(list(self.inside))
-        for _ in range(4):  # a running batch ends and frees its cache; without a batch, a step does nothing
-            self.llm.llm_engine.step()
+        seeds = [group_seed(key, p, sampling.start) for p in prompts]
+        parameters = [sampling_parameters(group_size, sampling, seed, self.eos_ids) for seed in seeds]
+        outputs = self._generate([p.ids for p in prompts], parameters)
+        return [completion for output in outputs for completion in self._completions(output)]
 
     def warm_up(self) -> None:
         """Sample once: the first completion of a process takes many seconds longer than later ones."""
         with isolate_rng():
-            self.add([0], 2, Sampling(2), seed=0)
-            while self.inside:
-                list(self.step())
+            self._generate([[0]], [sampling_parameters(2, Sampling(2), 0, self.eos_ids)])
         self.forget()
 
-    def parameters(self, group_size: int, sampling: Sampling, seed: int) -> Any:
-        """vLLM's sampling parameters of one group. vLLM seeds member i of the group with `seed` + i."""
-        return self.vllm.SamplingParams(
-            n=group_size,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
-            max_tokens=sampling.max_tokens,
-            logprobs=0 if sampling.top_p == 1 else None,  # only that of the sampled token
-            stop_token_ids=sorted(self.eos_ids),
-            seed=seed if sampling.temperature > 0 else None,
-            stop=list(sampling.stop),
-            include_stop_str_in_output=True,
-            skip_special_tokens=False,  # a stop string may be one
-            detokenize=bool(sampling.stop),
-            flat_logprobs=True,
-            output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
-        )
+    def _generate(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Mapping[str, Any]]) -> list[Any]:
+        kind = self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+        made = [self.vllm.SamplingParams(**one, flat_logprobs=True, output_kind=kind) for one in parameters]
+        requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        outputs: list[Any] = self.llm.generate(requests, made, use_tqdm=False, lora_request=self.adapter)
+        return outputs
 
-    def completions(self, output: Any) -> list[Completion]:
+    def _completions(self, output: Any) -> list[Completion]:
         """The completions of one finished request, in the order of the group."""
-        return [self._completion(m) for m in sorted(output.outputs, key=lambda member: member.index)]
+        members = sorted(output.outputs, key=lambda member: member.index)
+        return [completion(m.token_ids, getattr(m.logprobs, "logprobs", None), m.stop_reason, self.eos_ids) for m in members]
 
-    def _completion(self, member: Any) -> Completion:
-        ended = member.token_ids[-1] in self.eos_ids
-        stopped = not ended and isinstance(member.stop_reason, str)  # the stop string
-        logprobs = None if member.logprobs is None else member.logprobs.logprobs
-        return Completion(member.token_ids, logprobs, not (ended or stopped), stopped)
+
+def engine_settings(
+    *,
+    dtype: torch.dtype,
+    max_sequences: int,
+    max_model_len: int,
+    memory_share: float,
+    cpu_cache_gb: float,
+    eager: bool,
+    lora_rank: int | None,
+) -> dict[str, Any]:
+    """Settings of an engine with random weights, in this process or in a server, by the names of `vllm.LLM`. See `Engine`."""
+    made: dict[str, Any] = {
+        "load_format": "dummy",
+        "dtype": str(dtype).removeprefix("torch."),
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_sequences,
+        "logprobs_mode": "processed_logprobs",  # log-probabilities at the sampling temperature
+    }
+    if lora_rank is not None:
+        made |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(n for n in LORA_RANKS if n >= lora_rank)}
+    if torch.cuda.is_available():
+        return made | {"gpu_memory_utilization": memory_share, "enforce_eager": eager}
+    # On a CPU a seeded request fails if its prompt is processed in chunks (vLLM 0.32: "does not use offset").
+    return made | {
+        "kv_cache_memory_bytes": int(cpu_cache_gb * 2**30),
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(max_model_len, 8192),
+    }
+
+
+def sampling_parameters(group_size: int, sampling: Sampling, seed: int, eos_ids: frozenset[int]) -> dict[str, Any]:
+    """Arguments of `vllm.SamplingParams` for one group. vLLM seeds member i of the group with `seed` + i."""
+    return {
+        "n": group_size,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p if sampling.temperature > 0 else 1.0,
+        "max_tokens": sampling.max_tokens,
+        "logprobs": 0 if sampling.top_p == 1 else None,  # only that of the sampled token
+        "stop_token_ids": sorted(eos_ids),
+        "seed": seed if sampling.temperature > 0 else None,
+        "stop": list(sampling.stop),
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,  # a stop string may be one
+        "detokenize": bool(sampling.stop),
+    }
+
+
+def completion(ids: Sequence[int], logprobs: Any, stop_reason: Any, eos_ids: frozenset[int]) -> Completion:
+    """What vLLM has sampled: ended at an end-of-sequence token or a stop string (then `stop_reason` is it), or truncated."""
+    ended = ids[-1] in eos_ids
+    stopped = not ended and isinstance(stop_reason, str)
+    return Completion(ids, logprobs, not (ended or stopped), stopped)
 
 
 def sleep_level(model_type: str, with_adapter: bool) -> int:

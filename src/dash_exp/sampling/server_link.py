@@ -1,92 +1,219 @@
-"""One sampling server as a run sees it: its address, what is known of it, and the weights that are sent to it."""
+"""One sampling server as a run sees it: its address, what is known of it, and the routes of `vllm serve` that are used.
+
+Everything here is used by one event loop.
+"""
 
 from __future__ import annotations
 
 import json
+import resource
 import threading
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from dash_exp.core.addresses import host_and_port
 from dash_exp.core.errors import UserError
 from dash_exp.sampling import nccl as native
+from dash_exp.sampling.server_room import UPLOAD
+from dash_exp.sampling.server_weights import Weights
 
-PROBE_S = 3.0  # time for a server to answer /health
-
-
+PROBE_S = 3.0  # time to connect, and for a server to say what it is
 SETTING = "rollout.sampler.servers"
+PIECE = 2**22  # bytes
+ROUTES = {
+    "/v1/models": "GET",
+    "/weight_info": "GET",
+    "/metrics": "GET",
+    "/get_world_size": "GET",
+    "/pause": "POST",
+    "/resume": "POST",
+    "/update_weight_version": "POST",
+    "/collective_rpc": "POST",
+    "/reset_prefix_cache": "POST",
+    "/weight_checker": "POST",
+    "/v1/load_lora_adapter": "POST",
+    "/v1/unload_lora_adapter": "POST",
+    "/inference/v1/generate": "POST",
+}
+LOADING = "loading "  # how the label of a server begins while it gets weights
+BROKEN = "an update of its weights broke half-way"
 
 
 class LostError(Exception):
-    """A server that cannot be used at the moment, and why."""
+    """A server that cannot be used at the moment, and why. With `right`, what to do, it ends a run that starts."""
+
+    def __init__(self, why: str, right: str = "") -> None:
+        super().__init__(why)
+        self.right = right
 
 
-class Weights:
-    """A copy of the policy's weights in the dtype of sampling, kept while these weights are current.
-
-    If weights can be sent over NCCL, `tensors` are on the device of the policy. Otherwise `tensors` is empty and only `body` is
-    sent. `settings`: for an adapter, its settings (`adapter.described`).
-    """
-
-    def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        dtype: torch.dtype,
-        version: int,
-        may_be_native: bool,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.version = version
-        self.metadata = None if settings is None else {"adapter": json.dumps(settings)}
-        self.device = next(iter(weights.values())).device  # stale weights are on the CPU (`refresh.copied`)
-        on_device = may_be_native and self.device.type == "cuda"
-        self._lock = threading.Lock()
-        self._body: bytes | None = None
-        device = None if on_device else "cpu"
-        self.tensors = {
-            name: tensor.detach().to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-            for name, tensor in weights.items()
-        }
-        if on_device:
-            torch.accelerator.synchronize()  # NCCL reads them in its own streams
-        else:
-            self.body()
-            self.tensors = {}
-
-    def body(self) -> bytes:
-        """The weights as safetensors, computed once."""
-        with self._lock:
-            if self._body is None:
-                tensors = {name: tensor.cpu() for name, tensor in self.tensors.items()}
-                self._body = safetensors.torch.save(tensors, self.metadata)
-            return self._body
+class AnswerError(Exception):
+    """An answer to a sampling request that cannot be used, and why. The server may be well."""
 
 
 class Server:
-    """What is known about one server, and the HTTP client for it."""
+    """An address, two HTTP clients for it, and what is known about the server there.
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    `give_up_s`: the longest wait for it to load weights, `timeout_s` for other answers. `of`: how many servers there are.
+
+    Weights have a label, a text that vLLM keeps and writes into each completion. `id` is a part of all labels that this run
+    gives here, so that no other server and no other run has the same.
+    """
+
+    def __init__(self, url: str, timeout_s: float, give_up_s: float, of: int) -> None:
         self.url = url
-        # a new connection for each request: an old one may have broken while the server was away
+        self.give_up_s = give_up_s
+        self.id = uuid.uuid4().hex
+        # A new connection for each request: an old one may have broken while the server was away. A client of its own for what
+        # is no sampling, so that it waits behind nothing. A completion may take any time: `VLLMServerSampler._watch`.
+        wait = httpx.Timeout(timeout_s, connect=min(PROBE_S, timeout_s))
         limits = httpx.Limits(max_keepalive_connections=0)
-        timeout = httpx.Timeout(timeout_s, connect=min(PROBE_S, timeout_s))
-        self.http = httpx.Client(base_url=url, timeout=timeout, limits=limits, trust_env=False)
-        self.about: dict[str, Any] = {}  # its answer to /health at the last contact
-        self.has: Weights | None = None  # the weights that were sent to it last
-        self.load: str | None = None  # its own name for these weights
-        self.base: str | None = None  # its name for the base weights under an adapter
+        self.control = httpx.AsyncClient(base_url=url, timeout=wait, limits=limits, trust_env=False)
+        without_end = httpx.Timeout(timeout_s, connect=min(PROBE_S, timeout_s), read=None, pool=None)
+        limits = httpx.Limits(max_connections=max(1, most_connections() // of), max_keepalive_connections=0)
+        self.sampling = httpx.AsyncClient(base_url=url, timeout=without_end, limits=limits, trust_env=False)
+        self.facts: dict[str, Any] = {}  # what it said it is at the last contact
+        self.has: int | None = None  # number of the weights that were given to it last
+        self.label: str | None = None  # their label
+        self.has_base = False  # whether it has the weights below an adapter
+        self.reads: Weights | None = None  # what it was told to load: kept, as one that hangs may still do it
+        self.model = ""  # the name that requests ask for: its model, or an adapter
+        self.given = 0  # how often it was given weights
+        self.uploads = 0
+        self.broken = ("", "")  # label and reason of an update that broke half-way
         self.live = False
         self.tried = False  # whether it was contacted, successfully or not
-        self.probe_at = 0.0
         self.said = "not contacted yet"  # why it was lost the last time
-        self.unfinished = 0  # prompts that were given back then
+        self.busy = 0  # requests under way
+        self.heard = 0.0  # when it last decoded a token for this run, since it was lost
         self.sender: native.Sender | None = None
+
+    async def forget(self) -> None:
+        """What was known of its weights: it was started again, or someone else has changed them."""
+        self.has_base, self.model = False, self.facts["name"]
+        self.close()
+        # It was started without weights, so it must be told that there are files.
+        from_files = {"load_config": {"load_format": "safetensors"}}
+        await self.call("/collective_rpc", json={"method": "update_config", "kwargs": {"overrides": from_files}})
+
+    async def call(self, route: str, key: str = "", **request: Any) -> Any:
+        """Call a route other than sampling. Returns what its answer has under this key, or its text.
+
+        Raises LostError for any other status than 200, and for an answer that cannot be read.
+        """
+        response = await self.control.request(ROUTES[route], route, **request)
+        if response.status_code != 200:
+            raise LostError(f"{route}: {said(response)}")
+        try:
+            return response.json()[key] if key else response.text
+        except (ValueError, LookupError, TypeError) as error:
+            raise LostError(f"{route}: its answer cannot be read ({in_one_line(response.text)})") from error
+
+    async def read_facts(self) -> dict[str, Any]:
+        """What `python -m dash_exp.serve` has said about the server, in the name of a model; and `name`, `max_model_len`, and
+        `engines`, the number of engines in it (data parallelism).
+
+        Empty for another program.
+        """
+        response = await self.control.get("/v1/models", timeout=PROBE_S)
+        if response.status_code >= 500:
+            raise LostError(said(response))
+        try:
+            first, about = response.json()["data"][:2]
+            facts = {**json.loads(about["id"]), "name": first["id"], "max_model_len": first["max_model_len"]}
+        except (ValueError, LookupError, TypeError):
+            return {}
+        return facts | {"engines": await self.gpus() // await self.gpus(include_dp=False)}
+
+    async def read_label(self) -> str:
+        """The label of its weights. Its engine answers, between two steps, so that one that hangs does not."""
+        return str(await self.call("/weight_info", "weight_version"))
+
+    async def set_label(self, label: str) -> None:
+        await self.call("/update_weight_version", json={"new_version": label})
+
+    async def tokens(self) -> float:
+        """How many tokens it has decoded since it was started, for anyone."""
+        lines = (await self.call("/metrics")).splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:generation_tokens_total"))
+
+    async def gpus(self, include_dp: bool = True) -> int:
+        """How many GPUs have its weights, or parts of them; without `include_dp` those of one engine."""
+        return int(await self.call("/get_world_size", "world_size", params={"include_dp": include_dp}))
+
+    async def check_whole(self, label: str, why: str = "") -> None:
+        """Raise LostError if the update with this label broke half-way: some weights have no memory then, and no checksum."""
+        if self.broken[0] != label:
+            checksum = {"action": "checksum"}
+            response = await self.control.post("/weight_checker", json=checksum, timeout=self.give_up_s)
+            if response.status_code == 200:
+                return
+            self.broken = label, f"{BROKEN}: start it again{why}"
+        raise LostError(self.broken[1], "See what that server has printed")
+
+    async def reload(self, folder: Path) -> None:
+        """Load whole weights from a folder."""
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        await self.call("/collective_rpc", json=reload, timeout=self.give_up_s)
+
+    async def load_adapter(self, folder: Path) -> None:
+        """Load an adapter from a folder, under a new name, and forget the one before it."""
+        if self.model != self.facts["name"]:
+            earlier, self.model = self.model, self.facts["name"]
+            await self.call("/v1/unload_lora_adapter", json={"lora_name": earlier})
+        name = f"adapter {self.id} {self.given}"
+        new = {"lora_name": name, "lora_path": str(folder)}
+        await self.call("/v1/load_lora_adapter", json=new, timeout=self.give_up_s)
+        self.model = name
+
+    async def sees(self, folder: Path) -> bool:
+        """Whether this folder is on its machine, or on a disk that it has too."""
+        return (await self.control.get(UPLOAD, params={"folder": str(folder)})).status_code == 200
+
+    async def upload(self, folder: Path) -> Path:
+        """Send the files of a folder into its memory. Returns the folder that they are in there."""
+        self.uploads += 1
+        there = folder
+        for file in sorted(folder.iterdir()):
+            to = f"{UPLOAD}/{self.id}/{self.uploads}/{file.name}"
+            length = {"content-length": str(file.stat().st_size)}
+            response = await self.control.put(to, content=in_pieces(file), headers=length)
+            if response.status_code != 200:
+                raise LostError(f"it takes no weights: {said(response)}")
+            there = Path(response.text)
+        return there
+
+    async def delete_upload(self) -> None:
+        await self.control.delete(f"{UPLOAD}/{self.id}/{self.uploads}")
+
+    async def sample(self, request: Mapping[str, Any]) -> Any:
+        """The answer to a sampling request. Raises AnswerError for one that says what is wrong."""
+        response = await self.sampling.post("/inference/v1/generate", json=request)
+        if response.status_code != 200:
+            raise AnswerError(said(response))
+        try:
+            return response.json()
+        except ValueError as error:
+            raise AnswerError(f"it is no JSON ({in_one_line(response.text)})") from error
+
+    def close(self) -> None:
+        """End the connection for weights, if there is one, without waiting for the server."""
+        if self.sender is not None:
+            threading.Thread(target=self.sender.close, daemon=True).start()
+            self.sender = None
+
+
+async def in_pieces(file: Path) -> AsyncIterator[bytes]:
+    """The contents of a file, a part at a time."""
+    with file.open("rb") as opened:
+        while piece := opened.read(PIECE):
+            yield piece
 
 
 def addresses(servers: Sequence[str]) -> list[str]:
@@ -110,15 +237,24 @@ def addresses(servers: Sequence[str]) -> list[str]:
     return found
 
 
-def good(response: httpx.Response) -> httpx.Response:
-    """The response, if its status is 200. Raises ValueError for a request that is wrong, LostError for other errors."""
-    if response.status_code == 400:
-        raise ValueError(f"the sampling server {response.url} answers: {response.text}")
-    if response.status_code != 200:
-        raise LostError(in_one_line(response.text) or f"status {response.status_code}")
-    return response
-
-
 def in_one_line(text: str) -> str:
     """A message on one line, cut to 300 characters."""
     return " ".join(text.split())[:300]
+
+
+def said(response: httpx.Response) -> str:
+    """What an answer says that is an error, in the form of vLLM or in another."""
+    text = response.text
+    with suppress(ValueError, LookupError, TypeError):
+        error = response.json()["error"]
+        text = str(error["message"] if isinstance(error, dict) else error)
+    return in_one_line(text) or f"status {response.status_code}"
+
+
+def most_connections() -> int:
+    """How many this process may have, after asking for as many open files as it may: half of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most // 2

@@ -1,14 +1,15 @@
 """Sampling on servers started by `python -m dash_exp.serve`, here or on other machines. Needs no vLLM here (but see `nccl`).
 
-Each server has a thread in this process, which sends it weights and prompts and checks that it still answers. If a server is
-lost, its unfinished prompts go to the other servers. It is used again when it answers and has the current weights. Which server
-samples a group does not matter, because the seed depends on the problem only.
+A thread in this process has an event loop with a task for each server, which gives it weights and prompts and checks that it
+still answers. The unfinished prompts of a lost one go to the others, and it is used again when it answers and has the current
+weights. Which server samples a group does not matter, because the seed depends on the problem only. A completion counts only if
+vLLM wrote the label of the current weights on all of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,19 +19,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dash_exp.core.background import Background
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Prompt
 from dash_exp.models import adapter
 from dash_exp.models.loading import eos_ids
-from dash_exp.sampling import nccl as native
 from dash_exp.sampling.base import Sampling
-from dash_exp.sampling.engine import described, fingerprint
-from dash_exp.sampling.server_call import Call
-from dash_exp.sampling.server_link import PROBE_S, SETTING, LostError, Server, Weights, addresses, good, in_one_line
+from dash_exp.sampling.server_call import TRIES, Call, Part
+from dash_exp.sampling.server_link import LOADING, SETTING, AnswerError, LostError, Server, addresses, in_one_line
+from dash_exp.sampling.server_update import Updates, unmet
+from dash_exp.sampling.server_weights import Weights
 
-PROBE_EVERY_S = 1.0
+PROBE_EVERY_S = 1.0  # between two contacts of a lost server, and two looks at one that samples
 WARN_EVERY_S = 30.0  # while there is no server
-AHEAD = 2  # a server has this many times the completions that it decodes at a time, so that its batch stays full
+AHEAD = 2  # a server has requests for this many times the completions that it decodes at a time: the next ones wait there
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +40,14 @@ log = logging.getLogger(__name__)
 class VLLMServerSampler:
     """A sampler that distributes prompts over servers.
 
-    `servers`: their addresses. `max_sequences`: completions that a server decodes at a time. `timeout_s`: a server that
-    does not answer for this long is lost. `give_up_s`: without any server for this long, `sample` raises UserError. `transfer`:
-    how weights are sent: `http`, `nccl` (vLLM's weight transfer between GPUs), or `auto` (nccl if both sides have a GPU).
-    `max_model_len`: see `Engine`; a server needs at least this much. `merge`: see `VLLMSampler`. All other settings are for
-    the servers.
+    `servers`: their addresses. `max_sequences`: completions that an engine decodes at a time. `timeout_s`: a server that does
+    not answer, or decodes nothing, for this long is lost. `give_up_s`: without any for this long, `sample` raises UserError; a
+    server that loads weights for longer is lost. `transfer`: how weights are sent: `folder`, `nccl` (vLLM's weight transfer
+    between GPUs), or `auto` (nccl if both sides have a GPU). `weights_dir`: see `Room`. `max_model_len`: see `Engine`; a server
+    needs at least this much. `merge`: see `VLLMSampler`. All other settings are for the servers.
 
     `active_servers`: how many servers finished a group in the last sampling call. `resent_prompts`: how many prompts were given
-    to another server because theirs was lost, over all calls.
+    to another server because theirs was lost or did not answer as it should, over all calls.
     """
 
     continuous_batching = True
@@ -61,103 +63,109 @@ class VLLMServerSampler:
         timeout_s: float = 60.0,
         give_up_s: float = 600.0,
         transfer: str = "auto",
+        weights_dir: str | None = None,
         max_model_len: int | None = None,
         merge: bool = False,
         **engine: Any,
     ) -> None:
-        self.servers = [Server(url, timeout_s) for url in addresses(servers)]
-        self.policy = policy
-        self.adapter = None if merge else adapter.described(policy)
-        self.dtype = compute_dtype
+        urls = addresses(servers)
+        self.servers = [Server(url, timeout_s, give_up_s, of=len(urls)) for url in urls]
         self.max_sequences = max_sequences
-        self.give_up_s = give_up_s
-        self.timeout_s = timeout_s
-        self.transfer = transfer
-        self.eos_ids = eos_ids(policy, tokenizer)
-        shapes = {name: tuple(tensor.shape) for name, tensor in adapter.base(policy).items()}
-        self.model = described(policy.config, shapes)
-        self.expects = {
-            "fingerprint": fingerprint(policy.config, shapes),
-            "dtype": str(compute_dtype).removeprefix("torch."),
-            "eos_ids": sorted(self.eos_ids),
-        }
         self.max_model_len = max_model_len or int(policy.config.max_position_embeddings)
+        self.timeout_s = timeout_s
+        self.give_up_s = give_up_s
+        self.eos_ids = eos_ids(policy, tokenizer)
+        settings = None if merge else adapter.described(policy)
+        self.updates = Updates(policy, settings, compute_dtype, transfer, weights_dir, timeout_s)
         self.version: int | None = None
         self.active_servers = 0
         self.resent_prompts = 0
-        self._weights: Weights | None = None
+        self._weights: Weights  # the current ones, from the first on
         self._call: Call | None = None
-        self._failure: Exception | None = None  # in a thread; raised for the caller
         self._last_live = time.monotonic()
-        self._changed = threading.Condition()  # guards everything above, and the servers
-        self._threads: list[threading.Thread] = []
         self._begun = False  # whether servers have had weights before
-        self._closed = False
+        self._failure: Exception | None = None  # of a task, for who waits
+        self._inside = Background("sampling servers")
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def live_servers(self) -> int:
         """How many servers answered last time and have the current weights."""
-        with self._changed:
-            return sum(self._ready(s) for s in self.servers)
+        return sum(self._ready(s) for s in self.servers)
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Send the weights to the servers. A server that does not answer gets them later, when it does.
+        """Give the weights to the servers. One that is not ready within `timeout_s` gets them while others sample.
 
         Raises UserError for a server that does not fit this run.
         """
         self.version = None
-        if self.adapter is not None:
-            copied = Weights(weights, self.dtype, version, may_be_native=False, settings=self.adapter)
-        else:
-            copied = Weights(adapter.whole(self.policy, weights), self.dtype, version, may_be_native=self.transfer != "http")
-        with self._changed:
-            self._weights = copied
-            self._start()
-            self._changed.notify_all()
-            while not all(s.tried and (self._ready(s) or not s.live) for s in self.servers):
-                if self._closed:
-                    raise RuntimeError("the sampler was closed while weights were sent to the servers")
-                self._raise_failure()
-                self._changed.wait(1.0)
-            self._raise_failure()
+        self._inside.run(self._bring(self.updates.copied(weights, version)))
         self.version, self._begun = version, True
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
         assert self.version is not None, "the servers have no weights yet"
-        call = Call(prompts, group_size, sampling, key, self.version)
-        with self._changed:
-            self._call = call
-            self._changed.notify_all()
-            try:
-                while not call.done:
-                    if self._closed:
-                        raise RuntimeError("the sampler was closed during a sampling call")
-                    self._raise_failure()
-                    self._check_patience(call)
-                    self._changed.wait(0.5)
-            finally:
-                self._call = None
-            self.active_servers = len(call.active)
-        return [completion for i in range(len(prompts)) for completion in call.groups[i]]
+        if (longest := max((len(p.ids) for p in prompts), default=0)) + sampling.max_tokens > self.max_model_len:
+            raise ValueError(
+                f"a prompt of {longest} tokens and a completion of up to {sampling.max_tokens} do not fit "
+                f"max_model_len={self.max_model_len}"
+            )
+        call = Call(prompts, group_size, sampling, key, self.eos_ids, self.max_sequences)
+        self._inside.run(self._finish(call))
+        self.active_servers = len(call.active)
+        self.resent_prompts += call.resent
+        return call.completions()
 
     def rest(self) -> None:
         """Nothing to do: the servers do not use the memory of the policy."""
 
     def close(self) -> None:
         """Disconnect. The servers keep running; unfinished work for this run is dropped."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(timeout=1.0)  # a thread that waits for a server ends when the wait ends, or with the process
+        self._inside.close(within_s=self.timeout_s)
+        for server in self.servers:
+            server.close()
+        self.updates.room.close()
 
-    def _ready(self, server: Server) -> bool:
-        return server.live and server.has is self._weights
+    # --- in the event loop: for the caller ----------------------------------------------------------------------------
+
+    async def _bring(self, weights: Weights) -> None:
+        """Let the servers have these weights from now on, and wait for those that answer."""
+        self._weights = weights
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._look_after(s)) for s in self.servers]
+        self._inside.notify()
+        within_s = self.timeout_s if self._begun else None  # at the start what is wrong with a server ends the run
+        await self._until(lambda: all(s.tried and (self._ready(s) or not s.live) for s in self.servers), within_s)
+        if self._begun:
+            return
+        for server in [s for s in self.servers if s.facts]:  # of one that has two addresses, one has lost its label
+            try:
+                await self._check_label(server)
+            except (LostError, httpx.HTTPError) as error:
+                self._refuse(server, error)
+        self._raise_failure()
+
+    async def _finish(self, call: Call) -> None:
+        self._call = call
+        self._inside.notify()
+        try:
+            while not call.done:
+                self._check_patience(call)
+                await self._until(lambda: call.done, within_s=0.5)
+        finally:
+            self._call = None
+            self._inside.notify()
+
+    async def _until(self, true: Callable[[], object], within_s: float | None) -> None:
+        await self._inside.until(lambda: self._failure is not None or true(), within_s)
+        self._raise_failure()
 
     def _raise_failure(self) -> None:
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
+        failure, self._failure = self._failure, None
+        if failure is not None:
             raise failure
+
+    def _ready(self, server: Server) -> bool:
+        return server.live and server.has == self._weights.number
 
     def _check_patience(self, call: Call) -> None:
         """Raise UserError if there has been no server, or no progress on any server, for too long."""
@@ -165,12 +173,9 @@ class VLLMServerSampler:
         alone_s = 0.0 if any(s.live for s in self.servers) else now - max(call.started, self._last_live)
         if alone_s > WARN_EVERY_S * (call.said + 1):
             call.said += 1
-            log.warning(
-                "no sampling server has answered for %.0f s; the run ends after %.0f s without a server",
-                alone_s,
-                self.give_up_s,
-            )
-        if alone_s > self.give_up_s or now - call.heard > self.give_up_s + self.timeout_s:
+            log.warning("no sampling server has answered for %.0f s; the run ends after %.0f s", alone_s, self.give_up_s)
+        idle_s = now - max(call.finished, *(s.heard for s in self.servers))
+        if alone_s > self.give_up_s or idle_s > self.give_up_s + self.timeout_s:
             each = "; ".join(f"{s.url}: {s.said}" for s in self.servers)
             raise UserError(
                 SETTING,
@@ -178,194 +183,134 @@ class VLLMServerSampler:
                 "Start them with `python -m dash_exp.serve port=...` and check what they print",
             )
 
-    # --- the thread of one server ------------------------------------------------------------------------------------
+    # --- in the event loop: the task of one server -------------------------------------------------------------------
 
-    def _start(self) -> None:
-        if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._look_after, args=(s,), daemon=True, name=f"sampling server {s.url}")
-                for s in self.servers
-            ]
-            for thread in self._threads:
-                thread.start()
-
-    def _look_after(self, server: Server) -> None:
-        while (task := self._next_task(server)) is not None:
+    async def _look_after(self, server: Server) -> None:
+        while True:
             try:
-                task()
+                await self._contact(server)
+                while True:
+                    await self._inside.until(lambda: self._call is not None or not self._ready(server))
+                    if self._call is not None and self._ready(server):
+                        await self._sample_on(server, self._call)
+                    else:
+                        await self.updates.give(server, self._weights)
+                        self._inside.notify()
             except (LostError, httpx.HTTPError, OSError) as error:
                 self._lose(server, error)
             except Exception as error:  # a mistake of the user or a bug: the caller raises it
-                with self._changed:  # together, so that a caller who sees that the server was tried also sees the failure
-                    self._failure = self._failure or error
-                    self._lose(server, error)
-        if server.sender is not None:
-            server.sender.close()
-        server.http.close()
+                self._failure = self._failure or error
+                self._lose(server, error)
+            await asyncio.sleep(PROBE_EVERY_S)
 
-    def _next_task(self, server: Server) -> Callable[[], None] | None:
-        """Wait for the next thing to do with this server. None when the sampler is closed."""
-        with self._changed:
-            while not self._closed:
-                wait_s = None
-                if not server.live:
-                    wait_s = server.probe_at - time.monotonic()
-                    if wait_s <= 0:
-                        return lambda: self._contact(server)
-                elif server.has is not self._weights:
-                    return lambda: self._give_weights(server)
-                elif self._call is not None and self._call.todo:
-                    call, share = self._call, self._share(self._call, server)
-                    return lambda: self._sample_on(server, call, share)
-                self._changed.wait(wait_s)
-        return None
-
-    def _contact(self, server: Server) -> None:
-        """Ask a server that is not in use for its state, and send it the current weights."""
-        response = server.http.get("/health", timeout=PROBE_S)
-        try:
-            about = response.json() if response.status_code == 200 else {}
-        except ValueError:
-            about = {}
-        if response.status_code >= 500:
-            raise LostError(in_one_line(response.text) or f"status {response.status_code}")
-        back = bool(server.about)
-        with self._changed:
-            self._check_fit(server, about)
-            if server.about.get("boot") != about["boot"]:
-                server.sender = None  # the other end was restarted
-            server.about = about
-            has_them = server.has is self._weights and server.load == about["load"] is not None
-        if not has_them:
-            self._give_weights(server)
-        with self._changed:
-            server.live = server.tried = True
-            self._last_live = time.monotonic()
-            self._changed.notify_all()
+    async def _contact(self, server: Server) -> None:
+        """Ask a server that is not in use what it is and what it has, and give it the current weights."""
+        facts = await server.read_facts()
+        wrong = unmet(facts, self.updates, max_model_len=self.max_model_len, max_sequences=self.max_sequences)
+        if wrong is not None:
+            raise LostError(*wrong)
+        label = await server.read_label()
+        back, server.facts = bool(server.facts), facts
+        if label == server.label:
+            await server.call("/resume")  # someone may have paused it
+        elif label.startswith(LOADING):
+            await server.check_whole(label)
+        weights = self._weights
+        if label != server.label or server.has != weights.number:
+            await self.updates.give(server, weights)
         if back:
-            assert server.has is not None
-            log.warning("sampling server %s is back, with weights of version %d", server.url, server.has.version)
+            log.warning("sampling server %s is back, with weights of version %d", server.url, weights.version)
+        server.live = server.tried = True
+        self._last_live = time.monotonic()
+        self._inside.notify()
 
-    def _check_fit(self, server: Server, about: Mapping[str, Any]) -> None:
-        """Raise an error if this server does not fit the run: UserError while the run starts, LostError later."""
-        wrong = None
-        if not isinstance(about, dict) or "fingerprint" not in about:
-            wrong = "is not a sampling server of dash_exp"
-        elif about["fingerprint"] != self.expects["fingerprint"]:
-            wrong = f"has another model: {about['model']}, where this run trains {self.model}"
-        elif different := [k for k in ("dtype", "eos_ids") if about[k] != self.expects[k]]:
-            wrong = "; ".join(f"has {k} {about[k]}, where this run has {self.expects[k]}" for k in different)
-        elif about["max_model_len"] < self.max_model_len:
-            wrong = f"has max_model_len {about['max_model_len']}, where this run has {self.max_model_len}"
-        elif self.adapter is not None and (about.get("lora_rank") or 0) < self.adapter["r"]:
-            wrong = f"was not started with model.adapter=lora model.lora.r={self.adapter['r']}"
-        elif self.transfer == "nccl" and about["device"] != "cuda":
-            wrong = "has no GPU, which transfer=nccl needs"
-        elif twin := next((s for s in self.servers if s is not server and s.about.get("boot") == about["boot"]), None):
-            wrong = f"is the same server as {twin.url}"
-        if wrong is None:
+    async def _check_label(self, server: Server) -> None:
+        """Raise LostError if a server no longer has the weights that it was given."""
+        if (label := await server.read_label()) == server.label:
             return
-        if server.about or self._begun:  # the others continue without it
-            raise LostError(wrong)
-        right = "Start each server with the settings of the run: python -m dash_exp.serve port=... model=..."
-        raise UserError(f"{SETTING}: {server.url}", wrong, right)
+        if twin := next((s for s in self.servers if s is not server and s.id in label), None):
+            raise LostError(f"is the same server as {twin.url}", "List each server once")
+        raise LostError("it was started again" if label == "default" else "someone else gave it other weights")
 
-    def _give_weights(self, server: Server) -> None:
-        """Send the current weights. For an adapter: A and B, and first the base weights if the server does not have them."""
-        with self._changed:
-            weights = self._weights
-        assert weights is not None
-        server.has = None  # an interrupted transfer leaves no valid version
-        if self.adapter is None:
-            self._send(server, weights)
-        else:
-            response = self._put_adapter(server, weights)
-            if response.status_code == 409:
-                base = Weights(adapter.base(self.policy), self.dtype, 0, may_be_native=self.transfer != "http")
-                server.base = self._send(server, base)
-                response = self._put_adapter(server, weights)
-            server.load = good(response).json()["load"]
-        with self._changed:
-            server.has = weights
-            self._changed.notify_all()
-
-    def _put_adapter(self, server: Server, weights: Weights) -> httpx.Response:
-        parameters: dict[str, str | int] = {"version": weights.version, "base": server.base or ""}
-        return server.http.put("/adapter", params=parameters, content=weights.body())
-
-    def _send(self, server: Server, weights: Weights) -> str:
-        """Send a whole state dict, over NCCL if that is chosen, else over HTTP. Returns the server's name for it."""
-        if native.chosen(self.transfer, weights.device.type, server.about["device"]):
-            try:
-                server.sender = server.sender or native.Sender(server.http, weights.device, self.timeout_s)
-                server.load = server.sender.send(weights.tensors, weights.version)["load"]
-            except Exception as error:  # a server that waits in NCCL answers nothing else
-                raise UserError(
-                    f"{SETTING}: {server.url}",
-                    f"weights could not be sent over NCCL ({in_one_line(str(error))})",
-                    "Restart the servers and use rollout.sampler.transfer=http",
-                ) from error
-        else:
-            response = server.http.put("/weights", params={"version": weights.version}, content=weights.body())
-            server.load = good(response).json()["load"]
-        assert server.load is not None
-        return server.load
-
-    def _share(self, call: Call, server: Server) -> list[int]:
-        """Take prompts for a server: at most an equal share of all prompts, and at most `AHEAD` times what it has room for."""
-        ready = sum(self._ready(s) for s in self.servers)
-        room = max(1, AHEAD * min(self.max_sequences, server.about["max_sequences"]) // call.group_size)
-        share, resent = call.take(min(-(-len(call.prompts) // ready), room), server.url)
-        self.resent_prompts += resent
-        return share
-
-    def _sample_on(self, server: Server, call: Call, share: list[int]) -> None:
-        """Let a server sample some prompts. Prompts that it does not finish are given back."""
-        left = set(share)
+    async def _sample_on(self, server: Server, call: Call) -> None:
+        """Let a server sample what is left of a call, until the call is over. What it does not finish is given back."""
+        most = max(1, AHEAD * self.max_sequences * server.facts["engines"] // call.parts[0].count)
+        workers = [self._work(server, call, place) for place in range(min(most, len(call.parts)))]
+        tasks = [asyncio.create_task(work) for work in (self._watch(server, call), *workers)]
         try:
-            with server.http.stream("POST", "/sample", json=call.request(share, server.load)) as response:
-                if response.status_code != 200:
-                    response.read()
-                    good(response)
-                for line in response.iter_lines():
-                    if self._closed or call is not self._call:
-                        return  # the caller no longer waits
-                    self._take(server, call, left, line)
-                    if not left:
-                        return
-            raise LostError("its answer ended early")
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()  # raises what went wrong
         finally:
-            with self._changed:
-                server.unfinished = len(left)
-                call.give_back(left, server.url)
-                self._changed.notify_all()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _take(self, server: Server, call: Call, left: set[int], text: str) -> None:
-        """Take one line of a server's answer. Each group counts once, and only with the weights it was requested for."""
-        line = call.parsed(text, self.eos_ids)
-        with self._changed:
-            if "done" not in line:
-                call.heard = time.monotonic()
-            if "index" in line and line["index"] in left:
-                left.discard(line["index"])
-                call.groups.setdefault(line["index"], line["completions"])
-                call.active.add(server.url)
-                self._changed.notify_all()
+    async def _work(self, server: Server, call: Call, place: int) -> None:
+        """One request after the other, while a server may have more than `place` others: an equal share of the call."""
+        while True:
+            await self._inside.until(lambda: self._call is not call or (call.todo and place < self._share(call)))
+            if self._call is not call:
+                return
+            part = call.take(server.url)
+            server.busy += 1
+            try:
+                await self._request(server, call, part)
+            finally:
+                server.busy -= 1
+                if part not in call.found:
+                    call.give_back(part)
+            if call.done:
+                self._inside.notify()
+
+    def _share(self, call: Call) -> int:
+        return -(-len(call.parts) // max(1, self.live_servers))
+
+    async def _request(self, server: Server, call: Call, part: Part) -> None:
+        assert server.label is not None
+        try:
+            answer = await server.sample(call.request(part, server.model))
+            call.finish(part, answer, server.model, server.label, server.url)
+        except AnswerError as error:
+            await self._check_label(server)  # or the server is lost
+            call.failed[part] += 1
+            if call.failed[part] == TRIES:
+                wrong = f"a request was not answered as it should {TRIES} times, last: {error}"
+                raise UserError(f"{SETTING}: {server.url}", wrong, "See what the servers have printed") from error
+
+    async def _watch(self, server: Server, call: Call) -> None:
+        """Raise an error when a server no longer answers, has other weights, or decodes nothing for `timeout_s`."""
+        before, since = -1.0, time.monotonic()
+        while self._call is call:
+            await self._check_label(server)
+            tokens, now = await server.tokens(), time.monotonic()
+            if 0 <= before < tokens:
+                server.heard = now
+            if tokens != before or not server.busy:
+                before, since = tokens, now
+            elif now - since > self.timeout_s:
+                raise LostError(f"it has decoded nothing for {self.timeout_s:g} s")
+            await self._inside.until(lambda: self._call is not call, within_s=PROBE_EVERY_S)
+
+    def _refuse(self, server: Server, error: Exception) -> None:
+        """What a user must mend at a server ends a run that starts. Later the others go on without it."""
+        if isinstance(error, LostError) and error.right and not self._begun:
+            self._failure = self._failure or UserError(f"{SETTING}: {server.url}", str(error), error.right)
 
     def _lose(self, server: Server, error: Exception) -> None:
         """Do not use a server until it answers again."""
-        why = f"no answer for {self.timeout_s:g} s" if isinstance(error, httpx.ReadTimeout) else in_one_line(str(error))
-        with self._changed:
-            was_live, known = server.live, server.tried
-            lost, server.unfinished = server.unfinished, 0
-            server.live, server.tried, server.said = False, True, why or type(error).__name__
-            server.probe_at = time.monotonic() + PROBE_EVERY_S
-            if was_live:
-                self._last_live = time.monotonic()
-            self._changed.notify_all()
-        if self._closed or isinstance(error, UserError):
-            return
+        why = in_one_line(str(error)) or type(error).__name__
+        if isinstance(error, httpx.ReadTimeout):
+            why = f"no answer for {error.request.extensions['timeout']['read']:g} s"
+        else:
+            server.reads = None
+        was_live, known = server.live, server.tried
+        server.live, server.tried, server.said, server.heard = False, True, why, 0.0
         if was_live:
-            log.warning("sampling server %s is lost (%s); %d of its prompts go to the others", server.url, server.said, lost)
-        elif not known:
-            log.warning("sampling server %s does not answer (%s); it is used as soon as it does", server.url, server.said)
+            self._last_live = time.monotonic()
+        self._refuse(server, error)
+        self._inside.notify()
+        if was_live and self._failure is None:
+            log.warning("sampling server %s is lost (%s); its prompts go to the others", server.url, why)
+        elif not known and self._failure is None:
+            log.warning("sampling server %s cannot be used (%s); it is used as soon as it can", server.url, why)

@@ -59,8 +59,9 @@ NAMES = {
 }
 # Whole names only: `dash_exp.data.math` was a function, and is now a module, as in `dash_exp.data.math.load`.
 _OLD = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, NAMES))})(?![\w.])")
+_TRANSFER = re.compile(r"(?<!\w)(transfer(?:: *|=))http(?!\w)")  # to sampling servers, which read a folder now
 
 
 def in_text(text: str) -> str:
     """The text of a configuration or of overrides, with today's names in place of the old ones."""
-    return _OLD.sub(lambda found: NAMES[found[1]], text)
+    return _TRANSFER.sub(r"\1folder", _OLD.sub(lambda found: NAMES[found[1]], text))

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from dash_exp.core.addresses import host_and_port
 from dash_exp.core.errors import UserError
 from dash_exp.settings.algorithm import has_ratio, kl_in_reward
-from dash_exp.settings.checks import flags, known, number, numbers, shown
+from dash_exp.settings.checks import flags, known, number, numbers, shown, texts
 
 SECTIONS = "rollout rollout.sampler"
 
@@ -93,7 +93,9 @@ def _importance(cfg: DictConfig) -> None:
 
 
 def _servers(cfg: DictConfig) -> None:
-    known(cfg, "rollout.sampler.transfer", ["auto", "http", "nccl"])
+    known(cfg, "rollout.sampler.transfer", ["auto", "folder", "nccl"])
+    if cfg.rollout.sampler.get("weights_dir") is not None:
+        texts(cfg, "rollout.sampler.weights_dir")
     servers = cfg.rollout.sampler.servers
     if not servers or isinstance(servers, str):
         raise UserError(
