@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
@@ -22,13 +22,12 @@ from dash_exp.models.adapter import trained
 from dash_exp.models.log_probs import compute_token_logprobs
 
 
-def shard(model: PreTrainedModel, ranks: int, device: str) -> None:
-    """Keep only this rank's part of the model, in place. `device`: cpu or cuda.
+def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Keep only this rank's part of the model, in place. `mesh`: of the ranks, in one dimension.
 
     Each layer is gathered by itself, everything outside the layers together. Gradients are summed over ranks. FSDP gathers only
     for methods that it knows, and `log_probs.token_logprobs` does not call `forward`, so it is registered as a method.
     """
-    mesh = init_device_mesh(device, (ranks,))
     for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         for layer in layers:
             fully_shard(layer, mesh=mesh)
