@@ -78,8 +78,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     train, tests, left_out = problems(cfg)
     sets = {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}
     shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
-    # Where the ranks do not share sampling, the first grades training alone, and uses all cores.
-    rewards = rewards_of(cfg, sets, tokenizer, 1 if group.first and not shared else group.size)
+    # Where the ranks do not share sampling, the first grades training alone, and uses all cores of its machine.
+    rewards = rewards_of(cfg, sets, tokenizer, 1 if group.first and not shared else cfg.trainer.devices)
     check_claims(cfg, rewards["data.train"])
     given = {"tokenizer": tokenizer, "reward": rewards["data.train"]}
     train_sampler: Any = made(cfg, "algo.train_sampler", given) if cfg.algo.train_sampler else None

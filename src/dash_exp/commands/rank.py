@@ -32,7 +32,7 @@ from dash_exp.distributed.world import World
 
 Work = Callable[[DictConfig, Path, Ranks], object]  # what the others do in a run
 
-SHOW_AFTER_S = 3.0  # for a traceback: most likely the first rank has the same error, and leaves before
+SAME_ERROR_S = 3.0  # after an error of this rank: most likely the first has the same one, and ends the run
 LOG = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"  # as Hydra writes it
 
 
@@ -54,6 +54,8 @@ def taking_part(work: Work = run.follow) -> Iterator[None]:
         raise
     else:
         here.leave()
+        if here.stuck:  # in a sweep, whose cells have failed
+            end_at_once(SystemExit(1))
     finally:
         world.left()
 
@@ -93,13 +95,17 @@ def _follow(here: World, work: Work) -> int:
     try:
         with here.watched(told=lambda error: None), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             while (settings := here.next_run()) is not None:  # the first rank prints
-                _follow_run(here, work, **json.loads(settings))
+                if not _follow_run(here, work, **json.loads(settings)):
+                    break  # status 0: the first rank reports it, and what has started the ranks would end that at once
     except RuntimeError:  # of the store, which was in the first rank's process or in its torchrun
         return 1
     return 0
 
 
-def _follow_run(here: World, work: Work, config: str, folder: str) -> None:
+def _follow_run(here: World, work: Work, config: str, folder: str) -> bool:
+    """One run. False after an error of this rank alone, which the first rank is told: this process must end, because only that
+    certainly closes the connections on which others wait for it.
+    """
     cfg = OmegaConf.create(config)
     assert isinstance(cfg, DictConfig)
     try:
@@ -107,13 +113,14 @@ def _follow_run(here: World, work: Work, config: str, folder: str) -> None:
             work(cfg, Path(folder), group)
     except OverError:
         pass
-    except UserError as error:
-        here.say(str(error))
     except Exception as error:
-        if ranks.is_of_a_link(error) or here.goes_on_within(SHOW_AFTER_S):
-            return
-        traceback.print_exc()
-        here.say(f"{type(error).__name__}: {first_line(str(error))}")
+        if ranks.is_of_a_link(error) or here.goes_on_within(SAME_ERROR_S):
+            return True
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        here.say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(str(error))}")
+        return False
+    return True
 
 
 # --- a run on one machine ------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import logging
 import subprocess
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,36 @@ def on_this_machine(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> dict[str,
 
 def lead(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
     """What the first rank does, or the only one. `start`: see `start_run`."""
+    with leading(cfg, run_dir) as group:
+        return start_run(cfg, run_dir, in_sweep, start, group)
+
+
+@contextmanager
+def leading(cfg: DictConfig, run_dir: Path) -> Iterator[Ranks]:
+    """The ranks of a run that this process leads; itself alone where no others were started."""
     if place.size() == 1:
-        return start_run(cfg, run_dir, in_sweep, start, ALONE)
+        yield ALONE
+        return
     here = world.entered()
     here.begin(json.dumps({"config": OmegaConf.to_yaml(cfg, resolve=True), "folder": str(run_dir)}))
     with ranks.of_run(here, told=partial(write_failed, run_dir)) as group:
+        yield group
+def lead(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
+    """What the first rank does, or the only one. `start`: see `start_run`."""
+    with leading(cfg, run_dir) as group:
         return start_run(cfg, run_dir, in_sweep, start, group)
+
+
+@contextmanager
+def leading(cfg: DictConfig, run_dir: Path) -> Iterator[Ranks]:
+    """The ranks of a run that this process leads; itself alone where no others were started."""
+    if place.size() == 1:
+        yield ALONE
+        return
+    here = world.entered()
+    here.begin(json.dumps({"config": OmegaConf.to_yaml(cfg, resolve=True), "folder": str(run_dir)}))
+    with ranks.of_run(here, told=partial(write_failed, run_dir)) as group:
+        yield group
 
 
 def write_failed(run_dir: Path, error: UserError) -> None:

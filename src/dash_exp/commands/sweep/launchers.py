@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from dash_exp.core.addresses import host_and_port, unreachable
 from dash_exp.core.errors import UserError
+from dash_exp.distributed import place
 from dash_exp.settings.checks import number
 
 # By the second part of the module of a launcher's class: the package that it needs, and the extra that installs it.
@@ -43,6 +44,8 @@ def check_launcher(config: DictConfig) -> None:
     target = str(config.hydra.launcher._target_)
     name = target.split(".")[1]
     chosen = f"hydra/launcher={config.hydra.runtime.choices.get('hydra/launcher')}"
+    if name != "dash_exp_slurm" and config.trainer.num_nodes > 1:
+        place.check(config.trainer.devices, config.trainer.num_nodes)
     if name not in LAUNCHERS:
         return
     package, extra = LAUNCHERS[name]
