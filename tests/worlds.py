@@ -13,6 +13,7 @@ import torch
 from slurm import free_port
 
 from dash_exp.commands import rank, run
+from dash_exp.distributed.ranks import Ranks
 
 
 @contextmanager
@@ -49,3 +50,9 @@ def pid_of(rank: int, mark: str) -> int:
         except OSError:  # it has ended
             continue
     return 0
+
+
+def gives_back(cfg: object, folder: Path, group: Ranks) -> None:
+    """The other rank gathers what the first has sent it."""
+    group.join()
+    group.gather(group.tensors_from_first(None))

@@ -80,12 +80,6 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     def at_step(step: int, cell: int) -> bool:
         return (cells_of(folder)[cell].folder / "completions" / f"step_{step:05d}.jsonl").exists()
 
-    def at_once() -> bool:
-        """Slurm lets a job that was put back wait for two minutes: not here."""
-        for job in ask("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines():
-            if job.endswith("BeginTime"):
-                ask("scontrol", "update", f"jobid={job.split()[0]}", "starttime=now")
-        return False
 
     first = command("first", *sweep_, env=cluster)
     slurm.wait_for(lambda: log("first").count("job ") == 2)
@@ -100,10 +94,10 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     slurm.wait_for(lambda: at_step(2, cell=0))
     ask("scancel", f"{array}_0")
     log_of_other = folder / ".submitit" / f"{array}_1" / f"{array}_1_0_log.out"
-    slurm.wait_for(lambda: at_once() or RESUMED in log_of_other.read_text())
+    slurm.wait_for(lambda: slurm.start_waiting(cluster) or RESUMED in log_of_other.read_text())
     os.kill(process_in(cells_of(folder)[1].folder), signal.SIGSTOP)  # Slurm lets it go on when it ends it
     ask("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1")
-    slurm.wait_for(lambda: at_once() or second.poll() is not None)
+    slurm.wait_for(lambda: slurm.start_waiting(cluster) or second.poll() is not None)
     assert second.returncode == 1, log("second")
     assert log("second").count(", submitted before: ") == 2
     assert "1 of 2 cells are not done; the same command tries them again" in log("second")
