@@ -318,7 +318,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L
         "trainer",
         strategy=strategies.strategy(group.size, is_sharded(cfg, group)),
         use_distributed_sampler=False,
-        callbacks=[*callbacks, strategies.OwnSigterm()],
+        callbacks=[*callbacks, *([strategies.OwnSigterm()] if group.size > 1 else [])],
         logger=tracker or False,
         default_root_dir=run_dir,
         plugins=[world.environment()],

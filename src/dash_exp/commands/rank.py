@@ -62,8 +62,8 @@ def taking_part(work: Work = run.follow) -> Iterator[None]:
 
 def end_at_once(error: BaseException) -> None:
     """End this process without Python's own end, which would wait for gloo, and that for a machine that has gone."""
-    code = error.code if isinstance(error, SystemExit) else 1
-    if not isinstance(error, SystemExit):
+    code = error.code if isinstance(error, SystemExit) else f"error: {error}"
+    if not isinstance(error, SystemExit | UserError):
         traceback.print_exception(error)
     elif isinstance(code, str):
         print(code, file=sys.stderr)
