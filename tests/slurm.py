@@ -1,4 +1,4 @@
-"""A Slurm of one node, or of two on this machine, from Debian's packages `slurm-wlm` and `munge`, that lives in a folder and needs no systemd."""
+"""A Slurm of one node or two, from Debian's packages `slurm-wlm` and `munge`, that lives in a folder and needs no systemd."""
 
 from __future__ import annotations
 

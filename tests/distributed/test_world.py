@@ -117,7 +117,10 @@ def test_gloo_uses_the_link_to_the_first_rank(monkeypatch):
 
 def failed(exitcode, message="", timestamp=0):
     said = {"message": message} if message else ""
-    return SimpleNamespace(exitcode=exitcode, message=said, timestamp=timestamp, signal_name=lambda: signal.Signals(-exitcode).name)
+    def name():
+        return signal.Signals(-exitcode).name
+
+    return SimpleNamespace(exitcode=exitcode, message=said, timestamp=timestamp, signal_name=name)
 
 
 LEFT, ENDED = process.RESUME_ME, -signal.SIGTERM
@@ -126,7 +129,7 @@ LEFT, ENDED = process.RESUME_ME, -signal.SIGTERM
 @pytest.mark.parametrize(
     ("failures", "message"),
     [
-        ({1: failed(-9, timestamp=1), 0: failed(1, "UserError: rank 1 of 2 on a: ended.")}, "rank 1 of 2: was killed (SIGKILL), as"),
+        ({1: failed(-9), 0: failed(1, "UserError: rank 1 of 2 on a: ended.")}, "rank 1 of 2: was killed (SIGKILL), as"),
         ({0: failed(-9, timestamp=9), 1: failed(-11, timestamp=1)}, "rank 1 of 2: was stopped by SIGSEGV. R."),
         ({0: failed(1, "UserError: reward.pattern: is wrong. Write another.")}, "reward.pattern: is wrong. Write another."),
         ({0: failed(1, "KeyError: 'x'")}, "rank 0 of 2: ended with status 1 (KeyError: 'x'). R."),
@@ -147,7 +150,8 @@ def test_ranks_that_were_told_to_leave_are_no_error():
 
 def test_tensors_of_the_first_rank_come_as_they_are(tmp_path):
     """Of any shape and type, without numbers and not contiguous too; and what is between them."""
-    of_each = [torch.tensor(3), torch.empty(0), torch.eye(3).T[:, 1:], torch.ones(2, 2, dtype=torch.bfloat16), torch.get_rng_state()]
+    halves = torch.ones(2, 2, dtype=torch.bfloat16)
+    of_each = [torch.tensor(3), torch.empty(0), torch.eye(3).T[:, 1:], halves, torch.get_rng_state()]
     value = {"weights": {"a": of_each[0], 3: of_each[1:]}, "rest": [1, ("x", None), {}], "nothing": None}
     with worlds.two_ranks(worlds.gives_back), run.leading(OmegaConf.create({}), tmp_path) as group:
         group.join()

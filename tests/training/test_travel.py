@@ -21,7 +21,7 @@ def plain(completion):
     [
         [],
         [Completion([5, 6, 1], [-0.1, -1 / 3, -2e-7], truncated=False)],
-        [Completion([7], None, True), Completion([], [], False), Completion([1, 2], [-1, -2], False, True), Completion([], None, True)],
+        [Completion([7], None, True), Completion([], [], False), Completion([1, 2], [-1, -2], False, True)],
     ],
 )
 def test_completions_come_as_they_were(completions):

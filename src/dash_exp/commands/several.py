@@ -22,7 +22,7 @@ STOPPED = {process.RESUME_ME: process.RESUME_ME, process.INTERRUPTED: process.IN
 
 
 def launched(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> dict[str, Any]:
-    """The result of the run whose settings are in `run_dir`. Exits as `run.run` does, and raises UserError for what has ended it."""
+    """The result of the run whose settings are in `run_dir`. Exits as `run.run` does; UserError for what else has ended it."""
     size, on_cpu = cfg.trainer.devices, cfg.trainer.accelerator == "cpu"
     try:
         failures = launcher.launch(size, RANK, [run_dir, in_sweep, time.time()], on_cpu)

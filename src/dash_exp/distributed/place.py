@@ -35,7 +35,8 @@ def check(devices: int, num_nodes: int) -> None:
     """Raise UserError where so many ranks on each of so many machines are not what was started."""
     where = f"trainer.devices={devices} trainer.num_nodes={num_nodes}"
     if size() > 1 and devices * num_nodes != size():
-        raise UserError(where, f"make {devices * num_nodes} rank(s), but {starter()} has started {size()}", "Write what it starts")
+        wrong = f"make {devices * num_nodes} rank(s), but {starter()} has started {size()}"
+        raise UserError(where, wrong, "Write what it starts")
     if size() == 1 and num_nodes > 1:
         raise UserError(
             where,

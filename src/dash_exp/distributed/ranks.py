@@ -93,7 +93,7 @@ class Ranks:
         return items if self.size == 1 else items[self.index :: self.size]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in the order of the ranks, on every rank. They are pickled: give arrays, not lists of numbers."""
+        """The values of all ranks, in the order of the ranks, on every rank. They are pickled: give arrays, not numbers."""
         if self.size == 1:
             return [value]
         mine = _pickled(value)
@@ -110,7 +110,7 @@ class Ranks:
         return dealt_back(self.gather(list(mine)))
 
     def from_first(self, value: T) -> T:
-        """The first rank's value, on every rank. It is pickled: give arrays, not lists of numbers."""
+        """The first rank's value, on every rank. It is pickled: give arrays, not numbers."""
         if self.size == 1:
             return value
         mine = _pickled(value) if self.first else torch.empty(0, dtype=torch.uint8)
@@ -121,7 +121,7 @@ class Ranks:
         return value if self.first else _unpickled(sent)
 
     def tensors_from_first(self, value: Any) -> Any:
-        """The same for dicts and lists in one another with large tensors in CPU memory, which are sent as they are, one by one."""
+        """The same for dicts and lists in one another with large tensors in CPU memory, which are sent one by one."""
         if self.size == 1:
             return value
         mine: list[Tensor] = []
@@ -154,7 +154,7 @@ class Ranks:
     # --- waiting --------------------------------------------------------------------------------------------------------
 
     def _finish(self, work: dist.Work, on_gpu: bool = False) -> None:
-        """Wait for a collective. Raises UserError as soon as another rank is missed, and is open to signals; gloo waits blindly."""
+        """Wait for a collective. Raises RankLostError as soon as another rank is missed, and lets signals in; gloo does not."""
         pause_s, looked = 1e-4, time.monotonic()
         self._unfinished = work
         while not on_gpu and not work.is_completed():
@@ -205,8 +205,8 @@ ALONE = Ranks()
 
 @contextmanager
 def of_run(world: World, told: Callable[[UserError], None] | None = None) -> Iterator[Ranks]:
-    """Around one rank's part in the run that the first one leads. If a rank has gone and the run hangs, `told` is called with the
-    error, and the process ends with status 1.
+    """Around one rank's part in the run that the first one leads. If a rank has gone and the run hangs, `told` is called with
+    the error, and the process ends with status 1.
     """
     ranks = Ranks(world.index, world.size, world)
     with world.watched(told) if told else nullcontext():

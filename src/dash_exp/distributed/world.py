@@ -35,6 +35,7 @@ GRACE_S = 30.0  # after a rank has gone: for this process to end by itself, befo
 LEAVE_S = 3.0  # after the first rank has left: for the others, which may be sampling
 ADDRESS_OF = 0x8915  # SIOCGIFADDR of linux/sockios.h
 AGAIN = "The same command resumes the run, or starts it again"
+GONE = "its process has ended, or its machine, or the link to it"
 
 
 class RankLostError(UserError):
@@ -73,7 +74,8 @@ class World:
             return next(iter(rendezvous(url, timeout=timedelta(seconds=START_S))))[0]
         except RuntimeError as error:
             where = f"{self.address}:{os.environ['MASTER_PORT']}"
-            raise UserError(where, "rank 0 does not answer there", "See what its process says; both must reach it") from error
+            wrong = f"{self.size} processes have not met there within {START_S:.0f} s"
+            raise UserError(where, wrong, "See what the others say; each must reach this address") from error
 
     # --- runs: led by the first, followed by the others -----------------------------------------------------------------
 
@@ -116,7 +118,7 @@ class World:
             return None
         index, heard = found
         where = f"rank {index} of {self.size}" + (f" on {heard.host}" if heard.beat else "")
-        silent = f"not heard of for {time.monotonic() - heard.at:.0f} s: its process has ended, or its machine, or the link to it"
+        silent = f"not heard of for {time.monotonic() - heard.at:.0f} s: {GONE}"
         return RankLostError(where, f"ended ({heard.why})" if heard.why else silent, AGAIN)
 
     @contextmanager
@@ -180,7 +182,7 @@ def left() -> None:
 def use_link_to(address: str) -> None:
     """Have gloo use the network that leads to the first rank, unless the user has said which (GLOO_SOCKET_IFNAME).
 
-    gloo takes the one that the name of this machine stands for, which Debian says is the machine itself: nobody else gets there.
+    gloo takes the one that the name of this machine stands for, which on Debian is the machine itself: nobody else gets there.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
