@@ -136,8 +136,8 @@ def test_one_word_starts_a_sweep_on_two_nodes_of_slurm(machines, tmp_path):
     settings = [*COMMON[:-1], "steps=8", "eval.every=8"]
     trainer = ["trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2"]
     # Slurm cannot resolve the names of its nodes here
-    jobs = ["hydra/launcher=submitit_slurm", "hydra.launcher.setup=[export MASTER_ADDR=127.0.0.1]", "hydra.launcher.cpus_per_task=1"]
-    jobs += ["hydra.launcher.mem_gb=null", "hydra.callbacks.ledger.report=null"]
+    jobs = ["hydra/launcher=submitit_slurm", "hydra.launcher.setup=['export MASTER_ADDR=127.0.0.1']"]
+    jobs += ["hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null", "hydra.callbacks.ledger.report=null"]
     with slurm.slurm(tmp_path, nodes=2) as cluster:
         sweep = [sys.executable, TRAIN, "-m", *settings, *trainer, "algo=grpo,dash", *jobs]
         variables = [f"{k}={v}" for k, v in cluster.items()]

@@ -237,6 +237,16 @@ def test_a_cell_gets_what_it_needs_for_its_devices(launcher, gpus, others):
     assert [OmegaConf.select(settings, key) for key in others] == [3] * len(others)
 
 
+def test_a_cell_on_several_nodes_gets_a_task_for_each_rank():
+    def asked(nodes: int) -> dict[str, int]:
+        several = ["trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=4", f"trainer.num_nodes={nodes}"]
+        settings = sweep_settings("hydra/launcher=submitit_slurm", *several).hydra.launcher
+        return {key: settings[key] for key in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb")}
+
+    assert asked(1) == {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 4, "cpus_per_task": 32, "mem_gb": 128}
+    assert asked(2) == {"nodes": 2, "tasks_per_node": 4, "gpus_per_node": 4, "cpus_per_task": 8, "mem_gb": 128}
+
+
 @pytest.mark.parametrize(
     ("launcher", "says"),
     [
@@ -258,6 +268,9 @@ def test_a_launcher_that_cannot_do_it_is_told_before_anything_starts(monkeypatch
         launchers.check_launcher(sweep_settings("hydra/launcher=submitit_slurm"))
     with pytest.raises(UserError, match="all cells on the same GPU"):
         launchers.check_launcher(sweep_settings("hydra/launcher=joblib", "trainer=gpu"))
+    for launcher in ("basic", "joblib"):
+        with pytest.raises(UserError, match="needs a process for each rank on each machine"):
+            launchers.check_launcher(sweep_settings(f"hydra/launcher={launcher}", "trainer=ddp", "trainer.num_nodes=2"))
     for launcher, setting in (
         ("joblib", "n_jobs=0"),
         ("ray", "ray.remote.num_cpus=two"),
