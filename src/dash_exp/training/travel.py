@@ -12,7 +12,7 @@ from dash_exp.core.types import Completion, LogProbs, Prompt, Rollouts, TokenIds
 
 
 @dataclass(frozen=True)
-class Packed:
+class Parcel:
     """B completions. `lengths_B`: of each in `ids`, where they follow each other, and in `logprobs` those that have any."""
 
     lengths_B: NDArray[np.int64]
@@ -29,13 +29,13 @@ class Sent:
 
     rest: Rollouts
     problems: list[str]
-    completions: Packed
+    completions: Parcel
     aside: Sent | None
 
 
-def packed(completions: Sequence[Completion]) -> Packed:
+def packed(completions: Sequence[Completion]) -> Parcel:
     logprobs = [c.logprobs for c in completions if c.logprobs is not None]
-    return Packed(
+    return Parcel(
         np.array([len(c.ids) for c in completions], np.int64),
         np.concatenate([np.empty(0, np.int32), *(c.ids for c in completions)]),
         np.concatenate([np.empty(0, np.float32), *logprobs]),
@@ -45,7 +45,7 @@ def packed(completions: Sequence[Completion]) -> Packed:
     )
 
 
-def unpacked(sent: Packed) -> list[Completion]:
+def unpacked(sent: Parcel) -> list[Completion]:
     """The completions again, to the last bit."""
     ends_B = np.cumsum(sent.lengths_B)
     ends_of_logprobs_B = np.cumsum(np.where(sent.has_logprobs_B, sent.lengths_B, 0))
