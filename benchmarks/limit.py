@@ -45,7 +45,6 @@ from typing import Any
 import lightning as L
 import pandas as pd
 import torch
-
 from peak_memory import PHASES
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -54,7 +53,6 @@ from transformers import PreTrainedModel
 from dash_exp.commands import cli, run
 from dash_exp.commands.build import Parts, build, close, make_trainer
 from dash_exp.commands.sizes import sizes
-
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Rollouts

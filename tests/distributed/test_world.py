@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import worlds
-
 from omegaconf import OmegaConf
 
 from dash_exp.commands import run, several
@@ -117,6 +116,7 @@ def test_gloo_uses_the_link_to_the_first_rank(monkeypatch):
 
 def failed(exitcode, message="", timestamp=0):
     said = {"message": message} if message else ""
+
     def name():
         return signal.Signals(-exitcode).name
 

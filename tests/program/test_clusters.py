@@ -80,7 +80,6 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     def at_step(step: int, cell: int) -> bool:
         return (cells_of(folder)[cell].folder / "completions" / f"step_{step:05d}.jsonl").exists()
 
-
     first = command("first", *sweep_, env=cluster)
     slurm.wait_for(lambda: log("first").count("job ") == 2)
     array = log("first").partition("job ")[2].partition("_")[0]

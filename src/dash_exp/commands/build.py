@@ -300,9 +300,9 @@ def stand_ins(cfg: DictConfig, gpu: int) -> list[Tensor]:
 def meet(cfg: DictConfig, module: PolicyModule, group: Ranks) -> None:
     """Come together with the other ranks. With trainer=fsdp Lightning has the module sharded when it sets the training up."""
     group.join(gpus=cfg.trainer.accelerator == "gpu")
-    if module.sharded and group.first and adapter.has_one(module.policy):
-        if not isinstance(module.refresh.sampler, SharedSampler):
-            adapter.keep_base(module.policy)  # for servers
+    for_servers = not isinstance(module.refresh.sampler, SharedSampler)
+    if module.sharded and group.first and for_servers and adapter.has_one(module.policy):
+        adapter.keep_base(module.policy)
 
 
 def is_sharded(cfg: DictConfig, group: Ranks) -> bool:

@@ -90,32 +90,6 @@ def on_this_machine(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> dict[str,
         raise
 
 
-def on_this_machine(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> dict[str, Any]:
-    """A run whose ranks this process starts, and waits for."""
-    try:
-        return several.launched(cfg, run_dir, in_sweep)
-    except UserError as error:
-        if read_result(run_dir).get("status") != ENDING:  # otherwise only its end is left to do
-            write_failed(run_dir, error)
-        raise
-
-
-def lead(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
-    """What the first rank does, or the only one. `start`: see `start_run`."""
-    with leading(cfg, run_dir) as group:
-        return start_run(cfg, run_dir, in_sweep, start, group)
-
-
-@contextmanager
-def leading(cfg: DictConfig, run_dir: Path) -> Iterator[Ranks]:
-    """The ranks of a run that this process leads; itself alone where no others were started."""
-    if place.size() == 1:
-        yield ALONE
-        return
-    here = world.entered()
-    here.begin(json.dumps({"config": OmegaConf.to_yaml(cfg, resolve=True), "folder": str(run_dir)}))
-    with ranks.of_run(here, told=partial(write_failed, run_dir)) as group:
-        yield group
 def lead(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
     """What the first rank does, or the only one. `start`: see `start_run`."""
     with leading(cfg, run_dir) as group:

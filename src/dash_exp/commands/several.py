@@ -14,7 +14,6 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.distributed import launcher
-
 from dash_exp.results.run_folder import read_result, snapshots, write_result
 
 RANK = "dash_exp.commands.rank"  # the module that each of them runs
