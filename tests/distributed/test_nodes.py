@@ -59,7 +59,7 @@ def test_two_torchruns_come_to_the_numbers_of_one_process(machines, tmp_path):
     port = slurm.free_port()
     both = [machines(n, torchrun(n, "127.0.0.1", port, *settings, "trainer=fsdp", "hydra.run.dir=run")) for n in (1, 0)]
     for process, _, said in both:
-        assert process.wait(180) == 0, said.read_text()
+        assert process.wait(400) == 0, said.read_text()
     (_, second, said), (_, first, _) = both
     assert list(second.iterdir()) == [], "only the first machine writes"
     assert "steps" not in said.read_text(), "only the first machine prints"
@@ -112,7 +112,7 @@ def test_a_machine_whose_cable_is_cut_ends_the_run_by_name_and_it_goes_on_with_o
         command = torchrun(n, "10.77.0.1", 29555, *settings, "trainer=ddp", "hydra.run.dir=run")
         both.append(machines(n, ["ip", "netns", "exec", names[n], *as_machine, *command]))
     folder, said = both[0][1] / "run", both[0][2]
-    processes.wait_until((folder / "completions" / "step_00003.jsonl").exists, 180, said.read_text)
+    processes.wait_until((folder / "completions" / "step_00003.jsonl").exists, 400, said.read_text)
     cut()
     until = time.monotonic() + BOUND_S
     for process, _, _ in both:
@@ -144,7 +144,7 @@ def test_one_word_starts_a_sweep_on_two_nodes_of_slurm(machines, tmp_path):
         command, home, said = machines(0, ["env", *variables, *sweep])
         folder = home / "multirun" / "small"
 
-        processes.wait_until(lambda: list(folder.glob("*grpo*/completions/step_00002.jsonl")), 180, said.read_text)
+        processes.wait_until(lambda: list(folder.glob("*grpo*/completions/step_00002.jsonl")), 400, said.read_text)
         array = said.read_text().partition("job ")[2].partition("_")[0]
         slurm.ask(cluster, "scancel", "--signal=USR2", f"{array}_0.0")
         slurm.wait_for(lambda: slurm.start_waiting(cluster) or command.poll() is not None)

@@ -114,7 +114,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_with_one_or_two(tmp_p
     folder = tmp_path / "killed"
 
     def kill():
-        processes.wait_until((folder / "completions" / "step_00002.jsonl").exists, 120)
+        processes.wait_until((folder / "completions" / "step_00002.jsonl").exists, 300)
         os.kill(worlds.pid_of(1, str(folder)), signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
@@ -141,9 +141,9 @@ def test_a_signal_to_the_command_ends_all_its_ranks(number, status, tmp_path):
     with said.open("w") as out:
         command = subprocess.Popen([sys.executable, TRAIN, *settings], env=variables, stdout=out, stderr=out, cwd=tmp_path)
     try:
-        processes.wait_until((tmp_path / "run" / "completions" / "step_00002.jsonl").exists, 120, said.read_text)
+        processes.wait_until((tmp_path / "run" / "completions" / "step_00002.jsonl").exists, 300, said.read_text)
         command.send_signal(number)
-        assert command.wait(30) == (status or -number), said.read_text()
+        assert command.wait(60) == (status or -number), said.read_text()
     finally:
         command.kill()
     processes.wait_until_gone(mark, 10)
