@@ -55,7 +55,7 @@ def machines(tmp_path):
 
 def test_two_torchruns_come_to_the_numbers_of_one_process(machines, tmp_path):
     """Sharded weights, KL against a reference. The second machine has no folder of the run."""
-    settings = [*COMMON, "kl=0.04", "batch.minibatches=2"]
+    settings = [*COMMON, "kl.coef=0.04"]
     port = slurm.free_port()
     both = [machines(n, torchrun(n, "127.0.0.1", port, *settings, "trainer=fsdp", "hydra.run.dir=run")) for n in (1, 0)]
     for process, _, said in both:
