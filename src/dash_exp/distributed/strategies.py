@@ -15,18 +15,32 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 
-class Ranked(DDPStrategy):
+class _WithoutBarriers:
+    """Lightning has the ranks wait for each other in each epoch, inside gloo: there neither signals nor the loss of a rank end it.
+
+    They wait for each other where they exchange something (`Ranks`), and need no more than that.
+    """
+
+    def barrier(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+
+class Ranked(_WithoutBarriers, DDPStrategy):
     """DDPStrategy without its wrapper."""
 
     def configure_ddp(self) -> None:
         """No DistributedDataParallel."""
 
 
+class Sharded(_WithoutBarriers, ModelParallelStrategy):
+    """Each rank keeps its part of the weights, as the module's `configure_model` divides them."""
+
+
 def strategy(ranks: int, sharded: bool) -> Strategy | str:
-    """With `sharded` each rank keeps its part of the weights, as the module's `configure_model` divides them."""
+    """Of a run on so many ranks."""
     if ranks == 1:
         return "auto"
-    return ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1) if sharded else Ranked()
+    return Sharded(data_parallel_size=ranks, tensor_parallel_size=1) if sharded else Ranked()
 
 
 class OwnSigterm(L.Callback):
