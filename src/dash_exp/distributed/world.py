@@ -7,6 +7,7 @@ puts the settings of each run into the store, from where the others take them, s
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import os
 import socket
@@ -138,6 +139,8 @@ class World:
             if not self.first and self._beats.left and not over.wait(LEAVE_S):
                 os._exit(0)
             if (lost := self.lost()) and not over.wait(GRACE_S if self.first else 0):  # the others have nothing to save
+                if self.first:
+                    faulthandler.dump_traceback()  # where it hangs
                 told(lost)
                 print(f"error: {lost}", file=sys.stderr, flush=True)
                 os._exit(1)
