@@ -15,24 +15,32 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 
-class _WithoutBarriers:
-    """Lightning has the ranks wait for each other in each epoch, inside gloo: there neither signals nor the loss of a rank end it.
+class _Quiet:
+    """Lightning has the ranks wait for each other in each epoch, inside gloo, where no signal and no lost rank ends it.
 
-    They wait for each other where they exchange something (`Ranks`), and need no more than that.
+    They have the same numbers, and wait for each other where they exchange something (`Ranks`): more is not needed.
     """
 
     def barrier(self, *_: Any, **__: Any) -> None:
         """Nothing."""
 
+    def reduce(self, tensor: Any, *_: Any, **__: Any) -> Any:
+        """This rank's own value."""
+        return tensor
 
-class Ranked(_WithoutBarriers, DDPStrategy):
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """This rank's own decision."""
+        return decision
+
+
+class Ranked(_Quiet, DDPStrategy):
     """DDPStrategy without its wrapper."""
 
     def configure_ddp(self) -> None:
         """No DistributedDataParallel."""
 
 
-class Sharded(_WithoutBarriers, ModelParallelStrategy):
+class Sharded(_Quiet, ModelParallelStrategy):
     """Each rank keeps its part of the weights, as the module's `configure_model` divides them."""
 
 
