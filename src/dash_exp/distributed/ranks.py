@@ -176,7 +176,7 @@ class Ranks:
 
     def lost(self, within_s: float) -> RankLostError | None:
         """The error for the user if a collective has failed because another rank has gone: found within so many seconds."""
-        return self.world and self.world.lost(GONE_S, within_s)
+        return self.world.lost(GONE_S, within_s) if self.world else None
 
     def end(self) -> None:
         """Leave the group: its connections close, which ends what other ranks wait for.
@@ -240,7 +240,7 @@ def _pickled(value: Any) -> Tensor:
 
 
 def _unpickled(sent: Tensor) -> Any:
-    return pickle.loads(memoryview(sent.numpy()))
+    return pickle.loads(sent.numpy().tobytes())
 
 
 @dataclass(frozen=True)
