@@ -54,14 +54,17 @@ def strategy(ranks: int, sharded: bool) -> Strategy | str:
 class OwnSigterm(L.Callback):
     """Puts the handler of SIGTERM back that was there when this object was made, and that Lightning has wrapped in its own.
 
-    With several ranks Lightning's broadcasts, from whatever code the signal interrupts (Lightning #20806).
+    With several ranks Lightning's broadcasts, from whatever code the signal interrupts (Lightning #20806), and asks all ranks
+    for it before each batch, inside gloo.
     """
 
     def __init__(self) -> None:
         self.handler = signal.getsignal(signal.SIGTERM)
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        self.on_validation_start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.handler)
-
-    on_validation_start = on_train_start
