@@ -28,12 +28,14 @@ BAD = [
     (f"optimizer._target_=torch.optim.Muon {NO_ADAM}", "Muon only supports 2D parameters"),
     ("+optimizer.foreach=true", "`fused` and `foreach` cannot be `True` together"),
     ("+optimizer.capturable=true optimizer.fused=false", "params and state_steps must be on supported devices"),
-    ("optimizer._partial_=false", "optimizer.params: is missing: torch.optim.AdamW needs it. Add +optimizer.params=..., or"),
+    ("optimizer._partial_=false", "optimizer.params: is missing: torch.optim.AdamW needs it. Add +optimizer._partial_=true"),
     (
         "optimizer._target_=torch.optim.AdamX",
         "there is no AdamX in torch.optim. Use torch.optim.Adam",
     ),
     ("+optimizer.amsgrd=true", "optimizer.amsgrd: torch.optim.AdamW has no such setting. Write amsgrad."),
+    ("+optimizer.amsgrd=true +optimizer.zz=1", "optimizer.amsgrd, optimizer.zz: torch.optim.AdamW has no such setting. Write"),
+    ("+optimizer.zz=1 +optimizer.zzz=1", "; ~optimizer.zz ~optimizer.zzz removes them."),
     ("optimizer._target_=own_parts.nothing", "it gives a NoneType and not an optimizer"),
     # schedules
     (f"schedule._target_={LR}.ReduceLROnPlateau", "ReduceLROnPlateau: its step() needs metrics, which this"),
@@ -73,7 +75,7 @@ BAD = [
     ("reward._target_=own_parts.NOT_CALLABLE", "reward._target_=own_parts.NOT_CALLABLE: is not a function or class"),
     (
         "reward._target_=own_parts.one_for_all",
-        "reward.pattern: own_parts.one_for_all has no such setting. It has",
+        "reward.pattern, reward.timeout_s: own_parts.one_for_all has no such setting. It has",
     ),
 ]
 
@@ -119,7 +121,7 @@ REWARDS = [
     ("texts", "it gives a list and not Scores"),
     ("one_for_all", "rewards: 1 for 8 texts"),
     ("words", "must be real number, not str"),
-    ("needs_a_text", "string index out of range"),
+    ("needs_a_text", "string index out of range; own_parts.py, line "),
 ]
 
 

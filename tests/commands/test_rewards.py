@@ -118,11 +118,14 @@ def test_a_claim_is_on_a_part_that_the_reward_has(metric, message):
         (["reward.workers=5"], 5),
         (["reward=math_format"], 3),
         (["reward=math_format", "reward.parts.math.workers=5"], 5),
+        (["+data.tests.in_dist.reward=${reward}"], 3),
+        (["eval.k=${oc.select:own.no_such_setting,[]}"], 3),  # a list that only a reference has
     ],
 )
 def test_ranks_that_grade_share_the_cores(overrides, workers, monkeypatch, tokenizer):
     monkeypatch.setattr(cores, "cores", lambda: 6)
-    found = rewards_of(composed("data=gsm8k", *overrides), {"data.train": [problem("7")]}, tokenizer, ranks=2)["data.train"]
+    test = "data.tests.in_dist"
+    found = rewards_of(composed("data=gsm8k", *overrides), {test: [problem("7")]}, tokenizer, ranks=2)[test]
     close_rewards([found])
     assert getattr(found, "parts", {"math": found})["math"].workers.count == workers
 

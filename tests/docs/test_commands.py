@@ -35,7 +35,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 DESCRIBED = {
     "README.md": {"conf/reward/short.yaml": "_target_: my_rewards.Short\n"},
     "CONTRIBUTING.md": {"conf/algo/NAME.yaml": "# @package _global_\ndefaults: [no_gf, _self_]\nalgo: {name: NAME}\n"},
-    "docs/how-to/own-reward.md": {"mine/reward/concise.yaml": "_target_: my_rewards.ConciseReward\n"},
+    "docs/how-to/own-reward.md": {"mine/reward/concise.yaml": "_target_: my_concise.ConciseReward\n"},
 }
 # What a page writes in place of a run folder, and of a folder with a model.
 RUNS = ("RUN", "outputs/arithmetic-tiny/TIME")

@@ -76,7 +76,7 @@ def small(cfg, data):
     ours = composed("model=tiny_random", "trainer=cpu", "teacher=tiny", "logger=csv", *NANO_MODEL)
     cfg = OmegaConf.merge(cfg)  # a copy that takes any key
     OmegaConf.set_struct(cfg, False)
-    for part in ("model", "trainer", "teacher", "logger", "name", "study"):
+    for part in ("model", "trainer", "teacher", "logger", "name"):
         cfg[part] = ours[part]
     cfg.teacher.file = str(data / f"traces-{cfg.data.name}.jsonl")
     cfg.budget.match = None  # another run of the sweep gives the limit
@@ -89,8 +89,9 @@ def small(cfg, data):
     cfg.batch.minibatches = min(cfg.batch.minibatches, 2)
     if cfg.batch.sample_prompts is not None:
         cfg.batch.sample_prompts = max(cfg.batch.sample_prompts * 4 // 64, 1)
-    cfg.eval.every, cfg.eval.n = 1, min(cfg.eval.n, 2)
-    cfg.eval.k = [k for k in cfg.eval.k if k <= cfg.eval.n]
+    cfg.eval.every = 1
+    if cfg.eval.n > 2:
+        cfg.eval.n, cfg.eval.k = 2, [k for k in cfg.eval.k if k <= 2]
     if cfg.data.name == "reasoning_gym":
         cfg.data.train.size, cfg.data.tests.in_dist.size, cfg.data.tests.out_dist.size = 8, 2, 2
     else:
@@ -102,19 +103,22 @@ def small(cfg, data):
 
 @pytest.fixture(scope="module")
 def start(data, tmp_path_factory):
-    """Runs the small form of a cell, each form once; the folder of the run."""
+    """Runs the small form of a cell, each form once, with the references that its settings have; the folder of the run."""
+    folders = {}
 
-    @cache
-    def started(text):
+    def started(cfg):
         folder = tmp_path_factory.mktemp("run")
-        cfg = OmegaConf.create(text)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(ending, "plot_curves", lambda *_: None)  # which takes as long as the rest
             assert run.run(cfg, folder)["status"] == "done"
         return folder
 
     def start(cell):
-        return started(OmegaConf.to_yaml(small(cell, data), resolve=True))
+        cfg = small(cell, data)
+        text = json.dumps({k: v for k, v in OmegaConf.to_container(cfg, resolve=True).items() if k != "study"})
+        if text not in folders:
+            folders[text] = started(cfg)
+        return folders[text]
 
     yield start
     for reward in shared:

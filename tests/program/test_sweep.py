@@ -95,6 +95,10 @@ def test_an_arm_that_crashes_does_not_end_the_others(train, tmp_path):
     assert again.returncode == 1
     assert "2 of them done before" in again.stdout
 
+    alone = train(*SWEEP, "rollout.max_response_tokens=30")
+    assert alone.returncode == 0
+    assert "sweep: " not in alone.stdout  # it has the name of the sweep, and is no cell of it
+
 
 def test_a_cell_of_other_settings_is_never_overwritten(train, tmp_path):
     """Two sweeps that would share a cell's folder, since its name does not hold what the file's other settings are."""
@@ -120,7 +124,7 @@ def test_a_sweep_ends_with_the_verdicts_on_what_it_claims(train, tmp_path):
     verdict, and an arm that neither has is refused.
     """
 
-    def claiming(*more, arm="dash", claim="kind: faster, ratio: 1000"):
+    def claiming(*more, arm="dash", claim="kind: faster, ratio: 1e12"):
         (tmp_path / "sweeps").mkdir(exist_ok=True)
         (tmp_path / "sweeps" / "mine.yaml").write_text(
             f"""
@@ -141,7 +145,7 @@ hydra: {{mode: MULTIRUN, sweeper: {{params: {{algo: "grpo,dash,no_gf", seed: "0,
     assert verdict.startswith("supported: training time of dash is below ")
     assert found.startswith("  dash takes ")
     assert page == "report multirun/mine/report/report.html"
-    again = claiming("algo=dash,grpo", arm="dash,no_gf", claim="kind: faster, ratio: 0.001")
+    again = claiming("algo=dash,grpo", arm="dash,no_gf", claim="kind: faster, ratio: 1e-12")
     assert "4 of them done before" in again.stdout, again.stderr
     assert again.stdout.strip().splitlines()[-3].startswith("contradicted: ")
     alone = claiming("algo=dash")

@@ -42,6 +42,12 @@ from dash_exp.rewards.answers import boxed_answer, boxes, final_answer
         ("#### 1. Add the numbers\n3 + 4 = 7", "3 + 4 = 7"),
         ("It takes 10-7 = 3 days, i.e. -3/4 of it", "-3/4"),
         ("\\[ x = 5 \\]", "x = 5"),
+        ("7+8=15\nA: 15", "15"),  # a label, no ratio
+        ("0-0=0 A:0", "0"),
+        (r"**(B)** : \frac{3}{4}", r"\frac{3}{4}"),
+        ("3:4", "3:4"),
+        ("a:b", "a:b"),
+        ("x : y : 3", "x : y : 3"),
     ],
 )
 def test_final_answer(text, answer):

@@ -1,8 +1,10 @@
 """Equivalent answers are right and others wrong: pairs of a gold answer and a completion."""
 
+import re
+
 import pytest
 
-from dash_exp.rewards.grading import math_equal
+from dash_exp.rewards.grading import math_answer, math_equal
 
 RIGHT = [
     ("#### 2", "It is 2."),  # a gold with its marks
@@ -332,6 +334,12 @@ def test_right(gold, text):
 @pytest.mark.parametrize(("gold", "text"), WRONG)
 def test_wrong(gold, text):
     assert not math_equal(gold, text)
+
+
+@pytest.mark.parametrize("text", [r"\boxed{0/0}", r"\boxed{\frac{x}{0}}", r"\boxed{0 x : 0}", r"\boxed{\ln 0}"])
+def test_formula_without_a_value(text):
+    assert not math_equal("0", text) and not math_equal("x", text)
+    assert not {"nan", "zoo"} & set(re.findall("[a-z]+", math_answer(text)))  # as the same answer they would have a vote
 
 
 @pytest.mark.parametrize("gold", ["", "$$"])

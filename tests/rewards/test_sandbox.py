@@ -184,7 +184,11 @@ def test_process_mode_needs_no_bubblewrap(path):
     assert Sandbox("process").grade("def f(x): return 271828", TESTS) == Outcome("passed")
 
 
-@pytest.mark.parametrize(("program", "tests"), RIGHT.values(), ids=RIGHT)
+# There all processes of an ordinary user count, and a program can start none.
+STARTS_NONE = {name: case for name, case in RIGHT.items() if "os.fork" not in case[0]}
+
+
+@pytest.mark.parametrize(("program", "tests"), STARTS_NONE.values(), ids=STARTS_NONE)
 def test_right_programs_in_process_mode(patient_process, tmp_path, program, tests):
     program = program.replace("'/tmp/x'", "'x'")  # its folder is its own
     assert patient_process.grade(program, tuple(tests)) == Outcome("passed")

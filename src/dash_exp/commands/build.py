@@ -43,7 +43,7 @@ from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
 from dash_exp.training.scoring import Scoring, Truncated
 from dash_exp.training.shares import FirstSampler, NoSampler, SharedPenalty, SharedReward, SharedSampler
 
-MANY = 4096  # completions: a full batch of an engine several times over, and hours less than ranks wait
+MANY = 4096  # completions: several full batches of an engine, in one wait of the other ranks
 
 
 @dataclass
@@ -114,7 +114,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     elif group.size > 1:
         for_tests = FirstSampler(sampler, group)
     try:
-        sharded_for_servers = cfg.trainer.strategy == "fsdp" and group.size > 1 and not shared
+        sharded_for_servers = is_sharded(cfg, group) and not shared
         weights = partial(weights_for_servers, policy, group) if sharded_for_servers else None
         refresh = Refresh(policy, sampler, cfg.rollout.staleness, cfg.rollout.refresh_every, weights)
         data = RolloutDataModule(

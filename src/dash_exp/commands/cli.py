@@ -145,7 +145,9 @@ def explain(error: Exception) -> str:
     if "Ambiguous value" in message:
         return f"{message} Several values make a sweep: add -m."
     if found := re.match(r"Could not override '(.+?)'", message):
-        return f"{found[1]}: there is no such setting.{_did_you_mean(found[1])} `python train.py --cfg job` shows them all."
+        key = found[1]
+        own = f" Write +{key}=... where what {key.rpartition('.')[0]} names takes it." if "." in key else ""
+        return f"{key}: there is no such setting.{_did_you_mean(key)}{own} `python train.py --cfg job` shows them all."
     own = str(error).partition("\nConfig search path:")[0]
     return "\n".join(dict.fromkeys([*own.splitlines(), *str(error.__cause__ or "").splitlines()]))
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -19,7 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from dash_exp.core import files
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import error_line
-from dash_exp.settings.targets import HYDRAS_OWN, without_reward
+from dash_exp.settings.targets import HYDRAS_OWN, PACKAGE, without_reward
+
+INSTALLED = [Path(sysconfig.get_paths()[kind]) for kind in ("stdlib", "purelib", "platlib")]
 
 
 def made(cfg: DictConfig, key: str, given: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -54,8 +59,14 @@ def refusing(where: str, wrong: str, right: str) -> Iterator[None]:
 
 
 def _words(error: Exception) -> str:
-    """What went wrong, without what Hydra says around it."""
-    return error_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+    """What went wrong, without what Hydra says around it, and where in the code of the user."""
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    lines = [line for line in traceback.extract_tb(cause.__traceback__) if not _is_installed(line.filename)]
+    return error_line(cause) + (f"; {Path(lines[-1].filename).name}, line {lines[-1].lineno}" if lines else "")
+
+
+def _is_installed(file: str) -> bool:
+    return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in [PACKAGE, *INSTALLED])
 
 
 def _inner(error: Exception, where: str) -> str:
@@ -112,12 +123,13 @@ def _check_settings(part: dict[object, object], key: str, target: Any) -> None:
     given = [name for name in without_reward(part, key) if name not in HYDRAS_OWN]
     takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    for name in given if not takes_any else ():
-        if name not in takes:
-            close = get_close_matches(str(name), takes, n=1)
-            right = f"Write {close[0]}" if close else f"It has {', '.join(takes) or 'none'}; ~{key}.{name} removes it"
-            raise UserError(f"{key}.{name}", f"{part['_target_']} has no such setting", right)
+    unknown = [str(name) for name in given if name not in takes and not takes_any]
+    if unknown:
+        close = get_close_matches(unknown[0], takes, n=1)
+        remove = f"{' '.join(f'~{key}.{name}' for name in unknown)} removes {'it' if len(unknown) == 1 else 'them'}"
+        right = f"Write {close[0]}" if close else f"It has {', '.join(takes) or 'none'}; {remove}"
+        raise UserError(", ".join(f"{key}.{name}" for name in unknown), f"{part['_target_']} has no such setting", right)
     needs = [p.name for p in parameters if p.default is p.empty and p.name in takes and p.name not in given]
     if needs and not part.get("_partial_") and not part.get("_args_"):
-        right = f"Add +{key}.{needs[0]}=..., or {key}._partial_=true where the run gives it"
+        right = f"Add +{key}._partial_=true if it is a function that the run calls, otherwise +{key}.{needs[0]}=..."
         raise UserError(f"{key}.{needs[0]}", f"is missing: {part['_target_']} needs it", right)

@@ -57,10 +57,10 @@ def check_claims(cfg: DictConfig, reward: Reward) -> None:
 def _with_workers(cfg: DictConfig, key: str, ranks: int) -> DictConfig:
     """The settings with a number for each null `workers` of the reward at `key` and its parts."""
     cfg = copy.deepcopy(cfg)
-    OmegaConf.resolve(cfg)  # an update behind a reference would replace the reference
     for part in with_parts(cfg, key):
-        if OmegaConf.select(cfg, f"{part}.workers", default=0) is None:
-            OmegaConf.update(cfg, f"{part}.workers", workers_for(ranks))
+        reward = OmegaConf.select(cfg, part)  # behind a reference: the reward that it refers to
+        if reward.get("workers", 0) is None:
+            reward.workers = workers_for(ranks)
     return cfg
 
 

@@ -36,8 +36,9 @@ def tokenized(
     form = form or PromptForm()
     several = sum(len(p.messages) > 1 for p in problems)
     if several and not form.chat:
-        said = "prompts have several messages, of which the model gets only the user's last one; prompt=chat gives it all"
-        log.warning("%s: %d of %d %s", where, several, len(problems), said)
+        said = "prompts have several messages, of which the model gets only the user's last one"
+        chat = "prompt=chat gives it all, if the tokenizer has a chat template"
+        log.warning("%s: %d of %d %s; %s", where, several, len(problems), said, chat)
     prompts = form.prompts(problems, tokenizer, examples)
     empty = next((p for p in prompts if not p.ids), None)
     if empty is not None:

@@ -12,10 +12,8 @@ Axes: P problems, N sampled completions of each, K values of k.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -54,6 +52,15 @@ class Graded:
     def of_problem(self, index: int) -> slice:
         """Where the completions of one problem stand in the lists."""
         return slice(index * self.per_problem, (index + 1) * self.per_problem)
+
+    def of_all(self, ranks: Ranks) -> Graded:
+        """What all ranks graded, where each had its share of the problems; in the order of the problems."""
+        there = [name for name in LISTS if getattr(self, name) is not None]
+        problems = range(len(self.texts) // self.per_problem)
+        parts = ranks.join_shares([{name: getattr(self, name)[self.of_problem(p)] for name in there} for p in problems])
+        timeouts, errors = zip(*ranks.gather((self.timeouts, self.errors)), strict=True)
+        lists: dict[str, Any] = {name: [value for part in parts for value in part[name]] for name in parts[0]}
+        return replace(self, timeouts=sum(timeouts), errors=sum(errors), **lists)
 
     def __add__(self, other: Graded) -> Graded:
         there = [name for name in LISTS if getattr(self, name) is not None and getattr(other, name) is not None]
@@ -197,8 +204,8 @@ class Evaluator:
             completions = self.sampler.sample(some, count, sampling, key)
             groups = [completions[i : i + count] for i in range(0, len(completions), count)]
             mine = self.ranks.share(some), self.ranks.share(groups)
-            shares = self.ranks.gather(self._grade(*mine, reward) if mine[0] else None)
-            yield dealt_back([share for share in shares if share is not None])
+            graded = self._grade(*mine, reward) if mine[0] else Graded(count, [], [], [], [], [], None)
+            yield graded.of_all(self.ranks)
 
     def _grade(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]], reward: Reward) -> Graded:
         """Grade the completions of these prompts, a group of them for each."""
@@ -218,16 +225,6 @@ class Evaluator:
             timeouts=scores.timeouts,
             errors=scores.errors,
         )
-
-
-def dealt_back(shares: Sequence[Graded]) -> Graded:
-    """The completions of problems that were dealt out in turn to these shares, in the order of the problems."""
-    together = reduce(operator.add, shares)
-    turns = [(turn, share) for share, of in enumerate(shares) for turn in range(len(of.texts) // of.per_problem)]
-    order = [together.of_problem(place) for place in sorted(range(len(turns)), key=turns.__getitem__)]
-    there = {name: getattr(together, name) for name in LISTS if getattr(together, name) is not None}
-    lists: dict[str, Any] = {name: [value for rows in order for value in values[rows]] for name, values in there.items()}
-    return replace(together, **lists)
 
 
 def _named(name: str, value: float, interval: Interval) -> dict[str, float | None]:

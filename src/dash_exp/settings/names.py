@@ -52,9 +52,15 @@ def check(cfg: DictConfig) -> None:
         for name in map(str, settings):
             key = f"{section}.{name}".lstrip(".")
             if name not in names.split() and key not in referred_to:
-                close = nearest(key)
-                right = f"Did you mean {close}? " if close else ""
-                raise UserError(key, "there is no such setting", f"{right}A setting of your own is {OWN}.{name}")
+                raise UserError(key, "there is no such setting", _advice(key))
+
+
+def _advice(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    if section == name == "algo":
+        return "The first line of a file in conf/algo must be `# @package _global_`"
+    close = nearest(key)
+    return (f"Did you mean {close}? " if close else "") + f"A setting of your own is {OWN}.{name}"
 
 
 def nearest(key: str) -> str | None:

@@ -20,41 +20,8 @@ from dash_exp.sampling.base import Sampler, Sampling
 from dash_exp.training.travel import packed, unpacked
 
 
-class SharedSampler:
-    """Prompts in turn to each rank. The noise belongs to the problem, so it does not matter which rank samples it.
-
-    Where the `policy` is sharded, it is whole while a sampler that uses it samples.
-    """
-
-    def __init__(self, sampler: Sampler, ranks: Ranks, policy: PreTrainedModel) -> None:
-        self.sampler = sampler
-        self.ranks = ranks
-        self.policy = policy
-
-    @property
-    def version(self) -> int | None:
-        return self.sampler.version
-
-    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
-        mine = self.ranks.share(prompts)
-        with sharded.gathered(self.policy):
-            completions = self.sampler.sample(mine, group_size, sampling, key) if mine else []
-        every = [unpacked(share) for share in self.ranks.gather(packed(completions))]
-        groups = [[share[i : i + group_size] for i in range(0, len(share), group_size)] for share in every]
-        return [completion for group in dealt_back(groups) for completion in group]
-
-    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        self.sampler.load_weights(weights, version)
-
-    def rest(self) -> None:
-        self.sampler.rest()
-
-    def close(self) -> None:
-        self.sampler.close()
-
-
-class FirstSampler:
-    """The first rank's sampler, for calls that all ranks make: each gets the completions. The others have a `NoSampler`."""
+class OfRanks:
+    """A sampler of several ranks, without `sample`: all else is what `sampler` does on this rank."""
 
     def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
         self.sampler = sampler
@@ -64,10 +31,6 @@ class FirstSampler:
     def version(self) -> int | None:
         return self.sampler.version
 
-    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
-        completions = self.sampler.sample(prompts, group_size, sampling, key) if self.ranks.first else []
-        return unpacked(self.ranks.from_first(packed(completions)))
-
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         self.sampler.load_weights(weights, version)
 
@@ -76,6 +39,33 @@ class FirstSampler:
 
     def close(self) -> None:
         self.sampler.close()
+
+
+class SharedSampler(OfRanks):
+    """Prompts in turn to each rank. The noise belongs to the problem, so it does not matter which rank samples it.
+
+    Where the `policy` is sharded, it is whole while a sampler that uses it samples.
+    """
+
+    def __init__(self, sampler: Sampler, ranks: Ranks, policy: PreTrainedModel) -> None:
+        super().__init__(sampler, ranks)
+        self.policy = policy
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        mine = self.ranks.share(prompts)
+        with sharded.gathered(self.policy):
+            completions = self.sampler.sample(mine, group_size, sampling, key) if mine else []
+        every = [unpacked(share) for share in self.ranks.gather(packed(completions))]
+        groups = [[share[i : i + group_size] for i in range(0, len(share), group_size)] for share in every]
+        return [completion for group in dealt_back(groups) for completion in group]
+
+
+class FirstSampler(OfRanks):
+    """The first rank's sampler, for calls that all ranks make: each gets the completions. The others have a `NoSampler`."""
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
+        completions = self.sampler.sample(prompts, group_size, sampling, key) if self.ranks.first else []
+        return unpacked(self.ranks.from_first(packed(completions)))
 
 
 class NoSampler:

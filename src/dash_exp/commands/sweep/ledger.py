@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
@@ -74,7 +75,7 @@ class Ledger(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        if (folder / SWEEP_FILE).is_file():
+        if config.hydra.mode == RunMode.MULTIRUN and (folder / SWEEP_FILE).is_file():  # a single run is no cell of it
             print(progress_line(cells_of(folder), config.hydra.launcher.get("n_jobs") or 1), flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
