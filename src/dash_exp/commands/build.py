@@ -27,7 +27,7 @@ from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Problem
 from dash_exp.core.watch import Watch
 from dash_exp.data import digests, order
-from dash_exp.distributed import strategies, world
+from dash_exp.distributed import strategies
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models import adapter, casting, folders, loading, sharded
@@ -313,16 +313,17 @@ def is_sharded(cfg: DictConfig, group: Ranks) -> bool:
 def make_trainer(cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L.Callback], tracker: Any = None) -> L.Trainer:
     """Lightning's Trainer of this rank."""
     os.environ.pop("PL_GLOBAL_SEED", None)  # with several ranks Lightning would start the noise of each again, at every start
-    return made(
+    trainer: L.Trainer = made(
         cfg,
         "trainer",
-        strategy=strategies.strategy(group.size, is_sharded(cfg, group)),
-        use_distributed_sampler=False,
-        callbacks=[*callbacks, *([strategies.OwnSigterm()] if group.size > 1 else [])],
+        callbacks=callbacks,
         logger=tracker or False,
         default_root_dir=run_dir,
-        plugins=[world.environment()],
+        **strategies.arguments(group.size, is_sharded(cfg, group)),
     )
+    if group.size > 1:
+        strategies.leave_signals_alone(trainer)
+    return trainer
 
 
 def close(parts: Parts) -> None:

@@ -43,16 +43,16 @@ FILE_SYSTEM = files.TROUBLES | {
 
 
 def launch(main: Callable[[], None], follow: Callable[..., object] | None = None) -> None:
-    """Run a command. Where torchrun or srun has started several processes of it, the first does what `main` says, and the
-    others `follow` it in each run (see `rank.taking_part`).
+    """Run a command. With `follow`, where torchrun or srun has started several processes of it, the first does what `main`
+    says, and the others `follow` it in each run (see `rank.taking_part`).
     """
-    if place.size() == 1:
+    if follow is None or place.size() == 1:
         _launch(main)
         return
     with importing():
         from dash_exp.commands import rank
     try:
-        with rank.taking_part(follow or rank.run.follow):
+        with rank.taking_part(follow):
             _launch(main)
     except UserError as error:  # of the meeting with the others
         sys.exit(f"error: {error}")

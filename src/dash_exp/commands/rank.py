@@ -1,7 +1,7 @@
 """The ranks of a command: the first does what it says, the others follow it.
 
 As a module it is one rank of a run on one machine, which `several` has started:
-python -m dash_exp.commands.rank RUN_DIR IN_SWEEP STARTED
+python -m dash_exp.commands.rank PARENT RUN_DIR IN_SWEEP STARTED
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -78,20 +77,12 @@ def end_at_once(error: BaseException) -> None:
 def followed(here: World, work: Work) -> int:
     """Follow the first rank from run to run until it leaves. Returns the exit status.
 
-    It handles SIGTERM, SIGUSR2 and Ctrl-C for all. The work is in a thread, where Lightning sets no handlers.
+    The first handles SIGTERM, SIGUSR2 and Ctrl-C for all.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, here.expect_the_end if number == signal.SIGTERM else lambda *_: None)
     logging.getLogger("dash_exp.core.watch").setLevel(logging.ERROR)  # every rank sees the same
     warnings.simplefilter("ignore")
-    status: list[int] = []
-    thread = threading.Thread(target=lambda: status.append(_follow(here, work)), name="rank")
-    thread.start()
-    thread.join()
-    return status[0] if status else 1
-
-
-def _follow(here: World, work: Work) -> int:
     try:
         with here.watched(told=lambda error: None), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             while (settings := here.next_run()) is not None:  # the first rank prints
@@ -114,7 +105,7 @@ def _follow_run(here: World, work: Work, config: str, folder: str) -> bool:
     except OverError:
         pass
     except Exception as error:
-        if ranks.is_of_a_link(error) or here.goes_on_within(SAME_ERROR_S):
+        if ranks.is_of_a_link(error) or here.is_over_within(SAME_ERROR_S):
             return True
         if not isinstance(error, UserError):
             traceback.print_exc()
@@ -128,8 +119,8 @@ def _follow_run(here: World, work: Work, config: str, folder: str) -> bool:
 
 def main() -> None:
     """One rank of it. What ends the first is told to `several` in the file that torch's launcher names."""
-    run_dir, in_sweep, started = sys.argv[1:]
-    launcher.end_with_parent()
+    parent, run_dir, in_sweep, started = sys.argv[1:]
+    launcher.end_with(int(parent))
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes of a job; it is for the launcher's
     process.outlast_readers()
     if place.index() == 0:

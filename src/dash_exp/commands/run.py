@@ -93,7 +93,15 @@ def on_this_machine(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> dict[str,
 def lead(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
     """What the first rank does, or the only one. `start`: see `start_run`."""
     with leading(cfg, run_dir) as group:
-        return start_run(cfg, run_dir, in_sweep, start, group)
+        try:
+            return start_run(cfg, run_dir, in_sweep, start, group)
+        except (RuntimeError, RankLostError) as error:  # a collective that failed says nothing of whose fault it is
+            lost = error if isinstance(error, RankLostError) else group.lost(NOTICE_S)
+            if lost is None:
+                raise
+            told = UserError(lost.where, lost.wrong, f"The same command {several.way_on(run_dir)}")
+            write_failed(run_dir, told)
+            raise told from error
 
 
 @contextmanager
@@ -117,13 +125,6 @@ def disk_error(error: BaseException, run_dir: Path, way_on: str) -> UserError | 
     """The message for the user where a write to the disk failed; None for other errors."""
     found = files.trouble(error)
     return found and UserError(found[0] or str(run_dir), found[1], f"{found[2]}; the same command then {way_on}")
-
-
-def rank_error(error: BaseException, group: Ranks, way_on: str) -> UserError | None:
-    """The message for the user where this rank failed because another one ended; None for other errors."""
-    looks = isinstance(error, RuntimeError)  # a collective that failed says nothing of whose fault it is
-    lost = error if isinstance(error, RankLostError) else group.lost(NOTICE_S) if looks else None
-    return lost and UserError(lost.where, lost.wrong, f"The same command {way_on}")
 
 
 def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, group: Ranks) -> dict[str, Any]:
@@ -247,7 +248,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
             result["status"] = "stopped"
             print(f"stopped: the same command {snapshots.way_on()}", flush=True)
             raise SystemExit(leave) from error
-        told = rank_error(error, group, snapshots.way_on()) or disk_error(error, run_dir, snapshots.way_on())
+        told = disk_error(error, run_dir, snapshots.way_on())
         result["error"] = f"{type(told or error).__name__}: {told or error}"
         if told:
             raise told from error

@@ -24,27 +24,30 @@ STOPPED = {process.RESUME_ME: process.RESUME_ME, process.INTERRUPTED: process.IN
 def launched(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> dict[str, Any]:
     """The result of the run whose settings are in `run_dir`. Exits as `run.run` does; UserError for what else has ended it."""
     size, on_cpu = cfg.trainer.devices, cfg.trainer.accelerator == "cpu"
+    ended: BaseException | None = None
     try:
-        failures = launcher.launch(size, RANK, [run_dir, in_sweep, time.time()], on_cpu)
+        if failures := launcher.launch(size, RANK, [run_dir, in_sweep, time.time()], on_cpu):
+            ended = cause(failures, size, f"The same command {way_on(run_dir)}")
     except BaseException as error:
-        leave = process.status_of_stop(error)
-        if leave is None:
+        if (leave := process.status_of_stop(error)) is None:
             raise
-        if not read_result(run_dir):  # it was stopped before the first rank had begun
-            write_result(run_dir, {"status": "stopped"})
-        raise SystemExit(leave) from error
-    if failures:
-        raise cause(failures, size, f"The same command {way_on(run_dir)}")
-    return read_result(run_dir)
+        ended = SystemExit(leave)
+    result = read_result(run_dir)
+    if ended is None or result.get("status") == "done":  # also where a signal came in the last moments
+        return result
+    if isinstance(ended, SystemExit) and not result:  # before the first rank had begun
+        write_result(run_dir, {"status": "stopped"})
+    raise ended
 
 
 def cause(failures: Mapping[int, ProcessFailure], size: int, right: str) -> UserError | SystemExit:
-    """What has ended the ranks that failed, by rank: the one that a signal has killed, before those that broke without it."""
-    killed = {rank: f for rank, f in failures.items() if f.exitcode < 0 and f.exitcode not in STOPPED}
+    """What has ended the ranks that failed, by rank: the first of them, and in the same second one that a signal has killed,
+    before those that broke without it.
+    """
     others = {rank: f for rank, f in failures.items() if f.exitcode not in STOPPED}  # the launcher has stopped the rest
     if not others:
         return SystemExit(STOPPED[failures[min(failures)].exitcode])
-    rank, failure = min((killed or others).items(), key=lambda each: (each[1].timestamp if killed else 0, each[0]))
+    rank, failure = min(others.items(), key=lambda each: (each[1].timestamp, each[1].exitcode >= 0, each[0]))
     where, message = f"rank {rank} of {size}", said(failure)
     if failure.exitcode == -signal.SIGKILL:
         return UserError(where, "was killed (SIGKILL), as systems do when memory runs out", right)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 BEAT_S = 1.0
 GONE_S = 4.0  # without a sign of life, after a collective has failed
 SILENCE_S = 30.0  # without a sign of life, while nothing else says that something is wrong
+SURE_S = 2.0  # until a second look must find the same: a process that was stopped itself looks before it has heard
 LATE_S = 5.0  # between two looks of this process itself: it was stopped meanwhile, or the machine was
 START_S = 600.0  # until the first sign of life: processes of a cluster start one after the other
 

@@ -12,7 +12,7 @@ from dash_exp.core.errors import UserError
 
 def size() -> int:
     """1 for a process that was started alone."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if starter() == "torchrun":
         return int(os.environ["WORLD_SIZE"])
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # Lightning takes these for a user who types commands
         return 1
@@ -21,13 +21,16 @@ def size() -> int:
 
 def index() -> int:
     """0 for the first, which does what the command says; the others follow it."""
-    if size() == 1:
-        return 0
-    return int(os.environ["RANK"] if "TORCHELASTIC_RUN_ID" in os.environ else os.environ["SLURM_PROCID"])
+    return int(os.environ["RANK" if starter() == "torchrun" else "SLURM_PROCID"]) if size() > 1 else 0
+
+
+def start() -> str:
+    """Which start of the processes this is, where others may have met, or meet, at the same address."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT" if starter() == "torchrun" else "SLURM_JOB_ID", "0")
 
 
 def starter() -> str:
-    """What has started the processes, for messages."""
+    """What has started the processes, where anything has."""
     return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "srun"
 
 

@@ -9,24 +9,26 @@ Only the first rank writes. What starts the processes, and how a rank that has g
 
 from __future__ import annotations
 
-import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from dash_exp.core.errors import UserError
+from dash_exp.core.words import error_line
 from dash_exp.distributed.beats import GONE_S
-from dash_exp.distributed.world import RankLostError, World
+from dash_exp.distributed.world import AGAIN, RankLostError, World
 
 T = TypeVar("T")
 
+READY_S = 1800.0  # for all ranks to load the model and their data
+CONNECT = timedelta(minutes=5)  # for gloo, from each to each
 PATIENCE = timedelta(hours=2)  # for a rank that is alive and not there yet: it may be sampling
 NOTICE_S = 8.0  # after a collective failed: until the rank that caused it has said why, or is missed
 LOOK_S = 0.5  # between two looks whether all ranks are there, while one waits
@@ -34,7 +36,7 @@ BUCKET = 2**24  # numbers that are added up in one call
 
 
 class OverError(Exception):
-    """The first rank has ended the run before this one was ready for it."""
+    """The first rank has ended the run before this one has come to its end."""
 
 
 class Ranks:
@@ -65,26 +67,34 @@ class Ranks:
             torch.cuda.set_device(self.local)
 
     def join(self, gpus: bool = False) -> None:
-        """Wait until every rank is ready, and form the group. Raises UserError where one has gone before that.
+        """Wait until every rank is ready, and form the group. Raises UserError where one has gone before that, or does not come.
 
         `gpus`: tensors on GPUs are exchanged too.
         """
-        if self.size == 1:
+        if self.world is None:
             return
-        store = self._store()
-        store.add("here", 1)
-        while store.add("here", 0) < self.size:
+        store = dist.PrefixStore(f"ranks/{self.world.run}", self.world.store)
+        store.set(f"here/{self.index}", "1")
+        until = time.monotonic() + READY_S
+        while not store.check([f"here/{i}" for i in range(self.size)]):
             self._look()
-            if store.check(["over"]):
-                raise OverError
+            if time.monotonic() > until:
+                late = next(i for i in range(self.size) if not store.check([f"here/{i}"]))
+                raise RankLostError(f"rank {late} of {self.size}", f"was not ready within {READY_S:.0f} s", AGAIN)
             time.sleep(0.05)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpus else "gloo",  # objects are sent by gloo in both cases
-            store=dist.PrefixStore("group", store),
-            rank=self.index,
-            world_size=self.size,
-            timeout=PATIENCE,
-        )
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpus else "gloo",  # objects are sent by gloo in both cases
+                store=dist.PrefixStore("group", store),
+                rank=self.index,
+                world_size=self.size,
+                timeout=CONNECT,
+            )
+        except RuntimeError as error:
+            how = "Let every machine reach every other on all ports, or name their network: GLOO_SOCKET_IFNAME=..."
+            unconnected = UserError("the ranks", f"cannot be connected ({error_line(error).rstrip('.')})", how)
+            raise self.lost(NOTICE_S) or unconnected from error
+        dist.distributed_c10d._set_pg_timeout(PATIENCE)
 
     # --- exchange -------------------------------------------------------------------------------------------------------
 
@@ -94,16 +104,11 @@ class Ranks:
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in the order of the ranks, on every rank. They are pickled: give arrays, not numbers."""
-        if self.size == 1:
-            return [value]
-        mine = _pickled(value)
-        sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
-        self._finish(dist.all_gather(sizes, torch.tensor([len(mine)]), async_op=True))
-        longest = max(int(size) for size in sizes)
-        padded = torch.nn.functional.pad(mine, (0, longest - len(mine)))
-        values = [torch.empty_like(padded) for _ in range(self.size)]
-        self._finish(dist.all_gather(values, padded, async_op=True))
-        return [_unpickled(each[: int(size)]) for each, size in zip(values, sizes, strict=True)]
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            self._arrive()
+            dist.all_gather_object(values, value)
+        return values
 
     def join_shares(self, mine: Sequence[T]) -> list[T]:
         """The results of all ranks in the order of the items; `mine` has one for each item that `share` gave this rank."""
@@ -111,27 +116,24 @@ class Ranks:
 
     def from_first(self, value: T) -> T:
         """The first rank's value, on every rank. It is pickled: give arrays, not numbers."""
-        if self.size == 1:
-            return value
-        mine = _pickled(value) if self.first else torch.empty(0, dtype=torch.uint8)
-        size = torch.tensor([len(mine)])
-        self._finish(dist.broadcast(size, src=0, async_op=True))
-        sent = mine if self.first else torch.empty(int(size), dtype=torch.uint8)
-        self._finish(dist.broadcast(sent, src=0, async_op=True))
-        return value if self.first else _unpickled(sent)
+        given = [value]
+        if self.size > 1:
+            self._arrive()
+            dist.broadcast_object_list(given, src=0)
+        return given[0]
 
     def tensors_from_first(self, value: Any) -> Any:
-        """The same for dicts and lists in one another with large tensors in CPU memory, which are sent one by one."""
+        """The same for nested dicts and lists with large tensors in CPU memory, which are sent one by one."""
         if self.size == 1:
             return value
-        mine: list[Tensor] = []
-        plain = _apart(value, mine)
-        plain, kinds = self.from_first((plain, [(tensor.shape, tensor.dtype) for tensor in mine]))
-        sent = [mine[i].contiguous() if self.first else torch.empty(kind[0], dtype=kind[1]) for i, kind in enumerate(kinds)]
-        for tensor in sent:
-            if tensor.numel():
-                self._finish(dist.broadcast(tensor.view(-1).view(torch.uint8), src=0, async_op=True))
-        return value if self.first else _together(plain, sent)
+        kinds = self.from_first(tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value) if self.first else None)
+        return tree_map_only(Tensor, self._tensor_from_first, value if self.first else kinds)
+
+    def _tensor_from_first(self, tensor: Tensor) -> Tensor:
+        sent = tensor.contiguous() if self.first else torch.empty(tensor.shape, dtype=tensor.dtype)
+        if sent.numel():
+            dist.broadcast(sent.view(-1).view(torch.uint8), src=0)
+        return sent
 
     def each_from_first(self, items: Iterator[T], count: int) -> Iterator[T]:
         """The `count` items of the first rank, on every rank. The items of other ranks are never read."""
@@ -145,19 +147,24 @@ class Ranks:
         """Replace each tensor, in place, by its sum over all ranks: the same bits on every rank."""
         if self.size == 1:
             return
+        self._arrive()
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
-            self._finish(dist.all_reduce(flat, async_op=True), on_gpu=flat.is_cuda)
+            dist.all_reduce(flat)
             for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     # --- waiting --------------------------------------------------------------------------------------------------------
 
-    def _finish(self, work: dist.Work, on_gpu: bool = False) -> None:
-        """Wait for a collective. Raises RankLostError as soon as another rank is missed, and lets signals in; gloo does not."""
+    def _arrive(self) -> None:
+        """Wait until all ranks have come here: what they exchange then takes no longer than the network does.
+
+        Raises RankLostError as soon as another rank is missed, OverError where the run is over, and lets signals in. gloo and
+        NCCL do none of this.
+        """
         pause_s, looked = 1e-4, time.monotonic()
-        self._unfinished = work
-        while not on_gpu and not work.is_completed():
+        self._unfinished = work = dist.all_reduce(torch.zeros(1), async_op=True)
+        while not work.is_completed():
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 5e-3)
             if time.monotonic() - looked > LOOK_S:
@@ -167,12 +174,11 @@ class Ranks:
         work.wait()  # raises what has ended it
 
     def _look(self) -> None:
-        if self.world and (lost := self.world.lost()):
-            raise lost
-
-    def _store(self) -> dist.Store:
         assert self.world is not None
-        return dist.PrefixStore(f"ranks/{self.world.run}", self.world.store)
+        if lost := self.world.lost():
+            raise lost
+        if self.world.is_over():
+            raise OverError
 
     def lost(self, within_s: float) -> RankLostError | None:
         """The error for the user if a collective has failed because another rank has gone: found within so many seconds."""
@@ -186,9 +192,7 @@ class Ranks:
         """
         if self.world is None:
             return
-        if self.first:
-            with suppress(RuntimeError):  # the store has gone
-                self._store().set("over", "1")
+        self.world.end_run()
         if not dist.is_initialized():
             return
         until = time.monotonic() + NOTICE_S
@@ -224,48 +228,12 @@ def is_of_a_link(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-# --- values as tensors, and tensors as values ----------------------------------------------------------------------------
-
-
 def dealt_back(shares: Sequence[Sequence[T]]) -> list[T]:
     """In the order of the items, what ranks made of those that `Ranks.share` gave them."""
     joined: list[Any] = [None] * sum(map(len, shares))
     for index, share in enumerate(shares):
         joined[index :: len(shares)] = share
     return joined
-
-
-def _pickled(value: Any) -> Tensor:
-    return torch.frombuffer(bytearray(pickle.dumps(value, protocol=5)), dtype=torch.uint8)
-
-
-def _unpickled(sent: Tensor) -> Any:
-    return pickle.loads(sent.numpy().tobytes())
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor was taken out."""
-
-    index: int
-
-
-def _apart(value: Any, tensors: list[Tensor]) -> Any:
-    """The value without its tensors, which are put into the list."""
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return _Place(len(tensors) - 1)
-    if isinstance(value, Mapping):
-        return {key: _apart(each, tensors) for key, each in value.items()}
-    return [_apart(each, tensors) for each in value] if isinstance(value, list) else value
-
-
-def _together(value: Any, tensors: Sequence[Tensor]) -> Any:
-    if isinstance(value, _Place):
-        return tensors[value.index]
-    if isinstance(value, Mapping):
-        return {key: _together(each, tensors) for key, each in value.items()}
-    return [_together(each, tensors) for each in value] if isinstance(value, list) else value
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

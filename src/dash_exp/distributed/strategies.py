@@ -7,12 +7,12 @@ filtering, and averages over ranks, whose shares have unequal sizes.
 
 from __future__ import annotations
 
-import signal
-import threading
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+from dash_exp.distributed import world
 
 
 class _Quiet:
@@ -24,13 +24,12 @@ class _Quiet:
     def barrier(self, *_: Any, **__: Any) -> None:
         """Nothing."""
 
-    def reduce(self, tensor: Any, *_: Any, **__: Any) -> Any:
-        """This rank's own value."""
-        return tensor
+    def broadcast(self, obj: Any, *_: Any, **__: Any) -> Any:
+        """This rank's own."""
+        return obj
 
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """This rank's own decision."""
-        return decision
+    reduce = broadcast
+    reduce_boolean_decision = broadcast
 
 
 class Ranked(_Quiet, DDPStrategy):
@@ -44,27 +43,20 @@ class Sharded(_Quiet, ModelParallelStrategy):
     """Each rank keeps its part of the weights, as the module's `configure_model` divides them."""
 
 
-def strategy(ranks: int, sharded: bool) -> Strategy | str:
-    """Of a run on so many ranks."""
+def arguments(ranks: int, sharded: bool) -> dict[str, Any]:
+    """Of the Trainer of a run on so many ranks."""
+    given: dict[str, Any] = {"use_distributed_sampler": False, "plugins": [world.environment()]}
     if ranks == 1:
-        return "auto"
-    return Sharded(data_parallel_size=ranks, tensor_parallel_size=1) if sharded else Ranked()
+        return given | {"strategy": "auto"}
+    strategy = Sharded(data_parallel_size=ranks, tensor_parallel_size=1) if sharded else Ranked()
+    return given | {"strategy": strategy, "inference_mode": False}  # which breaks weights that FSDP gathers in it
 
 
-class OwnSigterm(L.Callback):
-    """Puts the handler of SIGTERM back that was there when this object was made, and that Lightning has wrapped in its own.
+def leave_signals_alone(trainer: L.Trainer) -> None:
+    """Keep the handler of SIGTERM that is there, for several ranks.
 
-    With several ranks Lightning's broadcasts, from whatever code the signal interrupts (Lightning #20806), and asks all ranks
-    for it before each batch, inside gloo.
+    Lightning's broadcasts, from whatever code the signal interrupts (Lightning #20806), and asks all ranks for it before each
+    batch, inside gloo.
     """
-
-    def __init__(self) -> None:
-        self.handler = signal.getsignal(signal.SIGTERM)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        self.on_validation_start(trainer, pl_module)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.handler)
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

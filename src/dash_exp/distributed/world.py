@@ -7,7 +7,6 @@ puts the settings of each run into the store, from where the others take them, s
 
 from __future__ import annotations
 
-import faulthandler
 import fcntl
 import os
 import socket
@@ -29,8 +28,9 @@ from lightning.fabric.plugins.environments import (
 from torch.distributed.rendezvous import rendezvous
 
 from dash_exp.core.errors import UserError
-from dash_exp.distributed import place
-from dash_exp.distributed.beats import BEAT_S, SILENCE_S, START_S, Beats
+from dash_exp.core.words import error_line
+from dash_exp.distributed import beats, place
+from dash_exp.distributed.beats import BEAT_S, GONE_S, SILENCE_S, Beats
 
 GRACE_S = 30.0  # after a rank has gone: for this process to end by itself, before it is ended as it is
 LEAVE_S = 3.0  # after the first rank has left: for the others, which may be sampling
@@ -61,6 +61,7 @@ class World:
         use_link_to(self.address)
         self.store = self._connection()
         self.run = 0  # number of the run that the first rank leads now, or led last
+        self.silence_s = SILENCE_S  # without a sign of life, until a rank is missed
         self.stuck = False  # a collective cannot end any more: Python must not wait for it when the process ends
         self._beats = Beats(self._connection(), self.index, self.size)
 
@@ -72,11 +73,13 @@ class World:
     def _connection(self) -> dist.Store:
         url = f"env://?rank={self.index}&world_size={self.size}"
         try:
-            return next(iter(rendezvous(url, timeout=timedelta(seconds=START_S))))[0]
+            store = next(iter(rendezvous(url, timeout=timedelta(seconds=beats.START_S))))[0]
         except RuntimeError as error:
             where = f"{self.address}:{os.environ['MASTER_PORT']}"
-            wrong = f"{self.size} processes have not met there within {START_S:.0f} s"
-            raise UserError(where, wrong, "See what the others say; each must reach this address") from error
+            wrong = f"{self.size} processes cannot meet there ({error_line(error).rstrip('.')})"
+            right = "Each must reach this address, and no other program may have it; MASTER_PORT chooses another port on Slurm"
+            raise UserError(where, wrong, right) from error
+        return dist.PrefixStore(place.start(), store)
 
     # --- runs: led by the first, followed by the others -----------------------------------------------------------------
 
@@ -94,33 +97,50 @@ class World:
         self.run += 1
         return self.store.get(f"run/{self.run}").decode()
 
+    def end_run(self) -> None:
+        """The first rank has ended its run."""
+        if self.first:
+            with suppress(RuntimeError):  # the store has gone
+                self.store.set(f"over/{self.run}", "1")
+
+    def is_over(self) -> bool:
+        """Whether the first rank has ended the run that this one is in, or leaves."""
+        return not self.first and (self._beats.left or self.store.check([f"over/{self.run}"]))
+
+    def is_over_within(self, seconds: float) -> bool:
+        """The same, after so many seconds at most."""
+        until = time.monotonic() + seconds
+        while not (over := self.is_over()) and time.monotonic() < until:
+            time.sleep(0.05)
+        return over
+
     def say(self, why: str) -> None:
         """Tell the first rank why this one has failed in the run."""
         self.store.set(f"why/{self.index}", f"{self.run} {why}")
 
-    def goes_on_within(self, seconds: float) -> bool:
-        """Whether the first rank ends this run, or leaves, within so many seconds."""
-        until = time.monotonic() + seconds
-        while not (ended := self._beats.left or self.store.check([f"ranks/{self.run}/over"])) and time.monotonic() < until:
-            time.sleep(0.05)
-        return ended
-
     # --- whether all are there ------------------------------------------------------------------------------------------
 
-    def lost(self, silence_s: float = SILENCE_S, within_s: float = 0.0) -> RankLostError | None:
+    def lost(self, silence_s: float | None = None, within_s: float = 0.0) -> RankLostError | None:
         """The error for the user where another rank has gone; None where all are there. The others look for the first alone.
 
         `silence_s`: without a sign of life. `within_s`: how long to look.
         """
-        until = time.monotonic() + within_s
+        until, silence_s = time.monotonic() + within_s, silence_s or self.silence_s
         while not (found := self._beats.missing(self.run, silence_s)) and time.monotonic() < until:
             time.sleep(0.05)
+        if found and not found[1].why:
+            time.sleep(beats.SURE_S)
+            found = self._beats.missing(self.run, silence_s)
         if not found:
             return None
         index, heard = found
         where = f"rank {index} of {self.size}" + (f" on {heard.host}" if heard.beat else "")
         silent = f"not heard of for {time.monotonic() - heard.at:.0f} s: {GONE}"
         return RankLostError(where, f"ended ({heard.why})" if heard.why else silent, AGAIN)
+
+    def expect_the_end(self, *_: object) -> None:
+        """As a handler of SIGTERM: what ends this process ends the first too, which is not waited for when it is silent."""
+        self.silence_s = GONE_S
 
     @contextmanager
     def watched(self, told: Callable[[UserError], None]) -> Iterator[None]:
@@ -135,12 +155,11 @@ class World:
             over.set()
 
     def _watch(self, over: threading.Event, told: Callable[[UserError], None]) -> None:
+        grace_s = GRACE_S if self.first else 0  # the others have nothing to save
         while not over.wait(0.5):
             if not self.first and self._beats.left and not over.wait(LEAVE_S):
                 os._exit(0)
-            if (lost := self.lost()) and not over.wait(GRACE_S if self.first else 0):  # the others have nothing to save
-                if self.first:
-                    faulthandler.dump_traceback()  # where it hangs
+            if self.lost() and not over.wait(grace_s) and (lost := self.lost()):
                 told(lost)
                 print(f"error: {lost}", file=sys.stderr, flush=True)
                 os._exit(1)

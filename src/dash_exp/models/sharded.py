@@ -78,21 +78,17 @@ def whole(state: Any, keep: bool = True, copy: bool = False) -> Any:
     return gather(state)
 
 
-def part(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """This rank's part of a whole tensor, divided as `like` is; the tensor itself where `like` is whole."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def parts_of_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state dict for this rank's optimizer, from one that `whole` gathered."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    values = {
-        i: {name: part(value, parameters[i]) if isinstance(value, Tensor) else value for name, value in of_one.items()}
-        for i, of_one in state["state"].items()
+def parts(state: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
+    """What this rank's optimizer keeps of a parameter, from whole tensors, divided as the parameter is."""
+    if not isinstance(like, DTensor):
+        return dict(state)
+    mesh, placements = like.device_mesh, like.placements
+    return {
+        name: distribute_tensor(value.to(like.device), mesh, placements, src_data_rank=None)
+        if isinstance(value, Tensor) and value.shape == like.shape
+        else value
+        for name, value in state.items()
     }
-    return {**state, "state": values}
 
 
 @contextmanager

@@ -100,6 +100,7 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.train_prompts = list(train)
+        self.prompt_of = {prompt.problem.id: prompt for prompt in train}
         self.test_prompts = dict(tests)
         self.plan = plan
         self.refresh = refresh
@@ -312,8 +313,7 @@ class _OuterStep(IterableDataset):
         if self.data.ranks.size == 1:
             return rollouts
         given = self.data.ranks.each_from_first(map(sent, rollouts), len(self))
-        prompts = {prompt.problem.id: prompt for prompt in self.data.train_prompts}
-        return (received(each, prompts) for each in given)
+        return (received(each, self.data.prompt_of) for each in given)
 
 
 class _Evaluation(IterableDataset):

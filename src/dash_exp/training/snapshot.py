@@ -88,8 +88,9 @@ class Snapshots(L.Callback):
         self.ranks = ranks
         self.problems = dict(problems or {})
         self.now = now
-        found = self._read() if ranks.first and not anew else None
-        self.state: State | None = ranks.tensors_from_first(found)  # one process reads it, and no other needs the disk
+        found = self._read() if ranks.first and not anew else None  # one process reads it, and no other needs the disk
+        self._moments = found["optimizer"].pop("state") if found else {}  # the largest part: sent when each needs its share
+        self.state: dict[str, Any] | None = ranks.tensors_from_first(found)
         self._last: dict[str, Any] | None = None  # the end of the last outer step, what is large left out
         self._written = self.step
         self._changed = False  # whether the policy is no longer what it was there
@@ -114,9 +115,7 @@ class Snapshots(L.Callback):
         """Restores everything but the optimizer and the random numbers, which exist when training starts."""
         assert self.state is not None
         trainer.fit_loop.epoch_progress.current.processed = self.step  # type: ignore[attr-defined]
-        mine = adapter.trained(module.policy)
-        weights = {k: sharded.part(tensor, like=mine.get(k)) for k, tensor in self.state["policy"].items()}
-        adapter.put_back(module.policy, weights)
+        adapter.put_back(module.policy, self.state.pop("policy"))  # whole: Lightning has it sharded later
         for name, value in self.state["module"].items():
             setattr(module, name, value)
         module.watch.restore(self.rows)
@@ -133,7 +132,10 @@ class Snapshots(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.state is not None:
             optimizer = trainer.optimizers[0]
-            optimizer.load_state_dict(sharded.parts_of_optimizer_state(self.state["optimizer"], optimizer))
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            of_each = (self.ranks.tensors_from_first(self._moments.pop(i, {})) for i in range(len(parameters)))
+            moments = {i: sharded.parts(saved, parameters[i]) for i, saved in enumerate(of_each) if saved}
+            optimizer.load_state_dict(self.state["optimizer"] | {"state": moments})
             schedule = trainer.lr_scheduler_configs[0].scheduler
             schedule.load_state_dict(self.state["schedule"])
             for group, lr in zip(trainer.optimizers[0].param_groups, schedule.get_last_lr(), strict=True):
