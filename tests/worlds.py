@@ -13,7 +13,11 @@ import torch
 from slurm import free_port
 
 from dash_exp.commands import rank, run
+from dash_exp.distributed import beats
 from dash_exp.distributed.ranks import Ranks
+
+
+beats.START_S = 120.0  # a test need not wait longer for a process that does not come
 
 
 @contextmanager
@@ -21,7 +25,9 @@ def two_ranks(work: Callable[..., object] = run.follow) -> Iterator[BaseProcess]
     """Around what the first does, with the variables that torchrun would give it. Gives the process of the other one."""
     both = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     before = dict(os.environ)
+    threads = torch.get_num_threads()
     other = forked.process(_other, both | {"RANK": "1", "LOCAL_RANK": "1"}, work, daemon=True)
+    torch.set_num_threads(1)
     os.environ.update(both | {"RANK": "0", "LOCAL_RANK": "0"})
     try:
         with rank.taking_part(work):
@@ -29,6 +35,7 @@ def two_ranks(work: Callable[..., object] = run.follow) -> Iterator[BaseProcess]
     finally:
         os.environ.clear()
         os.environ.update(before)
+        torch.set_num_threads(threads)
         other.join(20)
         other.kill()
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import nullcontext
 
 import pandas as pd
@@ -135,14 +136,16 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_with_one_or_two(tmp_p
     ("number", "status"), [(signal.SIGTERM, process.RESUME_ME), (signal.SIGINT, process.INTERRUPTED), (signal.SIGKILL, None)]
 )
 def test_a_signal_to_the_command_ends_all_its_ranks(number, status, tmp_path):
-    settings = [*COMMON, "trainer=ddp", "steps=50", "eval.every=50", "resume_every=null", f"hydra.run.dir={tmp_path}/run"]
+    settings = [*COMMON, "trainer=ddp", "steps=50", "eval.every=50", "resume_every=1", f"hydra.run.dir={tmp_path}/run"]
     mark, said = f"RANKS_OF={tmp_path}", tmp_path / "said"
     variables = environment(tmp_path) | dict([mark.split("=")])
     with said.open("w") as out:
         command = subprocess.Popen([sys.executable, TRAIN, *settings], env=variables, stdout=out, stderr=out, cwd=tmp_path)
     try:
         processes.wait_until((tmp_path / "run" / "completions" / "step_00002.jsonl").exists, 300, said.read_text)
-        command.send_signal(number)
+        for _ in range(2 if number == signal.SIGINT else 1):  # another Ctrl-C does not break the first one's saving
+            command.send_signal(number)
+            time.sleep(0.1)
         assert command.wait(60) == (status or -number), said.read_text()
     finally:
         command.kill()
@@ -151,11 +154,12 @@ def test_a_signal_to_the_command_ends_all_its_ranks(number, status, tmp_path):
         assert "stopped: the same command resumes after outer step" in said.read_text()
         assert "Traceback" not in said.read_text()
         assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "stopped"
-        assert len(run_folder.snapshots(tmp_path / "run")) == 1
+        assert run_folder.snapshots(tmp_path / "run")
 
 
 def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(tmp_path, monkeypatch, alone):
     settings = SOME_SETTINGS["minibatches"]
+    folder = tmp_path / "left"
     finish_row = PolicyModule.finish_row
 
     def leaves(module):
@@ -165,11 +169,14 @@ def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(tmp_path, monkeyp
 
     with worlds.two_ranks(), monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(PolicyModule, "finish_row", leaves)
-        run.run(composed(*COMMON, *settings.split(), "trainer=fsdp"), tmp_path)
+        run.run(composed(*COMMON, *settings.split(), "trainer=fsdp"), folder)
     assert left.value.code == process.RESUME_ME
-    assert len(run_folder.snapshots(tmp_path)) == 1
-    run.run(composed(*COMMON, *settings.split()), tmp_path)
-    runs.alike(tmp_path, alone(settings))
+    assert len(run_folder.snapshots(folder)) == 1
+    for ranks, trainer in ((nullcontext(), "trainer=cpu"), (worlds.two_ranks(), "trainer=fsdp")):
+        again = shutil.copytree(folder, tmp_path / trainer)
+        with ranks:
+            run.run(composed(*COMMON, *settings.split(), trainer), again)
+        runs.alike(again, alone(settings))
 
 
 def test_a_resumed_run_has_the_noise_of_every_rank(tmp_path, monkeypatch):

@@ -1,21 +1,30 @@
 """How ranks find each other, and find that one has gone."""
 
 import os
+import re
 import signal
+import socket
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
+import forked
+import lightning as L
+import processes
 import pytest
 import torch
 import torch.distributed as dist
 import worlds
+from conftest import composed
 from omegaconf import OmegaConf
 
 from dash_exp.commands import run, several
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
-from dash_exp.distributed import beats, place, world
+from dash_exp.distributed import beats, launcher, place, ranks, strategies, world
 from dash_exp.distributed.beats import Beats
+from dash_exp.results import run_folder
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "3"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
@@ -75,20 +84,39 @@ def test_a_rank_that_is_silent_is_missed_and_one_that_has_said_why_is_named_firs
     assert (index, heard.why) == (2, "")
     assert heard.host == os.uname().nodename
     store.set("why/1", "1 memory ran out")
-    while not (heard := first.missing(1, 60)):
-        time.sleep(0.01)
-    assert (heard[0], heard[1].why) == (1, "memory ran out")
+    processes.wait_until(lambda: first.missing(1, 60), 5)
+    index, heard = first.missing(1, 60)
+    assert (index, heard.why) == (1, "memory ran out")
     assert first.missing(2, 60) is None  # it was in the run before
     for each in (first, others[0]):
         each.end()
 
 
-def test_a_process_that_was_stopped_itself_misses_nobody(quick, monkeypatch):
-    """As when a laptop sleeps: its own clock has gone on without it."""
+GONE = (1, beats.Heard(0.0, "7 node7", "node7"))
+
+
+@pytest.mark.parametrize(
+    ("looks", "says"),
+    [
+        ([GONE, GONE], r"^rank 1 of 2 on node7: not heard of for \d+ s: "),
+        ([GONE, None], None),  # this process was stopped, as by Ctrl-Z: its own clock has gone on without it
+        ([(1, replace(GONE[1], why="memory ran out"))], r"^rank 1 of 2 on node7: ended \(memory ran out\)"),
+        ([None], None),
+    ],
+)
+def test_a_rank_is_lost_where_two_looks_agree(looks, says, monkeypatch):
+    monkeypatch.setattr(beats, "SURE_S", 0.0)
+    here = object.__new__(world.World)
+    here.run, here.size, here.silence_s, here._beats = 1, 2, 30.0, SimpleNamespace(missing=lambda *_: looks.pop(0))
+    lost = here.lost()
+    assert (re.search(says, str(lost)) if says else lost is None), lost
+    assert not looks
+
+
+def test_the_silence_of_a_process_that_was_stopped_itself_is_nobodys(quick):
     store = dist.HashStore()
     first, other = Beats(store, 0, 2), Beats(store, 1, 2)
-    while not first._of[1].beat:
-        time.sleep(0.01)
+    processes.wait_until(lambda: first._of[1].beat, 5)
     first._answered = first._of[1].at = time.monotonic() - 100
     time.sleep(0.3)
     assert first.missing(1, 30) is None
@@ -103,6 +131,35 @@ def test_a_store_that_has_gone_is_missed_at_once(quick):
 
     other = Beats(Broken(), 1, 2)
     assert found(other, within_s=60)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("is_over", "error", "says"), [(False, UserError, "^rank 1 of 2: was not ready within 0 s"), (True, ranks.OverError, "")]
+)
+def test_a_rank_that_does_not_come_is_not_waited_for_without_end(is_over, error, says, monkeypatch):
+    monkeypatch.setattr(ranks, "READY_S", 0.1)
+    here = SimpleNamespace(store=dist.HashStore(), run=1, lost=lambda: None, is_over=lambda: is_over)
+    with pytest.raises(error, match=says):
+        ranks.Ranks(0, 2, here).join()
+
+
+def test_a_port_that_another_program_has_is_told(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
+        for name, value in (TORCHRUN | at | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=r"^127\.0\.0\.1:\d+: 4 processes cannot meet there \(.*already in use\)"):
+            world.World()
+
+
+def test_lightning_takes_no_signal_of_several_ranks():
+    trainer = L.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    strategies.leave_signals_alone(trainer)
+    before = signal.getsignal(signal.SIGTERM)
+    trainer._signal_connector.register_signal_handlers()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_gloo_uses_the_link_to_the_first_rank(monkeypatch):
@@ -131,6 +188,7 @@ LEFT, ENDED = process.RESUME_ME, -signal.SIGTERM
     [
         ({1: failed(-9), 0: failed(1, "UserError: rank 1 of 2 on a: ended.")}, "rank 1 of 2: was killed (SIGKILL), as"),
         ({0: failed(-9, timestamp=9), 1: failed(-11, timestamp=1)}, "rank 1 of 2: was stopped by SIGSEGV. R."),
+        ({0: failed(-9, timestamp=9), 1: failed(1, "ImportError: no", timestamp=1)}, "rank 1 of 2: ended with status 1 (Imp"),
         ({0: failed(1, "UserError: reward.pattern: is wrong. Write another.")}, "reward.pattern: is wrong. Write another."),
         ({0: failed(1, "KeyError: 'x'")}, "rank 0 of 2: ended with status 1 (KeyError: 'x'). R."),
         ({0: failed(LEFT), 1: failed(1, "ImportError: no")}, "rank 1 of 2: ended with status 1 (ImportError: no). R."),
@@ -148,6 +206,25 @@ def test_ranks_that_were_told_to_leave_are_no_error():
         assert left.code == status
 
 
+@pytest.mark.parametrize("status", [None, "done"])
+def test_a_signal_after_the_end_of_a_run_does_not_make_it_a_stopped_one(status, tmp_path, monkeypatch):
+    def launch(*_):
+        if status:
+            run_folder.write_result(tmp_path, {"status": status})
+        raise SystemExit(process.RESUME_ME)
+
+    monkeypatch.setattr(several.launcher, "launch", launch)
+    with nullcontext() if status else pytest.raises(SystemExit, match="75"):
+        assert several.launched(composed("trainer=ddp"), tmp_path, False)["status"] == status
+    assert run_folder.read_result(tmp_path)["status"] == (status or "stopped")
+
+
+def test_a_rank_whose_launcher_was_killed_before_it_began_ends():
+    rank = forked.process(launcher.end_with, 0)
+    rank.join(100)
+    assert rank.exitcode == 1
+
+
 def test_tensors_of_the_first_rank_come_as_they_are(tmp_path):
     """Of any shape and type, without numbers and not contiguous too; and what is between them."""
     halves = torch.ones(2, 2, dtype=torch.bfloat16)
@@ -155,7 +232,7 @@ def test_tensors_of_the_first_rank_come_as_they_are(tmp_path):
     value = {"weights": {"a": of_each[0], 3: of_each[1:]}, "rest": [1, ("x", None), {}], "nothing": None}
     with worlds.two_ranks(worlds.gives_back), run.leading(OmegaConf.create({}), tmp_path) as group:
         group.join()
-        assert group.tensors_from_first(value) is value
+        group.tensors_from_first(value)
         _, theirs = group.gather(None)
     for mine, given in zip(of_each, [theirs["weights"]["a"], *theirs["weights"][3]], strict=True):
         assert given.dtype == mine.dtype

@@ -270,6 +270,10 @@ def test_a_launcher_that_cannot_do_it_is_told_before_anything_starts(monkeypatch
     for launcher in ("basic", "joblib"):
         with pytest.raises(UserError, match="needs a process for each rank on each machine"):
             launchers.check_launcher(sweep_settings(f"hydra/launcher={launcher}", "trainer=ddp", "trainer.num_nodes=2"))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="but torchrun has started 2 of this command"):
+        patch.setenv("TORCHELASTIC_RUN_ID", "x")
+        patch.setenv("WORLD_SIZE", "2")
+        launchers.check_launcher(sweep_settings("hydra/launcher=joblib", "trainer=ddp"))
     for launcher, setting in (
         ("joblib", "n_jobs=0"),
         ("ray", "ray.remote.num_cpus=two"),

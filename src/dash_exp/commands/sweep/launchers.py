@@ -49,8 +49,8 @@ def check_launcher(config: DictConfig) -> None:
     if name not in LAUNCHERS:
         return
     if place.size() > 1:
-        wrong = f"starts processes for the cells, but this command is {place.size()} processes that {place.starter()} has started"
-        raise UserError(chosen, wrong, "Leave it out: the cells run one after the other on all of them. Or start the command alone")
+        wrong = f"starts processes for the cells, but {place.starter()} has started {place.size()} of this command"
+        raise UserError(chosen, wrong, "Leave it out, and the cells run one after the other; or start the command alone")
     package, extra = LAUNCHERS[name]
     if importlib.util.find_spec(f"hydra_plugins.{package}") is None:
         raise UserError(chosen, "its package is not installed", f"Run `pip install -e '.[{extra}]'`")
