@@ -195,7 +195,7 @@ class Snapshots(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, PolicyModule)
-        if self.ranks.size > 1:  # the launcher ends all ranks by a signal where one has died: not while this one saves
+        if self.ranks.size > 1 and self.ranks.first:  # where one has died the launcher ends all: not while this one saves
             process.stay_to_the_end()
         try:
             self._beside.wait()
