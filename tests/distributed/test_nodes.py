@@ -14,6 +14,7 @@ import processes
 import pytest
 import runs
 import slurm
+import worlds
 from conftest import LETTERS, TRAIN, composed, environment
 
 from dash_exp.commands import run
@@ -65,6 +66,18 @@ def test_two_torchruns_come_to_the_numbers_of_one_process(machines, tmp_path):
     assert "steps" not in said.read_text(), "only the first machine prints"
     run.run(composed(*settings), tmp_path / "alone")
     runs.alike(first / "run", tmp_path / "alone")
+
+
+def test_torchrun_starts_a_run_again_whose_rank_was_killed(machines, tmp_path):
+    """Its ranks meet at the same address as those before them."""
+    settings = [*COMMON, "trainer=ddp", "steps=8", "eval.every=8", f"hydra.run.dir={tmp_path}/run"]
+    how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    command, _, said = machines(0, [sys.executable, *how, TRAIN, *settings])
+    processes.wait_until((tmp_path / "run" / "completions" / "step_00002.jsonl").exists, 300, said.read_text)
+    os.kill(worlds.pid_of(1, f"{tmp_path}/run"), signal.SIGKILL)
+    assert command.wait(200) == 0, said.read_text()
+    assert said.read_text().count("resumes after outer step") == 1
+    assert run_folder.read_result(tmp_path / "run")["status"] == "done"
 
 
 def test_what_was_started_must_be_what_the_trainer_has(machines):

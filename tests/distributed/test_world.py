@@ -31,22 +31,23 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
 
 
 @pytest.mark.parametrize(
-    ("variables", "size", "index"),
+    ("variables", "size", "index", "start"),
     [
-        ({}, 1, 0),
-        (TORCHRUN, 4, 3),
-        (SRUN, 2, 1),
-        (SRUN | TORCHRUN, 4, 3),  # torchrun inside a job
-        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 1, 0),  # the script of sbatch
-        (SRUN | {"SLURM_JOB_NAME": "interactive"}, 1, 0),
+        ({}, 1, 0, "0"),
+        (TORCHRUN, 4, 3, "0"),
+        (TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "1"}, 4, 3, "1"),  # torchrun --max-restarts
+        (SRUN | {"SLURM_JOB_ID": "77"}, 2, 1, "77"),
+        (SRUN | {"SLURM_JOB_ID": "77"} | TORCHRUN, 4, 3, "0"),  # torchrun inside a job
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 1, 0, "0"),  # the script of sbatch
+        (SRUN | {"SLURM_JOB_NAME": "interactive"}, 1, 0, "0"),
     ],
 )
-def test_whether_others_were_started_with_this_process(variables, size, index, monkeypatch):
-    for name in (*TORCHRUN, *SRUN, "SLURM_JOB_NAME"):
+def test_whether_others_were_started_with_this_process(variables, size, index, start, monkeypatch):
+    for name in (*TORCHRUN, *SRUN, "SLURM_JOB_NAME", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert (place.size(), place.index()) == (size, index)
+    assert (place.size(), place.index(), place.start()) == (size, index, start)
 
 
 def test_ranks_that_nothing_has_started_are_refused(monkeypatch):
