@@ -48,7 +48,7 @@ def _other(variables: Mapping[str, str], work: Callable[..., object]) -> None:
 
 
 def pid_of(rank: int, mark: str) -> int:
-    """The process of a rank that a launcher has started with this in its command line; 0 where there is none yet."""
+    """The process of a rank that a launcher has started with this in its command line."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             is_rank = f"\0RANK={rank}\0".encode() in b"\0" + (folder / "environ").read_bytes()
@@ -56,7 +56,7 @@ def pid_of(rank: int, mark: str) -> int:
                 return int(folder.name)
         except OSError:  # it has ended
             continue
-    return 0
+    raise AssertionError(f"no rank {rank} of {mark}")
 
 
 def gives_back(cfg: object, folder: Path, group: Ranks) -> None:

@@ -109,16 +109,32 @@ def test_a_rank_that_breaks_ends_the_run_by_name(tmp_path):
     assert "rank 1 of 2" in result["error"]
 
 
+def killing(rank, folder):
+    """Kills a rank of the run in this folder after two steps, and notes when."""
+    when = []
+
+    def kill():
+        processes.wait_until((folder / "completions" / "step_00002.jsonl").exists, 300)
+        os.kill(worlds.pid_of(rank, str(folder)), signal.SIGKILL)
+        when.append(time.monotonic())
+
+    threading.Thread(target=kill, daemon=True).start()
+    return when
+
+
+def test_where_the_first_rank_is_killed_the_others_do_not_wait_for_it_long(tmp_path):
+    when = killing(0, tmp_path)
+    with pytest.raises(UserError, match=r"^rank 0 of 2: was killed .* resumes after outer step"):
+        run.run(composed(*COMMON, "trainer=ddp", "steps=50", "eval.every=50"), tmp_path)
+    assert time.monotonic() - when[0] < 20  # torch's launcher gives them 30 s
+
+
 def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_with_one_or_two(tmp_path, capfd):
     """With processes as torch's launcher starts them."""
     settings = [*COMMON, "algo=ppo_mini", "batch.minibatches=2", "steps=4", "eval.every=4"]
     folder = tmp_path / "killed"
 
-    def kill():
-        processes.wait_until((folder / "completions" / "step_00002.jsonl").exists, 300)
-        os.kill(worlds.pid_of(1, str(folder)), signal.SIGKILL)
-
-    threading.Thread(target=kill, daemon=True).start()
+    killing(1, folder)
     with pytest.raises(UserError, match=r"^rank 1 of 2: was killed .* resumes after outer step [123] in "):
         run.run(composed(*settings, "trainer=ddp"), folder)
     assert "Traceback" not in capfd.readouterr().err
