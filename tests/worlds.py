@@ -16,7 +16,6 @@ from dash_exp.commands import rank, run
 from dash_exp.distributed import beats
 from dash_exp.distributed.ranks import Ranks
 
-
 beats.START_S = 120.0  # a test need not wait longer for a process that does not come
 
 

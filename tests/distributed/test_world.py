@@ -110,7 +110,7 @@ def test_a_rank_is_lost_where_two_looks_agree(looks, says, monkeypatch):
     here = object.__new__(world.World)
     here.run, here.size, here.silence_s, here._beats = 1, 2, 30.0, SimpleNamespace(missing=lambda *_: looks.pop(0))
     lost = here.lost()
-    assert (re.search(says, str(lost)) if says else lost is None), lost
+    assert re.search(says, str(lost)) if says else lost is None, lost
     assert not looks
 
 
@@ -135,7 +135,7 @@ def test_a_store_that_has_gone_is_missed_at_once(quick):
 
 
 @pytest.mark.parametrize(
-    ("is_over", "error", "says"), [(False, UserError, "^rank 1 of 2: was not ready within 0 s"), (True, ranks.OverError, "")]
+    ("is_over", "error", "says"), [(False, UserError, "^rank 1 of 2: was not ready within 0 s"), (True, ranks.OverError, None)]
 )
 def test_a_rank_that_does_not_come_is_not_waited_for_without_end(is_over, error, says, monkeypatch):
     monkeypatch.setattr(ranks, "READY_S", 0.1)

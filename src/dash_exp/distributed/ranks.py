@@ -67,7 +67,7 @@ class Ranks:
             torch.cuda.set_device(self.local)
 
     def join(self, gpus: bool = False) -> None:
-        """Wait until every rank is ready, and form the group. Raises UserError where one has gone before that, or does not come.
+        """Wait until every rank is ready, and form the group. Raises UserError where one has gone before, or does not come.
 
         `gpus`: tensors on GPUs are exchanged too.
         """
