@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.utils._pytree import tree_map_only
 
 from dash_exp.core.errors import UserError
@@ -94,7 +95,7 @@ class Ranks:
             how = "Let every machine reach every other on all ports, or name their network: GLOO_SOCKET_IFNAME=..."
             unconnected = UserError("the ranks", f"cannot be connected ({error_line(error).rstrip('.')})", how)
             raise self.lost(NOTICE_S) or unconnected from error
-        dist.distributed_c10d._set_pg_timeout(PATIENCE)
+        _set_pg_timeout(PATIENCE)
 
     # --- exchange -------------------------------------------------------------------------------------------------------
 

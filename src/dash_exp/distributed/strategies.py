@@ -28,8 +28,13 @@ class _Quiet:
         """This rank's own."""
         return obj
 
-    reduce = broadcast
-    reduce_boolean_decision = broadcast
+    def reduce(self, tensor: Any, *_: Any, **__: Any) -> Any:
+        """This rank's own."""
+        return tensor
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """This rank's own."""
+        return decision
 
 
 class Ranked(_Quiet, DDPStrategy):
