@@ -51,6 +51,33 @@ def test_the_clock_tells_how_long_a_side_waited(monkeypatch):
     assert clock.seconds["update"] == 2
 
 
+def test_training_is_all_between_its_start_and_now_but_evaluation_and_what_is_apart(monkeypatch):
+    """The base model is evaluated and saved before: neither is part of it, or taken from it."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock = Clock()
+
+    def work(evaluation, apart, training):
+        with clock("eval"):
+            now[0] += evaluation
+        with clock.apart():
+            now[0] += apart
+        now[0] += training
+
+    work(3, 2, 1)
+    assert clock.training_s == 0
+    clock.start_training()
+    work(30, 20, 10)
+    assert clock.training_s == 10
+    resumed = Clock()
+    resumed.restore(clock.state())
+    with resumed.apart():
+        now[0] += 5
+    resumed.start_training()
+    now[0] += 1
+    assert resumed.training_s == 11
+
+
 def test_clock_adds_up_phases_even_when_they_fail():
     clock = Clock()
     with clock("sample"):

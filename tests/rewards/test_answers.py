@@ -48,6 +48,7 @@ from dash_exp.rewards.answers import boxed_answer, boxes, final_answer
         ("3:4", "3:4"),
         ("a:b", "a:b"),
         ("x : y : 3", "x : y : 3"),
+        (r"\{ x : -1 < x \}", r"\{ x : -1 < x \}"),
     ],
 )
 def test_final_answer(text, answer):

@@ -27,7 +27,8 @@ BAD = [
     ({"watch": {"kl_blowup": {"abov": 3}}}, "watch.kl_blowup.abov: there is no such setting"),
     ({"trainer": {"acelerator": "gpu"}}, "trainer.acelerator: cannot be used"),
     ({"default": ["config"]}, "default: there is no such setting. Did you mean defaults?"),
-    ({"algo": {"algo": {"name": "x"}}}, "algo.algo: there is no such setting. The first line of a file in conf/algo must be"),
+    ({"algo": {"algo": {"name": "x"}}}, "algo.algo: there is no such setting. Write what is below algo alone in a file of"),
+    ({"kl": {"kl": {"coef": 1}}}, "kl.kl: there is no such setting. Write what is below kl alone in a file of conf/kl, or `#"),
     ({"zzz": 1}, "zzz: there is no such setting. A setting of your own is own.zzz"),
     ({"lr": 1, "name": "${model.${model.adapter}.lr} of it"}, "lr: there is no such setting. Did you mean model.lr?"),
 ]

@@ -145,9 +145,7 @@ def explain(error: Exception) -> str:
     if "Ambiguous value" in message:
         return f"{message} Several values make a sweep: add -m."
     if found := re.match(r"Could not override '(.+?)'", message):
-        key = found[1]
-        own = f" Write +{key}=... where what {key.rpartition('.')[0]} names takes it." if "." in key else ""
-        return f"{key}: there is no such setting.{_did_you_mean(key)}{own} `python train.py --cfg job` shows them all."
+        return f"{found[1]}: there is no such setting.{_advice(found[1])} `python train.py --cfg job` shows them all."
     own = str(error).partition("\nConfig search path:")[0]
     return "\n".join(dict.fromkeys([*own.splitlines(), *str(error.__cause__ or "").splitlines()]))
 
@@ -205,13 +203,15 @@ def _renamed(message: str) -> str:
     return f"\n{old} is the name of an earlier version. Write {renamed.NAMES[old]}." if old else ""
 
 
-def _did_you_mean(key: str) -> str:
+def _advice(key: str) -> str:
     try:
         known = list(_keys(OmegaConf.to_container(composed())))
     except Exception:  # the configuration itself may be wrong, and the message is about this one setting
         return ""
     close = difflib.get_close_matches(key, known, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+    section = key.rpartition(".")[0]
+    own = f" If your own function at {section} takes it, write +{key}=..." if f"{section}._target_" in known else ""
+    return (f" Did you mean {close[0]}?" if close else "") + own
 
 
 def _keys(tree: object, prefix: str = "") -> list[str]:

@@ -178,8 +178,11 @@ class Clock:
                 self._ended[phase] = (end, self.seconds["eval"])
 
     def start_training(self) -> None:
-        """Start counting `training_s`, from the value that `restore` brought."""
+        """Start counting `training_s`, from the value that `restore` brought. What was `apart` before, as when the base model
+        was saved, is no part of it.
+        """
         self._training = (time.perf_counter() - self._trained_s, self.seconds["eval"])
+        self._apart_s = 0.0
 
     @property
     def training_s(self) -> float:

@@ -37,8 +37,8 @@ ANSWER_IS = re.compile(
     rf"(?i){NOT_FINAL}\b(?:answers?|correct (?:option|choice))(?:{TO_WHAT}?\s+(?:is|are)\b|\**\s*[:=])"
     r"(?:\s+(?:actually|exactly|indeed|just|simply|therefore|thus)\b)?(?:\s*:)?"
 )
-# "A: 75", "**(B)** 75" behind a name of one letter, and what stands before it. 3:4, a:b and n: x stay as they are.
-LABEL = re.compile(r"\A(?:[^:]*\s)?\(?[a-zA-Z]\)?\**\s*:[\s*]*(?=[-+.\s]*[0-9$\\(])")
+# "A: 75", "**(B)** : 75", and what stands before it: a name of one letter. 3:4, a:b, n: x and sets {x : ...} stay as they are.
+LABEL = re.compile(r"\A(?:[^:{]*\s)?\(?[a-zA-Z]\)?\**\s*:[\s*]*(?=[-+.\s]*[0-9$\\(])")
 CHAIN = re.compile(r"(?:[-+*/^×÷0-9.,()$ ]+=)+\s*")  # "87 - 3 = 84, which is ..."
 CHOICE = re.compile(r"\(?([A-J])\)")  # "(C) because ..."
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"

@@ -61,7 +61,7 @@ def same(a: Any, b: Any) -> bool:
         return bool(a not in (sympy.nan, sympy.zoo))
     if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)):
         return _same_sets(a, b)
-    if any(x.has(sympy.oo, -sympy.oo, sympy.nan, sympy.zoo) for x in (a, b)):
+    if any(x.has(sympy.oo, -sympy.oo) for x in (a, b)):
         return False
     try:
         a, b = _exact(a), _exact(b)

@@ -57,8 +57,8 @@ def check(cfg: DictConfig) -> None:
 
 def _advice(key: str) -> str:
     section, _, name = key.rpartition(".")
-    if section == name == "algo":
-        return "The first line of a file in conf/algo must be `# @package _global_`"
+    if section == name:
+        return f"Write what is below {name} alone in a file of conf/{name}, or `# @package _global_` as its first line"
     close = nearest(key)
     return (f"Did you mean {close}? " if close else "") + f"A setting of your own is {OWN}.{name}"
 
