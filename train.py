@@ -40,5 +40,12 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     return run(cfg, run_dir, in_sweep=in_sweep)
 
 
+def follow(*run: Any) -> None:
+    """What the other ranks do."""
+    from dash_exp.commands.run import follow
+
+    follow(*run)
+
+
 if __name__ == "__main__":
-    cli.launch(main)
+    cli.launch(main, follow)

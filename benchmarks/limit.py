@@ -2,7 +2,7 @@ r"""Measures how close each phase of an outer step is to the limit of the machin
 
     python benchmarks/limit.py                        # the embedded default, kl=0, 4 outer steps; into outputs/limit/
     python benchmarks/limit.py algo=grpo kl=0.04 steps=8 --out outputs/limit-grpo
-    python benchmarks/limit.py trainer=ddp trainer.devices=2    # two processes that share the work and the threads
+    torchrun --nproc-per-node 2 benchmarks/limit.py trainer=ddp    # two processes that share the work, with one thread each
     python benchmarks/limit.py steps=2 model=smollm2-135m model.compute_dtype=bfloat16 data=reasoning_gym data.task=chain_sum \
         data.max_response_tokens=64 batch.prompts=32    # a real model
 
@@ -45,7 +45,6 @@ from typing import Any
 import lightning as L
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
 from peak_memory import PHASES
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -54,11 +53,10 @@ from transformers import PreTrainedModel
 from dash_exp.commands import cli, run
 from dash_exp.commands.build import Parts, build, close, make_trainer
 from dash_exp.commands.sizes import sizes
-from dash_exp.core import files
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Rollouts
-from dash_exp.distributed import ranks
+from dash_exp.distributed import place
 from dash_exp.distributed.ranks import Ranks
 from dash_exp.planning.costs import Group, Size, forward_flops, linear_layers, sampling_bytes, size_of, update_flops
 from dash_exp.planning.machine import bandwidths, matrix_rates
@@ -417,6 +415,9 @@ def main() -> None:
         raise UserError(f"steps={cfg.steps}", "leaves no step to time after the warm-up", "Use at least steps=2")
     if cfg.trainer.devices > 1 and cfg.trainer.accelerator != "cpu":
         raise UserError("trainer.devices", "is more than one GPU, but the limit is computed for one GPU", "Set it to 1")
+    if cfg.trainer.devices != place.size():
+        where, several = f"trainer.devices={cfg.trainer.devices}", f"torchrun --nproc-per-node {cfg.trainer.devices} ..."
+        raise UserError(where, f"needs as many processes, and this is one of {place.size()}", f"Start it with {several}")
     if cfg.rollout.staleness:
         raise UserError(
             "rollout.staleness", "lets sampling and update overlap, but this benchmark times them separately", "Set it to 0"
@@ -425,9 +426,7 @@ def main() -> None:
 
     steps = int(cfg.steps)
     cfg.steps = steps + 2  # before the parts are built, because schedules depend on it
-    files.write_whole(arguments.out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))  # for the other ranks
-    on_cpu = cfg.trainer.accelerator == "cpu"
-    with ranks.started(cfg.trainer.devices, arguments.out, on_cpu, told=lambda error: None, module="limit_rank") as group:
+    with run.leading(cfg, arguments.out) as group:
         probe, parts, words = outer_steps(cfg, arguments.out, group)
     print(f"measuring the machine ({probe.device}, {torch.get_num_threads()} thread(s))", flush=True)
     machine = rates(parts.module.policy, cfg.batch.micro_tokens, cfg.model.compute_dtype, probe.device)
@@ -494,4 +493,4 @@ def matrix_rate(shapes: Mapping[str, tuple[int, int, int]], dtype: torch.dtype, 
 
 
 if __name__ == "__main__":
-    cli.launch(main)
+    cli.launch(main, follow=outer_steps)

@@ -62,6 +62,15 @@ def browser_program() -> str | None:
     return own if Path(own).exists() else None
 
 
+def namespaces() -> str:
+    if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
+        return "only root may make them, with ip and unshare"
+    name = f"tried{os.getpid()}"
+    done = run("ip", "netns", "add", name)
+    run("ip", "netns", "del", name)
+    return last_line(done.stderr) if done.returncode else ""
+
+
 def gpu() -> str:
     import torch
 
@@ -93,6 +102,7 @@ NEEDS = {
     "tensorboard": Need("TensorBoard", package("tensorboard"), command="pip install -e '.[tensorboard]'"),
     "mlflow": Need("MLflow", package("mlflow"), command="pip install -e '.[mlflow]'"),
     "trackio": Need("Trackio", package("trackio"), command="pip install -e '.[trackio]'"),
+    "namespaces": Need("network namespaces", namespaces),
     "gpu": Need("a GPU", gpu),
 }
 

@@ -11,7 +11,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "a skipped test is an error unless it needs a GPU (the default where CI is set)"
+    text = "a skipped test is an error unless it needs a GPU or the rights of root (the default where CI is set)"
     parser.addoption(
         "--no-skips", action="store_true", default=os.environ.get("CI", "").lower() not in ("", "0", "false"), help=text
     )
@@ -38,7 +38,8 @@ def note_skip(report: pytest.TestReport | pytest.CollectReport, config: pytest.C
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    note_skip(report, item.config, allowed=item.get_closest_marker("gpu") is not None)
+    names = {name for mark in item.iter_markers("needs") for name in mark.args}
+    note_skip(report, item.config, allowed=item.get_closest_marker("gpu") is not None or "namespaces" in names)
     return report
 
 

@@ -27,6 +27,7 @@ from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
 from dash_exp.core.words import first_line
+from dash_exp.distributed import place
 from dash_exp.results.cells import cells_of
 from dash_exp.results.run_folder import SWEEP_FILE, read_result
 
@@ -50,7 +51,7 @@ class CellLauncher(SlurmLauncher):
 
     def __call__(self, *args: Any, **kwargs: Any) -> JobReturn:
         """The job: exits on SIGTERM from its start, and saves before submitit requeues it."""
-        with process.leaving_on_sigterm(), saved_before_requeue():
+        with process.leaving_on_sigterm(), saved_before_requeue(), of_several_tasks():
             return super().__call__(*args, **kwargs)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -139,11 +140,23 @@ class CellLauncher(SlurmLauncher):
         """A job without a result is a failure to a search. In a list of cells the ledger has the status of each."""
         try:
             if job.paths.result_pickle.is_file():
-                return job.results()[0]
+                return job.task(0).result()  # the first rank's
             wrong = f"job {job.job_id} has left the queue without a result"
         except Exception as error:  # whatever ended the job
             wrong = f"job {job.job_id}: {first_line(str(error))}"
         return lost(self.config, f"{wrong}; its log: {job.paths.stdout}")
+
+
+@contextmanager
+def of_several_tasks() -> Iterator[None]:
+    """Where a cell has a Slurm task for each rank, the first runs the cell and the others follow it (`rank.taking_part`)."""
+    if place.size() == 1:
+        yield
+        return
+    with process.importing():
+        from dash_exp.commands import rank
+    with rank.taking_part():
+        yield
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """What `benchmarks/limit.py` counts of a run, against hand-worked numbers."""
 
+import contextlib
+
 import limit
 import pytest
 import torch
+import worlds
 from conftest import composed
-from omegaconf import OmegaConf
 
+from dash_exp.commands import run
 from dash_exp.core.types import Completion, Problem, Prompt, Rollouts
-from dash_exp.distributed import ranks
 from dash_exp.planning.costs import Group
 
 
@@ -61,8 +63,8 @@ def test_two_ranks_need_what_one_needs(tmp_path, monkeypatch):
         several = ["trainer=ddp", f"trainer.devices={size}"] if size > 1 else []
         cfg = composed("algo=dash", "kl.coef=0", "steps=4", "batch.prompts=32", "rollout.max_response_tokens=12", *several)
         out.mkdir()
-        OmegaConf.save(cfg, out / "config.yaml", resolve=True)
-        with ranks.started(size, out, on_cpu=True, told=pytest.fail, module="limit_rank") as group:
+        beside = worlds.two_ranks(limit.outer_steps) if size > 1 else contextlib.nullcontext()
+        with beside, run.leading(cfg, out) as group:
             probe, _, _ = limit.outer_steps(cfg, out, group)
         found.append(probe)
     alone, two = found

@@ -83,3 +83,12 @@ def test_the_configuration_is_found_from_inside_a_checkout(tmp_path, monkeypatch
     monkeypatch.setattr("sys.argv", [str(ROOT / "train.py")])
     monkeypatch.chdir(tmp_path)
     assert cli.conf_folder() == ROOT / "conf"  # beside the program
+
+
+def test_a_command_that_no_ranks_follow_is_done_by_each_process(monkeypatch):
+    """As `evaluate`, where srun has started two of it."""
+    done = []
+    monkeypatch.setattr(cli, "_launch", lambda main: main())
+    monkeypatch.setattr(cli.place, "size", lambda: 2)
+    cli.launch(lambda: done.append(1))
+    assert done == [1]

@@ -1,26 +1,27 @@
 """Two ranks come to the numbers of one, whatever each of them has to do; and end together."""
 
 import json
-import multiprocessing.process
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import nullcontext
 
-import forked
 import pandas as pd
+import processes
 import pytest
 import runs
 import torch
-import torch.distributed as dist
-from conftest import LETTERS, composed
-from omegaconf import OmegaConf
+import worlds
+from conftest import LETTERS, TRAIN, composed, environment
 
-from dash_exp.commands import rank, run
+from dash_exp.commands import run
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
-from dash_exp.distributed import ranks
-from dash_exp.results import cells, run_folder
+from dash_exp.results import run_folder
 from dash_exp.training import snapshot
 from dash_exp.training.module import PolicyModule
 
@@ -42,75 +43,6 @@ SOME_SETTINGS = {
     "screened": "select=screen algo=no_gf kl.place=reward",
     "screened by the first": "select=screen rollout.sampler._target_=rank_parts.CopySampler rollout.staleness=1",
 }
-
-
-class Beside:
-    """In place of the process that `ranks.start` returns: a job of a process that stays for the next test, or is killed."""
-
-    process: multiprocessing.process.BaseProcess | None = None
-
-    def __init__(self, module, run_dir, index, size, port):
-        if Beside.process is None or not Beside.process.is_alive():
-            Beside.pipe, end = multiprocessing.Pipe()
-            Beside.process = forked.process(jobs, end, daemon=True)
-        self.status = None
-        self.pipe.send((run_dir, index, size, port))
-
-    def poll(self, within_s=0.0):
-        try:
-            if self.status is None and self.pipe.poll(within_s):
-                self.status = self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join()  # it is ending: the next test must not take it for alive
-        return self.process.exitcode if self.status is None else self.status
-
-    def kill(self):
-        if self.poll(within_s=3.0) is None:
-            self.process.kill()
-            self.process.join()
-
-    def wait(self):
-        """Nothing: a job is over, and a killed process is at once."""
-
-
-def jobs(pipe):
-    """One rank after the other."""
-    torch.set_num_threads(1)
-    while True:
-        run_dir, *place = pipe.recv()
-        status = rank._follow(run.follow, OmegaConf.load(run_dir / "config.yaml"), run_dir, *place)
-        if status:
-            os._exit(status)
-        dist.destroy_process_group()
-        pipe.send(status)
-
-
-@pytest.fixture
-def beside(monkeypatch):
-    monkeypatch.setattr(ranks, "start", Beside)
-
-
-def record(folder):
-    """Metrics, result and completions, times aside."""
-    cell = cells.load_cell(folder)
-    metrics = cell.metrics[[c for c in cell.metrics if not c.startswith("time/") and c != "seconds"]]
-    result = {k: v for k, v in cell.result.items() if "time/" not in k and k != "device" and v is not None}
-    rows = [json.loads(line) for file in sorted((folder / "completions").iterdir()) for line in file.open()]
-    return metrics, result, [row | {"advantage": pytest.approx(row["advantage"], abs=1e-5)} for row in rows]
-
-
-def same(folder, other):
-    """To rounding errors: of sums in another order, and of the policies that were trained with them."""
-    (metrics, result, rows), (others_metrics, others_result, others_rows) = record(folder), record(other)
-    exact = ["loss/total", "grad/norm", "kl/ref_nats_per_token", "reward/mean", "accuracy/in_dist", "accuracy/out_dist"]
-    if metrics["optimizer/steps"][1] == 1:  # all of it with the same policy
-        pd.testing.assert_frame_equal(metrics[exact][:2], others_metrics[exact][:2], rtol=2e-6, atol=1e-7)
-    pd.testing.assert_frame_equal(metrics, others_metrics, rtol=1e-3, atol=1e-4)
-    assert rows == others_rows
-    assert result.keys() == others_result.keys()
-    for name, value in result.items():
-        assert value == (pytest.approx(others_result[name], rel=1e-3) if isinstance(value, float) else others_result[name])
-    assert (folder / "problems.csv").read_bytes() == (other / "problems.csv").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -144,67 +76,106 @@ def alone(tmp_path_factory):
         )
     ],
 )
-def test_two_ranks_come_to_the_numbers_of_one(strategy, arm, tmp_path, beside, alone):
+def test_two_ranks_come_to_the_numbers_of_one(strategy, arm, tmp_path, alone):
     settings = SOME_SETTINGS[arm]
-    run.run(composed(*COMMON, *settings.split(), f"trainer={strategy}"), tmp_path)
-    same(tmp_path, alone(settings))
+    with worlds.two_ranks():
+        run.run(composed(*COMMON, *settings.split(), f"trainer={strategy}"), tmp_path)
+    runs.alike(tmp_path, alone(settings))
     if "select" in settings:
-        metrics = record(tmp_path)[0]
+        metrics = runs.record(tmp_path)[0]
         assert metrics[["select/skipped_prompts", "select/screened_out_prompts"]].sum().sum() > 0
 
 
-def test_where_memory_runs_out_on_one_rank_all_go_on_with_smaller_passes(tmp_path, beside, alone):
-    run.run(composed(*COMMON, "trainer=ddp", "algo.loss._target_=rank_parts.hungry"), tmp_path)
-    metrics, others = record(tmp_path)[0], record(alone(SOME_SETTINGS["dash"]))[0]
+def test_where_memory_runs_out_on_one_rank_all_go_on_with_smaller_passes(tmp_path, alone):
+    with worlds.two_ranks():
+        run.run(composed(*COMMON, "trainer=ddp", "algo.loss._target_=rank_parts.hungry"), tmp_path)
+    metrics, others = runs.record(tmp_path)[0], runs.record(alone(SOME_SETTINGS["dash"]))[0]
     assert others["batch/micro_tokens"].tolist()[1:] == [2048, 2048]
     assert metrics["batch/micro_tokens"][1] < 128  # of both: the row is the first rank's
     del metrics["batch/micro_tokens"], others["batch/micro_tokens"]
     pd.testing.assert_frame_equal(metrics, others, rtol=1e-3, atol=1e-4)
 
 
-def test_a_rank_that_breaks_ends_the_run_by_name(tmp_path, beside):
+def test_a_rank_that_breaks_ends_the_run_by_name(tmp_path):
     """Under fsdp memory that runs out breaks a pass that all ranks make together."""
-    said = r"^rank 1 of 2: ended with status 1 \(outer step 1: memory ran out in a backward pass of \d+ tokens"
-    with pytest.raises(UserError, match=said):
-        run.run(composed(*COMMON, "trainer=fsdp", "algo.loss._target_=rank_parts.hungry"), tmp_path)
+    said = r"^rank 1 of 2 on \S+: ended \(outer step 1: memory ran out in a backward pass of \d+ tokens"
+    with worlds.two_ranks() as other:
+        with pytest.raises(UserError, match=said):
+            run.run(composed(*COMMON, "trainer=fsdp", "algo.loss._target_=rank_parts.hungry"), tmp_path)
+        other.join(20)
+        assert other.exitcode == 0  # otherwise torchrun would end the first while it reports
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "failed"
     assert "rank 1 of 2" in result["error"]
 
 
-def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_with_one_or_two(tmp_path, monkeypatch, capfd):
-    """With processes as a user's command starts them."""
-    settings = [*COMMON, "algo=ppo_mini", "batch.minibatches=2", "steps=4", "eval.every=4"]
-    folder = tmp_path / "killed"
-    started = []
-
-    def start(*arguments):
-        started.append(start_rank(*arguments))
-        return started[-1]
+def killing(rank, folder):
+    """Kills a rank of the run in this folder after two steps, and notes when."""
+    when = []
 
     def kill():
-        while not (folder / "completions" / "step_00002.jsonl").exists():
-            time.sleep(0.01)
-        started[0].kill()
+        processes.wait_until((folder / "completions" / "step_00002.jsonl").exists, 300)
+        os.kill(worlds.pid_of(rank, str(folder)), signal.SIGKILL)
+        when.append(time.monotonic())
 
-    start_rank = ranks.start
-    with monkeypatch.context() as patch:
-        patch.setattr(ranks, "start", start)
-        threading.Thread(target=kill, daemon=True).start()
-        with pytest.raises(UserError, match=r"^rank 1 of 2: was killed .* resumes after outer step [123] in "):
-            run.run(composed(*settings, "trainer=ddp"), folder)
+    threading.Thread(target=kill, daemon=True).start()
+    return when
+
+
+def test_where_the_first_rank_is_killed_the_others_do_not_wait_for_it_long(tmp_path):
+    when = killing(0, tmp_path)
+    with pytest.raises(UserError, match=r"^rank 0 of 2: was killed .* resumes after outer step"):
+        run.run(composed(*COMMON, "trainer=ddp", "steps=50", "eval.every=50"), tmp_path)
+    assert time.monotonic() - when[0] < 20  # torch's launcher gives them 30 s
+
+
+def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on_with_one_or_two(tmp_path, capfd):
+    """With processes as torch's launcher starts them."""
+    settings = [*COMMON, "algo=ppo_mini", "batch.minibatches=2", "steps=4", "eval.every=4"]
+    folder = tmp_path / "killed"
+
+    killing(1, folder)
+    with pytest.raises(UserError, match=r"^rank 1 of 2: was killed .* resumes after outer step [123] in "):
+        run.run(composed(*settings, "trainer=ddp"), folder)
     assert "Traceback" not in capfd.readouterr().err
+    assert "rank 1 of 2: was killed" in json.loads((folder / "result.json").read_text())["error"]
     run.run(composed(*settings), tmp_path / "alone")
-    monkeypatch.setattr(ranks, "start", Beside)
     for strategy, devices in (("auto", 1), ("ddp", 2)):
         shutil.copytree(folder, tmp_path / strategy)
-        run.run(composed(*settings, f"trainer.strategy={strategy}", f"trainer.devices={devices}"), tmp_path / strategy)
-        same(tmp_path / strategy, tmp_path / "alone")
+        with worlds.two_ranks() if devices == 2 else nullcontext():
+            run.run(composed(*settings, f"trainer.strategy={strategy}", f"trainer.devices={devices}"), tmp_path / strategy)
+        runs.alike(tmp_path / strategy, tmp_path / "alone")
         assert capfd.readouterr().out.count("resumes after outer step") == 1
 
 
-def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(tmp_path, beside, monkeypatch, alone):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, process.RESUME_ME), (signal.SIGINT, process.INTERRUPTED), (signal.SIGKILL, None)]
+)
+def test_a_signal_to_the_command_ends_all_its_ranks(number, status, tmp_path):
+    settings = [*COMMON, "trainer=ddp", "steps=50", "eval.every=50", "resume_every=1", f"hydra.run.dir={tmp_path}/run"]
+    mark, said = f"RANKS_OF={tmp_path}", tmp_path / "said"
+    variables = environment(tmp_path) | dict([mark.split("=")])
+    with said.open("w") as out:
+        command = subprocess.Popen([sys.executable, TRAIN, *settings], env=variables, stdout=out, stderr=out, cwd=tmp_path)
+    try:
+        processes.wait_until((tmp_path / "run" / "completions" / "step_00002.jsonl").exists, 300, said.read_text)
+        for _ in range(2 if number == signal.SIGINT else 1):  # another Ctrl-C does not break the first one's saving
+            command.send_signal(number)
+            time.sleep(0.1)
+        assert command.wait(60) == (status or -number), said.read_text()
+    finally:
+        command.kill()
+    processes.wait_until_gone(mark, 10)
+    if status:
+        assert "stopped: the same command resumes after outer step" in said.read_text()
+        assert "Traceback" not in said.read_text()
+        assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "stopped"
+        assert run_folder.snapshots(tmp_path / "run")
+
+
+def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(tmp_path, monkeypatch, alone):
     settings = SOME_SETTINGS["minibatches"]
+    folder = tmp_path / "left"
     finish_row = PolicyModule.finish_row
 
     def leaves(module):
@@ -212,25 +183,29 @@ def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(tmp_path, beside,
             raise SystemExit(process.RESUME_ME)
         return finish_row(module)
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+    with worlds.two_ranks(), monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(PolicyModule, "finish_row", leaves)
-        run.run(composed(*COMMON, *settings.split(), "trainer=fsdp"), tmp_path)
+        run.run(composed(*COMMON, *settings.split(), "trainer=fsdp"), folder)
     assert left.value.code == process.RESUME_ME
-    assert len(run_folder.snapshots(tmp_path)) == 1
-    run.run(composed(*COMMON, *settings.split()), tmp_path)
-    same(tmp_path, alone(settings))
+    assert len(run_folder.snapshots(folder)) == 1
+    for ranks, trainer in ((nullcontext(), "trainer=cpu"), (worlds.two_ranks(), "trainer=fsdp")):
+        again = shutil.copytree(folder, tmp_path / trainer)
+        with ranks:
+            run.run(composed(*COMMON, *settings.split(), trainer), again)
+        runs.alike(again, alone(settings))
 
 
-def test_a_resumed_run_has_the_noise_of_every_rank(tmp_path, beside, monkeypatch):
-    """Dropout: each rank draws its own, and goes on where it was."""
+def test_a_resumed_run_has_the_noise_of_every_rank(tmp_path, monkeypatch):
+    """Dropout: each rank draws its own, and goes on where it was. The other rank follows the first through all three runs."""
     dropout = ["model.adapter=lora", "model.lora.lr=0.01", "model.lora.dropout=0.5"]
     cfg = composed(*COMMON, *dropout, "trainer=ddp", "steps=4", "eval.every=4", "resume_every=2")
-    run.run(cfg, tmp_path / "alone")
-    runs.broken_after(tmp_path / "broken", cfg, 3, monkeypatch)
-    (kept,) = run_folder.snapshots(tmp_path / "broken")
-    first, second = (state["torch"] for state in snapshot.read(kept)["random"])
-    assert not torch.equal(first, second)
-    run.run(cfg, tmp_path / "broken")
+    with worlds.two_ranks():
+        run.run(cfg, tmp_path / "alone")
+        runs.broken_after(tmp_path / "broken", cfg, 3, monkeypatch)
+        (kept,) = run_folder.snapshots(tmp_path / "broken")
+        first, second = (state["torch"] for state in snapshot.read(kept)["random"])
+        assert not torch.equal(first, second)
+        run.run(cfg, tmp_path / "broken")
     runs.same(tmp_path / "broken", tmp_path / "alone")
 
 

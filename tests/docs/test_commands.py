@@ -41,7 +41,7 @@ DESCRIBED = {
 RUNS = ("RUN", "outputs/arithmetic-tiny/TIME")
 MODELS = ("MODEL", "/data/models/my-model")
 
-STARTS = r"(?:[A-Z_]+=\S+ )*(?:sbatch|make|pip|python3?|\.venv/bin/(?:python|pip)) "
+STARTS = r"(?:[A-Z_]+=\S+ )*(?:sbatch|srun|torchrun|make|pip|python3?|\.venv/bin/(?:python|pip)) "
 FENCED = re.compile(r"^([ ]*)```(\w*)([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 
 
@@ -77,6 +77,9 @@ def check(command: str) -> None:
     program = program.rpartition("/")[2]
     if program == "sbatch":
         check(rest[rest.index("--wrap") + 1])
+    elif program in ("srun", "torchrun"):
+        script = next(i for i, word in enumerate(rest) if word.endswith(".py"))
+        check(shlex.join(["python", *rest[script:]]))
     elif program == "make":
         targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {*rest} <= {*targets}, f"make has no {rest}"

@@ -80,13 +80,6 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     def at_step(step: int, cell: int) -> bool:
         return (cells_of(folder)[cell].folder / "completions" / f"step_{step:05d}.jsonl").exists()
 
-    def at_once() -> bool:
-        """Slurm lets a job that was put back wait for two minutes: not here."""
-        for job in ask("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines():
-            if job.endswith("BeginTime"):
-                ask("scontrol", "update", f"jobid={job.split()[0]}", "starttime=now")
-        return False
-
     first = command("first", *sweep_, env=cluster)
     slurm.wait_for(lambda: log("first").count("job ") == 2)
     array = log("first").partition("job ")[2].partition("_")[0]
@@ -100,10 +93,10 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     slurm.wait_for(lambda: at_step(2, cell=0))
     ask("scancel", f"{array}_0")
     log_of_other = folder / ".submitit" / f"{array}_1" / f"{array}_1_0_log.out"
-    slurm.wait_for(lambda: at_once() or RESUMED in log_of_other.read_text())
+    slurm.wait_for(lambda: slurm.start_waiting(cluster) or RESUMED in log_of_other.read_text())
     os.kill(process_in(cells_of(folder)[1].folder), signal.SIGSTOP)  # Slurm lets it go on when it ends it
     ask("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1")
-    slurm.wait_for(lambda: at_once() or second.poll() is not None)
+    slurm.wait_for(lambda: slurm.start_waiting(cluster) or second.poll() is not None)
     assert second.returncode == 1, log("second")
     assert log("second").count(", submitted before: ") == 2
     assert "1 of 2 cells are not done; the same command tries them again" in log("second")
@@ -243,6 +236,16 @@ def test_a_cell_gets_what_it_needs_for_its_devices(launcher, gpus, others):
     assert [OmegaConf.select(settings, key) for key in others] == [3] * len(others)
 
 
+def test_a_cell_on_several_nodes_gets_a_task_for_each_rank():
+    def asked(nodes: int) -> dict[str, int]:
+        several = ["trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=4", f"trainer.num_nodes={nodes}"]
+        settings = sweep_settings("hydra/launcher=submitit_slurm", *several).hydra.launcher
+        return {key: settings[key] for key in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb")}
+
+    assert asked(1) == {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 4, "cpus_per_task": 32, "mem_gb": 128}
+    assert asked(2) == {"nodes": 2, "tasks_per_node": 4, "gpus_per_node": 4, "cpus_per_task": 8, "mem_gb": 128}
+
+
 @pytest.mark.parametrize(
     ("launcher", "says"),
     [
@@ -264,6 +267,13 @@ def test_a_launcher_that_cannot_do_it_is_told_before_anything_starts(monkeypatch
         launchers.check_launcher(sweep_settings("hydra/launcher=submitit_slurm"))
     with pytest.raises(UserError, match="all cells on the same GPU"):
         launchers.check_launcher(sweep_settings("hydra/launcher=joblib", "trainer=gpu"))
+    for launcher in ("basic", "joblib"):
+        with pytest.raises(UserError, match="needs a process for each rank on each machine"):
+            launchers.check_launcher(sweep_settings(f"hydra/launcher={launcher}", "trainer=ddp", "trainer.num_nodes=2"))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="but torchrun has started 2 of this command"):
+        patch.setenv("TORCHELASTIC_RUN_ID", "x")
+        patch.setenv("WORLD_SIZE", "2")
+        launchers.check_launcher(sweep_settings("hydra/launcher=joblib", "trainer=ddp"))
     for launcher, setting in (
         ("joblib", "n_jobs=0"),
         ("ray", "ray.remote.num_cpus=two"),

@@ -11,7 +11,7 @@ BAD = [
     ("trainer.devices=[0]", "trainer.devices=[0]: is not a whole number of at least 1"),
     ("trainer=ddp trainer.devices=auto", "trainer.devices=auto: is not a whole number of at least 1"),
     ("trainer.strategy=deepspeed", "trainer.strategy=deepspeed: is not known. Use one of auto, ddp, fsdp"),
-    ("trainer=ddp trainer.num_nodes=2", "trainer.num_nodes=2: is not supported: a run starts its own ranks"),
+    ("trainer.num_nodes=2", "trainer.devices=1 trainer.num_nodes=2: needs to know how the devices share the work"),
     (
         "trainer=fsdp rollout=vllm",
         "trainer.devices=2: does not work with rollout=vllm, whose engine is inside the one process of the run",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,6 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_method, get_object
-from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Problem
 from dash_exp.core.watch import Watch
 from dash_exp.data import digests, order
+from dash_exp.distributed import strategies
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models import adapter, casting, folders, loading, sharded
@@ -70,7 +71,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     if cfg.trainer.accelerator == "gpu":
         group.use_gpu()
     check_trains(cfg)
-    check_parts(cfg, group.index)
+    check_parts(cfg, group.local)
     if not cfg.model.architecture:
         folders.check_folder(cfg.model.path)
     clock = Clock()
@@ -78,8 +79,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     train, tests, left_out = problems(cfg)
     sets = {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}
     shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
-    # Where the ranks do not share sampling, the first grades training alone, and uses all cores.
-    rewards = rewards_of(cfg, sets, tokenizer, 1 if group.first and not shared else group.size)
+    # Where the ranks do not share sampling, the first grades training alone, and uses all cores of its machine.
+    rewards = rewards_of(cfg, sets, tokenizer, 1 if group.first and not shared else cfg.trainer.devices)
     check_claims(cfg, rewards["data.train"])
     given = {"tokenizer": tokenizer, "reward": rewards["data.train"]}
     train_sampler: Any = made(cfg, "algo.train_sampler", given) if cfg.algo.train_sampler else None
@@ -143,6 +144,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
             test_names=list(tests),
             watch=watch,
             ranks=group,
+            sharded=is_sharded(cfg, group),
         )
         meet(cfg, module, group)
         return Parts(module, data, rewards["data.train"], tokenizer, clock, digests.of_sets(train, tests), left_out)
@@ -275,7 +277,7 @@ def at_a_time(cfg: DictConfig, ranks: Ranks = ALONE) -> int | None:
     return None if ranks.size == 1 else MANY
 
 
-def check_parts(cfg: DictConfig, rank: int = 0) -> None:
+def check_parts(cfg: DictConfig, gpu: int = 0) -> None:
     """Raise UserError where a part does not exist, or does not do its work on a few numbers (see `rehearsal`)."""
     name = partial(named, cfg)
     for key in ("optimizer", "schedule"):
@@ -285,27 +287,23 @@ def check_parts(cfg: DictConfig, rank: int = 0) -> None:
         rehearsal.scoring(made(cfg, "algo.advantage"), made(cfg, "filter"), cfg.algo.group_size, name)
         rehearsal.selection(made(cfg, "select"), cfg.algo.group_size, name)
         rehearsal.objective(objective_of(cfg), bool(cfg.algo.train_sampler), name)
-        rehearsal.optimization(optimization_of(cfg), stand_ins(cfg, rank), cfg.steps, name)
+        rehearsal.optimization(optimization_of(cfg), stand_ins(cfg, gpu), cfg.steps, name)
 
 
-def stand_ins(cfg: DictConfig, rank: int) -> list[Tensor]:
-    """A matrix and a vector of the type that is trained, on the device of this rank; an adapter has only matrices."""
+def stand_ins(cfg: DictConfig, gpu: int) -> list[Tensor]:
+    """A matrix and a vector of the type that is trained, on this device; an adapter has only matrices."""
     on_gpu = cfg.trainer.accelerator == "gpu" and torch.cuda.is_available()
     dtype = torch.float32 if cfg.model.adapter else getattr(torch, cfg.model.dtype)
-    ones = partial(torch.ones, dtype=dtype, device=torch.device("cuda", rank) if on_gpu else torch.device("cpu"))
+    ones = partial(torch.ones, dtype=dtype, device=torch.device("cuda", gpu) if on_gpu else torch.device("cpu"))
     return [torch.nn.Parameter(ones(4, 4)), *([] if cfg.model.adapter else [torch.nn.Parameter(ones(4))])]
 
 
 def meet(cfg: DictConfig, module: PolicyModule, group: Ranks) -> None:
-    """Come together with the other ranks, and with trainer=fsdp leave each its part of policy and reference."""
-    on_gpu = cfg.trainer.accelerator == "gpu"
-    group.join(gpus=on_gpu)
-    if is_sharded(cfg, group):
-        policy, reference = module.policy, module.reference
-        if group.first and adapter.has_one(policy) and not isinstance(module.refresh.sampler, SharedSampler):
-            adapter.keep_base(policy)  # for servers
-        for of_module in [policy, *([] if reference in (None, policy) else [reference])]:  # with an adapter they are one
-            sharded.shard(of_module, group.size, "cuda" if on_gpu else "cpu")
+    """Come together with the other ranks. With trainer=fsdp Lightning has the module sharded when it sets the training up."""
+    group.join(gpus=cfg.trainer.accelerator == "gpu")
+    for_servers = not isinstance(module.refresh.sampler, SharedSampler)
+    if module.sharded and group.first and for_servers and adapter.has_one(module.policy):
+        adapter.keep_base(module.policy)
 
 
 def is_sharded(cfg: DictConfig, group: Ranks) -> bool:
@@ -316,18 +314,19 @@ def is_sharded(cfg: DictConfig, group: Ranks) -> bool:
 def make_trainer(
     cfg: DictConfig, run_dir: Path, group: Ranks, callbacks: list[L.Callback], trackers: Sequence[Tracker] = ()
 ) -> L.Trainer:
-    """Lightning's Trainer of this rank, which has one device."""
-    one_of_several = cfg.trainer.accelerator == "gpu" and group.size > 1
-    return made(
+    """Lightning's Trainer of this rank."""
+    os.environ.pop("PL_GLOBAL_SEED", None)  # with several ranks Lightning would start the noise of each again, at every start
+    trainer: L.Trainer = made(
         cfg,
         "trainer",
-        devices=[group.index] if one_of_several else 1,
-        strategy="auto",
         callbacks=callbacks,
         logger=list(trackers) or False,
         default_root_dir=run_dir,
-        plugins=[LightningEnvironment()],  # on Slurm, its own would requeue the job and load a pickle
+        **strategies.arguments(group.size, is_sharded(cfg, group)),
     )
+    if group.size > 1:
+        strategies.leave_signals_alone(trainer)
+    return trainer
 
 
 def close(parts: Parts) -> None:

@@ -27,6 +27,7 @@ from dash_exp.commands.encoding import not_utf_8
 from dash_exp.core import files
 from dash_exp.core.errors import UserError
 from dash_exp.core.process import INTERRUPTED, importing, leaving_on_sigterm, outlast_readers
+from dash_exp.distributed import place
 from dash_exp.settings import credentials, renamed
 from dash_exp.settings.overrides import number_of_kl
 from dash_exp.settings.validate import validate
@@ -41,7 +42,23 @@ FILE_SYSTEM = files.TROUBLES | {
 }
 
 
-def launch(main: Callable[[], None]) -> None:
+def launch(main: Callable[[], None], follow: Callable[..., object] | None = None) -> None:
+    """Run a command. With `follow`, where torchrun or srun has started several processes of it, the first does what `main`
+    says, and the others `follow` it in each run (see `rank.taking_part`).
+    """
+    if follow is None or place.size() == 1:
+        _launch(main)
+        return
+    with importing():
+        from dash_exp.commands import rank
+    try:
+        with rank.taking_part(follow):
+            _launch(main)
+    except UserError as error:  # of the meeting with the others
+        sys.exit(f"error: {error}")
+
+
+def _launch(main: Callable[[], None]) -> None:
     """Run Hydra's `main`. Errors that the user can fix end with one message and status 1, without a traceback.
 
     The same holds for errors of the file system, wherever they are raised: a full disk needs no traceback.

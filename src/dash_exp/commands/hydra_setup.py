@@ -68,6 +68,16 @@ def gpus(accelerator: str, devices: int) -> int | None:
     return devices if accelerator == "gpu" else None
 
 
+def tasks(devices: int, nodes: int) -> int:
+    """Slurm tasks of a cell on each of so many nodes: one for each rank, but on one node one alone, which starts them."""
+    return devices if nodes > 1 else 1
+
+
+def of_task(each: int, devices: int, nodes: int) -> int:
+    """What a Slurm task gets, of which each device needs so much."""
+    return each * devices // tasks(devices, nodes)
+
+
 def outcome(job: JobReturn) -> Any:
     """`JobReturn.return_value` as Hydra has it, without its line "Error executing job with overrides: [...]" on stderr: the
     error that it raises is printed once, by `cli.launch`.
@@ -83,6 +93,8 @@ def set_up() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("gpus", gpus, replace=True)
     OmegaConf.register_new_resolver("times", operator.mul, replace=True)
+    OmegaConf.register_new_resolver("tasks", tasks, replace=True)
+    OmegaConf.register_new_resolver("of_task", of_task, replace=True)
     OmegaConf.register_new_resolver("local", local, replace=True)
     OmegaConf.register_new_resolver("by_device", by_device, replace=True)
     OmegaConf.register_new_resolver("asset", lambda name: str(ASSETS / name), replace=True)

@@ -8,7 +8,9 @@ import logging
 import subprocess
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 import transformers
 from omegaconf import DictConfig, OmegaConf
 
-from dash_exp.commands import ending, prompting
+from dash_exp.commands import ending, prompting, several
 from dash_exp.commands.build import Parts, build, close, make_trainer
 from dash_exp.commands.sizes import derived_sizes, device_name, sizes, slow_words
 from dash_exp.commands.sweep.finished import with_other_problems
@@ -27,8 +29,9 @@ from dash_exp.core.metrics import PHASES, SIDES, SNAPSHOT
 from dash_exp.core.types import Prompt
 from dash_exp.core.watch import check_trained
 from dash_exp.data import digests
-from dash_exp.distributed import ranks
+from dash_exp.distributed import place, ranks, world
 from dash_exp.distributed.ranks import ALONE, NOTICE_S, Ranks
+from dash_exp.distributed.world import RankLostError
 from dash_exp.results.problems import DIGEST
 from dash_exp.results.run_folder import ENDING, read_result, same_numbers, write_result
 from dash_exp.training.budget import LIMITS, Budget
@@ -51,39 +54,77 @@ def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any
     """
     start = time.perf_counter()
     quiet()
-    if cfg.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
-    if cfg.trainer.accelerator == "gpu" and cfg.trainer.devices > (there := max(torch.cuda.device_count(), 1)):
-        raise UserError(f"trainer.devices={cfg.trainer.devices}", f"torch finds {there} GPU(s) on this machine", "Lower it")
+    check_machine(cfg)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with process.alone_in(run_dir), process.leaving_on_sigterm():
             if ending.is_left(run_dir, cfg):
                 return ending.resume(cfg, run_dir, in_sweep)
             files.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            with ranks.started(
-                cfg.trainer.devices,
-                run_dir,
-                on_cpu=cfg.trainer.accelerator == "cpu",
-                told=lambda error: write_result(run_dir, {"status": "failed", "error": str(error), "git": git_revision()}),
-            ) as group:
-                return start_run(cfg, run_dir, in_sweep, start, group)
+            if place.size() == 1 and cfg.trainer.devices > 1:
+                return on_this_machine(cfg, run_dir, in_sweep)
+            return lead(cfg, run_dir, in_sweep, start)
     except OSError as error:
         if told := disk_error(error, run_dir, "starts from the beginning"):
             raise told from error
         raise
 
 
+def check_machine(cfg: DictConfig) -> None:
+    """Raise UserError where this machine, or what has started the ranks, does not have what the trainer asks for."""
+    trainer = cfg.trainer
+    if trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
+    if trainer.accelerator == "gpu" and trainer.devices > (there := max(torch.cuda.device_count(), 1)):
+        raise UserError(f"trainer.devices={trainer.devices}", f"torch finds {there} GPU(s) on this machine", "Lower it")
+    place.check(trainer.devices, trainer.num_nodes)
+
+
+def on_this_machine(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> dict[str, Any]:
+    """A run whose ranks this process starts, and waits for."""
+    try:
+        return several.launched(cfg, run_dir, in_sweep)
+    except UserError as error:
+        if read_result(run_dir).get("status") != ENDING:  # otherwise only its end is left to do
+            write_failed(run_dir, error)
+        raise
+
+
+def lead(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[str, Any]:
+    """What the first rank does, or the only one. `start`: see `start_run`."""
+    with leading(cfg, run_dir) as group:
+        try:
+            return start_run(cfg, run_dir, in_sweep, start, group)
+        except (RuntimeError, RankLostError) as error:  # a collective that failed says nothing of whose fault it is
+            lost = error if isinstance(error, RankLostError) else group.lost(NOTICE_S)
+            if lost is None:
+                raise
+            told = UserError(lost.where, lost.wrong, f"The same command {several.way_on(run_dir)}")
+            write_failed(run_dir, told)
+            raise told from error
+
+
+@contextmanager
+def leading(cfg: DictConfig, run_dir: Path) -> Iterator[Ranks]:
+    """The ranks of a run that this process leads; itself alone where no others were started."""
+    if place.size() == 1:
+        yield ALONE
+        return
+    here = world.entered()
+    here.begin(json.dumps({"config": OmegaConf.to_yaml(cfg, resolve=True), "folder": str(run_dir)}))
+    with ranks.of_run(here, told=partial(write_failed, run_dir)) as group:
+        yield group
+
+
+def write_failed(run_dir: Path, error: UserError) -> None:
+    """The result of a run that another process, or a thread of this one, has ended."""
+    write_result(run_dir, read_result(run_dir) | {"status": "failed", "error": f"UserError: {error}", "git": git_revision()})
+
+
 def disk_error(error: BaseException, run_dir: Path, way_on: str) -> UserError | None:
     """The message for the user where a write to the disk failed; None for other errors."""
     found = files.trouble(error)
     return found and UserError(found[0] or str(run_dir), found[1], f"{found[2]}; the same command then {way_on}")
-
-
-def rank_error(error: BaseException, group: Ranks, way_on: str) -> UserError | None:
-    """The message for the user where this rank failed because another one ended; None for other errors."""
-    lost = group.lost(within_s=NOTICE_S) if isinstance(error, RuntimeError) else None
-    return lost and UserError(lost.where, lost.wrong, f"The same command {way_on}")
 
 
 def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, group: Ranks) -> dict[str, Any]:
@@ -207,7 +248,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
             result["status"] = "stopped"
             print(f"stopped: the same command {snapshots.way_on()}", flush=True)
             raise SystemExit(leave) from error
-        told = rank_error(error, group, snapshots.way_on()) or disk_error(error, run_dir, snapshots.way_on())
+        told = disk_error(error, run_dir, snapshots.way_on())
         result["error"] = f"{type(told or error).__name__}: {told or error}"
         if told:
             raise told from error

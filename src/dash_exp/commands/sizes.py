@@ -23,7 +23,7 @@ def sizes(cfg: DictConfig, parts: Parts, run_dir: Path) -> str:
         [
             f"{cfg.algo.name} on {cfg.data.name}, seed {cfg.seed} -> {run_dir}",
             f"  policy                    {size['parameters']:,} parameters{adapter_words(parts)}, {cfg.model.compute_dtype}, "
-            f"{cfg.trainer.accelerator}" + (f" x {cfg.trainer.devices}" if cfg.trainer.devices > 1 else ""),
+            f"{cfg.trainer.accelerator}{ranks_words(cfg)}",
             f"  problems                  {size['train_problems']:,} to train on{left_out}; tests: {tests}",
             f"  outer steps               {cfg.steps}{budget_words(cfg)}",
             f"  completions per step      {size['completions_per_step']} = {batch.prompts} prompts x {data_.plan.group_size}",
@@ -69,6 +69,12 @@ def adapter_words(parts: Parts) -> str:
     policy = parts.module.policy
     trained = sum(tensor.numel() for tensor in adapter.trained(policy).values())
     return f" ({trained:,} of them in an adapter, the only part that is trained)" if adapter.has_one(policy) else ""
+
+
+def ranks_words(cfg: DictConfig) -> str:
+    """` x 2`, or ` x 8 x 2 machines`."""
+    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    return (f" x {devices}" if devices * nodes > 1 else "") + (f" x {nodes} machines" if nodes > 1 else "")
 
 
 def budget_words(cfg: DictConfig) -> str:

@@ -4,87 +4,98 @@ Every rank builds the same parts and runs the same outer steps. Sampling, gradin
 ranks. Completions are gathered before they are filtered: filter, counts, watch and record see the whole batch on every rank and
 come to the same decisions. In an optimizer step only gradients and sums are added up, once, after its last micro-batch.
 
-Why not Lightning's DDPStrategy: DistributedDataParallel adds gradients up inside backward passes, so it waits for ever where a
-rank has fewer micro-batches than another, or none, as after filtering; it averages over ranks, whose shares have unequal sizes;
-and Lightning's handler of SIGTERM broadcasts from whatever code the signal interrupts. Here each rank has its own Trainer with
-one device, which knows nothing of the other ranks.
-
-The first rank is the process that the user started. It starts the others (`python -m dash_exp.commands.rank`), which read the
-settings from its run folder. Only the first rank writes. However it ends, the others end with it.
+Only the first rank writes. What starts the processes, and how a rank that has gone is found, is in `world`.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.utils._pytree import tree_map_only
 
 from dash_exp.core.errors import UserError
+from dash_exp.core.words import error_line
+from dash_exp.distributed.beats import GONE_S
+from dash_exp.distributed.world import AGAIN, RankLostError, World
 
 T = TypeVar("T")
 
+READY_S = 1800.0  # for all ranks to load the model and their data
+CONNECT = timedelta(minutes=5)  # for gloo, from each to each
 PATIENCE = timedelta(hours=2)  # for a rank that is alive and not there yet: it may be sampling
-NOTICE_S = 3.0  # after a collective failed: until the end of the process that caused it is seen
-GRACE_S = 30.0  # after a rank has died: for the run to end by itself, before it is killed
+NOTICE_S = 8.0  # after a collective failed: until the rank that caused it has said why, or is missed
+LOOK_S = 0.5  # between two looks whether all ranks are there, while one waits
 BUCKET = 2**24  # numbers that are added up in one call
 
 
-class Ranks:
-    """This process, number `index` of `size`. One alone, the default, exchanges nothing.
+class OverError(Exception):
+    """The first rank has ended the run before this one has come to its end."""
 
-    `store`: where the ranks meet. `others`: the processes that this one has started.
+
+class Ranks:
+    """This process, number `index` of `size`, in one run. One alone, the default, exchanges nothing.
+
+    `world`: the processes of the command, None for one alone.
     """
 
-    def __init__(
-        self, index: int = 0, size: int = 1, store: dist.Store | None = None, others: Sequence[subprocess.Popen[bytes]] = ()
-    ) -> None:
+    def __init__(self, index: int = 0, size: int = 1, world: World | None = None) -> None:
         self.index = index
         self.size = size
-        self._store = store
-        self._others = others
+        self.world = world
+        self._unfinished: dist.Work | None = None  # a collective that was broken off
 
     @property
     def first(self) -> bool:
         """Whether this is the rank that writes files and prints."""
         return self.index == 0
 
+    @property
+    def local(self) -> int:
+        """This rank's number on its machine, so that of its GPU."""
+        return self.world.local if self.world else self.index
+
     def use_gpu(self) -> None:
-        """Make the GPU with this rank's number the current one of this thread: before anything is put on a GPU."""
+        """Make this rank's GPU the current one of this thread: before anything is put on a GPU."""
         if self.size > 1:
-            torch.cuda.set_device(self.index)
+            torch.cuda.set_device(self.local)
 
     def join(self, gpus: bool = False) -> None:
-        """Wait until every rank has started, and form the group. Raises UserError where one has ended before that.
+        """Wait until every rank is ready, and form the group. Raises UserError where one has gone before, or does not come.
 
         `gpus`: tensors on GPUs are exchanged too.
         """
-        if self.size == 1:
+        if self.world is None:
             return
-        assert self._store is not None
-        self._store.add("here", 1)
-        while self.first and self._store.add("here", 0) < self.size:
-            if lost := self.lost():
-                raise lost
+        store = dist.PrefixStore(f"ranks/{self.world.run}", self.world.store)
+        store.set(f"here/{self.index}", "1")
+        until = time.monotonic() + READY_S
+        while not store.check([f"here/{i}" for i in range(self.size)]):
+            self._look()
+            if time.monotonic() > until:
+                late = next(i for i in range(self.size) if not store.check([f"here/{i}"]))
+                raise RankLostError(f"rank {late} of {self.size}", f"was not ready within {READY_S:.0f} s", AGAIN)
             time.sleep(0.05)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpus else "gloo",  # objects are sent by gloo in both cases
-            store=dist.PrefixStore("group", self._store),
-            rank=self.index,
-            world_size=self.size,
-            timeout=PATIENCE,
-        )
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpus else "gloo",  # objects are sent by gloo in both cases
+                store=dist.PrefixStore("group", store),
+                rank=self.index,
+                world_size=self.size,
+                timeout=CONNECT,
+            )
+        except RuntimeError as error:
+            how = "Let every machine reach every other on all ports, or name their network: GLOO_SOCKET_IFNAME=..."
+            unconnected = UserError("the ranks", f"cannot be connected ({error_line(error).rstrip('.')})", how)
+            raise self.lost(NOTICE_S) or unconnected from error
+        _set_pg_timeout(PATIENCE)
 
     # --- exchange -------------------------------------------------------------------------------------------------------
 
@@ -93,28 +104,37 @@ class Ranks:
         return items if self.size == 1 else items[self.index :: self.size]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in the order of the ranks, on every rank. They are pickled."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        """The values of all ranks, in the order of the ranks, on every rank. They are pickled: give arrays, not numbers."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            self._arrive()
+            dist.all_gather_object(values, value)
         return values
 
     def join_shares(self, mine: Sequence[T]) -> list[T]:
         """The results of all ranks in the order of the items; `mine` has one for each item that `share` gave this rank."""
-        shares = self.gather(list(mine))
-        joined: list[Any] = [None] * sum(map(len, shares))
-        for index, share in enumerate(shares):
-            joined[index :: self.size] = share
-        return joined
+        return dealt_back(self.gather(list(mine)))
 
     def from_first(self, value: T) -> T:
-        """The first rank's value, on every rank. It is pickled."""
+        """The first rank's value, on every rank. It is pickled: give arrays, not numbers."""
+        given = [value]
+        if self.size > 1:
+            self._arrive()
+            dist.broadcast_object_list(given, src=0)
+        return given[0]
+
+    def tensors_from_first(self, value: Any) -> Any:
+        """The same for nested dicts and lists with large tensors in CPU memory, which are sent one by one."""
         if self.size == 1:
             return value
-        values: list[Any] = [value if self.first else None]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+        kinds = self.from_first(tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value) if self.first else None)
+        return tree_map_only(Tensor, self._tensor_from_first, value if self.first else kinds)
+
+    def _tensor_from_first(self, tensor: Tensor) -> Tensor:
+        sent = tensor.contiguous() if self.first else torch.empty(tensor.shape, dtype=tensor.dtype)
+        if sent.numel():
+            dist.broadcast(sent.view(-1).view(torch.uint8), src=0)
+        return sent
 
     def each_from_first(self, items: Iterator[T], count: int) -> Iterator[T]:
         """The `count` items of the first rank, on every rank. The items of other ranks are never read."""
@@ -128,54 +148,93 @@ class Ranks:
         """Replace each tensor, in place, by its sum over all ranks: the same bits on every rank."""
         if self.size == 1:
             return
+        self._arrive()
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             dist.all_reduce(flat)
             for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    # --- the other processes -------------------------------------------------------------------------------------------
+    # --- waiting --------------------------------------------------------------------------------------------------------
 
-    def lost(self, within_s: float = 0.0) -> UserError | None:
-        """The error for the user if another rank has ended, now or within `within_s` seconds; None if all are alive."""
-        until = time.monotonic() + within_s
-        while True:
-            for number, process in enumerate(self._others, 1):
-                status = process.poll()
-                if status:  # 0: it reached the end of the run before this one
-                    if status == -signal.SIGKILL:
-                        how = "was killed (SIGKILL), as systems do when memory runs out"
-                    elif status < 0:
-                        how = f"was stopped by {signal.Signals(-status).name}"
-                    else:
-                        how = f"ended with status {status} ({self._reason(number)})"
-                    return UserError(
-                        f"rank {number} of {self.size}", how, "The same command resumes the run, or starts it again"
-                    )
-            if time.monotonic() >= until or not self._others:
-                return None
-            time.sleep(0.05)
+    def _arrive(self) -> None:
+        """Wait until all ranks have come here: what they exchange then takes no longer than the network does.
 
-    def say(self, why: str) -> None:
-        """Tell the first rank why this one ends."""
-        assert self._store is not None
-        self._store.set(f"why/{self.index}", why)
+        Raises RankLostError as soon as another rank is missed, OverError where the run is over, and lets signals in. gloo and
+        NCCL do none of this.
+        """
+        pause_s, looked = 1e-4, time.monotonic()
+        self._unfinished = work = dist.all_reduce(torch.zeros(1), async_op=True)
+        while not work.is_completed():
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 5e-3)
+            if time.monotonic() - looked > LOOK_S:
+                self._look()
+                looked = time.monotonic()
+        self._unfinished = None
+        work.wait()  # raises what has ended it
 
-    def _reason(self, number: int) -> str:
-        key = f"why/{number}"
-        return self._store.get(key).decode() if self._store and self._store.check([key]) else "no reason given"
+    def _look(self) -> None:
+        assert self.world is not None
+        if lost := self.world.lost():
+            raise lost
+        if self.world.is_over():
+            raise OverError
+
+    def lost(self, within_s: float) -> RankLostError | None:
+        """The error for the user if a collective has failed because another rank has gone: found within so many seconds."""
+        return self.world.lost(GONE_S, within_s) if self.world else None
 
     def end(self) -> None:
-        """Kill the other processes and leave the group."""
-        for process in self._others:
-            process.kill()
-        for process in self._others:
-            process.wait()
-        if dist.is_initialized():
+        """Leave the group: its connections close, which ends what other ranks wait for.
+
+        Its threads are ended as well. They must not be there when Python ends: they would use what is no longer there. Where a
+        collective that was broken off cannot end, because nothing comes through a link any more, they stay (`World.stuck`).
+        """
+        if self.world is None:
+            return
+        self.world.end_run()
+        if not dist.is_initialized():
+            return
+        until = time.monotonic() + NOTICE_S
+        while self._unfinished and not self._unfinished.is_completed() and time.monotonic() < until:
+            time.sleep(0.05)
+        if self._unfinished and not self._unfinished.is_completed():
+            self.world.stuck = True
+        else:
             dist.destroy_process_group()
 
 
 ALONE = Ranks()
+
+
+@contextmanager
+def of_run(world: World, told: Callable[[UserError], None] | None = None) -> Iterator[Ranks]:
+    """Around one rank's part in the run that the first one leads. If a rank has gone and the run hangs, `told` is called with
+    the error, and the process ends with status 1.
+    """
+    ranks = Ranks(world.index, world.size, world)
+    with world.watched(told) if told else nullcontext():
+        try:
+            yield ranks
+        except (SystemExit, KeyboardInterrupt):
+            world.let_go()  # before the end: a rank that is sampling is not waited for
+            raise
+        finally:
+            ranks.end()
+
+
+def is_of_a_link(error: BaseException) -> bool:
+    """Whether a collective has failed because another rank has left it: not an error of this one."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def dealt_back(shares: Sequence[Sequence[T]]) -> list[T]:
+    """In the order of the items, what ranks made of those that `Ranks.share` gave them."""
+    joined: list[Any] = [None] * sum(map(len, shares))
+    for index, share in enumerate(shares):
+        joined[index :: len(shares)] = share
+    return joined
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -188,53 +247,3 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         bucket.append(tensor)
     if bucket:
         yield bucket
-
-
-# --- starting the others -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def started(
-    size: int, run_dir: Path, on_cpu: bool, told: Callable[[UserError], None], module: str = "dash_exp.commands.rank"
-) -> Iterator[Ranks]:
-    """Start the other `size - 1` ranks and give the first; all end with the block.
-
-    The others run `module` with the settings in `run_dir`. On the CPU all ranks share its threads. If a rank has died and the
-    run hangs, `told` is called with the error and the process ends with status 1.
-    """
-    if size == 1:
-        yield Ranks()
-        return
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
-    threads = torch.get_num_threads()
-    if on_cpu:
-        torch.set_num_threads(max(1, threads // size))
-    ranks = Ranks(0, size, store, [start(module, run_dir, index, size, store.port) for index in range(1, size)])
-    over = threading.Event()
-    threading.Thread(target=_watch, args=(ranks, over, told), daemon=True, name="ranks").start()
-    try:
-        yield ranks
-    finally:
-        over.set()
-        ranks.end()
-        torch.set_num_threads(threads)
-
-
-def start(module: str, run_dir: Path, index: int, size: int, port: int) -> subprocess.Popen[bytes]:
-    """Start one more rank. It ends when its standard input closes, so with this process. Ctrl-C does not reach it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, (run_dir, index, size, port, torch.get_num_threads()))],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _watch(ranks: Ranks, over: threading.Event, told: Callable[[UserError], None]) -> None:
-    """End this process if a rank has died and this one still waits for it, as NCCL does."""
-    while not over.wait(0.5):
-        if (lost := ranks.lost()) and not over.wait(GRACE_S):
-            told(lost)
-            print(f"error: {lost}", file=sys.stderr, flush=True)
-            os._exit(1)

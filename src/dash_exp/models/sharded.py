@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
@@ -22,13 +22,12 @@ from dash_exp.models.adapter import trained
 from dash_exp.models.log_probs import compute_token_logprobs
 
 
-def shard(model: PreTrainedModel, ranks: int, device: str) -> None:
-    """Keep only this rank's part of the model, in place. `device`: cpu or cuda.
+def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Keep only this rank's part of the model, in place. `mesh`: of the ranks, in one dimension.
 
     Each layer is gathered by itself, everything outside the layers together. Gradients are summed over ranks. FSDP gathers only
     for methods that it knows, and `log_probs.token_logprobs` does not call `forward`, so it is registered as a method.
     """
-    mesh = init_device_mesh(device, (ranks,))
     for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         for layer in layers:
             fully_shard(layer, mesh=mesh)
@@ -79,21 +78,17 @@ def whole(state: Any, keep: bool = True, copy: bool = False) -> Any:
     return gather(state)
 
 
-def part(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """This rank's part of a whole tensor, divided as `like` is; the tensor itself where `like` is whole."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def parts_of_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state dict for this rank's optimizer, from one that `whole` gathered."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    values = {
-        i: {name: part(value, parameters[i]) if isinstance(value, Tensor) else value for name, value in of_one.items()}
-        for i, of_one in state["state"].items()
+def parts(state: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
+    """What this rank's optimizer keeps of a parameter, from whole tensors, divided as the parameter is."""
+    if not isinstance(like, DTensor):
+        return dict(state)
+    mesh, placements = like.device_mesh, like.placements
+    return {
+        name: distribute_tensor(value.to(like.device), mesh, placements, src_data_rank=None)
+        if isinstance(value, Tensor) and value.shape == like.shape
+        else value
+        for name, value in state.items()
     }
-    return {**state, "state": values}
 
 
 @contextmanager

@@ -34,21 +34,20 @@ def values(cfg: DictConfig) -> None:
 
 def relations(cfg: DictConfig) -> None:
     _ranks(cfg)
-    if cfg.trainer.devices > 1 and cfg.trainer.strategy == "fsdp":
+    if ranks(cfg) > 1 and cfg.trainer.strategy == "fsdp":
         _sharded(cfg)
     _settings_of_the_loop(cfg)
 
 
+def ranks(cfg: DictConfig) -> int:
+    """How many ranks the run has, on all machines."""
+    return int(cfg.trainer.devices * cfg.trainer.num_nodes)
+
+
 def _ranks(cfg: DictConfig) -> None:
-    if cfg.trainer.num_nodes > 1:
-        raise UserError(
-            f"trainer.num_nodes={cfg.trainer.num_nodes}",
-            "is not supported: a run starts its own ranks, on the machine where it was started",
-            "Write 1; sampling can be on other machines, with rollout=vllm_server",
-        )
-    if cfg.trainer.devices == 1:
+    if ranks(cfg) == 1:
         return
-    where = f"trainer.devices={cfg.trainer.devices}"
+    where = f"trainer.devices={cfg.trainer.devices}" + (f" trainer.num_nodes={n}" if (n := cfg.trainer.num_nodes) > 1 else "")
     if cfg.trainer.strategy == "auto":
         raise UserError(where, "needs to know how the devices share the work", "Add trainer=ddp or fsdp")
     if str(cfg.rollout.sampler.get("_target_")).endswith(".VLLMSampler"):

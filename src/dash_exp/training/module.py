@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Self, cast
+from typing import cast
 
 import lightning as L
 import torch
@@ -24,7 +24,7 @@ from dash_exp.evaluation.evaluator import Evaluation
 from dash_exp.models import adapter
 from dash_exp.models.batch import parts
 from dash_exp.models.passes import Passes
-from dash_exp.models.sharded import is_sharded, whole
+from dash_exp.models.sharded import is_sharded, shard, whole
 from dash_exp.sampling.refresh import Refresh
 from dash_exp.training.accumulator import Accumulator
 from dash_exp.training.measures import Row, kl_in_reward, rollout_metrics
@@ -60,6 +60,7 @@ class PolicyModule(L.LightningModule):
         test_names: Sequence[str],
         watch: Watch | None = None,
         ranks: Ranks = ALONE,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -73,6 +74,7 @@ class PolicyModule(L.LightningModule):
         self.test_names = test_names
         self.watch = watch or Watch()
         self.ranks = ranks
+        self.sharded = sharded
         self.gradient = Accumulator(
             policy,
             passes,
@@ -219,9 +221,13 @@ class PolicyModule(L.LightningModule):
         skip = self.watch.look(self._where, values | {"in_a_row": self.nonfinite_in_a_row})
         return skip or self._leave_out
 
-    def cpu(self) -> Self:
-        """Lightning moves the module there after each `validate` and `fit`; a sharded policy stays where its ranks have it."""
-        return self if is_sharded(self.policy) else super().cpu()
+    def configure_model(self) -> None:
+        """Before `validate` and `fit`: leave this rank its part of policy and reference, where they are to be sharded."""
+        if self.sharded and not is_sharded(self.policy):
+            models = [self.policy, self.reference] if self.reference is not self.policy else [self.policy]  # with an adapter
+            for model in models:
+                if model is not None:
+                    shard(model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimization.optimizer([p for p in self.policy.parameters() if p.requires_grad])

@@ -32,6 +32,7 @@ from dash_exp.sampling.base import Sampler, Sampling
 from dash_exp.sampling.refresh import Refresh
 from dash_exp.training.scoring import Scoring, at_most, joined
 from dash_exp.training.selecting import Candidates, Graded, groups_of, put_aside, screened
+from dash_exp.training.travel import received, sent
 
 # What `Rollouts` take of CPU memory at most: id, log-probability and 16 bytes of text, a token; objects and numbers, a
 # completion. A token of a prompt is an integer of Python's with its place in a tuple, and text.
@@ -99,6 +100,7 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.train_prompts = list(train)
+        self.prompt_of = {prompt.problem.id: prompt for prompt in train}
         self.test_prompts = dict(tests)
         self.plan = plan
         self.refresh = refresh
@@ -307,7 +309,11 @@ class _OuterStep(IterableDataset):
         return self.data.plan.calls
 
     def __iter__(self) -> Iterator[Rollouts]:
-        return self.data.ranks.each_from_first(self.data.rollouts_of_step(self.step), len(self))
+        rollouts = self.data.rollouts_of_step(self.step)
+        if self.data.ranks.size == 1:
+            return rollouts
+        given = self.data.ranks.each_from_first(map(sent, rollouts), len(self))
+        return (received(each, self.data.prompt_of) for each in given)
 
 
 class _Evaluation(IterableDataset):

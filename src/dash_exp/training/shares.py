@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from dash_exp.algorithms.kl_penalty import Penalty
 from dash_exp.core.types import Completion, Problem, Prompt
-from dash_exp.distributed.ranks import Ranks
+from dash_exp.distributed.ranks import Ranks, dealt_back
 from dash_exp.models import sharded
 from dash_exp.rewards.base import Reward, Scores
 from dash_exp.sampling.base import Sampler, Sampling
+from dash_exp.training.travel import packed, unpacked
 
 
 class OfRanks:
@@ -54,15 +55,17 @@ class SharedSampler(OfRanks):
         mine = self.ranks.share(prompts)
         with sharded.gathered(self.policy):
             completions = self.sampler.sample(mine, group_size, sampling, key) if mine else []
-        groups = [completions[i : i + group_size] for i in range(0, len(completions), group_size)]
-        return [completion for group in self.ranks.join_shares(groups) for completion in group]
+        every = [unpacked(share) for share in self.ranks.gather(packed(completions))]
+        groups = [[share[i : i + group_size] for i in range(0, len(share), group_size)] for share in every]
+        return [completion for group in dealt_back(groups) for completion in group]
 
 
 class FirstSampler(OfRanks):
     """The first rank's sampler, for calls that all ranks make: each gets the completions. The others have a `NoSampler`."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
-        return self.ranks.from_first(self.sampler.sample(prompts, group_size, sampling, key) if self.ranks.first else [])
+        completions = self.sampler.sample(prompts, group_size, sampling, key) if self.ranks.first else []
+        return unpacked(self.ranks.from_first(packed(completions)))
 
 
 class NoSampler:

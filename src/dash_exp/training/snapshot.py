@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dash_exp.core import files
+from dash_exp.core import files, process
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.pace import Pace
@@ -64,7 +64,7 @@ class Snapshots(L.Callback):
     When a run is stopped in a way that Python notices, a snapshot of the last outer step is written too, unless an optimizer
     step has changed the policy since. `config` is the text of the settings: a snapshot of other settings is not used. `more()`
     gives what else is to be kept; it comes back in the state under "more". With `anew` existing snapshots are ignored. Of
-    several ranks the first chooses the snapshot that all resume from, and writes. `problems`: digests of the sets of problems;
+    several ranks the first reads the snapshot that all resume from, and writes. `problems`: digests of the sets of problems;
     UserError where they are not those of the snapshot. `now`: a clock, in seconds.
     """
 
@@ -88,10 +88,9 @@ class Snapshots(L.Callback):
         self.ranks = ranks
         self.problems = dict(problems or {})
         self.now = now
-        file, self.state = self._read() if ranks.first and not anew else (None, None)
-        file = ranks.from_first(file)
-        if file is not None and not ranks.first:
-            self.state = read(file)
+        found = self._read() if ranks.first and not anew else None  # one process reads it, and no other needs the disk
+        self._moments = found["optimizer"].pop("state") if found else {}  # the largest part: sent when each needs its share
+        self.state: dict[str, Any] | None = ranks.tensors_from_first(found)
         self._last: dict[str, Any] | None = None  # the end of the last outer step, what is large left out
         self._written = self.step
         self._changed = False  # whether the policy is no longer what it was there
@@ -116,9 +115,7 @@ class Snapshots(L.Callback):
         """Restores everything but the optimizer and the random numbers, which exist when training starts."""
         assert self.state is not None
         trainer.fit_loop.epoch_progress.current.processed = self.step  # type: ignore[attr-defined]
-        mine = adapter.trained(module.policy)
-        weights = {k: sharded.part(tensor, like=mine.get(k)) for k, tensor in self.state["policy"].items()}
-        adapter.put_back(module.policy, weights)
+        adapter.put_back(module.policy, self.state.pop("policy"))  # whole: Lightning has it sharded later
         for name, value in self.state["module"].items():
             setattr(module, name, value)
         module.watch.restore(self.rows)
@@ -135,7 +132,10 @@ class Snapshots(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.state is not None:
             optimizer = trainer.optimizers[0]
-            optimizer.load_state_dict(sharded.parts_of_optimizer_state(self.state["optimizer"], optimizer))
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            of_each = (self.ranks.tensors_from_first(self._moments.pop(i, {})) for i in range(len(parameters)))
+            moments = {i: sharded.parts(saved, parameters[i]) for i, saved in enumerate(of_each) if saved}
+            optimizer.load_state_dict(self.state["optimizer"] | {"state": moments})
             schedule = trainer.lr_scheduler_configs[0].scheduler
             schedule.load_state_dict(self.state["schedule"])
             for group, lr in zip(trainer.optimizers[0].param_groups, schedule.get_last_lr(), strict=True):
@@ -195,6 +195,8 @@ class Snapshots(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, PolicyModule)
+        if self.ranks.size > 1 and self.ranks.first:  # where one has died the launcher ends all: not while this one saves
+            process.stay_to_the_end()
         try:
             self._beside.wait()
         except Exception as error:
@@ -279,8 +281,8 @@ class Snapshots(L.Callback):
         """What the same command does when it is run again."""
         return f"resumes after outer step {self._written} in {self.run_dir}" if self._written else "starts from the beginning"
 
-    def _read(self) -> tuple[Path | None, State | None]:
-        """The newest undamaged snapshot, file and contents; None without one, or where it is of other settings."""
+    def _read(self) -> State | None:
+        """The newest undamaged snapshot; None without one, or where it is of other settings."""
         for file in snapshots(self.run_dir):
             try:
                 state = read(file)
@@ -290,10 +292,10 @@ class Snapshots(L.Callback):
             if _is_of(state["config"], self.config) and _of_this_version(state):
                 if "problems" in state:  # earlier versions kept no digests
                     self._check_problems(state["problems"])
-                return file, state
+                return state
             log.warning("%s is of other settings or of another version of the program: the run starts from the beginning", file)
-            return None, None
-        return None, None
+            return None
+        return None
 
     def _check_problems(self, before: Mapping[str, str]) -> None:
         """Raise UserError where the problems have changed since: the numbers before and after would not belong together."""

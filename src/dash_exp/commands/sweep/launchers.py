@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from dash_exp.core.addresses import host_and_port, unreachable
 from dash_exp.core.errors import UserError
+from dash_exp.distributed import place
 from dash_exp.settings.checks import number
 
 # By the second part of the module of a launcher's class: the package that it needs, and the extra that installs it.
@@ -43,8 +44,13 @@ def check_launcher(config: DictConfig) -> None:
     target = str(config.hydra.launcher._target_)
     name = target.split(".")[1]
     chosen = f"hydra/launcher={config.hydra.runtime.choices.get('hydra/launcher')}"
+    if name != "dash_exp_slurm" and config.trainer.num_nodes > 1:
+        place.check(config.trainer.devices, config.trainer.num_nodes)
     if name not in LAUNCHERS:
         return
+    if place.size() > 1:
+        wrong = f"starts processes for the cells, but {place.starter()} has started {place.size()} of this command"
+        raise UserError(chosen, wrong, "Leave it out, and the cells run one after the other; or start the command alone")
     package, extra = LAUNCHERS[name]
     if importlib.util.find_spec(f"hydra_plugins.{package}") is None:
         raise UserError(chosen, "its package is not installed", f"Run `pip install -e '.[{extra}]'`")
