@@ -10,6 +10,7 @@ from refusals import refusal, refusal_of
 from dash_exp.commands import build, parts, rehearsal
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
+from dash_exp.rewards.base import Scores
 
 NO_ADAM = "~optimizer.betas ~optimizer.fused"
 NO_LINEAR = "~schedule.name ~schedule.num_warmup_steps ~schedule.num_training_steps"
@@ -50,7 +51,11 @@ BAD = [
         "algo.advantage._target_=own_parts.other_arguments",
         "does not work as an advantage (other_arguments() missing 4",
     ),
-    ("algo.advantage._target_=own_parts.total", "it gives the shape () where (2, 8) is wanted"),
+    ("algo.advantage._target_=own_parts.total", "it gives the shape () where (3, 8) is wanted"),
+    (
+        "algo.advantage._target_=own_parts.by_deviation",
+        "gives NaN or infinite advantages for a group whose rewards are all equal, and there will be such groups. Return 0 for",
+    ),
     ("algo.advantage._target_=own_parts.nothing", "it gives a NoneType and not a tensor"),
     ("filter={_target_:own_parts.nothing,_partial_:true}", "filter._target_=own_parts.nothing: does not work as a filter"),
     ("filter={_target_:own_parts.no_booleans,_partial_:true}", "it gives torch.float64 and not a mask of booleans"),
@@ -134,6 +139,17 @@ def test_rewards_that_do_not_do_their_work(name, message):
         build.build(cfg)
     assert str(error.value).startswith(f"reward._target_=own_parts.{name}: ")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("points", "said"), [(1.0, ""), (2.0, "reward: a right answer earns 2, but accuracy counts a reward of exactly 1")]
+)
+def test_a_right_answer_that_earns_more_than_1(points, said, caplog):
+    def reward(problems, texts):
+        return Scores([points * (p.answer == text) for p, text in zip(problems, texts, strict=True)])
+
+    rehearsal.reward(reward, Problem("p", "1+1=", "2"), 4, "reward")
+    assert said in caplog.text if said else not caplog.text
 
 
 def test_a_reward_may_compare_the_completions_of_a_group():

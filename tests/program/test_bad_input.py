@@ -113,6 +113,13 @@ TYPED = [
     ("+steps=3", "An item is already at 'steps'"),
     ("~nothing", "'nothing' does not exist"),
     ("batch.groupsize=3", "Did you mean batch.group_size?"),
+    (
+        "filter=none filter.threshold=0.2",
+        "filter.threshold: there is no such setting. dash_exp.algorithms.filters.KeepAll does not",
+    ),
+    ("filter=quantile filter.dropp=0.2", "Did you mean filter.drop?"),
+    ("-m filter=quantile,cppo filter.dropp=0.2", "Did you mean filter.drop?"),
+    ("optimizer.eps=1e-6", "optimizer.eps: there is no such setting. torch.optim.AdamW takes it: write +optimizer.eps=..."),
     ("algo=gpro", "algo/gpro"),
     ("kl=-1", "kl.coef=-1: is not a number of at least 0"),
     ("kl=abc", "kl takes a number"),

@@ -82,3 +82,12 @@ def test_arms_whose_tests_are_not_graded_alike(grpo, dash, said, tmp_path):
         write_cell(tmp_path / arm, [f"algo={arm}", "seed=0"], settings=settings)
     warning = next((w for w in warnings_of(tmp_path).splitlines() if "in_dist was graded by" in w), None)
     assert (warning is None) if said is None else said in str(warning)
+
+
+@pytest.mark.parametrize(("reward", "cause"), [(EXACT, "started"), (FORM, "were graded")])
+def test_base_models_that_differ_have_a_cause(reward, cause, tmp_path):
+    for arm, base, given in (("grpo", (1, 0, 0, 0), EXACT), ("dash", (1, 1, 1, 0), reward)):
+        settings = {"reward": given, "data": {"tests": {"in_dist": {"reward": None}, "out_dist": {}}}}
+        write_cell(tmp_path / arm, [f"algo={arm}", "seed=0"], base=base, settings=settings)
+    found = next(w for w in warnings_of(tmp_path).splitlines() if w.startswith("The base model's accuracy on in_dist differs"))
+    assert found.endswith(f". The runs {cause} differently.")

@@ -7,6 +7,20 @@ import pytest
 from dash_exp.rewards.grading import math_answer, math_equal
 
 RIGHT = [
+    # dates, ranges and scores are no formulas
+    ("2024-01-05", r"It is \boxed{2024-1-5}"),
+    ("1/2/2024", "The answer is 01/02/2024."),
+    ("3-5", "The answer is 3\u20135."),
+    ("3-5", r"\boxed{3--5}"),
+    # a choice, by its letter or by what stands behind it
+    ("B", "The answer is (B) 17"),
+    ("B", r"\boxed{\text{(B) }17}"),
+    ("B", r"\boxed{\text{B. }17}"),
+    (r"\text{(B)}", r"\boxed{(B)\ 17}"),
+    ("(B) 17", r"\boxed{B}"),
+    ("(B) 17", "The answer is 17."),
+    ("17", r"\boxed{\text{(B) }17}"),
+    ("Paris", r"\boxed{\text{(B) Paris}}"),
     ("#### 2", "It is 2."),  # a gold with its marks
     ("3 + 4 = 7\n#### 7", r"\boxed{7}"),
     (r"So $x = \boxed{7}$.", "#### 7"),
@@ -202,6 +216,14 @@ RIGHT = [
 ]
 
 WRONG = [
+    ("2024-01-05", "The answer is 2020-01-01."),
+    ("2024-01-05", "The answer is 2018."),
+    ("1/2/2024", "The answer is 1/4048."),
+    ("3-5", "The answer is -2."),
+    ("3-5", "The answer is 5-3."),
+    ("B", "The answer is (C) 17"),
+    ("B", r"\boxed{\text{C. }17}"),
+    ("17", r"\boxed{\text{(B) }18}"),
     (r"\frac{1}{2004!}", r"\boxed{\frac{1}{2006!}}"),
     (r"\frac{1}{2^{99}}", r"\boxed{\frac{1}{2^{98}}}"),
     (r"(\frac{1}{2004!}, 1)", r"\boxed{(\frac{1}{2006!}, 1)}"),

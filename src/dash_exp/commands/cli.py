@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import inspect
 import io
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -204,14 +206,35 @@ def _renamed(message: str) -> str:
 
 
 def _advice(key: str) -> str:
+    section, _, name = key.rpartition(".")
     try:
-        known = list(_keys(OmegaConf.to_container(composed())))
+        try:
+            cfg = composed(_options())
+        except Exception:  # an option may be wrong, too
+            cfg = composed()
+        known = [k for k in _keys(OmegaConf.to_container(cfg)) if not key.startswith(f"{k}.") and not k.endswith("_")]
+        part = OmegaConf.select(cfg, f"{section}._target_") if section else None
     except Exception:  # the configuration itself may be wrong, and the message is about this one setting
         return ""
+    if part and _takes(part, name):
+        return f" {part} takes it: write +{key}=..."
     close = difflib.get_close_matches(key, known, n=1)
-    section = key.rpartition(".")[0]
-    own = f" If your own function at {section} takes it, write +{key}=..." if f"{section}._target_" in known else ""
-    return (f" Did you mean {close[0]}?" if close else "") + own
+    return (f" Did you mean {close[0]}?" if close else "") + (f" {part} does not take it." if part else "")
+
+
+def _options() -> list[str]:
+    """The options of groups that the command chooses, such as `algo=grpo`; of several the first."""
+    pairs = [argument.partition("=") for argument in sys.argv[1:]]
+    return [f"{key}={value.split(',')[0]}" for key, _, value in pairs if (conf_folder() / key).is_dir() and key.isidentifier()]
+
+
+def _takes(part: str, name: str) -> bool:
+    """Whether a class or function has an argument of this name. One that cannot be looked up may have it."""
+    try:
+        parameters = inspect.signature(get_object(part)).parameters.values()
+    except Exception:
+        return True
+    return any((p.name == name and p.kind > p.POSITIONAL_ONLY) or p.kind == p.VAR_KEYWORD for p in parameters)
 
 
 def _keys(tree: object, prefix: str = "") -> list[str]:

@@ -7,6 +7,7 @@ not have. Otherwise that would be met after the first completions are sampled, i
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,14 +27,23 @@ from dash_exp.rewards.base import Reward, Scores
 from dash_exp.training.objective import Objective, Optimization
 
 ANOTHER = "Use another one, such as torch.optim.AdamW or schedule.name=linear, or correct its settings"
+log = logging.getLogger(__name__)
+
 SCHEDULED = 10_000  # outer steps of a schedule that are tried, at most
 
 
 def scoring(advantage: Callable[..., Any], keep: Any, group_size: int, named: Callable[[str], str]) -> None:
-    """Advantage and filter, on two groups of rewards 0 and 1. `named` gives the name of the part at a key."""
+    """Advantage and filter, on two groups of rewards 0 and 1, and one of 0. `named` gives the name of the part at a key."""
     rewards_PG = (torch.arange(2 * group_size) % 2).double().view(2, group_size)  # 64 bits, as in `training.scoring`
+    rewards_PG = torch.cat([rewards_PG, torch.zeros_like(rewards_PG[:1])])
     with refusing(named("algo.advantage"), "does not work as an advantage", "Give a function of rewards_PG, (P, G) to (P, G)"):
         advantages_PG = _shaped(advantage(rewards_PG), rewards_PG.shape)
+    if not advantages_PG[-1].isfinite().all():
+        raise UserError(
+            named("algo.advantage"),
+            "gives NaN or infinite advantages for a group whose rewards are all equal, and there will be such groups",
+            "Return 0 for them: divide by the standard deviation plus a small number",
+        )
     right = "Give a Filter (dash_exp.algorithms.filters): rewards_PG and advantages_PG to a mask, all (P, G)"
     with refusing(named("filter"), "does not work as a filter", right):
         keep_PG = _shaped(keep(rewards_PG, advantages_PG), rewards_PG.shape)
@@ -138,6 +148,13 @@ def reward(reward: Reward, problem: Problem, group_size: int, where: str) -> Non
         wanted = {*getattr(reward, "components", ()), getattr(reward, "correct", None)} - {None}
         if missing := wanted - scores.components.keys():
             raise ValueError(f"its Scores have no component {min(missing)}")
+    if not getattr(reward, "correct", None) and scores.rewards[0] > 1:
+        log.warning(
+            "%s: a right answer earns %s, but accuracy counts a reward of exactly 1. Give 1 for it, or a component that is 1 "
+            "there, named by the attribute `correct`",
+            where,
+            f"{scores.rewards[0]:g}",
+        )
 
 
 def problems(given: Any, where: str) -> list[Problem]:

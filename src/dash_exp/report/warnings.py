@@ -143,7 +143,8 @@ def _evaluation(results: Results) -> list[str]:
         base = _distinct(results, lambda c, t=test: comparison.number(c, f"accuracy/{t}/base"))
         if len(base) > 1 and len(problems) <= 1 and not comparison.several_models(results):
             shown = ", ".join(f"{100 * float(value):.1f}% ({cells_of(n)})" for value, n in base.items())
-            said.append(f"The base model's accuracy on {test} differs between cells: {shown}. The runs started differently.")
+            cause = "The runs were graded differently" if _several_graders(results, test) else "The runs started differently"
+            said.append(f"The base model's accuracy on {test} differs between cells: {shown}. {cause}.")
     return said
 
 
@@ -164,8 +165,7 @@ def _graders(results: Results) -> list[str]:
     said = []
     for test in results.tests:
         found = {arm: [grader(cell.config, test) for cell in results.cells if results.arm(cell) == arm] for arm in results.arms}
-        every = [one for of_arm in found.values() for one in of_arm if one]
-        if any(one != every[0] for one in every):
+        if _several_graders(results, test):
             names = {arm: " | ".join(dict.fromkeys(_name(one) for one in of_arm if one)) for arm, of_arm in found.items()}
             said.append(
                 f"{test} was graded by rewards with different settings ({differing.by_value(names)}). Where these differ in "
@@ -173,6 +173,11 @@ def _graders(results: Results) -> list[str]:
                 f"+reward@data.tests.{test}.reward=NAME gives it one reward in all."
             )
     return said
+
+
+def _several_graders(results: Results, test: str) -> bool:
+    every = [one for cell in results.cells if (one := grader(cell.config, test))]
+    return any(one != every[0] for one in every)
 
 
 def grader(config: Mapping[str, Any], test: str) -> Mapping[str, Any]:

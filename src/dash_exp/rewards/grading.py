@@ -1,9 +1,9 @@
 r"""Compares a final answer with the gold answer: the part of the math reward that runs in worker processes.
 
 An answer is read in steps: (1) `answers` finds its text; (2) `latex` brings it to one spelling; (3) what is one of a few
-kinds is compared as that kind: a text, a time of day, a number with its base, a number (`quantities`), a collection, whose
-elements are answers themselves, or a relation; (4) only what is left, a formula, is parsed (`symbolic`). Text in words is
-never parsed, and an answer that cannot be read is never replaced by a part of it.
+kinds is compared as that kind: a text, a time of day, a date or range, a choice with its letter, a number with its base, a
+number (`quantities`), a collection, whose elements are answers themselves, or a relation; (4) only what is left, a formula,
+is parsed (`symbolic`). Text in words is never parsed, and an answer that cannot be read is never replaced by a part of it.
 
 It does not import torch, so a worker starts in about a second.
 """
@@ -24,6 +24,11 @@ MOST_ELEMENTS = 30  # of a collection that is compared element by element
 
 WORDS_BETWEEN = re.compile(r"\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
 TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
+# A date, a range or a score, 2024-01-05, 1/2/2024, 3-5: no formula to compute, so the numbers are compared one by one.
+DASHED = re.compile(r"\d+(?:[-\u2013\u2014]+\d+)+|\d+(?:/\d+){2,}")
+CHOICE = re.compile(  # (B) 17, \text{B. }17: the letter, and what stands behind it
+    r"\\text\s*\{\s*\(?([A-Z])[).]\s*\}\s*(\S.*)|\(?([A-Z])[).]\s+(\S.*)|\\text\s*\{\s*\(?([A-Z])[).]\s+(\S[^{}]*)\}", re.DOTALL
+)
 BASED = re.compile(r"([0-9A-Z]+)_\{?\(?(\d+)\)?\}?")
 UNIT_OF_FORMULA = re.compile(r"(?<=[\w})\]])\s*(?:\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?|\s([a-zA-Z]{4,}))\.?\Z")
 MATRIX = re.compile(r"\\begin\s*\{([pb]?matrix|array)\}(?:\s*\{[clr|]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
@@ -92,6 +97,11 @@ def same(gold: str, found: str) -> bool:
         return True
     if (result := _same_times(gold_text, found_text)) is not None:
         return result
+    if DASHED.fullmatch(gold_text):
+        return _parts(gold_text) == _parts(found_text)
+    letters, behind = zip(_choice(gold), _choice(found), strict=True)
+    if any(behind):
+        return letters[0] == letters[1] if all(letters) else same(behind[0] or gold, behind[1] or found)
     if (result := _same_based(plain_text(_formula(gold)), plain_text(_formula(found)))) is not None:
         return result
     numbers = quantities.quantity(gold), quantities.quantity(found)
@@ -183,6 +193,20 @@ def _same_times(gold: str, found: str) -> bool | None:
 
 def _hour(hour: str, half: str | None) -> int:
     return int(hour) % 12 + (12 if half in ("p", "P") else 0) if half else int(hour)
+
+
+def _choice(text: str) -> tuple[str, str]:
+    """The letter of a choice and what stands behind it: `"(B) 17" -> ("B", "17")`, `"B" -> ("B", "")`; else ("", "")."""
+    if found := CHOICE.fullmatch(text):
+        letter, behind = (group for group in found.groups() if group is not None)
+        return letter, behind
+    alone = re.fullmatch(r"\(?([A-Z])\)?", plain_text(text))
+    return (alone[1] if alone else "", "")
+
+
+def _parts(dashed: str) -> tuple[str | int, ...]:
+    """`"2024-01-05" -> (2024, "-", 1, "-", 5)`, with any dash."""
+    return tuple(int(part) if part.isdecimal() else "-" if part != "/" else part for part in re.findall(r"\d+|\D+", dashed))
 
 
 def _same_based(gold: str, found: str) -> bool | None:
@@ -328,6 +352,10 @@ def _formula(text: str) -> str:
 def _spelling(text: str) -> str:
     if based := BASED.fullmatch(plain_text(text)):
         return "_".join(based.groups())
+    if behind := _choice(text)[1]:
+        return _spelling(behind)
+    if DASHED.fullmatch(plain_text(text)):
+        return "".join(map(str, _parts(plain_text(text))))
     if number := quantities.quantity(text):
         return symbolic.spelling_of_number(number.value / (100 if number.percent else 1))
     if group := collection(text):
