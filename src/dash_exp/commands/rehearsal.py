@@ -49,6 +49,9 @@ def scoring(advantage: Callable[..., Any], keep: Any, group_size: int, named: Ca
         keep_PG = _shaped(keep(rewards_PG, advantages_PG), rewards_PG.shape)
         if keep_PG.dtype != torch.bool:
             raise TypeError(f"it gives {keep_PG.dtype} and not a mask of booleans")
+        for name in ("refill_rounds", "recompute_advantages"):
+            if not hasattr(keep, name):
+                raise TypeError(f"it has no {name}, so it is no subclass of Filter")
         assert keep.refill_rounds >= 0
         assert keep.recompute_advantages in (True, False)
 
