@@ -124,7 +124,10 @@ def main() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes of a job; it is for the launcher's
     process.outlast_readers()
     if place.index() == 0:
-        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(Path(run_dir) / "train.log", encoding="utf-8")]
+        handlers: list[logging.Handler] = [
+            logging.StreamHandler(sys.stdout),
+            logging.FileHandler(Path(run_dir) / "train.log", encoding="utf-8"),
+        ]
         logging.basicConfig(level=logging.INFO, format=LOG, handlers=handlers)
     try:
         with process.leaving_on_sigterm(), taking_part():

@@ -231,7 +231,7 @@ def sampling_parameters(group_size: int, sampling: Sampling, seed: int, eos_ids:
     }
 
 
-def completion(ids: Sequence[int], logprobs: Any, stop_reason: Any, eos_ids: frozenset[int]) -> Completion:
+def completion(ids: Any, logprobs: Any, stop_reason: Any, eos_ids: frozenset[int]) -> Completion:
     """What vLLM has sampled: ended at an end-of-sequence token or a stop string (then `stop_reason` is it), or truncated."""
     ended = ids[-1] in eos_ids
     stopped = not ended and isinstance(stop_reason, str)

@@ -224,6 +224,7 @@ class PolicyModule(L.LightningModule):
     def configure_model(self) -> None:
         """Before `validate` and `fit`: leave this rank its part of policy and reference, where they are to be sharded."""
         if self.sharded and not is_sharded(self.policy):
+            assert self.device_mesh is not None
             models = [self.policy, self.reference] if self.reference is not self.policy else [self.policy]  # with an adapter
             for model in models:
                 if model is not None:
