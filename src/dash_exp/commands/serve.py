@@ -102,7 +102,10 @@ def check_port(command: Command) -> None:
     try:
         socket.create_server((command.host, command.port), family=family).close()
     except OSError as error:
-        where, wrong = f"host={command.host} port={command.port}", f"the server cannot listen there ({error.strerror})"
+        where, wrong = (
+            f"host={command.host} port={command.port}",
+            f"the server cannot listen there ({os.strerror(error.errno or 0)})",
+        )
         raise UserError(where, wrong, "Choose another port, or an address of this machine") from error
 
 
