@@ -76,7 +76,7 @@ def test_torchrun_starts_a_run_again_whose_rank_was_killed(machines, tmp_path):
     processes.wait_until((tmp_path / "run" / "completions" / "step_00002.jsonl").exists, 300, said.read_text)
     os.kill(worlds.pid_of(1, f"{tmp_path}/run"), signal.SIGKILL)
     assert command.wait(200) == 0, said.read_text()
-    assert said.read_text().count("resumes after outer step") == 1
+    assert len(re.findall("^resumes after outer step", said.read_text(), re.MULTILINE)) == 1
     assert run_folder.read_result(tmp_path / "run")["status"] == "done"
 
 
@@ -118,14 +118,15 @@ def cable(tmp_path):
 def test_a_machine_whose_cable_is_cut_ends_the_run_by_name_and_it_goes_on_with_one(cable, machines, tmp_path):
     """Each machine has a network, a name and a folder of its own."""
     names, cut = cable
-    settings = [*COMMON, "steps=16", "eval.every=16"]  # few: rounding grows
+    settings = [*COMMON, "steps=16", "eval.every=16", "optimizer.lr=1e-5"]  # with larger steps, rounding grows
     both = []
     for n in (0, 1):
         as_machine = ["unshare", "--uts", "sh", "-c", f'hostname machine{n}; exec "$@"', "sh"]
         command = torchrun(n, "10.77.0.1", 29555, *settings, "trainer=ddp", "hydra.run.dir=run")
         both.append(machines(n, ["ip", "netns", "exec", names[n], *as_machine, *command]))
     folder, said = both[0][1] / "run", both[0][2]
-    processes.wait_until((folder / "completions" / "step_00003.jsonl").exists, 400, said.read_text)
+    third = folder / "completions" / "step_00003.jsonl"
+    processes.wait_until(lambda: third.exists() and run_folder.snapshots(folder), 400, said.read_text)
     cut()
     until = time.monotonic() + BOUND_S
     for process, _, _ in both:
@@ -163,7 +164,7 @@ def test_one_word_starts_a_sweep_on_two_nodes_of_slurm(machines, tmp_path):
         slurm.wait_for(lambda: slurm.start_waiting(cluster) or command.poll() is not None, 600)
     logs = "".join(path.read_text() for path in (folder / ".submitit").glob("*/*_0_log.out"))
     assert command.returncode == 0, said.read_text() + logs
-    assert logs.count("resumes after outer step") == 1
+    assert len(re.findall("^resumes after outer step", logs, re.MULTILINE)) == 1
     for arm, cell in zip(("grpo", "dash"), cells_of(folder), strict=True):
         run.run(composed(*settings, f"algo={arm}"), tmp_path / arm)
         runs.alike(cell.folder, tmp_path / arm)
