@@ -207,10 +207,11 @@ def test_weights_are_sent_to_servers_that_do_not_see_the_folder(
         return folder in sent and await sees(server, folder)
 
     async def noted(server, folder):
-        sent.append(await upload(server, folder))
+        copy = await upload(server, folder)
+        sent.append(copy)
         if server.url == servers[0].url:
             await asyncio.to_thread(servers[0].update, others, "theirs")
-        return sent[-1]
+        return copy
 
     monkeypatch.setattr(Server, "sees", only_copies)
     monkeypatch.setattr(Server, "upload", noted)
