@@ -22,6 +22,15 @@ def by_deviation(rewards_PG):
     return (rewards_PG - rewards_PG.mean(1, keepdim=True)) / rewards_PG.std(1, keepdim=True)  # 0 / 0 where all are equal
 
 
+def by_reward(rewards_PG):
+    return 1 / rewards_PG
+
+
+def by_distance(rewards_PG):
+    mean_P1 = rewards_PG.mean(1, keepdim=True)
+    return (rewards_PG - mean_P1) / (1 - mean_P1)  # 0 / 0 where all are right
+
+
 def no_booleans(rewards_PG, advantages_PG):
     return rewards_PG
 

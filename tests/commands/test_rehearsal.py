@@ -51,7 +51,12 @@ BAD = [
         "algo.advantage._target_=own_parts.other_arguments",
         "does not work as an advantage (other_arguments() missing 4",
     ),
-    ("algo.advantage._target_=own_parts.total", "it gives the shape () where (3, 8) is wanted"),
+    ("algo.advantage._target_=own_parts.total", "it gives the shape () where (4, 8) is wanted"),
+    ("algo.advantage._target_=own_parts.by_reward", "gives NaN or infinite advantages for rewards of 0 and 1"),
+    (
+        "algo.advantage._target_=own_parts.by_distance",
+        "gives NaN or infinite advantages for a group whose rewards are all equal",
+    ),
     (
         "algo.advantage._target_=own_parts.by_deviation",
         "gives NaN or infinite advantages for a group whose rewards are all equal, and there will be such groups. Return 0 for",

@@ -120,6 +120,16 @@ TYPED = [
     ("filter=quantile filter.dropp=0.2", "Did you mean filter.drop?"),
     ("-m filter=quantile,cppo filter.dropp=0.2", "Did you mean filter.drop?"),
     ("optimizer.eps=1e-6", "optimizer.eps: there is no such setting. torch.optim.AdamW takes it: write +optimizer.eps=..."),
+    (
+        "optimizer._target_=torch.optim.SGD optimizer.momentum=0.9",
+        "torch.optim.SGD takes it: write +optimizer.momentum=...",
+    ),
+    ("-m filter=advantage,none filter.threshold=0.1", "It is a setting of one option of this sweep, and not of another."),
+    ("+reward=math", "+reward: an option is chosen there already. Write reward=NAME, without the +."),
+    (
+        "rollout=vllm rollout.sampler.dtyppe=x",
+        "VLLMSampler may hand it on to what it builds: then write +rollout.sampler.dtyppe=",
+    ),
     ("algo=gpro", "algo/gpro"),
     ("kl=-1", "kl.coef=-1: is not a number of at least 0"),
     ("kl=abc", "kl takes a number"),

@@ -144,6 +144,8 @@ def explain(error: Exception) -> str:
         return (
             "a group takes the name of a file in its folder of conf/, not a number or null. Only kl takes numbers: kl=0,0.04."
         )
+    if found := re.match(r"Multiple values for ([^\s.]+)\.", message):
+        return f"+{found[1]}: an option is chosen there already. Write {found[1]}=NAME, without the +."
     if "Ambiguous value" in message:
         return f"{message} Several values make a sweep: add -m."
     if found := re.match(r"Could not override '(.+?)'", message):
@@ -206,35 +208,52 @@ def _renamed(message: str) -> str:
 
 
 def _advice(key: str) -> str:
+    """What to write instead of a setting that there is not: a sentence with a space before it, or none."""
     section, _, name = key.rpartition(".")
     try:
+        cfg, part = composed(_chosen()), ""
+        part = OmegaConf.select(cfg, f"{section}._target_") or "" if section else ""
+    except Exception:  # another argument may be wrong, too: which parts are chosen is not known then
         try:
-            cfg = composed(_options())
-        except Exception:  # an option may be wrong, too
-            cfg = composed()
-        known = [k for k in _keys(OmegaConf.to_container(cfg)) if not key.startswith(f"{k}.") and not k.endswith("_")]
-        part = OmegaConf.select(cfg, f"{section}._target_") if section else None
-    except Exception:  # the configuration itself may be wrong, and the message is about this one setting
-        return ""
-    if part and _takes(part, name):
+            cfg, part = composed(), ""
+        except Exception:  # the configuration itself may be wrong, and the message is about this one setting
+            return ""
+    known = _keys(OmegaConf.to_container(cfg))
+    if key in known:
+        return " It is a setting of one option of this sweep, and not of another."
+    known = [k for k in known if not key.startswith(f"{k}.") and not k.endswith("_")]
+    beside = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
+    if close := difflib.get_close_matches(name, beside, n=1, cutoff=0.75):
+        return f" Did you mean {section}.{close[0]}?" if section else f" Did you mean {close[0]}?"
+    takes = _takes(part, name) if part else False
+    if takes:
         return f" {part} takes it: write +{key}=..."
     close = difflib.get_close_matches(key, known, n=1)
-    return (f" Did you mean {close[0]}?" if close else "") + (f" {part} does not take it." if part else "")
+    advice = f" Did you mean {close[0]}?" if close else ""
+    if takes is None:
+        return f"{advice} {part} may hand it on to what it builds: then write +{key}=..."
+    return advice + (f" {part} does not take it." if part else "")
 
 
-def _options() -> list[str]:
-    """The options of groups that the command chooses, such as `algo=grpo`; of several the first."""
-    pairs = [argument.partition("=") for argument in sys.argv[1:]]
-    return [f"{key}={value.split(',')[0]}" for key, _, value in pairs if (conf_folder() / key).is_dir() and key.isidentifier()]
+def _chosen() -> list[str]:
+    """What the command chooses of groups, such as `algo=grpo`, and of classes; of several values the first."""
+    pairs = [argument.lstrip("+").split("=", 1) for argument in sys.argv[1:] if "=" in argument]
+    return [
+        f"{key}={value.split(',')[0]}"
+        for key, value in pairs
+        if (key.isidentifier() and (conf_folder() / key).is_dir()) or key.endswith("._target_")
+    ]
 
 
-def _takes(part: str, name: str) -> bool:
-    """Whether a class or function has an argument of this name. One that cannot be looked up may have it."""
+def _takes(part: str, name: str) -> bool | None:
+    """Whether a class or function has an argument of this name; None where it takes any, or cannot be looked up."""
     try:
         parameters = inspect.signature(get_object(part)).parameters.values()
     except Exception:
+        return None
+    if any(p.name == name and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters):
         return True
-    return any((p.name == name and p.kind > p.POSITIONAL_ONLY) or p.kind == p.VAR_KEYWORD for p in parameters)
+    return None if any(p.kind == p.VAR_KEYWORD for p in parameters) else False
 
 
 def _keys(tree: object, prefix: str = "") -> list[str]:

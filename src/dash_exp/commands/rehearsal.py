@@ -33,12 +33,14 @@ SCHEDULED = 10_000  # outer steps of a schedule that are tried, at most
 
 
 def scoring(advantage: Callable[..., Any], keep: Any, group_size: int, named: Callable[[str], str]) -> None:
-    """Advantage and filter, on two groups of rewards 0 and 1, and one of 0. `named` gives the name of the part at a key."""
+    """Advantage and filter, on two groups of rewards 0 and 1, one of 0 and one of 1. `named`: the name of the part at a key."""
     rewards_PG = (torch.arange(2 * group_size) % 2).double().view(2, group_size)  # 64 bits, as in `training.scoring`
-    rewards_PG = torch.cat([rewards_PG, torch.zeros_like(rewards_PG[:1])])
+    rewards_PG = torch.cat([rewards_PG, torch.zeros_like(rewards_PG[:1]), torch.ones_like(rewards_PG[:1])])
     with refusing(named("algo.advantage"), "does not work as an advantage", "Give a function of rewards_PG, (P, G) to (P, G)"):
         advantages_PG = _shaped(advantage(rewards_PG), rewards_PG.shape)
-    if not advantages_PG[-1].isfinite().all():
+    if not advantages_PG[:2].isfinite().all():
+        raise UserError(named("algo.advantage"), "gives NaN or infinite advantages for rewards of 0 and 1", "Correct it")
+    if not advantages_PG[2:].isfinite().all():
         raise UserError(
             named("algo.advantage"),
             "gives NaN or infinite advantages for a group whose rewards are all equal, and there will be such groups",

@@ -40,7 +40,8 @@ ANSWER_IS = re.compile(
 # "A: 75", "**(B)** : 75", and what stands before it: a name of one letter. 3:4, a:b, n: x and sets {x : ...} stay as they are.
 LABEL = re.compile(r"\A(?:[^:{]*\s)?\(?[a-zA-Z]\)?\**\s*:[\s*]*(?=[-+.\s]*[0-9$\\(])")
 CHAIN = re.compile(r"(?:[-+*/^×÷0-9.,()$ ]+=)+\s*")  # "87 - 3 = 84, which is ..."
-CHOICE = re.compile(r"\(?([A-J])\)")  # "(C) because ..."
+# "(C) because ...": the letter; "(C) Paris": both, for a gold answer that is the text.
+CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-J])[):](?:\s+(?!(?:as|because|for|since)\b)\S+(?: \S+){0,2}\Z)?")
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 DATE = re.compile(rf"(?:{MONTHS}) [0-9]{{1,2}}(?![0-9])")  # "June 20": the number alone is not the answer
 SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|\Z)")
@@ -54,10 +55,12 @@ FORMULA = re.compile(
 PERCENT = re.compile(r"\s*\\?%|\s*(?i:per ?cent(?:age)?|pct)\b")
 SCALE = re.compile(r"\s(?i:thousand|million|billion|trillion)\b")
 
+# A date, or a range with its unit: 2024-01-05  1/2/2024  3-5 hours
+SERIES = r"[0-9]{1,4}(?:-[0-9]{1,4}){2}(?![0-9-])|[0-9]+(?:/[0-9]+){2}(?![0-9/])|[0-9]+[-–—][0-9]+(?=\s+[a-z]{3})"
 # A number as people write it: 1,234.5  .5  -3/4  1 1/4  2:30  6.7e-5; its sign counts where it is not a difference.
 PLAIN_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = (
-    rf"(?<![\w.,/^])(?:(?<![\w)])-\s?)?\$?(?:[0-9]+ [0-9]+/[0-9]+|[0-9]{{1,3}}:[0-9]{{1,3}}(?:\s*[aApP]\.?[mM]\b\.?)?"
+    rf"(?<![\w.,/^])(?:(?<![\w)])-\s?)?\$?(?:{SERIES}|[0-9]+ [0-9]+/[0-9]+|[0-9]{{1,3}}:[0-9]{{1,3}}(?:\s*[aApP]\.?[mM]\b\.?)?"
     rf"|(?:{PLAIN_NUMBER})(?:\s?/\s?[0-9]+(?![0-9/]|\.[0-9])|[eE][+-]?[0-9]+|\s?(?:\\times|[*x×])\s?10\s?\^\s?\{{?-?[0-9]+\}}?)?)"
 )
 # Its scale or base: 5 million, 204_5, 204 (base 5).
@@ -198,7 +201,7 @@ def _at_start(text: str) -> str | None:
     if date := DATE.match(sentence):
         return date[0]
     if choice := CHOICE.match(sentence):
-        return choice[1]
+        return choice[0] if choice.end() == len(sentence) else choice[1]
     return sentence if len(sentence.split()) <= 3 and not re.search(r"[0-9$\\]", sentence) else None
 
 

@@ -1,9 +1,9 @@
 r"""Compares a final answer with the gold answer: the part of the math reward that runs in worker processes.
 
 An answer is read in steps: (1) `answers` finds its text; (2) `latex` brings it to one spelling; (3) what is one of a few
-kinds is compared as that kind: a text, a time of day, a date or range, a choice with its letter, a number with its base, a
-number (`quantities`), a collection, whose elements are answers themselves, or a relation; (4) only what is left, a formula,
-is parsed (`symbolic`). Text in words is never parsed, and an answer that cannot be read is never replaced by a part of it.
+kinds is compared as that kind: a text, a time, a date or range, a choice, a number with its base (`notations`), a number
+(`quantities`), a collection, whose elements are answers themselves, or a relation; (4) only what is left, a formula, is
+parsed (`symbolic`). Text in words is never parsed, and an answer that cannot be read is never replaced by a part of it.
 
 It does not import torch, so a worker starts in about a second.
 """
@@ -14,7 +14,7 @@ import functools
 import re
 from typing import NamedTuple
 
-from dash_exp.rewards import quantities, symbolic
+from dash_exp.rewards import notations, quantities, symbolic
 from dash_exp.rewards.answers import MATH_WORDS, TEXT_COMMAND, final_answer, is_prose, marked_answer
 from dash_exp.rewards.latex import inside, plain_latex, plain_text, relation, split
 from dash_exp.rewards.quantities import Quantity
@@ -23,13 +23,6 @@ LONGEST = 2_000  # characters of an answer
 MOST_ELEMENTS = 30  # of a collection that is compared element by element
 
 WORDS_BETWEEN = re.compile(r"\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
-TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
-# A date, a range or a score, 2024-01-05, 1/2/2024, 3-5: no formula to compute, so the numbers are compared one by one.
-DASHED = re.compile(r"\d+(?:[-\u2013\u2014]+\d+)+|\d+(?:/\d+){2,}")
-CHOICE = re.compile(  # (B) 17, \text{B. }17: the letter, and what stands behind it
-    r"\\text\s*\{\s*\(?([A-Z])[).]\s*\}\s*(\S.*)|\(?([A-Z])[).]\s+(\S.*)|\\text\s*\{\s*\(?([A-Z])[).]\s+(\S[^{}]*)\}", re.DOTALL
-)
-BASED = re.compile(r"([0-9A-Z]+)_\{?\(?(\d+)\)?\}?")
 UNIT_OF_FORMULA = re.compile(r"(?<=[\w})\]])\s*(?:\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?|\s([a-zA-Z]{4,}))\.?\Z")
 MATRIX = re.compile(r"\\begin\s*\{([pb]?matrix|array)\}(?:\s*\{[clr|]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
 NAME = r"[a-zA-Z\\(|][\w\\{}()\[\],:;' /|]*?"  # x, a_1, f(x), \theta, (p,q)
@@ -95,14 +88,18 @@ def same(gold: str, found: str) -> bool:
     gold_text, found_text = plain_text(gold), plain_text(found)
     if gold_text == found_text != "":
         return True
-    if (result := _same_times(gold_text, found_text)) is not None:
+    result = notations.same_times(gold_text, found_text)
+    if result is not None and not any(map(collection, (gold, found))):
         return result
-    if DASHED.fullmatch(gold_text):
-        return _parts(gold_text) == _parts(found_text)
-    letters, behind = zip(_choice(gold), _choice(found), strict=True)
-    if any(behind):
-        return letters[0] == letters[1] if all(letters) else same(behind[0] or gold, behind[1] or found)
-    if (result := _same_based(plain_text(_formula(gold)), plain_text(_formula(found)))) is not None:
+    letters, texts = zip(notations.choice(gold), notations.choice(found), strict=True)
+    if all(letters):
+        return letters[0] == letters[1] and (not all(texts) or same(*texts))
+    if any(texts):
+        return same(texts[0] or gold, texts[1] or found)
+    gold_text, found_text = plain_text(_formula(gold)), plain_text(_formula(found))
+    if (numbers_of := notations.series(gold_text)) or notations.is_series(found_text):
+        return numbers_of == notations.series(found_text)
+    if (result := notations.same_based(gold_text, found_text)) is not None:
         return result
     numbers = quantities.quantity(gold), quantities.quantity(found)
     if numbers[0] and numbers[1]:
@@ -121,7 +118,7 @@ def readable(text: str) -> bool:
     plain = plain_text(text)
     if not re.search(r"\w|\\", plain):
         return False
-    if quantities.quantity(text) or TIME.fullmatch(plain) or BASED.fullmatch(plain) or is_words(text):
+    if quantities.quantity(text) or notations.has(plain) or is_words(text):
         return True
     if group := collection(text):
         return all(map(readable, group.elements))
@@ -174,47 +171,6 @@ def collection(text: str) -> Collection | None:
     if text.count(r"\pm") == 1:
         return Collection("set", [text.replace(r"\pm", "+"), text.replace(r"\pm", "-")])
     return None
-
-
-def _same_times(gold: str, found: str) -> bool | None:
-    """By hour and minute; without "a.m." or "p.m." on one side, the other decides. None where one is no time."""
-    times = TIME.fullmatch(gold), TIME.fullmatch(found)
-    if times[0] is None or times[1] is None:
-        return False if any(t and t[3] for t in times) and not any(map(collection, (gold, found))) else None
-    (hour, minute, half), (other_hour, other_minute, other_half) = (t.groups() for t in times if t)
-    if minute != other_minute:
-        return False
-    if half and other_half and half.lower() != other_half.lower():
-        return False
-    hours = {_hour(hour, half)} if half or not other_half else {int(hour), _hour(hour, other_half)}
-    others = {_hour(other_hour, other_half)} if other_half or not half else {int(other_hour), _hour(other_hour, half)}
-    return not hours.isdisjoint(others)
-
-
-def _hour(hour: str, half: str | None) -> int:
-    return int(hour) % 12 + (12 if half in ("p", "P") else 0) if half else int(hour)
-
-
-def _choice(text: str) -> tuple[str, str]:
-    """The letter of a choice and what stands behind it: `"(B) 17" -> ("B", "17")`, `"B" -> ("B", "")`; else ("", "")."""
-    if found := CHOICE.fullmatch(text):
-        letter, behind = (group for group in found.groups() if group is not None)
-        return letter, behind
-    alone = re.fullmatch(r"\(?([A-Z])\)?", plain_text(text))
-    return (alone[1] if alone else "", "")
-
-
-def _parts(dashed: str) -> tuple[str | int, ...]:
-    """`"2024-01-05" -> (2024, "-", 1, "-", 5)`, with any dash."""
-    return tuple(int(part) if part.isdecimal() else "-" if part != "/" else part for part in re.findall(r"\d+|\D+", dashed))
-
-
-def _same_based(gold: str, found: str) -> bool | None:
-    r"""Numbers such as 52_8, digit by digit; the base may be left out in the answer. None where neither is one."""
-    bases = BASED.fullmatch(gold), BASED.fullmatch(found)
-    if bases[0] is None:
-        return None if bases[1] is None else bases[1].groups() == (gold, "10")
-    return bases[0].groups() == bases[1].groups() if bases[1] else bases[0][1] == found
 
 
 def _same_collections(gold: Collection, found: Collection) -> bool:
@@ -350,12 +306,12 @@ def _formula(text: str) -> str:
 
 
 def _spelling(text: str) -> str:
-    if based := BASED.fullmatch(plain_text(text)):
+    if based := notations.BASED.fullmatch(plain_text(text)):
         return "_".join(based.groups())
-    if behind := _choice(text)[1]:
+    if behind := notations.choice(text)[1]:
         return _spelling(behind)
-    if DASHED.fullmatch(plain_text(text)):
-        return "".join(map(str, _parts(plain_text(text))))
+    if series := notations.series(plain_text(_formula(text))):
+        return "".join(map(str, series))
     if number := quantities.quantity(text):
         return symbolic.spelling_of_number(number.value / (100 if number.percent else 1))
     if group := collection(text):

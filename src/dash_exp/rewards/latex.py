@@ -32,8 +32,9 @@ UNICODE = {
 UNICODE |= {"≠": r"\ne ", "∪": r"\cup ", "½": r"\frac{1}{2}", "∅": r"\emptyset ", "∈": r"\in ", "℃": "°C", "℉": "°F"}
 
 # "6!=720" has a factorial, "x != 6" and "7 != 6" have not.
-RELATION = re.compile(r"\\(?:leq?|geq?|lt|gt|neq?)(?![a-zA-Z])|<=|>=|(?<![0-9)}])!=|[<>]|(?<![<>=])=(?!=)")
-OPERATORS = {"\\leq": "<=", "\\le": "<=", "\\geq": ">=", "\\ge": ">=", "\\lt": "<", "\\gt": ">", "\\neq": "!=", "\\ne": "!="}
+RELATION = re.compile(r"\\(?:[lg]e(?:q(?:slant)?)?|lt|gt|neq?)(?![a-zA-Z])|<=|>=|(?<![0-9)}])!=|[<>]|(?<![<>=])=(?!=)")
+OPERATORS = {"\\lt": "<", "\\gt": ">", "\\neq": "!=", "\\ne": "!="}
+OPERATORS |= {"\\leq": "<=", "\\le": "<=", "\\leqslant": "<=", "\\geq": ">=", "\\ge": ">=", "\\geqslant": ">="}
 
 
 def plain_latex(text: str) -> str:

@@ -20,6 +20,9 @@ VALUE = re.compile(
     r"(?:[eE](?P<e>[+-]?[0-9]{1,4})|\s*(?:\\times|\\cdot|[*x×·])\s*10\s*\^\s*\{?\s*(?P<power>[+-]?\s*[0-9]{1,4})\s*\}?)?)"
 )
 FRACTION = re.compile(rf"\\frac\s*\{{\s*(-?)\s*({INTEGER})\s*\}}\s*\{{\s*({INTEGER})\s*\}}")
+REPEATING = re.compile(
+    r"(?<![0-9])([0-9]{0,40})\.([0-9]{0,40})\\overline\s*\{?([0-9]{1,40})\}?"
+)  # 0.1\overline{6}, which is 1/6
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12, "hundred": 100}
 # A unit behind the value: words in \text{} or plain ones of two letters and more, a power, a degree sign.
 UNIT = re.compile(
@@ -55,6 +58,7 @@ def quantity(text: str) -> Quantity | None:
 
     `"\frac{1}{2}" -> 1/2`, `"18 \text{ dollars per day}" -> 18`, `"5 million" -> 5000000`, `"5 \pi"` and `"3x"` -> None.
     """
+    text = REPEATING.sub(_repeated, text, count=1)
     text = FRACTION.sub(lambda f: f" {f[1]}{f[2]}/{f[3]}", text).strip()
     text = re.sub(r"\A(-?)\s*(-?)\s*", lambda s: "-" if len(s[1] + s[2]) == 1 else "", text)  # -\frac{-1}{2}
     read = VALUE.match(text)
@@ -68,6 +72,12 @@ def quantity(text: str) -> Quantity | None:
     return number and number._replace(
         value=number.value * scale, unit=None if number.unit is None else number.unit * scale, percent=percent is not None
     )
+
+
+def _repeated(decimal: re.Match[str]) -> str:
+    before, after, period = decimal.groups()
+    value = Fraction(int(before + after + period or 0) - int(before + after or 0), (10 ** len(period) - 1) * 10 ** len(after))
+    return f"{value.numerator}/{value.denominator}"
 
 
 def _number(read: re.Match[str]) -> Quantity | None:
