@@ -121,7 +121,7 @@ class GRESO(Selection):
 @dataclass
 class Screen(Selection):
     """Samples `first` completions of more prompts, and the rest of the group only where their rewards differ (the two phases of
-    SPEED-RL, arXiv 2506.09016).
+    SPEED-RL, arXiv 2506.09016v2, withdrawn by an author in 2026).
 
     Candidates are screened in at most `rounds` calls, each of as many prompts as the share of those with a signal so far lets
     expect to be enough, and of at most `wide` times those that are missing. The first P with a signal are trained on. A group
