@@ -3,9 +3,12 @@ test_vllm_server.py.
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, composed
@@ -15,6 +18,7 @@ from transformers import AutoConfig
 from dash_exp.commands import serve
 from dash_exp.core.errors import UserError
 from dash_exp.models import loading
+from dash_exp.sampling import server_room
 from dash_exp.sampling.engine import fingerprint, weight_shapes
 
 
@@ -86,9 +90,38 @@ def test_port_that_is_taken(taken):
         serve.check_port(serve.Command(80, "192.0.2.1", [], []))
 
 
+def test_host_that_is_unknown(monkeypatch):
+    def bind(self, address):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    with pytest.raises(UserError, match=r"^host=nowhere port=80: .* cannot listen there \(Name or service not known\)\. "):
+        serve.check_port(serve.Command(80, "nowhere", [], []))
+
+
+def test_folders_of_servers(tmp_path, monkeypatch):
+    """One for the server that starts, none where an argument is refused; those of servers that were killed are deleted."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(server_room, "NEW_S", -1.0)
+    monkeypatch.setattr(serve, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=str)))  # vLLM is there
+    monkeypatch.setattr(serve, "check_port", lambda command: None)
+    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments[1]))
+    started = []
+    (tmp_path / f"{server_room.SERVED}dead").mkdir()
+    monkeypatch.setattr(sys, "argv", ["serve", "port=8001", "model=tiny_random", "--", "--dtype", "float16"])
+    with pytest.raises(UserError, match=r"^-- --dtype: "):
+        serve.main()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(sys, "argv", sys.argv[:3])
+    serve.main()
+    (folder,) = tmp_path.iterdir()
+    assert str(folder) == started[0][4]
+    assert {"config.json", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+
+
 def words_of(folder, *overrides, further=()):
     command = serve.Command(8001, "127.0.0.1", ["model=tiny_random", *overrides], list(further))
-    return serve.options(serve.prepared(serve.configuration(command), folder), command)
+    return serve.prepared(serve.configuration(command), command, folder)
 
 
 def value_of(option, words):
@@ -116,18 +149,33 @@ def test_the_command_of_vllm_with_adapters(tmp_path, monkeypatch):
     assert value_of("--max-lora-rank", words) == "8"
     assert "--enable-lora" in words
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
+    monkeypatch.setenv("VLLM_API_KEY", "x")
     found = serve.variables(has_adapter=True)
+    assert "VLLM_API_KEY" not in found  # runs have no key
     assert (found["VLLM_SERVER_DEV_MODE"], found["VLLM_NO_USAGE_STATS"]) == ("1", "0")  # what the user has set stays
     assert found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in serve.variables(has_adapter=False)
 
 
 @pytest.mark.parametrize(
-    "word", ["--dtype", "--dtype=float16", "--max_num_seqs", "--no-enforce-eager", "--enable-chunked-prefill"]
+    ("word", "setting"),
+    [
+        ("--dtype", "model.compute_dtype"),
+        ("--dtype=float16", "model.compute_dtype"),
+        ("--max_num_seqs", "rollout.sampler.max_sequences"),
+        ("--no-enforce-eager", "rollout.sampler.eager"),
+        ("--port", "port"),
+    ],
 )
-def test_what_the_settings_say_cannot_be_said_twice(tmp_path, word):
-    with pytest.raises(UserError, match=rf"^-- {word}: comes from the settings of the run"):
+def test_what_the_settings_say_cannot_be_said_twice(tmp_path, word, setting):
+    with pytest.raises(UserError, match=rf"^-- {word}: comes from the setting {setting}\. Write {setting}=\.\.\., before"):
         words_of(tmp_path, further=[word, "8"])
+
+
+@pytest.mark.parametrize("word", ["--enable-chunked-prefill", "--middleware=x", "--served_model_name", "--no-enable-scale-out"])
+def test_what_has_no_setting_is_fixed(tmp_path, word):
+    with pytest.raises(UserError, match=rf"^-- {word}: is fixed by this program\. Leave it out"):
+        words_of(tmp_path, further=[word, "x"])
 
 
 @pytest.mark.parametrize("word", ["--api-key=x", "--disable_log_stats", "--root-path", "--ssl-keyfile", "--uds"])

@@ -18,9 +18,10 @@ import torch
 import worlds
 from conftest import LETTERS, TRAIN, composed, environment
 
-from dash_exp.commands import run
+from dash_exp.commands import ending, run
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
+from dash_exp.distributed import beats, world
 from dash_exp.results import run_folder
 from dash_exp.training import snapshot
 from dash_exp.training.module import PolicyModule
@@ -107,6 +108,28 @@ def test_a_rank_that_breaks_ends_the_run_by_name(tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "failed"
     assert "rank 1 of 2" in result["error"]
+
+
+def test_a_rank_that_goes_away_in_the_end_of_the_run_is_not_missed(tmp_path, monkeypatch):
+    """The first alone writes the picture and what trackers get, which may take minutes."""
+    left, plot = [], ending.plot_curves
+    monkeypatch.setattr(world, "GRACE_S", 0.0)
+    monkeypatch.setattr(beats, "SURE_S", 0.1)
+    monkeypatch.setattr(os, "_exit", left.append)
+
+    def plotted(*arguments):
+        other.kill()
+        here = world.entered()
+        here.silence_s = 2.0
+        processes.wait_until(here.lost, 30)
+        time.sleep(2)  # for the thread that watches to see it too
+        plot(*arguments)
+
+    monkeypatch.setattr(ending, "plot_curves", plotted)
+    with worlds.two_ranks() as other:
+        assert run.run(composed(*COMMON, "trainer=ddp"), tmp_path)["status"] == "done"
+    assert not left
+    assert run_folder.read_result(tmp_path)["status"] == "done"
 
 
 def killing(rank, folder):

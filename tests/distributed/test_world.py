@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -39,7 +40,8 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
         (SRUN | {"SLURM_JOB_ID": "77"}, 2, 1, "77"),
         (SRUN | {"SLURM_JOB_ID": "77"} | TORCHRUN, 4, 3, "0"),  # torchrun inside a job
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 1, 0, "0"),  # the script of sbatch
-        (SRUN | {"SLURM_JOB_NAME": "interactive"}, 1, 0, "0"),
+        (SRUN | {"SLURM_JOB_NAME": "interactive"}, 2, 1, "0"),  # srun in the shell of salloc
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, 1, 0, "0"),  # srun --pty bash
     ],
 )
 def test_whether_others_were_started_with_this_process(variables, size, index, start, monkeypatch):
@@ -48,6 +50,27 @@ def test_whether_others_were_started_with_this_process(variables, size, index, s
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert (place.size(), place.index(), place.start()) == (size, index, start)
+
+
+@pytest.mark.parametrize(("name", "size"), [("bash", 1), ("interactive", 1), ("python", 2)])
+def test_a_command_typed_in_a_shell_of_several_tasks_is_alone(name, size, monkeypatch):
+    """srun -n2 --pty bash: the other shell has ended. With --pty python the second task is there, without a terminal."""
+    for variable, value in (SRUN | {"SLURM_PROCID": "0", "SLURM_JOB_NAME": name}).items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(os, "isatty", lambda file: file == 0)
+    assert (place.size(), place.index()) == (size, 0)
+
+
+def test_srun_must_say_how_many_tasks_a_node_has(monkeypatch):
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    for variable, value in (SRUN | {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}).items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=r"^srun: has started 2 tasks and .* Add --ntasks-per-node=N"):
+        world.environment()
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    with warnings.catch_warnings(action="error"):  # Lightning takes this job for one without srun
+        assert world.environment().global_rank() == 1
 
 
 def test_ranks_that_nothing_has_started_are_refused(monkeypatch):
@@ -94,21 +117,28 @@ def test_a_rank_that_is_silent_is_missed_and_one_that_has_said_why_is_named_firs
 
 
 GONE = (1, beats.Heard(0.0, "7 node7", "node7"))
+SAID_WHY = (1, replace(GONE[1], why="memory ran out"))
+STORE = r"^the store at node0:29500: has gone \(torchrun on this machine has ended\)"
 
 
 @pytest.mark.parametrize(
-    ("looks", "says"),
+    ("looks", "index", "broken", "says"),
     [
-        ([GONE, GONE], r"^rank 1 of 2 on node7: not heard of for \d+ s: "),
-        ([GONE, None], None),  # this process was stopped, as by Ctrl-Z: its own clock has gone on without it
-        ([(1, replace(GONE[1], why="memory ran out"))], r"^rank 1 of 2 on node7: ended \(memory ran out\)"),
-        ([None], None),
+        ([GONE, GONE], 0, False, r"^rank 1 of 2 on node7: not heard of for \d+ s: "),
+        ([GONE, None], 0, False, None),  # this process was stopped, as by Ctrl-Z: its own clock has gone on without it
+        ([SAID_WHY], 0, False, r"^rank 1 of 2 on node7: ended \(memory ran out\)"),
+        ([None], 0, False, None),
+        ([(1, beats.Heard(0.0))] * 2, 0, False, "^rank 1 of 2: not heard of"),
+        ([GONE, GONE], 0, True, STORE),  # not the fault of the other rank
+        ([SAID_WHY], 0, True, r"^rank 1 of 2 on node7: ended"),
+        ([(0, replace(GONE[1], host="node0"))] * 2, 1, True, "^rank 0 of 2 on node0: not heard of"),
     ],
 )
-def test_a_rank_is_lost_where_two_looks_agree(looks, says, monkeypatch):
+def test_a_rank_is_lost_where_two_looks_agree(looks, index, broken, says, monkeypatch):
     monkeypatch.setattr(beats, "SURE_S", 0.0)
     here = object.__new__(world.World)
-    here.run, here.size, here.silence_s, here._beats = 1, 2, 30.0, SimpleNamespace(missing=lambda *_: looks.pop(0))
+    here.run, here.index, here.size, here.silence_s, here.address = 1, index, 2, 30.0, "node0:29500"
+    here._beats = SimpleNamespace(missing=lambda *_: looks.pop(0), broken=broken)
     lost = here.lost()
     assert re.search(says, str(lost)) if says else lost is None, lost
     assert not looks
@@ -132,6 +162,7 @@ def test_a_store_that_has_gone_is_missed_at_once(quick):
 
     other = Beats(Broken(), 1, 2)
     assert found(other, within_s=60)[0] == 0
+    assert other.broken
 
 
 @pytest.mark.parametrize(
@@ -218,6 +249,14 @@ def test_a_signal_after_the_end_of_a_run_does_not_make_it_a_stopped_one(status, 
     with nullcontext() if status else pytest.raises(SystemExit, match="75"):
         assert several.launched(composed("trainer=ddp"), tmp_path, False)["status"] == status
     assert run_folder.read_result(tmp_path)["status"] == (status or "stopped")
+
+
+@pytest.mark.parametrize(("status", "after"), [(None, "failed"), ("stopped", "failed"), (run_folder.ENDING, run_folder.ENDING)])
+def test_a_rank_that_goes_away_does_not_make_a_trained_run_a_failed_one(status, after, tmp_path):
+    if status:
+        run_folder.write_result(tmp_path, {"status": status})
+    run.write_failed(tmp_path, UserError("rank 1 of 2", "not heard of", world.AGAIN))
+    assert run_folder.read_result(tmp_path)["status"] == after
 
 
 def test_a_rank_whose_launcher_was_killed_before_it_began_ends():

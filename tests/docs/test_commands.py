@@ -42,6 +42,7 @@ RUNS = ("RUN", "outputs/arithmetic-tiny/TIME")
 MODELS = ("MODEL", "/data/models/my-model")
 
 STARTS = r"(?:[A-Z_]+=\S+ )*(?:sbatch|srun|torchrun|make|pip|python3?|\.venv/bin/(?:python|pip)) "
+STARTERS = ("sbatch", "srun", "torchrun")
 FENCED = re.compile(r"^([ ]*)```(\w*)([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 
 
@@ -49,13 +50,15 @@ FENCED = re.compile(r"^([ ]*)```(\w*)([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULT
 
 
 def commands(text: str) -> list[str]:
-    """The commands in code blocks and between backticks, each on one line, in their order and once."""
+    """The commands in code blocks and between backticks, each on one line, in their order and once. A program's name alone is
+    none.
+    """
     blocks = [body for _, language, _, body in FENCED.findall(text) if language in ("", "bash", "sh", "console")]
     rest = FENCED.sub("", text)
     blocks += re.findall(r"^ {4}\S.*(?:\n.+)?", rest, re.MULTILINE)
     lines = [line.strip() for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     lines += [span.strip() for span in re.findall(r"`([^`\n]+)`", re.sub(r"^ {4}\S.*", "", rest, flags=re.MULTILINE))]
-    return list(dict.fromkeys(line for line in lines if re.match(STARTS, f"{line} ")))
+    return list(dict.fromkeys(line for line in lines if re.match(STARTS, f"{line} ") and line not in STARTERS))
 
 
 def files(page: Path) -> dict[str, str]:
@@ -78,6 +81,8 @@ def check(command: str) -> None:
     if program == "sbatch":
         check(rest[rest.index("--wrap") + 1])
     elif program in ("srun", "torchrun"):
+        if rest[-2:] == ["--pty", "bash"]:
+            return
         script = next(i for i, word in enumerate(rest) if word.endswith(".py"))
         check(shlex.join(["python", *rest[script:]]))
     elif program == "make":

@@ -38,8 +38,10 @@ def job(words, device=KNOWN["h200"]):
         (f"{LLAMA} trainer=ddp {TWO}", "load", "policy", 2 * 4 * N),
         (f"{LLAMA} trainer=fsdp {TWO}", "load", "reference", 2 * 4 * N),
         (f"{LLAMA} trainer=fsdp {TWO}", "end", "policy", None),
-        # weights, two moments: each rank reads the snapshot
-        (f"{LLAMA} trainer=ddp {TWO}", "load", "snapshot", 2 * 12 * N),
+        # weights, two moments: the first rank reads the snapshot; the other gets the weights, then each its moments
+        (f"{LLAMA} trainer=ddp {TWO}", "load", "snapshot", (12 + 8) * N),
+        (f"{LLAMA} trainer=ddp {TWO} optimizer._target_=torch.optim.SGD", "load", "snapshot", (4 + 4) * N),
+        (f"{LLAMA} trainer=fsdp {TWO}", "load", "snapshot", (12 + 4) * N),
         (f"{LLAMA} resume=false", "load", "snapshot", None),
         (f"{LLAMA} trainer=fsdp {TWO}", "save", "gathered to save", 4 * N),
         # a thread of the first rank writes a copy of weights and moments, at any time
@@ -51,6 +53,7 @@ def job(words, device=KNOWN["h200"]):
         (LLAMA, "save", "gathered to save", 4 * N),
         # 16-bit weights with 32-bit copies: 2 + 8 + 4
         (f"{LLAMA} model.dtype=bfloat16", "load", "snapshot", 14 * N),
+        (f"{LLAMA} model.dtype=bfloat16 trainer=ddp {TWO}", "load", "snapshot", (14 + 12) * N),
         # every rank has all completions
         (f"{LLAMA} trainer=ddp {TWO} batch.prompts=64", "sample", "rollouts", 2 * rollout_bytes(64 * 8, 64 * 8 * 64)),
         (f"{LLAMA} batch.prompts=64 rollout.staleness=1", "update", "rollouts", rollout_bytes(1024, 1024 * 64)),

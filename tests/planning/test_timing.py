@@ -30,6 +30,18 @@ def test_what_goes_between_devices():
     assert timing.between_s(gradients, HERE) == pytest.approx(steps * 4 * gradients.parameters / HERE.links[0])
 
 
+def test_servers_read_one_folder_at_the_same_time_and_nccl_has_one_sender():
+    def sync_s(device, servers, *more):
+        urls = ",".join(f"http://a:{8001 + i}" for i in range(servers))
+        words = ["model=qwen2.5-0.5b", "rollout=vllm_server", f"rollout.sampler.servers=[{urls}]", *more]
+        return timing.sync_s(job_of(composed(*words), device), device)
+
+    assert sync_s(HERE, 4) == sync_s(HERE, 1) > 0
+    h200 = KNOWN["h200"]
+    assert sync_s(h200, 4, "trainer=gpu") == pytest.approx(4 * sync_s(h200, 1, "trainer=gpu"))
+    assert sync_s(h200, 4, "trainer=gpu", "rollout.staleness=1") == sync_s(h200, 1, "trainer=gpu", "rollout.staleness=1")
+
+
 def test_only_weights_that_an_engine_keeps_go_to_cpu_memory_and_back():
     words = ["model=qwen2.5-0.5b", "trainer=gpu", "rollout=vllm"]
     drops, keeps = (job_of(composed(*words, *more), KNOWN["h200"]) for more in ([], ["model.adapter=lora"]))

@@ -118,5 +118,5 @@ def test_its_snapshot_is_of_the_same_settings(tmp_path):
     file = tmp_path / SNAPSHOTS / f"step_00001-{hashlib.sha256(contents.getvalue()).hexdigest()[:16]}.pt"
     file.parent.mkdir(parents=True)
     file.write_bytes(contents.getvalue())
-    assert snapshot.Snapshots._read(SimpleNamespace(run_dir=tmp_path, config=today))[0] == file
-    assert snapshot.Snapshots._read(SimpleNamespace(run_dir=tmp_path, config="{}"))[0] is None
+    assert snapshot.Snapshots._read(SimpleNamespace(run_dir=tmp_path, config=today)) == state
+    assert snapshot.Snapshots._read(SimpleNamespace(run_dir=tmp_path, config="{}")) is None

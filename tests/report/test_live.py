@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 
 import pandas as pd
@@ -243,6 +244,7 @@ def test_the_command_ends_with_130_after_ctrl_c(tmp_path):
     arguments = [sys.executable, "-m", "dash_exp.report", str(tmp_path / "later"), "--watch"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout.readline() == f"waiting for a sweep in {tmp_path / 'later'}\n"
+    time.sleep(0.5)  # for a signal while it prints, it may print the line again
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[0] == ""
     assert process.returncode == INTERRUPTED

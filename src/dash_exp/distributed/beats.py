@@ -24,11 +24,13 @@ START_S = 600.0  # until the first sign of life: processes of a cluster start on
 
 @dataclass
 class Heard:
-    """The last sign of life of a rank: when it came, by `time.monotonic`; its machine; in which run it has failed, and why."""
+    """The last sign of life of a rank: when it came, by `time.monotonic`; its machine, "" before the first; in which run it has
+    failed, and why.
+    """
 
     at: float
     beat: str = ""
-    host: str = "a machine that it has not named"
+    host: str = ""
     failed_in: int = 0
     why: str = ""
 
@@ -37,14 +39,13 @@ class Beats:
     """The signs of life of rank `index`, and what it hears of the others: the first of all, the others of the first.
 
     `store`: a connection of its own, because an answer that does not come blocks it. `left`: the first rank has said that it
-    leaves.
+    leaves. `broken`: the process or the machine where the store is has gone.
     """
 
     def __init__(self, store: dist.Store, index: int, size: int) -> None:
-        self.left = False
+        self.left = self.broken = False
         self._store, self._index = store, index
         self._answered = time.monotonic()  # when the store last answered
-        self._broken = False  # the connection to it
         self._over = threading.Event()
         self._of = {i: Heard(self._answered) for i in (range(1, size) if index == 0 else [0])}
         threading.Thread(target=self._beat, daemon=True, name="beats").start()
@@ -57,7 +58,7 @@ class Beats:
         now = time.monotonic()
         for i, heard in self._of.items():
             limit_s = within_s if heard.beat else START_S
-            if self._broken or max(now - heard.at, now - self._answered) > limit_s:
+            if self.broken or max(now - heard.at, now - self._answered) > limit_s:
                 return i, heard
         return None
 
@@ -76,8 +77,8 @@ class Beats:
                 self._answered = time.monotonic()
                 if self._over.wait(BEAT_S):
                     return
-        except RuntimeError:  # the process or the machine where the store is has gone
-            self._broken = True
+        except RuntimeError:
+            self.broken = True
 
     def _look(self, index: int, heard: Heard, looks_late: bool) -> None:
         if looks_late:

@@ -14,8 +14,8 @@ def size() -> int:
     """1 for a process that was started alone."""
     if starter() == "torchrun":
         return int(os.environ["WORLD_SIZE"])
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # Lightning takes these for a user who types commands
-        return 1
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") and os.isatty(0):
+        return 1  # typed in the shell of `srun -n2 --pty bash`; tasks that srun starts from a shell inherit its job's name
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))  # only srun sets it, so not in the script of sbatch itself
 
 

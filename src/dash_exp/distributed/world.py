@@ -14,6 +14,7 @@ import struct
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -40,14 +41,24 @@ GONE = "its process has ended, or its machine, or the link to it"
 
 
 class RankLostError(UserError):
-    """Another rank has gone."""
+    """Another rank has gone, or the store."""
 
 
 def environment() -> ClusterEnvironment:
-    """Lightning's, of what has started this process. On Slurm it must not requeue the job itself, and load a pickle."""
+    """Lightning's, of what has started this process. On Slurm it must not requeue the job itself, and load a pickle.
+
+    UserError where srun was not told how many tasks a node has.
+    """
     if place.size() == 1:
         return LightningEnvironment()
-    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment(auto_requeue=False)
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that srun is not used, in a job named `interactive`
+            return SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:
+        wrong = f"has started {place.size()} tasks and was not told how many a node has"
+        raise UserError("srun", wrong, "Add --ntasks-per-node=N: the number of ranks on each node") from error
 
 
 class World:
@@ -56,9 +67,9 @@ class World:
     def __init__(self) -> None:
         found = environment()
         self.index, self.size, self.local = found.global_rank(), found.world_size(), found.local_rank()
-        self.address = found.main_address
-        os.environ |= {"MASTER_ADDR": self.address, "MASTER_PORT": str(found.main_port)}
-        use_link_to(self.address)
+        os.environ |= {"MASTER_ADDR": found.main_address, "MASTER_PORT": str(found.main_port)}
+        self.address = f"{found.main_address}:{found.main_port}"  # of the store
+        use_link_to(found.main_address)
         self.store = self._connection()
         self.run = 0  # number of the run that the first rank leads now, or led last
         self.silence_s = SILENCE_S  # without a sign of life, until a rank is missed
@@ -75,10 +86,9 @@ class World:
         try:
             store = next(iter(rendezvous(url, timeout=timedelta(seconds=beats.START_S))))[0]
         except RuntimeError as error:
-            where = f"{self.address}:{os.environ['MASTER_PORT']}"
             wrong = f"{self.size} processes cannot meet there ({error_line(error).rstrip('.')})"
             right = "Each must reach this address, and no other program may have it; MASTER_PORT chooses another port on Slurm"
-            raise UserError(where, wrong, right) from error
+            raise UserError(self.address, wrong, right) from error
         return dist.PrefixStore(place.start(), store)
 
     # --- runs: led by the first, followed by the others -----------------------------------------------------------------
@@ -121,7 +131,8 @@ class World:
     # --- whether all are there ------------------------------------------------------------------------------------------
 
     def lost(self, silence_s: float | None = None, within_s: float = 0.0) -> RankLostError | None:
-        """The error for the user where another rank has gone; None where all are there. The others look for the first alone.
+        """The error for the user where another rank has gone, or the store; None where all are there. The others look for the
+        first alone.
 
         `silence_s`: without a sign of life. `within_s`: how long to look.
         """
@@ -134,7 +145,9 @@ class World:
         if not found:
             return None
         index, heard = found
-        where = f"rank {index} of {self.size}" + (f" on {heard.host}" if heard.beat else "")
+        if self.first and self._beats.broken and not heard.why:
+            return RankLostError(f"the store at {self.address}", "has gone (torchrun on this machine has ended)", AGAIN)
+        where = f"rank {index} of {self.size}" + (f" on {heard.host}" if heard.host else "")
         silent = f"not heard of for {time.monotonic() - heard.at:.0f} s: {GONE}"
         return RankLostError(where, f"ended ({heard.why})" if heard.why else silent, AGAIN)
 

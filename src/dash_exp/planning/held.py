@@ -72,8 +72,9 @@ def in_cpu_memory(job: Job) -> list[Held]:
         Held("graders", job.grading, TRAINING),
         # training.shares: every rank gets all completions
         Held("rollouts", rollout_bytes(job.completions, job.completions * job.lengths.longest), TRAINING),
-        # training.snapshot.read: on every rank, until the optimizer has it
-        Held("snapshot", job.resumes * job.snapshot_bytes, ("load",)),
+        # training.snapshot: all of it on the first rank, which reads it, until the optimizer has it
+        Held("snapshot", job.resumes * received(job), ("load",)),
+        Held("snapshot", job.resumes * (job.snapshot_bytes - received(job)), ("load",), first=True),
         # training.snapshot: the copy that a thread writes; of a sharded policy it is what was gathered
         Held("snapshot beside", written_beside(job) * job.snapshot_bytes, TRAINING, first=True),
         # sampling.refresh: on every rank, but of a sharded policy on the first
@@ -119,6 +120,15 @@ def sent_from_device(job: Job) -> bool:
     """Whether the copy of the weights for servers is on the GPU of the policy: newest weights, which NCCL sends from there."""
     newest = job.staleness == 0 and job.refresh_every == 1 and not job.sharded and not job.sends_adapter
     return job.sampler.kind == "vllm_server" and job.load.on_gpu and job.sampler.transfer != "folder" and newest
+
+
+def received(job: Job) -> int:
+    """Bytes of the snapshot that each rank has at a time at most: the weights, and when the policy has them the moments, which
+    FSDP divides as they come; and the 32-bit copies.
+    """
+    copies = job.trained * 4 * job.load.master_weights
+    moments = 0 if job.sharded else job.trained * job.load.moment_bytes
+    return max(job.trained_bytes, moments) + copies
 
 
 def written_beside(job: Job) -> bool:

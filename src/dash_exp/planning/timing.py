@@ -85,8 +85,9 @@ def sync_s(job: Job, device: Device) -> float:
         return 2 * sent / device.bandwidth + kept
     if job.sampler.kind != "vllm_server":
         return 0.0
-    # From the first trainer's device to one server after the other: by NCCL between GPUs, but stale weights wait in CPU memory.
-    return job.sampler.servers * sent / (device.links[1] if device.kind == "gpu" and not job.staleness else FOLDER)
+    if device.kind == "gpu" and not job.staleness:  # stale weights wait in CPU memory
+        return job.sampler.servers * sent / device.links[1]  # by NCCL, all from the first trainer's device
+    return sent / FOLDER  # all servers read it at the same time
 
 
 def between_s(job: Job, device: Device) -> float:

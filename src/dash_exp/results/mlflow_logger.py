@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,12 @@ def mlflow_logger(
 
     quiet()
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or STORE
-    if uri.startswith("sqlite:"):
-        with writing_in(Path()):  # of two runs that both make its tables, one would fail
-            MlflowClient(uri).search_experiments(max_results=1)
     known = known_id(run_dir / ID_FILE, settings)
-    run_id = known if known and is_there(MlflowClient(uri), known) else None
     tags = {"group": group} if group else None
-    logger = RowLogger(experiment, run_name=name, tracking_uri=uri, tags=tags, run_id=run_id)
-    client = logger.experiment  # this starts a run where there is none
+    with alone_at(uri):
+        run_id = known if known and is_there(MlflowClient(uri), known) else None
+        logger = RowLogger(experiment, run_name=name, tracking_uri=uri, tags=tags, run_id=run_id)
+        client = logger.experiment  # this starts a run where there is none
     if run_id is not None:
         client.update_run(run_id, status="RUNNING")
         logger.sent = max((point.step for point in client.get_metric_history(run_id, "step")), default=-1)
@@ -72,6 +71,15 @@ def mlflow_logger(
     keep_id(run_dir / ID_FILE, str(logger.run_id), settings)
     logger.log_hyperparams({allowed(key): value for key, value in flat_settings(run_dir, settings).items()})
     return logger
+
+
+def alone_at(uri: str) -> AbstractContextManager[None]:
+    """Around the start of a run: of two that make the tables of a database file, or an experiment in it, one would fail."""
+    if not uri.startswith("sqlite:"):
+        return nullcontext()
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder.mkdir(parents=True, exist_ok=True)  # as MLflow does
+    return writing_in(folder)
 
 
 def is_there(client: Any, run_id: str) -> bool:

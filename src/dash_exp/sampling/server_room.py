@@ -19,6 +19,7 @@ SHARED_MEMORY = Path("/dev/shm")
 SETTING = "rollout.sampler.weights_dir"
 UPLOAD = "/dash_exp/weights"  # the route of `upload.Upload`
 PREFIX = f"dash_exp_weights@{platform.node()}@"  # on a shared disk one machine may not see the locks of another
+SERVED = f"dash_exp_served@{platform.node()}@"  # begins the name of a folder that `vllm serve` starts from
 NEW_S = 60.0  # a folder may be so old without a lock: its process has just made it
 
 
@@ -56,9 +57,7 @@ class Room:
         self.within.mkdir(parents=True, exist_ok=True)
         delete_left_behind(self.within)
         path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.within))
-        self._lock = FileLock(path / LOCK_FILE, thread_local=False)
-        with suppress(OSError, NotImplementedError):  # a disk without locks, where nothing is deleted either
-            self._lock.acquire(timeout=0)
+        self._lock = locked(path)
         return path
 
     def close(self) -> None:
@@ -69,9 +68,17 @@ class Room:
             self._lock.release()
 
 
-def delete_left_behind(within: Path) -> None:
-    """Delete the folders of processes of this machine that ended without `Room.close`."""
-    for folder in within.glob(f"{PREFIX}*"):
+def locked(folder: Path) -> FileLock:
+    """The lock by which other processes see that a folder is in use, as long as this process lives."""
+    lock = FileLock(folder / LOCK_FILE, thread_local=False)
+    with suppress(OSError, NotImplementedError):  # a disk without locks, where nothing is deleted either
+        lock.acquire(timeout=0)
+    return lock
+
+
+def delete_left_behind(within: Path, prefix: str = PREFIX) -> None:
+    """Delete the folders of processes of this machine that ended without deleting them, as when they were killed."""
+    for folder in within.glob(f"{prefix}*"):
         with suppress(OSError, NotImplementedError):  # of another user, or just deleted by another process
             if time.time() - folder.stat().st_mtime > NEW_S and not in_use(folder):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""New weights for sampling servers, one server at a time, in an order in which no completion can be from a mixture.
+"""New weights for sampling servers, for each on its own, in an order in which no completion can be from a mixture.
 
 What takes long comes first: the folder, or a copy of it on another machine. Then pause (what is decoded is dropped), a label
 that says that the server is loading, the weights, reset of the prefix cache, the label of the weights, resume. What goes wrong

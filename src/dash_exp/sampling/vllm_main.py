@@ -2,7 +2,8 @@
 
 It is the command of vLLM, with three things around it. The package for CPUs has another name than the one under which that
 command looks for its version. The processes of the engine end with the server also where it is killed, which vLLM leaves to
-itself: they would keep their memory. And the folder with the model's configuration is deleted at the end.
+itself: they would keep their memory. And the folder with the model's configuration is locked, and deleted at the end; that
+of a server that was killed by the next `python -m dash_exp.serve`.
 """
 
 import ctypes
@@ -10,8 +11,7 @@ import importlib.metadata
 import shutil
 import signal
 import sys
-
-FOLDER = "dash_exp_served_"  # begins the name of the folder
+from pathlib import Path
 
 
 def answer_for_cpus() -> None:
@@ -32,11 +32,14 @@ if __name__ in ("__main__", "__mp_main__"):
 if __name__ == "__mp_main__":  # a process that vLLM has spawned: the kernel ends it with the one that spawned it
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if __name__ == "__main__":
-    from vllm.entrypoints.cli.main import main
+    from dash_exp.sampling.server_room import SERVED, locked
 
-    folder = sys.argv[2]
+    folder = Path(sys.argv[2])
+    lock = locked(folder) if folder.name.startswith(SERVED) else None  # before vLLM is imported, which takes long
     try:
+        from vllm.entrypoints.cli.main import main
+
         main()
     finally:
-        if FOLDER in folder:
+        if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -260,6 +260,7 @@ class VLLMServerSampler:
                 server.busy -= 1
                 if part not in call.found:
                     call.give_back(part)
+                    self._inside.notify()
             if call.done:
                 self._inside.notify()
 
