@@ -19,6 +19,19 @@ def command_lines(mark: str = "") -> list[str]:
     return found
 
 
+def unstarted(mark: str) -> list[int]:
+    """The processes with this mark that are the first of a namespace, where no other process of the mark is inside one."""
+    places = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                status = (folder / "status").read_text(encoding="utf-8")
+                places[int(folder.name)] = next(line for line in status.splitlines() if line.startswith("NSpid")).split()[2:]
+        except OSError:
+            continue
+    return [pid for pid, place in places.items() if place == ["1"]] if all(p in ([], ["1"]) for p in places.values()) else []
+
+
 def wait_until(is_so: Callable[[], object], seconds: float, otherwise: Callable[[], object] = lambda: "") -> None:
     """Fails with what `otherwise` says where it is not so after some seconds."""
     give_up = time.monotonic() + seconds

