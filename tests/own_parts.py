@@ -31,6 +31,15 @@ def by_distance(rewards_PG):
     return (rewards_PG - mean_P1) / (1 - mean_P1)  # 0 / 0 where all are right
 
 
+def in_place(rewards_PG):
+    rewards_PG -= rewards_PG.mean(1, keepdim=True)
+    return rewards_PG
+
+
+def filter_in_place(rewards_PG, advantages_PG):
+    return advantages_PG.abs_() > 0.1
+
+
 def no_booleans(rewards_PG, advantages_PG):
     return rewards_PG
 

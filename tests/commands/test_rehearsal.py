@@ -64,6 +64,8 @@ BAD = [
     ("algo.advantage._target_=own_parts.nothing", "it gives a NoneType and not a tensor"),
     ("filter={_target_:own_parts.nothing,_partial_:true}", "filter._target_=own_parts.nothing: does not work as a filter"),
     ("filter={_target_:own_parts.no_booleans,_partial_:true}", "it gives torch.float64 and not a mask of booleans"),
+    ("algo.advantage._target_=own_parts.in_place", "it writes into its arguments"),
+    ("filter={_target_:own_parts.filter_in_place,_partial_:true}", "it writes into its arguments"),
     ("algo.loss._target_=own_parts.other_arguments", "algo.loss._target_=own_parts.other_arguments: does not work as a loss"),
     ("algo.loss._target_=own_parts.text", "it gives a str and not a TokenLoss"),
     ("algo.loss._target_=own_parts.without_gradient", "it has no gradient"),

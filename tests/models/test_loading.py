@@ -121,6 +121,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model(folder, tokenizer):
     small = loading.load_policy("", architecture=NANO | {"vocab_size": 100})
     with pytest.raises(UserError, match=r"has a vocabulary of 100 tokens, and the largest id of the tokenizer is 257"):
         loading.check_vocabulary(small, tokenizer, "x")
+    with pytest.raises(UserError, match=r"^model\.architecture: has .* Write model\.architecture\.vocab_size=258 or more"):
+        loading.check_vocabulary(small, tokenizer, None)
 
 
 @pytest.mark.parametrize("settings", [{"model_type": "nope"}, {"num_hidden_layers": "two"}, {"vocab_size": -5}])

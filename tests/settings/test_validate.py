@@ -15,6 +15,7 @@ BAD = [
     ("budget=null", "budget=null: is not a section of settings. Leave it as in conf/"),
     ("data.tests=3", "data.tests=3: is not a section of settings"),
     ("eval=null", "eval=null: is not a section of settings"),
+    ("algo.advantage=my_file.mine", "is not a section of settings. Write algo.advantage._target_=my_file.mine"),
     ("algo.loss=null", "algo.loss=null: is not a section of settings"),
 ]
 

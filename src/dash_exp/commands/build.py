@@ -87,7 +87,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     if hasattr(train_sampler, "check"):
         train_sampler.check(train)
     policy = load_policy(cfg)
-    loading.check_vocabulary(policy, tokenizer, cfg.model.path)
+    loading.check_vocabulary(policy, tokenizer, None if cfg.model.architecture else cfg.model.path)
     train_prompts, test_prompts = prompting.prompts(cfg, train, tests, tokenizer, policy)
     watch = watch_of(cfg)
     passes = Passes(

@@ -228,7 +228,7 @@ def _advice(key: str) -> str:
     takes = _takes(part, name) if part else False
     if takes:
         return f" {part} takes it: write +{key}=..."
-    close = difflib.get_close_matches(key, known, n=1)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     advice = f" Did you mean {close[0]}?" if close else ""
     if takes is None:
         return f"{advice} {part} may hand it on to what it builds: then write +{key}=..."

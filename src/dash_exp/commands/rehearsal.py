@@ -9,8 +9,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -36,7 +36,8 @@ def scoring(advantage: Callable[..., Any], keep: Any, group_size: int, named: Ca
     """Advantage and filter, on two groups of rewards 0 and 1, one of 0 and one of 1. `named`: the name of the part at a key."""
     rewards_PG = (torch.arange(2 * group_size) % 2).double().view(2, group_size)  # 64 bits, as in `training.scoring`
     rewards_PG = torch.cat([rewards_PG, torch.zeros_like(rewards_PG[:1]), torch.ones_like(rewards_PG[:1])])
-    with refusing(named("algo.advantage"), "does not work as an advantage", "Give a function of rewards_PG, (P, G) to (P, G)"):
+    right = "Give a function of rewards_PG, (P, G) to (P, G)"
+    with refusing(named("algo.advantage"), "does not work as an advantage", right), _unchanged(rewards_PG):
         advantages_PG = _shaped(advantage(rewards_PG), rewards_PG.shape)
     if not advantages_PG[:2].isfinite().all():
         raise UserError(named("algo.advantage"), "gives NaN or infinite advantages for rewards of 0 and 1", "Correct it")
@@ -48,7 +49,8 @@ def scoring(advantage: Callable[..., Any], keep: Any, group_size: int, named: Ca
         )
     right = "Give a Filter (dash_exp.algorithms.filters): rewards_PG and advantages_PG to a mask, all (P, G)"
     with refusing(named("filter"), "does not work as a filter", right):
-        keep_PG = _shaped(keep(rewards_PG, advantages_PG), rewards_PG.shape)
+        with _unchanged(rewards_PG, advantages_PG):
+            keep_PG = _shaped(keep(rewards_PG, advantages_PG), rewards_PG.shape)
         if keep_PG.dtype != torch.bool:
             raise TypeError(f"it gives {keep_PG.dtype} and not a mask of booleans")
         for name in ("refill_rounds", "recompute_advantages"):
@@ -56,6 +58,15 @@ def scoring(advantage: Callable[..., Any], keep: Any, group_size: int, named: Ca
                 raise TypeError(f"it has no {name}, so it is no subclass of Filter")
         assert keep.refill_rounds >= 0
         assert keep.recompute_advantages in (True, False)
+
+
+@contextmanager
+def _unchanged(*given: Tensor) -> Iterator[None]:
+    """Raise ValueError where a part writes into what it is given: the numbers that are recorded would change as well."""
+    before = [tensor.clone() for tensor in given]
+    yield
+    if not all(map(torch.equal, before, given)):
+        raise ValueError("it writes into its arguments, as x -= 1 and x.abs_() do: give a new tensor")
 
 
 def selection(rule: Any, group_size: int, named: Callable[[str], str]) -> None:

@@ -209,7 +209,7 @@ def _json(text: str, file: Path, line: int | None = None) -> Any:
     """The value of a JSON text: of this line, or of the whole file."""
     where = f"{file}, line {line}" if line else str(file)
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())  # an error at the end of a line is then in its last column
     except json.JSONDecodeError as error:
         if line is None and error.msg == "Extra data":
             raise UserError(where, "has more than one value", "Name it .jsonl if it has one object per line") from error

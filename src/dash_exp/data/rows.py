@@ -71,7 +71,10 @@ def value_of(row: Row, field: str, where: str) -> Any:
         elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
             value = value[int(name)]
         elif isinstance(value, Mapping):
-            raise UserError(place, f"has no field {name!r}", f"Its fields are {', '.join(map(repr, value)) or '(none)'}")
+            right = f"Its fields are {', '.join(map(repr, value)) or '(none)'}"
+            if not path and value:  # of the row itself, where the settings name fields
+                right += f"; settings such as data.prompt={next(iter(value))} say which are read"
+            raise UserError(place, f"has no field {name!r}", right)
         else:
             raise UserError(place, f"is {value!r:.200} and has no field {name!r}", "Name a field that is there")
         path.append(name)

@@ -231,15 +231,18 @@ def context_length(model: PreTrainedModel, limit: int | None = None) -> int:
     return longest if limit is None else min(longest, limit)
 
 
-def check_vocabulary(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Raise UserError where the tokenizer has tokens that the model does not have. Spare rows in the model are common."""
+def check_vocabulary(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | None) -> None:
+    """Raise UserError where the tokenizer has tokens that the model does not have. Spare rows in the model are common.
+
+    `path` is the model's; None for one of `model.architecture`.
+    """
     known, largest = int(policy.get_input_embeddings().weight.shape[0]), max(tokenizer.get_vocab().values())  # type: ignore
     if largest >= known:
-        raise UserError(
-            f"model.path={path}",
-            f"has a vocabulary of {known} tokens, and the largest id of the tokenizer is {largest}",
-            "Give the tokenizer that belongs to the model: model.tokenizer=DIR",
-        )
+        wrong = f"has a vocabulary of {known} tokens, and the largest id of the tokenizer is {largest}"
+        if path is None:
+            right = f"Write model.architecture.vocab_size={largest + 1} or more, or give another model.tokenizer=DIR"
+            raise UserError("model.architecture", wrong, right)
+        raise UserError(f"model.path={path}", wrong, "Give the tokenizer that belongs to the model: model.tokenizer=DIR")
 
 
 def fingerprint(path: str, setting: str = "model.path") -> str:

@@ -42,8 +42,12 @@ LABEL = re.compile(r"\A(?:[^:{]*\s)?\(?[a-zA-Z]\)?\**\s*:[\s*]*(?=[-+.\s]*[0-9$\
 CHAIN = re.compile(r"(?:[-+*/^×÷0-9.,()$ ]+=)+\s*")  # "87 - 3 = 84, which is ..."
 # "(C) because ...": the letter; "(C) Paris": both, for a gold answer that is the text.
 CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-J])[):](?:\s+(?!(?:as|because|for|since)\b)\S+(?: \S+){0,2}\Z)?")
-MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
-DATE = re.compile(rf"(?:{MONTHS}) [0-9]{{1,2}}(?![0-9])")  # "June 20": the number alone is not the answer
+# "A, because ...": the letter.
+LETTER = re.compile(r"([A-J])(?=,? (?:as|because|for|since)\b|[,;]?\Z)")
+RANGE = re.compile(
+    r"[0-9]+(?:\.[0-9]+)? to [0-9]+(?:\.[0-9]+)?(?![0-9])"
+)  # 3 to 5; in a text that names no answer it may be a change
+ALONE = re.compile(r"\(([A-J])\)|>\s*\(?([A-J])\)?\s*</")  # "It must be (B)", "<answer>B</answer>"
 SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|\Z)")
 # A formula between marks. For $...$ this is Pandoc's rule, which tells "$5 and $3" from a formula: no space inside the marks
 # (or one on both sides), no digit behind the second.
@@ -55,8 +59,13 @@ FORMULA = re.compile(
 PERCENT = re.compile(r"\s*\\?%|\s*(?i:per ?cent(?:age)?|pct)\b")
 SCALE = re.compile(r"\s(?i:thousand|million|billion|trillion)\b")
 
-# A date, or a range with its unit: 2024-01-05  1/2/2024  3-5 hours
-SERIES = r"[0-9]{1,4}(?:-[0-9]{1,4}){2}(?![0-9-])|[0-9]+(?:/[0-9]+){2}(?![0-9/])|[0-9]+[-–—][0-9]+(?=\s+[a-z]{3})"
+# A date, or a range with its unit: January 5, 2024  2024-01-05  1/2/2024  3-5 hours
+MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+SERIES = (
+    rf"(?:{MONTHS}) [0-9]{{1,2}}(?:st|nd|rd|th)?(?![0-9])(?:,? [0-9]{{4}}(?![0-9]))?"
+    rf"|[0-9]{{1,2}}(?:st|nd|rd|th)? (?:of )?(?:{MONTHS})(?![a-z])(?:,? [0-9]{{4}}(?![0-9]))?"
+    r"|[0-9]{1,4}(?:-[0-9]{1,4}){2}(?![0-9-])|[0-9]+(?:/[0-9]+){2}(?![0-9/])|[0-9]+[-–—][0-9]+(?=\s+[a-z]{3}|%)"
+)
 # A number as people write it: 1,234.5  .5  -3/4  1 1/4  2:30  6.7e-5; its sign counts where it is not a difference.
 PLAIN_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = (
@@ -195,22 +204,27 @@ def _at_start(text: str) -> str | None:
         return None
     if not is_prose(sentence):
         return OR.sub(",", sentence)
+    if span := RANGE.match(sentence):
+        return span[0]
     chain = CHAIN.match(sentence)
     if numbers := NUMBERS.match(sentence, chain.end() if chain else 0):
         return OR.sub(",", numbers[0]) + _percent_behind(sentence, numbers.end())
-    if date := DATE.match(sentence):
-        return date[0]
+    if letter := LETTER.match(sentence):
+        return letter[1]
     if choice := CHOICE.match(sentence):
         return choice[0] if choice.end() == len(sentence) else choice[1]
     return sentence if len(sentence.split()) <= 3 and not re.search(r"[0-9$\\]", sentence) else None
 
 
 def _last(text: str) -> str | None:
-    """The last formula or number."""
+    """The last formula or number; without one, the last choice in brackets or in a tag."""
     formulas, numbers = _formulas(text), list(NUMBERS.finditer(text))
     if formulas and (not numbers or numbers[-1].end() <= formulas[-1].end):
         return _joined(text, formulas, backward=True)
-    return OR.sub(",", numbers[-1][0]) + _percent_behind(text, numbers[-1].end()) if numbers else None
+    if numbers:
+        return OR.sub(",", numbers[-1][0]) + _percent_behind(text, numbers[-1].end())
+    letters = ALONE.findall(text)
+    return "".join(letters[-1]) if letters else None
 
 
 def _formulas(text: str) -> list[Found]:

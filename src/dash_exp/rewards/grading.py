@@ -91,9 +91,13 @@ def same(gold: str, found: str) -> bool:
     result = notations.same_times(gold_text, found_text)
     if result is not None and not any(map(collection, (gold, found))):
         return result
+    if (result := notations.same_dates(gold_text, found_text)) is not None:
+        return result
     letters, texts = zip(notations.choice(gold), notations.choice(found), strict=True)
     if all(letters):
         return letters[0] == letters[1] and (not all(texts) or same(*texts))
+    if letters[0] and not texts[0] and (found_text.upper() == letters[0] or is_prose(found)):
+        return found_text.upper() == letters[0]  # "a mystery" is no A with a unit
     if any(texts):
         return same(texts[0] or gold, texts[1] or found)
     gold_text, found_text = plain_text(_formula(gold)), plain_text(_formula(found))

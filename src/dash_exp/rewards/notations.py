@@ -12,6 +12,15 @@ from dash_exp.rewards.answers import TEXT_COMMAND
 TIME = re.compile(r"(\d{1,2})(?::([0-5]\d)|(?=\s*[ap]\.?\s?m\b))(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
 BASED = re.compile(r"([0-9A-Z]+)_\{?\(?(\d+)\)?\}?")
 
+MONTHS = "january february march april may june july august september october november december".split()  # noqa: SIM905
+MONTH = "|".join(MONTHS)
+DATE = re.compile(  # January 5, 2024; 5 January 2024; 2024-01-05
+    rf"(?P<month>{MONTH}) (?P<day>\d\d?)(?:st|nd|rd|th)?(?:,? ?(?P<year>\d{{4}}))?"
+    rf"|(?P<day2>\d\d?)(?:st|nd|rd|th)? (?:of )?(?P<month2>{MONTH})(?:,? ?(?P<year2>\d{{4}}))?"
+    r"|(?P<year3>\d{4})-(?P<month3>\d\d?)-(?P<day3>\d\d?)",
+    re.IGNORECASE,
+)
+
 INTEGER = r"\d{1,3}(?:,\d{3})+|\d+"
 NUMBER = rf"(?:{INTEGER})(?:\.\d+)?"
 DASH = r"[-\u2010-\u2014]+"
@@ -34,7 +43,7 @@ NO_TEXT = re.compile(
 
 def has(text: str) -> bool:
     """Whether the whole answer is a time, a date, a range, a score or a number with its base."""
-    return any(notation.fullmatch(text) for notation in (TIME, SERIES, BASED))
+    return series(text) is not None or any(notation.fullmatch(text) for notation in (TIME, DATE, BASED))
 
 
 def same_times(gold: str, found: str) -> bool | None:
@@ -59,11 +68,28 @@ def _hour(hour: str, half: str) -> int:
     return int(hour) % 12 + (12 if half in ("p", "P") else 0) if half else int(hour)
 
 
+def same_dates(gold: str, found: str) -> bool | None:
+    """Whether two dates are equal; where one has no year, by day and month. None where neither is one with the month's name."""
+    dates = DATE.fullmatch(gold), DATE.fullmatch(found)
+    if not any(date and not date["year3"] for date in dates):
+        return None
+    if dates[0] is None or dates[1] is None:
+        return False
+    (day, month, year), (other_day, other_month, other_year) = (_date(date) for date in dates if date)
+    return (day, month) == (other_day, other_month) and (year is None or other_year is None or year == other_year)
+
+
+def _date(date: re.Match[str]) -> tuple[int, int, int | None]:
+    day, month, year = (date[name] or date[f"{name}2"] or date[f"{name}3"] for name in ("day", "month", "year"))
+    return int(day), int(month) if month.isdecimal() else MONTHS.index(month.lower()) + 1, int(year) if year else None
+
+
 def series(text: str) -> tuple[Fraction | str, ...] | None:
     """The numbers of a date, a range or a score and what stands between them: `"2024-01-05" -> (2024, "-", 1, "-", 5)`.
 
-    Every dash is one dash, and "3 to 5" is 3-5. None where the text is something else.
+    Every dash is one dash, "3 to 5" is 3-5, and so is 3-5%. None where the text is something else.
     """
+    text = re.sub(r"\\?%", "", text)
     if not SERIES.fullmatch(text):
         return None
     if re.fullmatch(r"\d+(?:\.\d+){2,}", text):  # 192.168.0.1

@@ -16,7 +16,8 @@ def sections(cfg: DictConfig, keys: str) -> None:
     for key in keys.split():
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, DictConfig):
-            raise UserError(f"{key}={shown(value)}", "is not a section of settings", "Leave it as in conf/")
+            right = f"Write {key}._target_={value}" if isinstance(value, str) and "." in value else "Leave it as in conf/"
+            raise UserError(f"{key}={shown(value)}", "is not a section of settings", right)
 
 
 def part(cfg: DictConfig, key: str, needs: str) -> None:

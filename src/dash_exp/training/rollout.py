@@ -122,7 +122,7 @@ class RolloutDataModule(L.LightningDataModule):
             raise UserError(
                 f"batch.prompts={plan.prompts}",
                 f"is more than the {len(self.train_prompts)} training problems",
-                "Lower it, or give more problems",
+                f"Write batch.prompts={len(self.train_prompts)} or less, or give more problems",
             )
         self.selection = selection or Uniform()
         self.candidates = Candidates(self.train_prompts, plan.prompts, plan.seed, self.selection)
