@@ -149,7 +149,8 @@ def explain(error: Exception) -> str:
     if "Ambiguous value" in message:
         return f"{message} Several values make a sweep: add -m."
     if found := re.match(r"Could not override '(.+?)'", message):
-        return f"{found[1]}: there is no such setting.{_advice(found[1])} `python train.py --cfg job` shows them all."
+        advice = _advice(found[1], getattr(error, "__notes__", None))
+        return f"{found[1]}: there is no such setting.{advice} `python train.py --cfg job` shows them all."
     own = str(error).partition("\nConfig search path:")[0]
     return "\n".join(dict.fromkeys([*own.splitlines(), *str(error.__cause__ or "").splitlines()]))
 
@@ -173,6 +174,9 @@ def composed(overrides: Sequence[str] = ()) -> DictConfig:
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return compose("config", overrides=list(overrides))
+    except HydraException as error:
+        error.add_note("\n".join(overrides))  # a command may add some to the user's: for `_advice`
+        raise
     finally:
         GlobalHydra.instance().hydra = running
 
@@ -207,11 +211,13 @@ def _renamed(message: str) -> str:
     return f"\n{old} is the name of an earlier version. Write {renamed.NAMES[old]}." if old else ""
 
 
-def _advice(key: str) -> str:
-    """What to write instead of a setting that there is not: a sentence with a space before it, or none."""
+def _advice(key: str, noted: Sequence[str] | None) -> str:
+    """What to write instead of a setting that there is not: a sentence with a space before it, or none. `noted`: the overrides,
+    by `composed`; without it those of the command line.
+    """
     section, _, name = key.rpartition(".")
     try:
-        cfg, part = composed(_chosen()), ""
+        cfg, part = composed(_chosen(noted[0].splitlines() if noted else sys.argv[1:])), ""
         part = OmegaConf.select(cfg, f"{section}._target_") or "" if section else ""
     except Exception:  # another argument may be wrong, too: which parts are chosen is not known then
         try:
@@ -223,7 +229,8 @@ def _advice(key: str) -> str:
         return " It is a setting of one option of this sweep, and not of another."
     known = [k for k in known if not key.startswith(f"{k}.") and not k.endswith("_")]
     beside = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
-    if close := difflib.get_close_matches(name, beside, n=1, cutoff=0.75):
+    close = difflib.get_close_matches(name, beside, n=1, cutoff=0.75) or [k for k in beside if k.startswith(name)]
+    if close:
         return f" Did you mean {section}.{close[0]}?" if section else f" Did you mean {close[0]}?"
     takes = _takes(part, name) if part else False
     if takes:
@@ -235,9 +242,9 @@ def _advice(key: str) -> str:
     return advice + (f" {part} does not take it." if part else "")
 
 
-def _chosen() -> list[str]:
-    """What the command chooses of groups, such as `algo=grpo`, and of classes; of several values the first."""
-    pairs = [argument.lstrip("+").split("=", 1) for argument in sys.argv[1:] if "=" in argument]
+def _chosen(overrides: Sequence[str]) -> list[str]:
+    """What overrides choose of groups, such as `algo=grpo`, and of classes; of several values the first."""
+    pairs = [argument.lstrip("+").split("=", 1) for argument in overrides if "=" in argument]
     return [
         f"{key}={value.split(',')[0]}"
         for key, value in pairs
