@@ -44,9 +44,8 @@ CHAIN = re.compile(r"(?:[-+*/^×÷0-9.,()$ ]+=)+\s*")  # "87 - 3 = 84, which is 
 CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-J])[):](?:\s+(?!(?:as|because|for|since)\b)\S+(?: \S+){0,2}\Z)?")
 # "A, because ...": the letter.
 LETTER = re.compile(r"([A-J])(?=,? (?:as|because|for|since)\b|[,;]?\Z)")
-RANGE = re.compile(
-    r"[0-9]+(?:\.[0-9]+)? to [0-9]+(?:\.[0-9]+)?(?![0-9])"
-)  # 3 to 5; in a text that names no answer it may be a change
+# "3 to 5" behind "answer is"; elsewhere it may be a change.
+RANGE = re.compile(r"[0-9]+(?:\.[0-9]+)? to [0-9]+(?:\.[0-9]+)?(?![0-9])")
 ALONE = re.compile(r"\(([A-J])\)|>\s*\(?([A-J])\)?\s*</")  # "It must be (B)", "<answer>B</answer>"
 SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|\Z)")
 # A formula between marks. For $...$ this is Pandoc's rule, which tells "$5 and $3" from a formula: no space inside the marks

@@ -7,16 +7,14 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from dash_exp.rewards.answers import TEXT_COMMAND
+from dash_exp.rewards.answers import MONTHS, TEXT_COMMAND
 
 TIME = re.compile(r"(\d{1,2})(?::([0-5]\d)|(?=\s*[ap]\.?\s?m\b))(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
 BASED = re.compile(r"([0-9A-Z]+)_\{?\(?(\d+)\)?\}?")
 
-MONTHS = "january february march april may june july august september october november december".split()  # noqa: SIM905
-MONTH = "|".join(MONTHS)
 DATE = re.compile(  # January 5, 2024; 5 January 2024; 2024-01-05
-    rf"(?P<month>{MONTH}) (?P<day>\d\d?)(?:st|nd|rd|th)?(?:,? ?(?P<year>\d{{4}}))?"
-    rf"|(?P<day2>\d\d?)(?:st|nd|rd|th)? (?:of )?(?P<month2>{MONTH})(?:,? ?(?P<year2>\d{{4}}))?"
+    rf"(?P<month>{MONTHS}) (?P<day>\d\d?)(?:st|nd|rd|th)?(?:,? ?(?P<year>\d{{4}}))?"
+    rf"|(?P<day2>\d\d?)(?:st|nd|rd|th)? (?:of )?(?P<month2>{MONTHS})(?:,? ?(?P<year2>\d{{4}}))?"
     r"|(?P<year3>\d{4})-(?P<month3>\d\d?)-(?P<day3>\d\d?)",
     re.IGNORECASE,
 )
@@ -81,7 +79,11 @@ def same_dates(gold: str, found: str) -> bool | None:
 
 def _date(date: re.Match[str]) -> tuple[int, int, int | None]:
     day, month, year = (date[name] or date[f"{name}2"] or date[f"{name}3"] for name in ("day", "month", "year"))
-    return int(day), int(month) if month.isdecimal() else MONTHS.index(month.lower()) + 1, int(year) if year else None
+    return (
+        int(day),
+        int(month) if month.isdecimal() else MONTHS.split("|").index(month.capitalize()) + 1,
+        int(year) if year else None,
+    )
 
 
 def series(text: str) -> tuple[Fraction | str, ...] | None:
