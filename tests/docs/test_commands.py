@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dash_exp.commands import evaluate, serve
+from dash_exp.commands import evaluate, grade, serve
 from dash_exp.core.errors import UserError
 from dash_exp.models import loading
 from dash_exp.report import __main__ as report
@@ -155,6 +155,8 @@ def check_module(module: str, arguments: list[str]) -> None:
         report.parse(arguments)
     elif module == "dash_exp.serve":
         serve.configuration(serve.parse(arguments))
+    elif module == "dash_exp.grade":
+        grade.configured(grade.parse(arguments))
     else:
         assert module == "dash_exp.evaluate", f"there is no {module}"
         evaluate.configured(evaluate.parse(arguments))
@@ -268,6 +270,8 @@ def test_every_command_of_a_page_is_accepted(page, workplace):
         "python -m dash_exp.serve port=8001 model=none",
         "python -m dash_exp.evaluate RUN k=[8] n=2",
         "python -m dash_exp.evaluate RUN data=none",
+        "python -m dash_exp.grade 5",
+        "python -m dash_exp.grade 5 '5.0' reward=none",
         "python -m dash_exp.nothing",
         "python benchmarks/nothing.py",
         "python benchmarks/peers.py --nothing",
