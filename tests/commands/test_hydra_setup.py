@@ -21,13 +21,23 @@ def test_cell_names_are_folder_names():
     assert first != second
 
 
-@pytest.mark.parametrize(("trainer", "expected"), [("cpu", ("float32", 2048)), ("gpu", ("bfloat16", 32768))])
-def test_a_small_model_is_computed_as_its_device_is_quick(trainer, expected):
+X86 = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "has", "expected"),
+    [
+        ("cpu", X86, ("float32", 2048)),
+        ("cpu", X86 | {"avx512_bf16": True}, ("bfloat16", 2048)),
+        ("cpu", X86 | {"amx_bf16": True}, ("bfloat16", 2048)),
+        ("cpu", {"architecture": "aarch64"}, ("float32", 2048)),
+        ("gpu", X86, ("bfloat16", 32768)),
+    ],
+)
+def test_a_small_model_is_computed_as_its_device_is_quick(trainer, has, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     model = composed("model=smollm2-135m", f"trainer={trainer}").model
     assert (model.compute_dtype, model.micro_tokens) == expected
-
-
-X86 = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}
 
 
 @pytest.mark.parametrize(

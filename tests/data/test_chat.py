@@ -40,6 +40,7 @@ HABITS = {
     "answer begins in the user's turn": (("", ""), INST, {}, "[INST]1+1[/INST]"),
     "system": (("", ""), CHAT, {"system": "Be brief."}, "[system]Be brief./[user]1+1/[assistant]"),
     "drops the system turn": (("", ""), NO_SYSTEM, {"system": "Be brief."}, "[user]Be brief.\n\n1+1[assistant]"),
+    "drops an empty one": (("", ""), NO_SYSTEM, {"system": ""}, "[user]1+1[assistant]"),
     "refuses it": (("", ""), REFUSES, {"system": "Be brief."}, "[user]Be brief.\n\n1+1/[assistant]"),
     "thinks": (("", ""), THINKS, {}, "[user]1+1/[assistant]"),
     "thinks not": (

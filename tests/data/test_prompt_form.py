@@ -1,7 +1,7 @@
 """How a problem is put to the model, as text and in a chat."""
 
 import pytest
-from special_tokens import CHAT, made
+from special_tokens import CHAT, END, EOS, made
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Problem
@@ -74,6 +74,34 @@ def test_without_a_solution_an_example_shows_the_answer():
         PromptForm(few_shot=1, separator="="), train=[Problem("t", "2+2", "4"), Problem("u", "2+2", "4")]
     )
     assert tokenizer.decode(prompt.ids) == f"<bos>2+2=4\n\n{ASKED.prompt}"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize(
+    ("prefill", "solution", "trained_on"),
+    [
+        ("<think>", "<think>Well.</think>2", "Well.</think>2<eos>"),
+        ("<think>\n", "<think>\nWell.</think>2", "Well.</think>2<eos>"),
+        ("<think>", "Well.", "\nWell.<eos>"),
+    ],
+)
+def test_a_solution_that_begins_with_the_prefill_has_it_once(chat, prefill, solution, trained_on):
+    tokenizer = made(chat_template=CHAT)
+    form = PromptForm(chat=chat, prefill=prefill, separator="\n")
+    prompts = form.prompts([Problem("p", "1+1", "2", solution)], tokenizer)
+    (completion,) = TraceSampler(tokenizer, separator="\n").sample(prompts, 1, Sampling(99), (0, 0))
+    assert tokenizer.decode(completion.ids) == trained_on
+
+
+@pytest.mark.parametrize(("eos", "ends"), [({EOS}, EOS), ({EOS, END}, END), (set(), EOS)])
+def test_a_solution_in_a_chat_ends_as_the_models_turns_do(eos, ends):
+    """Gemma's turns end with a token of their own, which ends a completion as EOS does."""
+    tokenizer = made(chat_template=CHAT)
+    form = PromptForm(chat=True, eos_ids=frozenset(eos))
+    prompts = form.prompts([Problem("p", "1+1", "2", "2.")], tokenizer)
+    (completion,) = TraceSampler(tokenizer).sample(prompts, 1, Sampling(99), (0, 0))
+    assert completion.ids[-1] == ends
+    assert tokenizer.decode(completion.ids[:-1]) == "2."
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def test_the_same_rows_from_a_file_of_every_kind(tmp_path, ending):
             read(file, split)
 
 
+def test_a_long_value_in_csv(tmp_path):
+    """The tests of a program can have more characters than Python reads of a value by default."""
+    long = [{"q": "1+1?", "a": "2, " * 70_000}]
+    assert read(save(tmp_path, ".csv", long)) == long
+
+
 def test_tables_as_pandas_writes_them(tmp_path):
     table = pandas.DataFrame(
         {"q": ["x", "y", "z"], "a": [1, None, 1e-5], "who": [None, "me", "you"], "m": [[{"role": "u"}]] * 3}

@@ -3,10 +3,13 @@ import runpy
 import pytest
 import torch
 from conftest import NANO
+from special_tokens import EOS, made
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dash_exp.core.errors import UserError
+from dash_exp.core.types import Completion
 from dash_exp.models import loading
+from dash_exp.models.texts import decoded
 from dash_exp.training.record import save_model
 
 
@@ -21,6 +24,18 @@ def test_the_shipped_tokenizer_is_what_its_script_makes(tokenizer):
     made = runpy.run_path(str(loading.ASSETS / "make_tokenizer.py"))["byte_tokenizer"]()
     assert made.get_vocab() == tokenizer.get_vocab()
     assert tokenizer("A:1").input_ids == made("A:1").input_ids
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_of_sequence(tmp_path):
+    """As Llama 3's and GPT-2's. What a completion says does not change: EOS is no part of it."""
+    made(pad_token=None).save_pretrained(tmp_path)
+    tokenizer = loading.load_tokenizer(str(tmp_path))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == EOS
+    ids = [*tokenizer("2.", add_special_tokens=False).input_ids, EOS]
+    assert decoded(tokenizer, [Completion(ids, None, truncated=False)]) == ["2."]
+    made(pad_token=None, eos_token=None).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no end-of-sequence token"):
+        loading.load_tokenizer(str(tmp_path))
 
 
 def test_the_tokenizer_gives_any_text_back_also_next_to_a_model(tokenizer, policy, tmp_path):

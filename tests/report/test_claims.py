@@ -232,13 +232,13 @@ def within(count, rate):
 
 def drawn(rng, claim, effect, seeds=4, problems=100, steps=30):
     """A study in memory: cells of two arms. `effect`: of dash, on the scale of the claim. Each run has its own luck."""
-    kind = claim["kind"]
-    shifts = {"grpo": rng.normal(0, 0.05, (seeds, 1)), "dash": rng.normal(effect if kind == "higher" else 0, 0.05, (seeds, 1))}
+    of_accuracy = claim["kind"] in ("higher", "not_worse", "equal")
+    shifts = {"grpo": rng.normal(0, 0.05, (seeds, 1)), "dash": rng.normal(effect if of_accuracy else 0, 0.05, (seeds, 1))}
     ease_P = rng.uniform(0.3, 0.6, problems)
     results = in_memory({arm: (rng.random((seeds, problems)) < ease_P + shift).astype(int) for arm, shift in shifts.items()})
     for cell in results.cells:
         is_dash = cell.overrides["algo"] == "dash"
-        factor = effect if is_dash and kind != "higher" else 1.0
+        factor = effect if is_dash and not of_accuracy else 1.0
         cell.result["time/elapsed_s"] = 100 * factor * rng.lognormal(0, 0.1)
         cell.result["eval/in_dist/length/mean_tokens/final"] = 100 * factor * rng.lognormal(0, 0.1)
         noise = factor * rng.lognormal(0, 0.1) * rng.normal(0, 0.02, steps)
@@ -254,6 +254,8 @@ def drawn(rng, claim, effect, seeds=4, problems=100, steps=30):
         ({"kind": "shorter"}, 1.0, 0.6, 1.6),
         ({"kind": "more_variable", "ratio": 1.5}, 1.5, 4.0, 0.6),
         ({"kind": "higher"}, 0.0, 0.3, -0.2),
+        ({"kind": "not_worse", "margin": 0.05}, -0.05, 0.2, -0.3),
+        ({"kind": "equal", "margin": 0.2}, 0.2, 0.0, 0.4),
     ],
     ids=lambda value: value["kind"] if isinstance(value, dict) else str(value),
 )

@@ -185,7 +185,7 @@ def test_a_file_of_other_settings_is_refused_by_what_differs(make, tokenizer, fo
 
 def test_a_problem_that_has_changed_is_refused(make, tokenizer):
     make(Scripted(tokenizer)).sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))
-    with pytest.raises(UserError, match="problem id0: the problem had another text"):
+    with pytest.raises(UserError, match="problem id0: the prompt was another one"):
         make(Scripted(tokenizer)).sample([Prompt(Problem("id0", "2*2=", "4"), (5,))], 1, SAMPLING, (0, 0))
 
 
@@ -193,17 +193,40 @@ def test_what_the_teacher_reads(make, tokenizer, folder):
     make(plain := Scripted(tokenizer), template="Work out {prompt}").sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))
     assert plain.asked[0][1] == "Work out 0+1="
     with pytest.raises(UserError, match="has no chat template"):
-        Teacher(str(folder), str(folder), chat=True).read(PROBLEMS[0].problem, tokenizer)
+        Teacher(str(folder), str(folder), chat=True).asked(PROBLEMS[:1], tokenizer)
     chatty = loading.load_tokenizer(str(folder))
     chatty.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
-    prompt = Teacher(str(folder), str(folder), template="{prompt}!", chat=True).read(PROBLEMS[0].problem, chatty)
+    teacher = Teacher(str(folder), str(folder), template="{prompt}!", chat=True)
+    (prompt,) = teacher.asked(PROBLEMS[:1], chatty)
     assert tokenizer.decode(prompt.ids) == "<user>0+1=!<assistant>"
+    asked = Prompt(Problem("c", "0+1=", "1", messages=(("system", "Add."), ("user", "0+1="))), (5,))
+    (prompt,) = teacher.asked([asked], chatty)
+    assert tokenizer.decode(prompt.ids) == "<system>Add.<user>0+1=!<assistant>"
+
+
+def test_a_teacher_without_a_template_gets_the_prompts_of_the_run(make, tokenizer, tmp_path):
+    """With their stop strings and their prefill, which the reward sees; what it writes is trained as it is."""
+    scripted = Scripted(tokenizer)
+    scripted.sample = lambda prompts, *more: stops.append(more[1].stop) or Scripted.sample(scripted, prompts, *more)
+    stops, seen = [], []
+    sampler = make(scripted, template=None)
+    sampler.separator, grade = "\n", sampler.reward
+    sampler.reward = lambda problems, texts: seen.extend(texts) or grade(problems, texts)
+    ids = tuple(tokenizer("Add: 0+1=So").input_ids)
+    prompt = Prompt(PROBLEMS[0].problem, ids, prefill="So", lead="Add: 0+1=So")
+    with_stop = Sampling(20, stop=("!",))
+    assert texts(tokenizer, sampler.sample([prompt], 1, with_stop, (0, 0))) == ["try 0 A:1<eos>"]
+    assert scripted.asked[0][1] == lines(tmp_path)[1]["prompt"] == "Add: 0+1=So"
+    assert (stops, seen) == ([("!",)], ["Sotry 0 A:1"])
+    with pytest.raises(UserError, match="the prompt was another one"):
+        make(Scripted(tokenizer), template=None).sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"template": "no place"}, r"teacher\.template=no place"),
+        ({"template": None, "chat": True}, r"teacher\.chat=true: has no effect where teacher\.template is null"),
         ({"tries": 0}, r"teacher\.tries=0: is too small"),
         ({"temperature": 0, "tries": 2}, r"teacher\.tries=2: gives the same trace every time at temperature 0"),
     ],
@@ -226,3 +249,20 @@ def test_sft_m_learns_from_right_traces_alone(tmp_path):
     assert (tmp_path / "traces.jsonl").read_bytes() == written  # the 64 problems were all there
     losses = [r["loss/total"] for r in read_metrics(tmp_path / "one/metrics.csv")[1:]]
     assert all(0 < loss < 3 for loss in losses)
+
+
+@pytest.mark.parametrize("form", [[], ["prompt.text='{prompt} '", "prompt.prefill='1'"]])
+def test_a_policy_that_is_its_own_teacher(form, tmp_path):
+    """The real program, with teacher=itself: it is asked as it is trained and evaluated."""
+    small = ["logger=csv", "steps=1", "batch.prompts=16", "data.train.size=16", "data.tests.in_dist.size=8", *form]
+    small += ["data.tests.out_dist.size=8", f"teacher.file={tmp_path}/traces.jsonl", "algo=sft_m", "teacher=itself"]
+    run.run(composed(*small), tmp_path / "one")
+    rows = [json.loads(line) for line in (tmp_path / "one/completions/step_00001.jsonl").open()]
+    traces = {row["problem"]: row for row in map(json.loads, (tmp_path / "traces.jsonl").read_text().splitlines()[1:])}
+    assert len(traces) == len(rows) == 16
+    begun = "1" if form else ""
+    for row in rows:
+        trace = traces[row["problem"]]
+        assert row["completion"] == begun + trace["trace"]
+        assert trace["prompt"].endswith(" 1" if form else "=")
+    assert any(row["kept"] for row in rows) or form

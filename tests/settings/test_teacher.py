@@ -10,6 +10,9 @@ BAD = [
     ("algo=sft_m algo.train_sampler.teacher.tries=0", "algo.train_sampler.teacher.tries=0: is not a whole number"),
     ("algo=sft_m algo.train_sampler.teacher.template=x", "has no place for the problem"),
     ("algo=sft_m teacher.template=x", "teacher.template=x: has no place for the problem. Put {prompt} into it"),
+    ("algo=sft_m teacher.template=null teacher.tokenizer=other", "teacher.template=null: gives the teacher the token ids"),
+    ("algo=sft_m teacher=itself model=tiny_random", "teacher.template=null: the policy starts from random weights"),
+    ("algo=sft_m teacher=itself teacher.chat=true", "teacher.chat=true: has no effect where teacher.template is null"),
     (
         "algo=sft_m teacher.temperature=0",
         "teacher.tries=4: makes no difference at temperature 0, where every try gives the same trace",

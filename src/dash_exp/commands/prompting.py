@@ -69,7 +69,7 @@ def form_of(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, eos_ids: frozen
     form = made(cfg, "prompt", _convert_="all") if "prompt" in cfg else PromptForm()
     found = is_instruct(tokenizer, eos_ids)
     instruct = found if cfg.model.get("instruct", "auto") == "auto" else cfg.model.instruct
-    form = replace(form, chat=instruct if form.chat == "auto" else form.chat)
+    form = replace(form, chat=instruct if form.chat == "auto" else form.chat, eos_ids=eos_ids)
     if (found or instruct) and not form.chat:
         log.warning("the model is an instruct model, and its prompts are text without its chat template; prompt=chat uses it")
     return form

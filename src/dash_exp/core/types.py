@@ -46,12 +46,14 @@ class Prompt:
 
     `prefill`: the beginning of the answer, which `ids` end with; rewards and records see it in front of the completion. `lead`:
     the text that a written solution stands behind; empty where the answer is a turn of its own in a chat, None = the problem's.
+    `end`: the token that ends the assistant's turn in a chat; None = the tokenizer's end of sequence.
     """
 
     problem: Problem
     ids: tuple[int, ...]
     prefill: str = ""
     lead: str | None = None
+    end: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

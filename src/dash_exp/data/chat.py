@@ -56,6 +56,12 @@ class ChatTemplate:
             raise UserError("prompt.chat=true", wrong, "Write prompt=bare")
         return text
 
+    def end(self, eos_ids: frozenset[int]) -> int | None:
+        """The first of `eos_ids`, which end a completion, that the template writes behind an answer; None without one."""
+        _, found, behind = self._written([("user", PROBE), ("assistant", ANSWER)], False).rpartition(ANSWER)
+        ids = self.tokenizer(behind, add_special_tokens=False).input_ids if found else []
+        return next((i for i in ids if i in eos_ids), None)
+
     @cached_property
     def _has_generation_prompt(self) -> bool:
         """Whether the template begins the assistant's turn by itself."""
@@ -94,6 +100,8 @@ class ChatTemplate:
 def _folded(turns: Sequence[Turn]) -> list[Turn]:
     """The system prompt at the beginning of the first user's turn."""
     (_, system), *rest = turns
+    if not system:
+        return rest
     first = next((i for i, (role, _) in enumerate(rest) if role == "user"), None)
     if first is None:
         return [("user", system), *rest]
@@ -108,9 +116,7 @@ def is_instruct(tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> 
     """
     if tokenizer.chat_template is None:
         return False
-    turns = [("user", PROBE), ("assistant", ANSWER)]
     try:
-        end = ChatTemplate(tokenizer)._written(turns, False).rpartition(ANSWER)[2]
+        return ChatTemplate(tokenizer).end(eos_ids) is not None
     except UserError:
         return False
-    return not eos_ids.isdisjoint(tokenizer(end, add_special_tokens=False).input_ids)

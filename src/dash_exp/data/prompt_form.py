@@ -24,6 +24,7 @@ class PromptForm:
     `text`: what asks, with the problem in place of `{prompt}`. `chat`: by the tokenizer's chat template, which gets `options`.
     `system`: the system prompt. `prefill`: the beginning of the answer. `few_shot`: worked examples, drawn from training
     problems by `seed`. `separator`: between a text and what continues it (see `texts.behind`). `stop`: see `Sampling.stop`.
+    `eos_ids`: no option, but the tokens that end a completion of the model, of which a chat ends with its own.
     """
 
     text: str = PLACE
@@ -35,6 +36,7 @@ class PromptForm:
     seed: int = 0
     separator: str | None = None
     stop: Sequence[str] = ()
+    eos_ids: frozenset[int] = frozenset()
     _templates: dict[int, ChatTemplate] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def prompts(
@@ -50,8 +52,8 @@ class PromptForm:
         template = self._template(tokenizer)
         turns, prefills = zip(*(self._as_chat(p, e) for p, e in zip(problems, shown, strict=True)), strict=True)
         opened = [_joined(template.opened(t), prefill) for t, prefill in zip(turns, prefills, strict=True)]
-        ids = template.ids(opened)
-        return [Prompt(p, tuple(i), prefill, prefill) for p, i, prefill in zip(problems, ids, prefills, strict=True)]
+        ids, end = template.ids(opened), template.end(self.eos_ids) if self.eos_ids else None
+        return [Prompt(p, tuple(i), prefill, prefill, end) for p, i, prefill in zip(problems, ids, prefills, strict=True)]
 
     def _template(self, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
         """The same object for all problems of a run, since it says once what the template does not have."""

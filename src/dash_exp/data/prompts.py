@@ -46,7 +46,11 @@ def tokenized(
     kept = [p for p in prompts if limit is None or len(p.ids) <= limit]
     longest = max(kept, key=lambda p: len(p.ids), default=None)
     if longest is None:
-        raise UserError(f"data.max_prompt_tokens={limit}", f"leaves no problem of {where}", "Raise it")
+        shortest = min(len(p.ids) for p in prompts)
+        wrong = (
+            f"leaves no problem of {where}: the shortest prompt has {shortest} tokens, all that is around the problem included"
+        )
+        raise UserError(f"data.max_prompt_tokens={limit}", wrong, "Raise it")
     if len(kept) < len(prompts):
         n = len(prompts) - len(kept)
         log.warning(

@@ -19,6 +19,8 @@ from dash_exp.core.errors import UserError
 Row = Mapping[str, Any]
 Located = tuple[Row, str, str]  # a row, its place for messages ("FILE, line 3") and its id ("train/3")
 
+LONGEST_FIELD = 2**31 - 1  # characters of a value in a CSV file; by default Python refuses more than 131,072
+
 
 def is_local(path: str) -> bool:
     """Whether `path` is meant as a folder or file. Anything that is not of the form OWNER/NAME is, and so is what exists."""
@@ -144,6 +146,7 @@ def _parquet(file: Path) -> Numbered:
 
 def _csv(file: Path) -> Numbered:
     """Values separated by commas, with names in the first line. Every value is text as it is written."""
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader((line for _, line in _lines(file)), strict=True)
     names: list[str] | None = None
     start, number = 1, 0

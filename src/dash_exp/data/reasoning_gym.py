@@ -103,10 +103,14 @@ def _problems(task: str, options: dict[str, Any], count: int, seed: int) -> list
     """Up to `count` problems of different texts."""
     # Entry i of a task depends on its seed + i: neighbouring seeds would share nearly all problems.
     start = int.from_bytes(hashlib.sha256(f"{task} {seed}".encode()).digest()[:4]) // 2
-    made = dataset(task, options, start, 2 * count)
+    size = 2 * count
+    made = dataset(task, options, start, size)
     found: dict[str, Problem] = {}
     index = repeats = 0
     while len(found) < count and repeats < max(REPEATS, len(found)):
+        if index == size:  # some tasks end there; entries do not depend on the size
+            size *= 2
+            made = dataset(task, options, start, size)
         entry = _entry(made, task, start, index)
         text = entry["question"].strip()
         repeats = repeats + 1 if text in found else 0

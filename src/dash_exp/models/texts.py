@@ -42,10 +42,12 @@ def without_end(ids: Ids, eos_id: int) -> list[int]:
     return list(ids[:end])
 
 
-def continuation(tokenizer: PreTrainedTokenizerBase, text: str, complete: bool = True) -> list[int]:
-    """The ids of a text that stands behind a prompt: nothing before it, and where it is `complete` EOS once behind it."""
+def continuation(tokenizer: PreTrainedTokenizerBase, text: str, complete: bool = True, end: int | None = None) -> list[int]:
+    """The ids of a text that stands behind a prompt: nothing before it, and where it is `complete` the token `end` once behind
+    it, by default EOS.
+    """
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    return joined(ids, [tokenizer.eos_token_id]) if complete else list(ids)
+    return joined(ids, [tokenizer.eos_token_id if end is None else end]) if complete else list(ids)
 
 
 def behind(text: str, more: str, separator: str) -> str:

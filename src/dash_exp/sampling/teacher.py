@@ -24,10 +24,11 @@ from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Problem, Prompt
+from dash_exp.data.prompt_form import PromptForm
 from dash_exp.models import loading, texts
 from dash_exp.rewards.base import Reward, correct
 from dash_exp.sampling.base import Sampler, Sampling
-from dash_exp.sampling.traces import lead
+from dash_exp.sampling.traces import continued
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,15 @@ class Teacher:
     """The teacher model and how it is sampled.
 
     `path`: a Transformers folder or a hub name; `tokenizer` likewise. `template`: the text that the teacher gets, with the
-    prompt of the problem in place of `{prompt}`. `chat`: this text is the user's turn in the chat template of the tokenizer.
-    `tries`: a problem is sampled up to this many times, until a complete trace is correct by the reward. The first correct
-    trace is used, else the last one. At `temperature` 0 there can be only one try.
+    prompt of the problem in place of `{prompt}`; None = it gets the prompts of the run, as the policy does, whose tokenizer it
+    then has. `chat`: this text is the user's turn in the chat template of the tokenizer. `tries`: a problem is sampled up to
+    this many times, until a complete trace is correct by the reward. The first correct trace is used, else the last one. At
+    `temperature` 0 there can be only one try.
     """
 
     path: str
     tokenizer: str
-    template: str = "{prompt}"
+    template: str | None = "{prompt}"
     chat: bool = False
     temperature: float = 1.0
     max_tokens: int = 64
@@ -50,10 +52,12 @@ class Teacher:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if "{prompt}" not in self.template:
+        if self.template is not None and "{prompt}" not in self.template:
             raise UserError(
                 f"teacher.template={self.template}", "does not contain {prompt}", "Put {prompt} where the problem belongs"
             )
+        if self.template is None and self.chat:
+            raise UserError("teacher.chat=true", "has no effect where teacher.template is null", "Use teacher.chat=false")
         for name, least in (("temperature", 0), ("max_tokens", 1), ("tries", 1), ("seed", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(f"teacher.{name}={getattr(self, name)}", "is too small", f"Use at least {least}")
@@ -71,17 +75,14 @@ class Teacher:
         name = folder.resolve().name if folder.exists() else self.path
         return {"teacher": name, "weights": loading.fingerprint(self.path, "teacher.path"), "data": data, **asked}
 
-    def read(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-        """The prompt that the teacher gets for this problem."""
-        text = self.template.replace("{prompt}", problem.prompt)
-        if not self.chat:
-            return Prompt(problem, tuple(texts.encoded(tokenizer, [text])[0]))
-        if tokenizer.chat_template is None:
-            raise UserError(
-                "teacher.chat=true", f"the tokenizer {self.tokenizer} has no chat template", "Use teacher.chat=false"
-            )
-        turn = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-        return Prompt(problem, tuple(tokenizer(turn, add_special_tokens=False).input_ids))
+    def asked(self, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+        """What the teacher gets for these prompts of the run. Raises UserError."""
+        if self.template is None:
+            return list(prompts)
+        try:
+            return PromptForm(text=self.template, chat=self.chat).prompts([p.problem for p in prompts], tokenizer)
+        except UserError as error:  # of the chat template
+            raise UserError("teacher.chat=true", error.wrong, "Use teacher.chat=false") from error
 
 
 class TeacherSampler:
@@ -133,37 +134,44 @@ class TeacherSampler:
         """Nothing to close."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
-        problems = [p.problem for p in prompts]
-        if self.traces.missing(problems):
+        if self.traces.missing(prompts):
             with self.traces.locked():
-                for start in range(0, len(missing := self.traces.missing(problems)), self.chunk):
-                    self.traces.add(self._write(missing[start : start + self.chunk]))
+                for start in range(0, len(missing := self.traces.missing(prompts)), self.chunk):
+                    self.traces.add(self._write(missing[start : start + self.chunk], sampling.stop))
                     self._say()
-        rows = [self.traces.text(problem) for problem in problems]
-        written = [
-            (texts.behind(lead(p), text, self.separator), complete) for p, (text, complete) in zip(prompts, rows, strict=True)
-        ]
-        return [self._completion(*trace, sampling.max_tokens) for trace in written for _ in range(group_size)]
+        traces = [(prompt, *self.traces.text(prompt.problem, self._seen(prompt))) for prompt in prompts]
+        return [self._completion(*trace, sampling.max_tokens) for trace in traces for _ in range(group_size)]
 
-    def _completion(self, text: str, complete: bool, max_tokens: int) -> Completion:
-        ids = texts.continuation(self.tokenizer, text, complete)
+    def _seen(self, prompt: Prompt) -> str:
+        """The text by which a trace is found to be of this prompt: the problem's, or all that the policy gets."""
+        if self.teacher.template is not None:
+            return prompt.problem.prompt
+        return str(self.tokenizer.decode(list(prompt.ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _completion(self, prompt: Prompt, text: str, complete: bool, max_tokens: int) -> Completion:
+        if self.teacher.template is not None:  # else it was written behind this prompt
+            text = continued(prompt, text, self.separator)
+        ids = texts.continuation(self.tokenizer, text, complete, prompt.end)
         kept = ids[:max_tokens] or [self.tokenizer.eos_token_id]
         return Completion(np.array(kept), None, truncated=not complete or len(ids) > max_tokens)
 
-    def _write(self, problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
-        """Sample new traces: one row per problem."""
+    def _write(self, prompts: Sequence[Prompt], stop: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        """Sample new traces: one row per problem. `stop`: what ends a completion of the policy."""
         sampler, tokenizer = self._load()
         ask = self.teacher
-        waiting = [ask.read(problem, tokenizer) for problem in problems]
+        waiting = ask.asked(prompts, tokenizer)
+        seen = {prompt.problem.id: self._seen(prompt) for prompt in prompts}
+        how = Sampling(ask.max_tokens, ask.temperature, stop=stop if ask.template is None else ())
         rows: dict[str, dict[str, Any]] = {}
         for attempt in range(ask.tries):
-            completions = sampler.sample(waiting, 1, Sampling(ask.max_tokens, ask.temperature), (ask.seed, attempt))
+            completions = sampler.sample(waiting, 1, how, (ask.seed, attempt))
             written = texts.decoded(tokenizer, completions)
-            right = correct(self.reward([p.problem for p in waiting], written), self.reward)
+            whole = [prompt.prefill + text for prompt, text in zip(waiting, written, strict=True)]
+            right = correct(self.reward([p.problem for p in waiting], whole), self.reward)
             for prompt, completion, text, accepted in zip(waiting, completions, written, right, strict=True):
                 rows[prompt.problem.id] = {
                     "problem": prompt.problem.id,
-                    "prompt": prompt.problem.prompt,
+                    "prompt": seen[prompt.problem.id],
                     "trace": text,
                     "complete": not completion.truncated,
                     "accepted": not completion.truncated and accepted,
@@ -219,16 +227,16 @@ class TraceFile:
                 "Give a file in a folder that you can write to",
             ) from error
 
-    def missing(self, problems: Sequence[Problem]) -> list[Problem]:
-        """The problems without a trace, each once."""
-        return list({p.id: p for p in problems if p.id not in self.rows}.values())
+    def missing(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts of problems without a trace, each once."""
+        return list({p.problem.id: p for p in prompts if p.problem.id not in self.rows}.values())
 
-    def text(self, problem: Problem) -> tuple[str, bool]:
-        """The trace of a problem, and whether it is complete."""
+    def text(self, problem: Problem, prompt: str) -> tuple[str, bool]:
+        """The trace of a problem, and whether it is complete. Raises UserError where its row has another text than `prompt`."""
         row = self.rows[problem.id]
-        if row["prompt"] != problem.prompt:
+        if row["prompt"] != prompt:
             raise UserError(
-                f"{self.path}, problem {problem.id}", "the problem had another text when its trace was sampled", self._way_out()
+                f"{self.path}, problem {problem.id}", "the prompt was another one when its trace was sampled", self._way_out()
             )
         return row["trace"], row["complete"]
 

@@ -52,11 +52,17 @@ class TraceSampler:
 
     def _trace(self, prompt: Prompt, max_tokens: int) -> Completion:
         self.check([prompt.problem])
-        solution = behind(lead(prompt), str(prompt.problem.solution), self.separator)
-        ids = continuation(self.tokenizer, solution)
+        solution = continued(prompt, str(prompt.problem.solution), self.separator)
+        ids = continuation(self.tokenizer, solution, end=prompt.end)
         return Completion(np.array(ids[:max_tokens]), None, truncated=len(ids) > max_tokens)
 
 
-def lead(prompt: Prompt) -> str:
-    """The text that a solution stands behind, in front of which there may be a separator; empty where it begins a turn."""
-    return prompt.problem.prompt if prompt.lead is None else prompt.lead
+def continued(prompt: Prompt, solution: str, separator: str) -> str:
+    """What a solution adds to a prompt: all of it, behind the separator where there is one; or its rest, where it begins with
+    the prompt's prefill, as `<think>`.
+    """
+    begun, written = prompt.prefill.strip(), solution.lstrip()
+    if begun and written.startswith(begun):
+        rest = written.removeprefix(begun)
+        return rest.lstrip() if prompt.prefill[-1].isspace() else rest
+    return behind(prompt.problem.prompt if prompt.lead is None else prompt.lead, solution, separator)

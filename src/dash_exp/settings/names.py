@@ -35,7 +35,7 @@ NAMES = {
     "rollout": "temperature max_response_tokens truncated truncated_penalty staleness refresh_every importance_cap "
     "mismatch_limit memory_gb sampler",
     "study": "question baseline target claims paper smollm2 scale",
-    "study.smollm2": "every n k",
+    "study.smollm2": "steps every n k",
     "study.paper": "data models steps every n k table methods note",
     "teacher": "name path tokenizer template chat temperature max_tokens tries seed file",
 }

@@ -16,7 +16,8 @@ def values(cfg: DictConfig) -> None:
     texts(cfg, "teacher.file")
     for place in PLACES:
         texts(cfg, f"{place}.path {place}.tokenizer")
-        texts(cfg, f"{place}.template", lines=True)
+        if OmegaConf.select(cfg, f"{place}.template", default="") is not None:  # null: the prompts of the run
+            texts(cfg, f"{place}.template", lines=True)
         flags(cfg, f"{place}.chat")
         numbers(cfg, f"{place}.tries {place}.max_tokens", whole=True, least=1)
         number(cfg, f"{place}.seed", whole=True, least=0)
@@ -27,7 +28,9 @@ def relations(cfg: DictConfig) -> None:
     teacher = OmegaConf.select(cfg, PLACES[1])
     if teacher is None:
         return
-    if "{prompt}" not in teacher.template:
+    if teacher.template is None:
+        _is_asked_as_policy(cfg, teacher)
+    elif "{prompt}" not in teacher.template:
         raise UserError(f"teacher.template={teacher.template}", "has no place for the problem", "Put {prompt} into it")
     if teacher.temperature == 0 and teacher.tries > 1:
         raise UserError(
@@ -35,3 +38,15 @@ def relations(cfg: DictConfig) -> None:
             "makes no difference at temperature 0, where every try gives the same trace",
             "Use teacher.tries=1, or a teacher.temperature above 0",
         )
+
+
+def _is_asked_as_policy(cfg: DictConfig, teacher: DictConfig) -> None:
+    if teacher.tokenizer != cfg.model.tokenizer:
+        wrong = f"gives the teacher the token ids of the policy's prompts, but its tokenizer is {teacher.tokenizer}"
+        raise UserError("teacher.template=null", wrong, "Write teacher.template='{prompt}'")
+    if cfg.model.architecture and teacher.path == cfg.model.path:
+        wrong = f"the policy starts from random weights, and a teacher from those of {teacher.path}"
+        raise UserError("teacher.template=null", wrong, "Choose another model or teacher")
+    if teacher.chat:
+        right = "Use teacher.chat=false; prompt=chat decides it"
+        raise UserError("teacher.chat=true", "has no effect where teacher.template is null", right)
