@@ -5,7 +5,7 @@ import torch
 from conftest import SMALL, TRAIN, composed, program
 
 from dash_exp.commands.hydra_setup import cell_name
-from dash_exp.commands.sizes import slow_words
+from dash_exp.commands.sizes import quick_words, slow_words
 
 WRONG = "clip_norm=0: is not a number above 0: at 0 no weight would change. Write a number above 0."
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "optimizer.lr=interval(1e-5,1e-2)"]
@@ -21,23 +21,13 @@ def test_cell_names_are_folder_names():
     assert first != second
 
 
-X86 = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}
-
-
-@pytest.mark.parametrize(
-    ("trainer", "has", "expected"),
-    [
-        ("cpu", X86, ("float32", 2048)),
-        ("cpu", X86 | {"avx512_bf16": True}, ("bfloat16", 2048)),
-        ("cpu", X86 | {"amx_bf16": True}, ("bfloat16", 2048)),
-        ("cpu", {"architecture": "aarch64"}, ("float32", 2048)),
-        ("gpu", X86, ("bfloat16", 32768)),
-    ],
-)
-def test_a_small_model_is_computed_as_its_device_is_quick(trainer, has, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+@pytest.mark.parametrize(("trainer", "expected"), [("cpu", ("float32", 2048)), ("gpu", ("bfloat16", 32768))])
+def test_a_small_model_is_computed_as_its_device_is_quick(trainer, expected):
     model = composed("model=smollm2-135m", f"trainer={trainer}").model
     assert (model.compute_dtype, model.micro_tokens) == expected
+
+
+X86 = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +47,23 @@ def test_a_cpu_without_instructions_for_16_bits_is_told(overrides, has, setting,
     told = slow_words(composed(*overrides))
     assert (told is None) == (setting is None)
     assert setting is None or told.startswith(f"{setting} is slow on this CPU")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has", "parameters", "says"),
+    [
+        ([], X86 | {"avx512_bf16": True}, 10**8, True),
+        ([], X86 | {"amx_bf16": True}, 10**8, True),
+        ([], X86 | {"avx512_bf16": True}, 10**6, False),  # of which the matrices are too small
+        ([], X86, 10**8, False),
+        ([], {"architecture": "aarch64"}, 10**8, False),
+        (["model.compute_dtype=bfloat16"], X86 | {"avx512_bf16": True}, 10**8, False),
+        (["trainer=gpu"], X86 | {"avx512_bf16": True}, 10**8, False),
+    ],
+)
+def test_a_cpu_with_instructions_for_16_bits_is_told(overrides, has, parameters, says, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert (quick_words(composed(*overrides), parameters) is not None) == says
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,16 @@ def test_a_template_alone_makes_no_instruct_model(template, eos, expected):
     assert is_instruct(made(chat_template=template), frozenset(eos)) == expected
 
 
+def test_a_template_that_refuses_an_answer_still_asks():
+    """What ends a turn is then not known, and written solutions end with EOS."""
+    refuses = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ raise_exception('No.') }}{% endif %}{% endfor %}" + CHAT
+    )
+    tokenizer = made(chat_template=refuses)
+    (found,) = PromptForm(chat=True, eos_ids=frozenset({EOS})).prompts([Problem("p", "1+1", "2")], tokenizer)
+    assert (tokenizer.decode(found.ids), found.end) == ("[user]1+1<end of turn>[assistant]", None)
+
+
 MESSAGES = (("system", "Use metres."), ("user", "How high?"))
 
 

@@ -83,6 +83,9 @@ def test_without_a_solution_an_example_shows_the_answer():
         ("<think>", "<think>Well.</think>2", "Well.</think>2<eos>"),
         ("<think>\n", "<think>\nWell.</think>2", "Well.</think>2<eos>"),
         ("<think>", "Well.", "\nWell.<eos>"),
+        ("So ", "So we add.", "we add.<eos>"),
+        ("So ", "Some add.", "Some add.<eos>"),
+        ("1", "12", "2<eos>"),
     ],
 )
 def test_a_solution_that_begins_with_the_prefill_has_it_once(chat, prefill, solution, trained_on):
@@ -91,6 +94,16 @@ def test_a_solution_that_begins_with_the_prefill_has_it_once(chat, prefill, solu
     prompts = form.prompts([Problem("p", "1+1", "2", solution)], tokenizer)
     (completion,) = TraceSampler(tokenizer, separator="\n").sample(prompts, 1, Sampling(99), (0, 0))
     assert tokenizer.decode(completion.ids) == trained_on
+
+
+@pytest.mark.parametrize("opened", ["<think>", "<think>\n"])
+def test_a_tag_that_the_template_opens_is_written_once(opened):
+    """As DeepSeek-R1's."""
+    tokenizer = made(chat_template=CHAT + "{% if add_generation_prompt %}" + opened + "{% endif %}")
+    prompts = PromptForm(chat=True).prompts([Problem("p", "1+1", "2", "<think>\nWell.</think>2")], tokenizer)
+    (completion,) = TraceSampler(tokenizer).sample(prompts, 1, Sampling(99), (0, 0))
+    whole = tokenizer.decode([*prompts[0].ids, *completion.ids])
+    assert whole == "[user]1+1<end of turn>[assistant]<think>\nWell.</think>2<eos>"
 
 
 @pytest.mark.parametrize(("eos", "ends"), [({EOS}, EOS), ({EOS, END}, END), (set(), EOS)])

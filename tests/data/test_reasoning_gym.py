@@ -65,17 +65,21 @@ def test_a_run_without_a_size_never_gets_a_problem_twice(caplog):
     assert f"task chain_sum: {len(few)} different problems were found with these options, not 1000" in caplog.text
 
 
-def test_a_task_whose_problems_repeat_and_whose_entries_end_at_its_size(monkeypatch):
+def test_a_task_whose_problems_repeat_and_whose_entries_end_at_its_size(monkeypatch, caplog):
     """As word_ladder: each text comes ten times, and an index behind the size is an error."""
     sizes = []
 
     def made(task, options, seed, size):
         sizes.append(size)
+        if size > 32:
+            raise UserError("options of task gcd", "cannot be used (too many)", "Correct them")
         return [{"question": f"question {i // 10}", "answer": "a", "metadata": {}} for i in range(size)]
 
     monkeypatch.setattr("dash_exp.data.reasoning_gym.dataset", made)
     assert [p.prompt for p in load("gcd", size=4)] == [f"question {i}" for i in range(4)]
     assert sizes == [8, 16, 32]
+    assert len(load("gcd", size=9)) == 2
+    assert "2 different problems were found" in caplog.text
 
 
 def test_several_tasks_by_their_weights():

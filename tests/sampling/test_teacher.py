@@ -2,6 +2,7 @@ import json
 import threading
 
 import pytest
+import special_tokens
 from completions import plain
 from conftest import NANO, composed
 from filelock import FileLock
@@ -183,25 +184,29 @@ def test_a_file_of_other_settings_is_refused_by_what_differs(make, tokenizer, fo
         make(Scripted(tokenizer))
 
 
-def test_a_problem_that_has_changed_is_refused(make, tokenizer):
+def test_a_problem_that_has_changed_is_sampled_again(make, tokenizer, tmp_path):
     make(Scripted(tokenizer)).sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))
-    with pytest.raises(UserError, match="problem id0: the prompt was another one"):
-        make(Scripted(tokenizer)).sample([Prompt(Problem("id0", "2*2=", "4"), (5,))], 1, SAMPLING, (0, 0))
+    changed = [Prompt(Problem("id0", "2*2=", "4"), (5,))]
+    assert texts(tokenizer, make(Scripted(tokenizer)).sample(changed, 1, SAMPLING, (0, 0))) == ["try 0 A:4<eos>"]
+    assert [(r["prompt"], r["trace"]) for r in lines(tmp_path)[1:]] == [("0+1=", "try 0 A:1"), ("2*2=", "try 0 A:4")]
+    again = make(last := Scripted(tokenizer)).sample([*changed, *PROBLEMS[:1]], 1, SAMPLING, (0, 0))
+    assert (texts(tokenizer, again), last.asked) == (["try 0 A:4<eos>", "try 0 A:1<eos>"], [])
 
 
-def test_what_the_teacher_reads(make, tokenizer, folder):
+def test_what_the_teacher_reads(make, tokenizer, folder, tmp_path):
     make(plain := Scripted(tokenizer), template="Work out {prompt}").sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))
     assert plain.asked[0][1] == "Work out 0+1="
+    file = tmp_path / "traces" / "t.jsonl"
+    file.unlink()
     with pytest.raises(UserError, match="has no chat template"):
-        Teacher(str(folder), str(folder), chat=True).asked(PROBLEMS[:1], tokenizer)
+        make(Scripted(tokenizer), chat=True).sample(PROBLEMS[3:4], 1, SAMPLING, (0, 0))
     chatty = loading.load_tokenizer(str(folder))
     chatty.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
-    teacher = Teacher(str(folder), str(folder), template="{prompt}!", chat=True)
-    (prompt,) = teacher.asked(PROBLEMS[:1], chatty)
-    assert tokenizer.decode(prompt.ids) == "<user>0+1=!<assistant>"
-    asked = Prompt(Problem("c", "0+1=", "1", messages=(("system", "Add."), ("user", "0+1="))), (5,))
-    (prompt,) = teacher.asked([asked], chatty)
-    assert tokenizer.decode(prompt.ids) == "<system>Add.<user>0+1=!<assistant>"
+    chatty.save_pretrained(folder)
+    make(chat := Scripted(tokenizer), template="{prompt}!", chat=True).sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))
+    several = Prompt(Problem("id0", "0+1=", "1", messages=(("system", "Add."), ("user", "0+1="))), (5,))
+    make(chat, template="{prompt}!", chat=True).sample([several], 1, SAMPLING, (0, 0))
+    assert [asked for _, asked, _ in chat.asked] == ["<user>0+1=!<assistant>", "<system>Add.<user>0+1=!<assistant>"]
 
 
 def test_a_teacher_without_a_template_gets_the_prompts_of_the_run(make, tokenizer, tmp_path):
@@ -214,12 +219,33 @@ def test_a_teacher_without_a_template_gets_the_prompts_of_the_run(make, tokenize
     sampler.reward = lambda problems, texts: seen.extend(texts) or grade(problems, texts)
     ids = tuple(tokenizer("Add: 0+1=So").input_ids)
     prompt = Prompt(PROBLEMS[0].problem, ids, prefill="So", lead="Add: 0+1=So")
-    with_stop = Sampling(20, stop=("!",))
-    assert texts(tokenizer, sampler.sample([prompt], 1, with_stop, (0, 0))) == ["try 0 A:1<eos>"]
+    assert texts(tokenizer, sampler.sample([prompt], 1, SAMPLING, (0, 0))) == ["try 0 A:1<eos>"]
     assert scripted.asked[0][1] == lines(tmp_path)[1]["prompt"] == "Add: 0+1=So"
-    assert (stops, seen) == ([("!",)], ["Sotry 0 A:1"])
-    with pytest.raises(UserError, match="the prompt was another one"):
-        make(Scripted(tokenizer), template=None).sample(PROBLEMS[:1], 1, SAMPLING, (0, 0))
+    sampler.sample([prompt], 1, Sampling(20, stop=("!",)), (0, 0))
+    other = Prompt(PROBLEMS[0].problem, tuple(tokenizer("Sum: 0+1=").input_ids))
+    sampler.sample([other, prompt], 1, SAMPLING, (0, 0))  # of which the second is there
+    assert [asked for _, asked, _ in scripted.asked] == ["Add: 0+1=So", "Add: 0+1=So", "Sum: 0+1="]
+    assert (stops, seen) == ([(), ("!",), ()], ["Sotry 0 A:1", "Sotry 0 A:1", "try 0 A:1"])
+
+
+def test_a_trace_that_a_stop_string_ended_has_no_end_of_sequence(make, tokenizer, tmp_path):
+    """As a completion of the policy, which a stop string ends."""
+    scripted = Scripted(tokenizer)
+    ids = tokenizer("A:1!").input_ids
+    scripted.sample = lambda prompts, *more: [Completion(ids, None, truncated=False, stopped=True)]
+    sampling = Sampling(20, stop=("!",))
+    for sampler in (make(scripted, template=None), make(Scripted(tokenizer), template=None)):  # written, and read
+        (completion,) = sampler.sample(PROBLEMS[:1], 1, sampling, (0, 0))
+        assert (tokenizer.decode(completion.ids), completion.stopped, completion.truncated) == ("A:1!", True, False)
+    (cut,) = make(scripted, template=None).sample(PROBLEMS[:1], 1, Sampling(2, stop=("!",)), (0, 0))
+    assert (tokenizer.decode(cut.ids), cut.stopped, cut.truncated) == ("A:", False, True)
+
+
+def test_a_teacher_of_other_tokens_cannot_have_the_prompts_of_the_run(make, folder):
+    other = special_tokens.made()
+    other.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"teacher\.template=null: gives the teacher the token ids"):
+        make(None, template=None)
 
 
 @pytest.mark.parametrize(
@@ -265,4 +291,5 @@ def test_a_policy_that_is_its_own_teacher(form, tmp_path):
         trace = traces[row["problem"]]
         assert row["completion"] == begun + trace["trace"]
         assert trace["prompt"].endswith(" 1" if form else "=")
-    assert any(row["kept"] for row in rows) or form
+    if not form:
+        assert any(row["kept"] for row in rows)

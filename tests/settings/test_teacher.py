@@ -10,7 +10,6 @@ BAD = [
     ("algo=sft_m algo.train_sampler.teacher.tries=0", "algo.train_sampler.teacher.tries=0: is not a whole number"),
     ("algo=sft_m algo.train_sampler.teacher.template=x", "has no place for the problem"),
     ("algo=sft_m teacher.template=x", "teacher.template=x: has no place for the problem. Put {prompt} into it"),
-    ("algo=sft_m teacher.template=null teacher.tokenizer=other", "teacher.template=null: gives the teacher the token ids"),
     ("algo=sft_m teacher=itself model=tiny_random", "teacher.template=null: the policy starts from random weights"),
     ("algo=sft_m teacher=itself teacher.chat=true", "teacher.chat=true: has no effect where teacher.template is null"),
     (

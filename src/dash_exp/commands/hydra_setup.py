@@ -59,18 +59,8 @@ def local(name: str) -> str:
 
 
 def by_device(on_cpu: str | int, on_gpu: str | int, *, _root_: DictConfig) -> str | int:
-    """`${by_device:2048,32768}`: the first with trainer=cpu, the second with trainer=gpu."""
+    """`${by_device:float32,bfloat16}`: the first with trainer=cpu, the second with trainer=gpu."""
     return on_gpu if OmegaConf.select(_root_, "trainer.accelerator") == "gpu" else on_cpu
-
-
-def quick_dtype(*, _root_: DictConfig) -> str:
-    """`${quick_dtype:}`: bfloat16 with trainer=gpu, and on a CPU that has instructions for it; else float32."""
-    if OmegaConf.select(_root_, "trainer.accelerator") == "gpu":
-        return "bfloat16"
-    import torch  # only here: commands start without it
-
-    has = torch.cpu.get_capabilities()
-    return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
 
 
 def gpus(accelerator: str, devices: int) -> int | None:
@@ -107,7 +97,6 @@ def set_up() -> None:
     OmegaConf.register_new_resolver("of_task", of_task, replace=True)
     OmegaConf.register_new_resolver("local", local, replace=True)
     OmegaConf.register_new_resolver("by_device", by_device, replace=True)
-    OmegaConf.register_new_resolver("quick_dtype", quick_dtype, replace=True)
     OmegaConf.register_new_resolver("asset", lambda name: str(ASSETS / name), replace=True)
     # `- /any_keys@data.options`: a section whose keys a command gives without +, because no file can list them
     ConfigStore.instance().store("any_keys", OmegaConf.create({}, flags={"struct": False}))

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands import ending, prompting, several
 from dash_exp.commands.build import Parts, build, close, make_trainer
-from dash_exp.commands.sizes import derived_sizes, device_name, sizes, slow_words
+from dash_exp.commands.sizes import derived_sizes, device_name, quick_words, sizes, slow_words
 from dash_exp.commands.sweep.finished import with_other_problems
 from dash_exp.core import files, process
 from dash_exp.core.errors import UserError
@@ -222,6 +222,8 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     print(prompting.shown(parts.tokenizer, parts.data.problems_of_step(0)[0]), flush=True)
     if slow := slow_words(cfg):
         log.warning(slow)
+    if quick := quick_words(cfg, sum(p.numel() for p in parts.module.policy.parameters())):
+        print(quick, flush=True)
     device = device_name(trainer.strategy.root_device)
     result["device"] = device if group.size == 1 else f"{group.size} x {device}"
     result |= {f"sizes/{name}": size for name, size in derived_sizes(cfg, parts).items()}

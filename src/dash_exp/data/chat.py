@@ -58,7 +58,10 @@ class ChatTemplate:
 
     def end(self, eos_ids: frozenset[int]) -> int | None:
         """The first of `eos_ids`, which end a completion, that the template writes behind an answer; None without one."""
-        _, found, behind = self._written([("user", PROBE), ("assistant", ANSWER)], False).rpartition(ANSWER)
+        try:
+            _, found, behind = self._written([("user", PROBE), ("assistant", ANSWER)], False).rpartition(ANSWER)
+        except UserError:  # some templates refuse an assistant's turn
+            return None
         ids = self.tokenizer(behind, add_special_tokens=False).input_ids if found else []
         return next((i for i in ids if i in eos_ids), None)
 
@@ -116,7 +119,4 @@ def is_instruct(tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> 
     """
     if tokenizer.chat_template is None:
         return False
-    try:
-        return ChatTemplate(tokenizer).end(eos_ids) is not None
-    except UserError:
-        return False
+    return ChatTemplate(tokenizer).end(eos_ids) is not None

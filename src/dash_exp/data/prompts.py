@@ -47,9 +47,7 @@ def tokenized(
     longest = max(kept, key=lambda p: len(p.ids), default=None)
     if longest is None:
         shortest = min(len(p.ids) for p in prompts)
-        wrong = (
-            f"leaves no problem of {where}: the shortest prompt has {shortest} tokens, all that is around the problem included"
-        )
+        wrong = f"leaves no problem of {where}: the shortest prompt has {shortest} tokens, with template and examples"
         raise UserError(f"data.max_prompt_tokens={limit}", wrong, "Raise it")
     if len(kept) < len(prompts):
         n = len(prompts) - len(kept)

@@ -108,9 +108,12 @@ def _problems(task: str, options: dict[str, Any], count: int, seed: int) -> list
     found: dict[str, Problem] = {}
     index = repeats = 0
     while len(found) < count and repeats < max(REPEATS, len(found)):
-        if index == size:  # some tasks end there; entries do not depend on the size
+        if index == size:  # where some tasks end
             size *= 2
-            made = dataset(task, options, start, size)
+            try:
+                made = dataset(task, options, start, size)
+            except UserError:  # of a task that has no more
+                break
         entry = _entry(made, task, start, index)
         text = entry["question"].strip()
         repeats = repeats + 1 if text in found else 0

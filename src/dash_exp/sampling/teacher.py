@@ -1,8 +1,9 @@
 """Traces sampled from a teacher model, for SFT-M. They are written to a file once and then read from it.
 
 The file has JSON lines. Its first line, the header, says what the traces depend on; each other line is the trace of one
-problem. A missing trace is sampled when it is needed and added to the file, so the file can be used with every seed and number
-of steps. A run that finds all its traces does not load the teacher.
+problem, asked in one way: where the problem or its prompt has changed since, it is sampled again. A missing trace is sampled
+when it is needed and added to the file, so the file can be used with every seed and number of steps. A run that finds all its
+traces does not load the teacher.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
-from dash_exp.core.types import Completion, Problem, Prompt
+from dash_exp.core.types import Completion, Prompt
 from dash_exp.data.prompt_form import PromptForm
 from dash_exp.models import loading, texts
 from dash_exp.rewards.base import Reward, correct
 from dash_exp.sampling.base import Sampler, Sampling
 from dash_exp.sampling.traces import continued
+
+Key = tuple[str, str]  # a problem's id, and what was asked
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,13 @@ class Teacher:
         name = folder.resolve().name if folder.exists() else self.path
         return {"teacher": name, "weights": loading.fingerprint(self.path, "teacher.path"), "data": data, **asked}
 
-    def asked(self, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-        """What the teacher gets for these prompts of the run. Raises UserError."""
-        if self.template is None:
-            return list(prompts)
-        try:
-            return PromptForm(text=self.template, chat=self.chat).prompts([p.problem for p in prompts], tokenizer)
-        except UserError as error:  # of the chat template
-            raise UserError("teacher.chat=true", error.wrong, "Use teacher.chat=false") from error
+    def form(self) -> PromptForm | None:
+        """How it is asked; None = by the prompts of the run."""
+        return None if self.template is None else PromptForm(text=self.template, chat=self.chat)
 
 
 class TeacherSampler:
-    """Returns the teacher's trace of each problem, in tokens of the policy and with its end-of-sequence token.
+    """Returns the teacher's trace of each problem, in tokens of the policy and with what ends a completion of it.
 
     `sampler` creates the sampler of the teacher from (policy=, tokenizer=, compute_dtype=). `dtype`: of its weights and matrix
     products. `accelerator`: "cpu" or "gpu", as in Lightning. `file`: the file of traces. `data`: the name of the data set.
@@ -119,6 +117,13 @@ class TeacherSampler:
         self.accelerator = accelerator
         self.chunk = chunk
         self.separator = separator or ""
+        self.form = teacher.form()
+        if (
+            self.form is None
+            and loading.load_tokenizer(teacher.tokenizer, "teacher.tokenizer").get_vocab() != tokenizer.get_vocab()
+        ):
+            wrong = f"gives the teacher the token ids of the policy's prompts, but {teacher.tokenizer} has other tokens"
+            raise UserError("teacher.template=null", wrong, "Write teacher.template='{prompt}'")
         header = {**self.teacher.header(data), "reward": type(reward).__name__}
         self.traces = TraceFile(Path(file).expanduser(), header)
         self._loaded: tuple[Sampler, PreTrainedTokenizerBase] | None = None
@@ -134,34 +139,52 @@ class TeacherSampler:
         """Nothing to close."""
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, key: tuple[int, ...]) -> list[Completion]:
-        if self.traces.missing(prompts):
+        keys = [self._key(prompt, sampling.stop) for prompt in prompts]
+        asked = dict(zip(keys, prompts, strict=True))
+        if not asked.keys() <= self.traces.rows.keys():
             with self.traces.locked():
-                for start in range(0, len(missing := self.traces.missing(prompts)), self.chunk):
+                missing = [(key, prompt) for key, prompt in asked.items() if key not in self.traces.rows]
+                for start in range(0, len(missing), self.chunk):
                     self.traces.add(self._write(missing[start : start + self.chunk], sampling.stop))
                     self._say()
-        traces = [(prompt, *self.traces.text(prompt.problem, self._seen(prompt))) for prompt in prompts]
+        traces = [(prompt, self.traces.rows[key]) for prompt, key in zip(prompts, keys, strict=True)]
         return [self._completion(*trace, sampling.max_tokens) for trace in traces for _ in range(group_size)]
 
-    def _seen(self, prompt: Prompt) -> str:
-        """The text by which a trace is found to be of this prompt: the problem's, or all that the policy gets."""
-        if self.teacher.template is not None:
-            return prompt.problem.prompt
-        return str(self.tokenizer.decode(list(prompt.ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    def _key(self, prompt: Prompt, stop: tuple[str, ...]) -> Key:
+        """The problem, and the text by which its trace is found: the problem's, with its conversation; or all that the policy
+        gets, and what stops it.
+        """
+        problem = prompt.problem
+        if self.form is not None:
+            said = [f"[{role}] {text}" for role, text in problem.messages] if len(problem.messages) > 1 else []
+            return problem.id, "\n".join([*said, problem.prompt])
+        whole = self.tokenizer.decode(list(prompt.ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return problem.id, "".join([str(whole), *(f"\n[stops at {text!r}]" for text in stop)])
 
-    def _completion(self, prompt: Prompt, text: str, complete: bool, max_tokens: int) -> Completion:
-        if self.teacher.template is not None:  # else it was written behind this prompt
-            text = continued(prompt, text, self.separator)
-        ids = texts.continuation(self.tokenizer, text, complete, prompt.end)
-        kept = ids[:max_tokens] or [self.tokenizer.eos_token_id]
-        return Completion(np.array(kept), None, truncated=not complete or len(ids) > max_tokens)
+    def _completion(self, prompt: Prompt, trace: Mapping[str, Any], max_tokens: int) -> Completion:
+        text, complete, stopped = trace["trace"], trace["complete"], trace.get("stopped", False)
+        if self.form is not None:  # else it was written behind this prompt
+            text = continued(prompt, text, self.separator, self.tokenizer)
+        ids = texts.continuation(self.tokenizer, text, complete and not stopped, prompt.end)
+        kept, whole = ids[:max_tokens] or [self.tokenizer.eos_token_id], complete and len(ids) <= max_tokens
+        return Completion(np.array(kept), None, truncated=not whole, stopped=whole and stopped)
 
-    def _write(self, prompts: Sequence[Prompt], stop: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-        """Sample new traces: one row per problem. `stop`: what ends a completion of the policy."""
+    def _asked(self, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+        """What the teacher gets for these prompts of the run."""
+        if self.form is None:
+            return list(prompts)
+        try:
+            return self.form.prompts([p.problem for p in prompts], tokenizer)
+        except UserError as error:  # of the chat template
+            raise UserError("teacher.chat=true", error.wrong, "Use teacher.chat=false") from error
+
+    def _write(self, new: Sequence[tuple[Key, Prompt]], stop: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        """Sample new traces: one row for each key, in its order. `stop`: what ends a completion of the policy."""
         sampler, tokenizer = self._load()
         ask = self.teacher
-        waiting = ask.asked(prompts, tokenizer)
-        seen = {prompt.problem.id: self._seen(prompt) for prompt in prompts}
-        how = Sampling(ask.max_tokens, ask.temperature, stop=stop if ask.template is None else ())
+        waiting = self._asked([prompt for _, prompt in new], tokenizer)
+        seen = dict(key for key, _ in new)
+        how = Sampling(ask.max_tokens, ask.temperature, stop=stop if self.form is None else ())
         rows: dict[str, dict[str, Any]] = {}
         for attempt in range(ask.tries):
             completions = sampler.sample(waiting, 1, how, (ask.seed, attempt))
@@ -176,7 +199,7 @@ class TeacherSampler:
                     "complete": not completion.truncated,
                     "accepted": not completion.truncated and accepted,
                     "tries": attempt + 1,
-                }
+                } | ({"stopped": True} if completion.stopped else {})
             waiting = [p for p in waiting if not rows[p.problem.id]["accepted"]]
             if not waiting:
                 break
@@ -214,7 +237,7 @@ class TraceFile:
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
         self.header = dict(header)
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: dict[Key, dict[str, Any]] = {}
         self._read_to = 0  # bytes
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,19 +249,6 @@ class TraceFile:
                 f"cannot be read and written ({error.strerror})",
                 "Give a file in a folder that you can write to",
             ) from error
-
-    def missing(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts of problems without a trace, each once."""
-        return list({p.problem.id: p for p in prompts if p.problem.id not in self.rows}.values())
-
-    def text(self, problem: Problem, prompt: str) -> tuple[str, bool]:
-        """The trace of a problem, and whether it is complete. Raises UserError where its row has another text than `prompt`."""
-        row = self.rows[problem.id]
-        if row["prompt"] != prompt:
-            raise UserError(
-                f"{self.path}, problem {problem.id}", "the prompt was another one when its trace was sampled", self._way_out()
-            )
-        return row["trace"], row["complete"]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -270,7 +280,7 @@ class TraceFile:
             file.flush()
             os.fsync(file.fileno())
             self._read_to = file.tell()
-        self.rows |= {row["problem"]: row for row in new}
+        self.rows |= {key_of(row): row for row in new}
 
     def _read(self) -> None:
         """Read what was added since the last reading, up to the last complete line."""
@@ -285,7 +295,7 @@ class TraceFile:
                 if self._read_to == 0:
                     self._compare(row)
                 else:
-                    self.rows[row["problem"]] = row
+                    self.rows[key_of(row)] = row
                 self._read_to += len(line)
         if self._read_to == 0:
             raise UserError(str(self.path), "is not a file of traces: it has no header", self._way_out())
@@ -312,6 +322,11 @@ class TraceFile:
     @staticmethod
     def _way_out() -> str:
         return "Delete the file to sample again, or use another one (teacher.file=FILE)"
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    """What the trace in this row belongs to."""
+    return row["problem"], row["prompt"]
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

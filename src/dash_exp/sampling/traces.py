@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from dash_exp.core.types import Completion, Problem, Prompt
 from dash_exp.models.texts import behind, continuation
 from dash_exp.rewards.base import Reward
 from dash_exp.sampling.base import Sampling
+
+TAG = re.compile(r"<[a-zA-Z_]+>")
+ENDING = 16  # tokens of a prompt in which a tag at its end is looked for
 
 
 class TraceSampler:
@@ -52,17 +56,21 @@ class TraceSampler:
 
     def _trace(self, prompt: Prompt, max_tokens: int) -> Completion:
         self.check([prompt.problem])
-        solution = continued(prompt, str(prompt.problem.solution), self.separator)
+        solution = continued(prompt, str(prompt.problem.solution), self.separator, self.tokenizer)
         ids = continuation(self.tokenizer, solution, end=prompt.end)
         return Completion(np.array(ids[:max_tokens]), None, truncated=len(ids) > max_tokens)
 
 
-def continued(prompt: Prompt, solution: str, separator: str) -> str:
+def continued(prompt: Prompt, solution: str, separator: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """What a solution adds to a prompt: all of it, behind the separator where there is one; or its rest, where it begins with
-    the prompt's prefill, as `<think>`.
+    what the prompt ends with: the prefill, or a tag such as `<think>` that a chat template has opened.
     """
-    begun, written = prompt.prefill.strip(), solution.lstrip()
-    if begun and written.startswith(begun):
-        rest = written.removeprefix(begun)
-        return rest.lstrip() if prompt.prefill[-1].isspace() else rest
+    written, prefill = solution.lstrip(), prompt.prefill.lstrip()
+    if prefill and written.startswith(prefill):
+        return written.removeprefix(prefill)
+    ending = tokenizer.decode(list(prompt.ids[-ENDING:]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    tag = TAG.match(written)
+    if tag and ending.rstrip().endswith(tag[0]):
+        rest = written.removeprefix(tag[0])
+        return rest.lstrip() if ending[-1].isspace() else rest
     return behind(prompt.problem.prompt if prompt.lead is None else prompt.lead, solution, separator)
