@@ -68,7 +68,7 @@ def continued(prompt: Prompt, solution: str, separator: str, tokenizer: PreTrain
     written, prefill = solution.lstrip(), prompt.prefill.lstrip()
     if prefill and written.startswith(prefill):
         return written.removeprefix(prefill)
-    ending = tokenizer.decode(list(prompt.ids[-ENDING:]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    ending = str(tokenizer.decode(list(prompt.ids[-ENDING:]), skip_special_tokens=False, clean_up_tokenization_spaces=False))
     tag = TAG.match(written)
     if tag and ending.rstrip().endswith(tag[0]):
         rest = written.removeprefix(tag[0])
