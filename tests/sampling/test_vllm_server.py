@@ -33,7 +33,7 @@ from dash_exp.sampling.vllm_server import VLLMServerSampler
 
 pytestmark = pytest.mark.needs("vllm")
 KEY = (0, 3)
-LONG = Sampling(120)  # with 4 completions at a time, 20 groups take two servers some seconds
+LONG = Sampling(120)  # with 4 completions at a time, 40 groups take two quick servers some seconds
 TRANSFER = ["init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"]  # by vLLM's client
 
 
@@ -77,7 +77,7 @@ def served_policy(architecture):
 
 @pytest.fixture(scope="module")
 def many(tokenizer):
-    texts = [f"{i}*{i + 1}-{i}=" for i in range(20)]
+    texts = [f"{i}*{i + 1}-{i}=" for i in range(40)]
     return [Prompt(Problem(t, t, "1"), tuple(tokenizer(t).input_ids)) for t in texts]
 
 
