@@ -68,7 +68,7 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     """Two cells, the first one of two ranks. The command is interrupted and given again; the job of the ranks is cancelled; the
     other one is told that its time is up, and later has to make room for another user's. Then the cancelled one goes on.
     """
-    sweep_ = [*SMALLER, "algo=dash", "trainer=ddp,cpu", "steps=24", *JOBS]
+    sweep_ = [*SMALLER, "algo=dash", "trainer=ddp,cpu", "steps=8", *JOBS]
     folder = tmp_path / "multirun" / "small"
 
     def ask(*words: str) -> str:
@@ -114,7 +114,7 @@ def test_a_sweep_on_slurm_comes_to_its_end_whatever_takes_its_jobs(cluster, comm
     assert "Caught signal SIGUSR2" in logs[f"{array}_1"]
     for i, cell in enumerate(found):
         assert cell.status == "done"
-        same_as_alone(cell, tmp_path / str(i), "steps=24")
+        same_as_alone(cell, tmp_path / str(i), "steps=8")
 
 
 def test_what_slurm_refuses_is_told(cluster, command, tmp_path):
