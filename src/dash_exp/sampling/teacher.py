@@ -80,7 +80,7 @@ class Teacher:
 
     def form(self) -> PromptForm | None:
         """How it is asked; None = by the prompts of the run."""
-        return None if self.template is None else PromptForm(text=self.template, chat=self.chat)
+        return None if self.template is None else PromptForm(self.template, self.chat)
 
 
 class TeacherSampler:
