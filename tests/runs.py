@@ -52,8 +52,9 @@ def record(folder):
 
 
 def alike(folder, other):
-    """To rounding errors: of sums in another order, and of the policies that were trained with them. Where two tokens are as
-    likely but for rounding, another one may be sampled: in one completion at most, whose step is then left out of the metrics.
+    """To rounding errors: of sums in another order, and of the policies that were trained with them. Where a draw
+    falls on the border of two tokens but for rounding (6e-9 away, in the one that was looked at), the other one may be sampled:
+    in one completion at most, whose step is then left out of the metrics.
     """
     (metrics, result, rows), (others_metrics, others_result, others_rows) = record(folder), record(other)
     exact = ["loss/total", "grad/norm", "kl/ref_nats_per_token", "reward/mean", "accuracy/in_dist", "accuracy/out_dist"]

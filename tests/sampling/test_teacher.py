@@ -252,7 +252,6 @@ def test_a_teacher_of_other_tokens_cannot_have_the_prompts_of_the_run(make, fold
     ("settings", "message"),
     [
         ({"template": "no place"}, r"teacher\.template=no place"),
-        ({"template": None, "chat": True}, r"teacher\.chat=true: has no effect where teacher\.template is null"),
         ({"tries": 0}, r"teacher\.tries=0: is too small"),
         ({"temperature": 0, "tries": 2}, r"teacher\.tries=2: gives the same trace every time at temperature 0"),
     ],

@@ -222,11 +222,12 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     print(prompting.shown(parts.tokenizer, parts.data.problems_of_step(0)[0]), flush=True)
     if slow := slow_words(cfg):
         log.warning(slow)
-    if quick := quick_words(cfg, sum(p.numel() for p in parts.module.policy.parameters())):
+    derived = derived_sizes(cfg, parts)
+    if quick := quick_words(cfg, derived["parameters"]):
         print(quick, flush=True)
     device = device_name(trainer.strategy.root_device)
     result["device"] = device if group.size == 1 else f"{group.size} x {device}"
-    result |= {f"sizes/{name}": size for name, size in derived_sizes(cfg, parts).items()}
+    result |= {f"sizes/{name}": size for name, size in derived.items()}
     result |= {f"{DIGEST}{name}": digest for name, digest in parts.digests.items()}
     for line in with_other_problems(run_dir, cfg, parts.digests) if in_sweep else ():
         log.warning(line)

@@ -59,8 +59,6 @@ class Teacher:
             raise UserError(
                 f"teacher.template={self.template}", "does not contain {prompt}", "Put {prompt} where the problem belongs"
             )
-        if self.template is None and self.chat:
-            raise UserError("teacher.chat=true", "has no effect where teacher.template is null", "Use teacher.chat=false")
         for name, least in (("temperature", 0), ("max_tokens", 1), ("tries", 1), ("seed", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(f"teacher.{name}={getattr(self, name)}", "is too small", f"Use at least {least}")
@@ -118,10 +116,7 @@ class TeacherSampler:
         self.chunk = chunk
         self.separator = separator or ""
         self.form = teacher.form()
-        if (
-            self.form is None
-            and loading.load_tokenizer(teacher.tokenizer, "teacher.tokenizer").get_vocab() != tokenizer.get_vocab()
-        ):
+        if self.form is None and self._own_tokenizer().get_vocab() != tokenizer.get_vocab():
             wrong = f"gives the teacher the token ids of the policy's prompts, but {teacher.tokenizer} has other tokens"
             raise UserError("teacher.template=null", wrong, "Write teacher.template='{prompt}'")
         header = {**self.teacher.header(data), "reward": type(reward).__name__}
@@ -209,12 +204,15 @@ class TeacherSampler:
         """Load the teacher when it is first needed."""
         if self._loaded is None:
             print(f"traces: sampling with {self.teacher.path} what is missing in {self.traces.path}", flush=True)
-            tokenizer = loading.load_tokenizer(self.teacher.tokenizer, "teacher.tokenizer")
+            tokenizer = self.tokenizer if self.form is None else self._own_tokenizer()
             weights = loading.load_policy(self.teacher.path, self.dtype).eval().requires_grad_(False)
             weights.to(loading.own_device(self.accelerator))
             dtype = getattr(torch, self.dtype)
             self._loaded = (self.make_sampler(policy=weights, tokenizer=tokenizer, compute_dtype=dtype), tokenizer)
         return self._loaded
+
+    def _own_tokenizer(self) -> PreTrainedTokenizerBase:
+        return loading.load_tokenizer(self.teacher.tokenizer, "teacher.tokenizer")
 
     def _say(self, every_s: float = 10.0) -> None:
         if time.perf_counter() - self._said >= every_s:
