@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import forked
@@ -195,7 +197,8 @@ def test_lightning_takes_no_signal_of_several_ranks():
 
 
 def test_gloo_uses_the_link_to_the_first_rank(monkeypatch):
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that it is as before afterwards
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     world.use_link_to("127.0.0.1")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "of the user")
@@ -257,6 +260,24 @@ def test_a_rank_that_goes_away_does_not_make_a_trained_run_a_failed_one(status, 
         run_folder.write_result(tmp_path, {"status": status})
     run.write_failed(tmp_path, UserError("rank 1 of 2", "not heard of", world.AGAIN))
     assert run_folder.read_result(tmp_path)["status"] == after
+
+
+@pytest.mark.parametrize(("snapshot", "way_on"), [(None, "starts from the beginning"), (3, "resumes after outer step 3 in ")])
+def test_a_run_that_hangs_ends_with_what_to_do(snapshot, way_on, tmp_path, monkeypatch, capsys):
+    """As one whose collective fails does."""
+    if snapshot:
+        (tmp_path / run_folder.SNAPSHOTS).mkdir(parents=True)
+        (tmp_path / run_folder.SNAPSHOTS / f"step_{snapshot:05d}-{'0' * 16}.pt").touch()
+    lost = world.RankLostError("rank 1 of 2", "not heard of", world.AGAIN)
+    left = []
+    monkeypatch.setattr(world, "GRACE_S", 0.0)
+    monkeypatch.setattr(world.os, "_exit", lambda status: left.append(status) or over.set())
+    over = threading.Event()
+    world.World._watch(SimpleNamespace(first=True, lost=lambda: lost), over, partial(run.lost_error, tmp_path))
+    assert left == [1]
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: rank 1 of 2: not heard of. The same command {way_on}")
+    assert run_folder.read_result(tmp_path)["error"] == f"UserError: {said.removeprefix('error: ').strip()}"
 
 
 def test_a_rank_whose_launcher_was_killed_before_it_began_ends():

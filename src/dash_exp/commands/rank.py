@@ -84,7 +84,7 @@ def followed(here: World, work: Work) -> int:
     logging.getLogger("dash_exp.core.watch").setLevel(logging.ERROR)  # every rank sees the same
     warnings.simplefilter("ignore")
     try:
-        with here.watched(told=lambda _: None), open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        with here.watched(told=lambda lost: lost), open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
             while (settings := here.next_run()) is not None:  # the first rank prints
                 if not _follow_run(here, work, **json.loads(settings)):
                     break  # status 0: the first rank reports it, and what has started the ranks would end that at once

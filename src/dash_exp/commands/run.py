@@ -100,9 +100,7 @@ def lead(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float) -> dict[s
             lost = error if isinstance(error, RankLostError) else group.lost(NOTICE_S)
             if lost is None:
                 raise
-            told = UserError(lost.where, lost.wrong, f"The same command {several.way_on(run_dir)}")
-            write_failed(run_dir, told)
-            raise told from error
+            raise lost_error(run_dir, lost) from error
     return ending.end(run_dir, *trained)  # which needs no other rank: one that goes away now is not missed
 
 
@@ -114,8 +112,15 @@ def leading(cfg: DictConfig, run_dir: Path) -> Iterator[Ranks]:
         return
     here = world.entered()
     here.begin(json.dumps({"config": OmegaConf.to_yaml(cfg, resolve=True), "folder": str(run_dir)}))
-    with ranks.of_run(here, told=partial(write_failed, run_dir)) as group:
+    with ranks.of_run(here, told=partial(lost_error, run_dir)) as group:
         yield group
+
+
+def lost_error(run_dir: Path, lost: RankLostError) -> UserError:
+    """What the user is told where a rank has gone: with it, what the same command does. Also the result of the run."""
+    told = UserError(lost.where, lost.wrong, f"The same command {several.way_on(run_dir)}")
+    write_failed(run_dir, told)
+    return told
 
 
 def write_failed(run_dir: Path, error: UserError) -> None:

@@ -209,9 +209,9 @@ ALONE = Ranks()
 
 
 @contextmanager
-def of_run(world: World, told: Callable[[UserError], None] | None = None) -> Iterator[Ranks]:
+def of_run(world: World, told: Callable[[RankLostError], UserError] | None = None) -> Iterator[Ranks]:
     """Around one rank's part in the run that the first one leads. If a rank has gone and the run hangs, `told` is called with
-    the error, and the process ends with status 1.
+    the error and gives the one to print, and the process ends with status 1.
     """
     ranks = Ranks(world.index, world.size, world)
     with world.watched(told) if told else nullcontext():

@@ -156,9 +156,9 @@ class World:
         self.silence_s = GONE_S
 
     @contextmanager
-    def watched(self, told: Callable[[UserError], None]) -> Iterator[None]:
-        """Around a run that waits for other ranks: where one has gone and the run hangs, as under NCCL, `told` is called with
-        the error, and the process ends with status 1.
+    def watched(self, told: Callable[[RankLostError], UserError]) -> Iterator[None]:
+        """Around a run that waits for other ranks: where one has gone and the run hangs in a collective, `told` is called with
+        the error and gives the one to print, and the process ends with status 1.
         """
         over = threading.Event()
         threading.Thread(target=self._watch, args=(over, told), daemon=True, name="ranks").start()
@@ -167,14 +167,13 @@ class World:
         finally:
             over.set()
 
-    def _watch(self, over: threading.Event, told: Callable[[UserError], None]) -> None:
+    def _watch(self, over: threading.Event, told: Callable[[RankLostError], UserError]) -> None:
         grace_s = GRACE_S if self.first else 0  # the others have nothing to save
         while not over.wait(0.5):
             if not self.first and self._beats.left and not over.wait(LEAVE_S):
                 os._exit(0)
             if self.lost() and not over.wait(grace_s) and (lost := self.lost()):
-                told(lost)
-                print(f"error: {lost}", file=sys.stderr, flush=True)
+                print(f"error: {told(lost)}", file=sys.stderr, flush=True)
                 os._exit(1)
 
     # --- the end --------------------------------------------------------------------------------------------------------
