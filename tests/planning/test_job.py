@@ -39,6 +39,10 @@ def test_the_largest_backward_pass_by_hand():
         (["prompt.few_shot=2", ASKS], 12 + 3 + 2 * (3 + 12 + 12)),  # an example has a solution
         (["data.max_prompt_tokens=50", "prompt.few_shot=2"], 50),  # longer ones are left out
         (["data=gsm8k", "prompt.text='A question: {prompt}'"], 256 + 3),  # 12 characters
+        (["data=gsm8k", "prompt=chat"], 256 + 40),
+        (["data=gsm8k", "model=smollm2-135m"], 256 + 40),  # an instruct model is asked in its template
+        (["data=gsm8k", "model=smollm2-135m", "prompt=bare"], 256),
+        (["data=gsm8k", "prompt=chat", "prompt.few_shot=2"], 256 + 2 * 512 + 40 + 2 * 12),
     ],
 )
 def test_prompts_with_what_stands_around_the_problem(overrides, tokens):

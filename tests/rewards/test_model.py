@@ -5,6 +5,7 @@ from problems import problem
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from dash_exp.core.errors import UserError
+from dash_exp.core.types import Problem
 from dash_exp.rewards.base import correct
 from dash_exp.rewards.model import ModelReward
 
@@ -38,6 +39,32 @@ def test_model_reward_in_a_chat_template(tmp_path, tokenizer):
     for chat, text in ((True, "<user>?<assistant>7"), (False, "?7")):
         scores = ModelReward(str(folder), chat=chat, squash=False, device="cpu")([problem("7")], ["7"])
         assert scores.rewards == pytest.approx([by_hand(folder, tokenizer(text).input_ids)], abs=1e-4)
+
+
+NO_SYSTEM = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+TALK = (("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "read"),
+    [
+        (CHAT, TALK, "<system>s<user>a<assistant>b<user>c<assistant>7"),
+        (CHAT, (*TALK, ("assistant", "7")), "<system>s<user>a<assistant>b<user>c<assistant>7"),  # the answer is begun
+        (NO_SYSTEM, TALK, "<user>s\n\na<assistant>b<user>c<assistant>7"),
+        (None, TALK, "c7"),
+    ],
+)
+def test_the_whole_conversation_is_read(tmp_path, tokenizer, template, messages, read):
+    reward = ModelReward(str(save_scorer(tmp_path, template)), squash=False, device="cpu")
+    scores = reward([Problem("p", "c", "", messages=messages)], ["7"])
+    assert scores.rewards == pytest.approx([by_hand(tmp_path, tokenizer(read).input_ids)], abs=1e-4)
+
+
+def test_a_template_that_refuses_a_conversation(tmp_path):
+    refuses = "{{ raise_exception('only one turn') if messages | length > 2 }}" + CHAT
+    reward = ModelReward(str(save_scorer(tmp_path, refuses)), device="cpu")
+    with pytest.raises(UserError, match=r"^reward\.chat=true: .*only one turn.*\. Write reward\.chat=false\.$"):
+        reward([Problem("p", "c", "", messages=TALK)], ["7"])
 
 
 def test_what_a_model_cannot_read_is_an_error(tmp_path):

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp.commands.parts import made
 from dash_exp.core.types import Problem, Prompt
-from dash_exp.data.chat import is_instruct
 from dash_exp.data.prompt_form import PromptForm
 from dash_exp.data.prompts import tokenized
 from dash_exp.models import loading
+from dash_exp.models.chat import is_instruct
 
 SHOWN = 2000  # most characters of a prompt that are printed
 

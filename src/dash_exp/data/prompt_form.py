@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem, Prompt
-from dash_exp.data.chat import ChatTemplate, Turn
 from dash_exp.models import texts
+from dash_exp.models.chat import ChatTemplate, Turn
 
 PLACE = "{prompt}"
 

@@ -19,6 +19,8 @@ from dash_exp.planning.machine import Device
 from dash_exp.sampling.engine import sleep_level
 
 GIB = 2**30
+TEMPLATE_TOKENS = 40  # of a chat template, with the system text that some have: SmolLM2's takes 30
+EXAMPLE_MARKS = 12  # tokens of a template around a question and its answer: SmolLM2's takes 11
 
 
 @dataclass(frozen=True)
@@ -240,15 +242,21 @@ def prompt_tokens(problems: Any, cfg: DictConfig) -> int:
         return cfg.data.max_prompt_tokens
     if problems and problems._target_.endswith(".arithmetic.generate"):
         longest = max(problems.get("operands", [3, 6])) * (2 if problems.get("form") == "symbols" else 8)
-        return longest + around_tokens(cfg.prompt, longest, characters=1)
-    return 256 + around_tokens(cfg.prompt, 256, characters=4)
+        return longest + around_tokens(cfg, longest, characters=1)
+    return 256 + around_tokens(cfg, 256, characters=4)
 
 
-def around_tokens(form: DictConfig, problem: int, characters: int) -> int:
-    """Tokens, each of so many `characters`, around a problem of so many. An example has a solution as long as its problem."""
+def around_tokens(cfg: DictConfig, problem: int, characters: int) -> int:
+    """Tokens, each of so many `characters`, around a problem of so many. An example has a solution as long as its problem.
+
+    In a chat the template's own are added. A model that may be an instruct model counts as one.
+    """
+    form = cfg.prompt
     asks = len(form.text) - len("{prompt}")
     others = len(form.system or "") + len(form.prefill or "")
-    return (asks * (form.few_shot + 1) + others) // characters + form.few_shot * 2 * problem
+    in_chat = cfg.model.get("instruct") is not False if form.chat == "auto" else form.chat
+    marks = TEMPLATE_TOKENS + form.few_shot * EXAMPLE_MARKS if in_chat else 0
+    return (asks * (form.few_shot + 1) + others) // characters + form.few_shot * 2 * problem + marks
 
 
 def sampler_sizes(cfg: DictConfig, device: Device) -> SamplerSizes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 
@@ -13,6 +12,7 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.models import loading
 from dash_exp.models.batch import cut
+from dash_exp.models.chat import ChatTemplate
 from dash_exp.models.texts import encoded
 from dash_exp.rewards.base import Scores
 
@@ -22,10 +22,11 @@ log = logging.getLogger(__name__)
 class ModelReward:
     """The single logit of a sequence-classification model that reads prompt and completion; with `squash` its sigmoid.
 
-    `path`: a Transformers folder or a hub name. Weights must be safetensors, and code from the hub is never run. `chat`: prompt
-    and completion are a user's and an assistant's turn in the tokenizer's chat template, if it has one; otherwise they are
-    joined as text. `max_tokens`: the most tokens of one batch, padding included. `device`: "cpu", "cuda", or "auto", which is
-    the GPU if there is one; of several GPUs that of the rank. `dtype`: "float32", "bfloat16" or "float16".
+    `path`: a Transformers folder or a hub name. Weights must be safetensors, and code from the hub is never run. `chat`: the
+    problem's conversation, or its text as a user's turn, and the completion as the assistant's answer in the tokenizer's chat
+    template, if it has one; otherwise prompt and completion are joined as text. `max_tokens`: the most tokens of one batch,
+    padding included. `device`: "cpu", "cuda", or "auto", which is the GPU if there is one; of several GPUs that of the rank.
+    `dtype`: "float32", "bfloat16" or "float16".
 
     A logit does not say what is correct, so the component `accepted` is 1 where the reward is above `accept_above`, and
     evaluation counts that as correct.
@@ -55,14 +56,14 @@ class ModelReward:
         self.scorer = loading.load_scorer(path, dtype, self.tokenizer.pad_token_id)
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         torch.nn.Module.to(self.scorer, loading.own_device("cpu" if on_cpu else "gpu"))
-        self.chat = chat and self.tokenizer.chat_template is not None
+        self.template = ChatTemplate(self.tokenizer) if chat and self.tokenizer.chat_template is not None else None
         self.squash = squash
         self.accept_above = accept_above
         self.max_tokens = max_tokens
         self.context = getattr(self.scorer.config, "max_position_embeddings", None) or math.inf
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
-        ids = [self._ids(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)]
+        ids = [self._ids(problem, text) for problem, text in zip(problems, texts, strict=True)]
         fits = [i for i, row in enumerate(ids) if 0 < len(row) <= self.context]
         rewards = [0.0] * len(ids)
         for rows in cut([(0, len(ids[i])) for i in fits], self.max_tokens):
@@ -78,16 +79,22 @@ class ModelReward:
         accepted = [float(reward > self.accept_above and i not in failed) for i, reward in enumerate(rewards)]
         return Scores(rewards, errors=len(failed), components={"accepted": accepted})
 
-    def _ids(self, prompt: str, text: str) -> list[int]:
+    def _ids(self, problem: Problem, text: str) -> list[int]:
         """The token ids; none where the text has half of a surrogate pair, which no tokenizer can read."""
         try:
             text.encode()
         except UnicodeEncodeError:
             return []
-        if not self.chat:
-            return encoded(self.tokenizer, [prompt + text], whole=True)[0]
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
-        return cast(list[int], self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
+        if self.template is None:
+            return encoded(self.tokenizer, [problem.prompt + text], whole=True)[0]
+        turns = list(problem.messages) or [("user", problem.prompt)]
+        if turns[-1][0] == "assistant" and len(turns) > 1:  # the beginning of the answer, which `text` has
+            turns.pop()
+        try:
+            chat = self.template.answered(turns, text)
+        except UserError as error:
+            raise UserError("reward.chat=true", error.wrong, "Write reward.chat=false") from error
+        return self.tokenizer(chat, add_special_tokens=False).input_ids
 
     def _logits(self, ids: Sequence[Sequence[int]]) -> list[float]:
         """The logit of each row of one batch, which is padded on the right."""

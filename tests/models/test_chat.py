@@ -7,8 +7,8 @@ from special_tokens import CHAT, END, EOS, OPENS, TURNS, made
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
-from dash_exp.data.chat import ChatTemplate, is_instruct
 from dash_exp.data.prompt_form import PromptForm
+from dash_exp.models.chat import ChatTemplate, is_instruct
 
 NO_SYSTEM = "{% for m in messages if m['role'] != 'system' %}{{ '[' + m['role'] + ']' + m['content'] }}{% endfor %}" + OPENS
 REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHAT

@@ -1,4 +1,4 @@
-"""Conversations as text, by the chat template of a tokenizer: what stands before the assistant's answer.
+"""Conversations as text, by the chat template of a tokenizer: up to the assistant's answer, or with it.
 
 The template writes all special tokens, as its authors intend: nothing is added, so there is one BOS where it writes one.
 """
@@ -47,14 +47,17 @@ class ChatTemplate:
 
     def opened(self, turns: Sequence[Turn]) -> str:
         """The conversation up to the beginning of the assistant's answer. Raises UserError where the template loses a text."""
-        if turns[0][0] == "system" and not self._has_system:
-            turns = _folded(turns)
+        turns = self._allowed(turns)
         text = self._written(turns, True) if self._has_generation_prompt else self._up_to_answer(turns)
         lost = next((said for role, said in turns if role in ("system", "user") and said.strip() not in text), None)
         if lost is not None:
             wrong = f"{self.named} leaves out a text of the conversation ({lost[:60]!r})"
             raise UserError("prompt.chat=true", wrong, "Write prompt=bare")
         return text
+
+    def answered(self, turns: Sequence[Turn], answer: str) -> str:
+        """The conversation and the assistant's answer to it."""
+        return self._written([*self._allowed(turns), ("assistant", answer)], False)
 
     def end(self, eos_ids: frozenset[int]) -> int | None:
         """The first of `eos_ids`, which end a completion, that the template writes behind an answer; None without one."""
@@ -64,6 +67,10 @@ class ChatTemplate:
             return None
         ids = self.tokenizer(behind, add_special_tokens=False).input_ids if found else []
         return next((i for i in ids if i in eos_ids), None)
+
+    def _allowed(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """The turns, without a system turn where the template has none."""
+        return turns if turns[0][0] != "system" or self._has_system else _folded(turns)
 
     @cached_property
     def _has_generation_prompt(self) -> bool:
