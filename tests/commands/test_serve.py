@@ -65,7 +65,16 @@ def test_command_line():
     assert serve.parse(["host=0.0.0.0", "port=80"]).host == "0.0.0.0"
     further = ["--tensor-parallel-size", "2", "x=1"]
     assert serve.parse(["port=80", "seed=1", "--", *further]) == serve.Command(80, "127.0.0.1", ["seed=1"], further)
-    for arguments in ([], ["port="], ["port=0"], ["port=70000"], ["port=1.5"], ["port=80", "model"], ["--port", "80"]):
+    for arguments in (
+        [],
+        ["port="],
+        ["port=0"],
+        ["port=70000"],
+        ["port=1.5"],
+        ["port=80", "model"],
+        ["--port", "80"],
+        ["port=80", "host="],
+    ):
         with pytest.raises(UserError):
             serve.parse(arguments)
 

@@ -15,6 +15,8 @@ BAD = {
     "http://127.0.0.1:x": "its port is not a number from 1 to 65535",
     "http://:8001": "it names no host",
     "http://a,b:8001": "it names no host",
+    "http://a..b:8001": "it names no host",
+    f"http://{'a' * 64}:8001": "it names no host",
 }
 
 

@@ -96,6 +96,8 @@ def parse(arguments: Sequence[str]) -> Command:
             own[name] = value.strip()
         else:
             overrides.append(argument)
+    if not own["host"]:
+        raise UserError("host=", "is empty", "Write host=127.0.0.1, or 0.0.0.0 for requests of other machines")
     port = own.get("port", "")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
         raise UserError(f"port={port}", "is not a whole number from 1 to 65535", "Write port=8001")

@@ -22,9 +22,18 @@ def host_and_port(address: str, *schemes: str) -> tuple[str, int | None]:
         port = 0
     if port == 0:
         raise ValueError("its port is not a number from 1 to 65535")
-    if not parts.hostname or not HOST.fullmatch(parts.hostname):
+    if not parts.hostname or not HOST.fullmatch(parts.hostname) or not _can_be_looked_up(parts.hostname):
         raise ValueError("it names no host")
     return parts.hostname, port
+
+
+def _can_be_looked_up(host: str) -> bool:
+    """False for a name with an empty part (`a..b`) or one of more than 63 characters, which Python cannot look up."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def unreachable(host: str, port: int, within_s: float) -> str | None:
