@@ -60,10 +60,16 @@ def test_the_whole_conversation_is_read(tmp_path, tokenizer, template, messages,
     assert scores.rewards == pytest.approx([by_hand(tmp_path, tokenizer(read).input_ids)], abs=1e-4)
 
 
-def test_a_template_that_refuses_a_conversation(tmp_path):
-    refuses = "{{ raise_exception('only one turn') if messages | length > 2 }}" + CHAT
-    reward = ModelReward(str(save_scorer(tmp_path, refuses)), device="cpu")
-    with pytest.raises(UserError, match=r"^reward\.chat=true: .*only one turn.*\. Write reward\.chat=false\.$"):
+@pytest.mark.parametrize(
+    ("template", "wrong"),
+    [
+        ("{{ raise_exception('only one turn') if messages | length > 2 }}" + CHAT, "only one turn"),
+        ("{{ messages[-2].content }}{{ messages[-1].content }}", r"leaves out a text of the conversation \('s'\)"),
+    ],
+)
+def test_a_template_that_refuses_a_conversation_or_loses_a_text(tmp_path, template, wrong):
+    reward = ModelReward(str(save_scorer(tmp_path, template)), device="cpu")
+    with pytest.raises(UserError, match=rf"^reward\.chat=true: .*{wrong}.*\. Write reward\.chat=false\.$"):
         reward([Problem("p", "c", "", messages=TALK)], ["7"])
 
 

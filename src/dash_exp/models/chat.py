@@ -48,16 +48,12 @@ class ChatTemplate:
     def opened(self, turns: Sequence[Turn]) -> str:
         """The conversation up to the beginning of the assistant's answer. Raises UserError where the template loses a text."""
         turns = self._allowed(turns)
-        text = self._written(turns, True) if self._has_generation_prompt else self._up_to_answer(turns)
-        lost = next((said for role, said in turns if role in ("system", "user") and said.strip() not in text), None)
-        if lost is not None:
-            wrong = f"{self.named} leaves out a text of the conversation ({lost[:60]!r})"
-            raise UserError("prompt.chat=true", wrong, "Write prompt=bare")
-        return text
+        return self._whole(self._written(turns, True) if self._has_generation_prompt else self._up_to_answer(turns), turns)
 
     def answered(self, turns: Sequence[Turn], answer: str) -> str:
-        """The conversation and the assistant's answer to it."""
-        return self._written([*self._allowed(turns), ("assistant", answer)], False)
+        """The conversation and the assistant's answer to it. Raises UserError where the template loses a text."""
+        turns = self._allowed(turns)
+        return self._whole(self._written([*turns, ("assistant", answer)], False), turns)
 
     def end(self, eos_ids: frozenset[int]) -> int | None:
         """The first of `eos_ids`, which end a completion, that the template writes behind an answer; None without one."""
@@ -71,6 +67,14 @@ class ChatTemplate:
     def _allowed(self, turns: Sequence[Turn]) -> Sequence[Turn]:
         """The turns, without a system turn where the template has none."""
         return turns if turns[0][0] != "system" or self._has_system else _folded(turns)
+
+    def _whole(self, text: str, turns: Sequence[Turn]) -> str:
+        """The text, which has what was asked."""
+        lost = next((said for role, said in turns if role in ("system", "user") and said.strip() not in text), None)
+        if lost is not None:
+            wrong = f"{self.named} leaves out a text of the conversation ({lost[:60]!r})"
+            raise UserError("prompt.chat=true", wrong, "Write prompt=bare")
+        return text
 
     @cached_property
     def _has_generation_prompt(self) -> bool:

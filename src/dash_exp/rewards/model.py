@@ -32,7 +32,8 @@ class ModelReward:
     evaluation counts that as correct.
 
     Errors, counted and with a reward of 0: a text longer than the context of the model, a text that is not valid Unicode, and
-    a logit that is NaN or infinite. Raises UserError for a folder that is not such a model, and for an unknown device or dtype.
+    a logit that is NaN or infinite. Raises UserError for a folder that is not such a model, for an unknown device or dtype, and
+    for a conversation that the template refuses or of which it leaves out a text.
     """
 
     components = ("accepted",)
