@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from dash_exp.core.types import MicroBatch, Packed
 
-LOGITS = {"cpu": 2**24, "cuda": 2**26}  # most numbers in memory at the same time: 64 and 256 MiB, the same for each copy
+LOGITS = {"cpu": 2**27, "cuda": 2**27}  # most logits computed at the same time: 256 MiB in 16 bits, 512 in 32
+SOFTMAX = {"cpu": 2**20, "cuda": 2**24}  # most of them in a softmax at the same time: 4 and 64 MiB
 
 
 def token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
@@ -39,16 +40,15 @@ def compute_token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperatur
         logits_to_keep=n_completion + 1,  # the token before each completion token predicts it
         use_cache=False,
     )
-    logits_BTV = output.logits[:, :-1].float() / temperature
     targets_BT = batch.input_ids_BL[:, -n_completion:]
-    logprobs_BT = -F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
-    return logprobs_BT.masked_fill(mask_BT == 0, 0.0)
+    logprobs_N = OfTargets.apply(output.logits[:, :-1].flatten(0, 1), targets_BT.flatten(), temperature)
+    return logprobs_N.view_as(targets_BT).masked_fill(mask_BT == 0, 0.0)
 
 
 def _packed_token_logprobs(model: PreTrainedModel, packed: Packed, mask_BT: Tensor, temperature: float) -> Tensor:
     """The same from one row without padding. Shape (B, T).
 
-    Where the logits exceed `LOGITS` they are computed in pieces, and a second time in the backward pass.
+    Of more logits than `LOGITS` the rest is computed in pieces, and a second time in the backward pass.
     """
     output = model.base_model(
         input_ids=packed.ids_N[None],
@@ -60,19 +60,59 @@ def _packed_token_logprobs(model: PreTrainedModel, packed: Packed, mask_BT: Tens
     head = model.get_output_embeddings()
 
     def logprobs(hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
-        logits_KV = head(hidden_KD).float()
-        return -F.cross_entropy(logits_KV if temperature == 1 else logits_KV / temperature, targets_K, reduction="none")
+        return OfTargets.apply(head(hidden_KD), targets_K, temperature)
 
     hidden_KD = output.last_hidden_state[0].index_select(0, packed.before_K)
     targets_K = packed.ids_N[-len(hidden_KD) :]
-    at_once = max(1, LOGITS.get(targets_K.device.type, LOGITS["cpu"]) // len(head.weight))
-    if len(hidden_KD) <= at_once:
-        logprobs_K = logprobs(hidden_KD, targets_K)
-    else:
-        pieces = zip(hidden_KD.split(at_once), targets_K.split(at_once), strict=True)
-        in_piece = partial(checkpoint, logprobs, use_reentrant=False, preserve_rng_state=False)
-        logprobs_K = torch.cat([in_piece(*piece) for piece in pieces])
+    at_once = rows_of(LOGITS, hidden_KD, len(head.weight))
+    (first, *rest) = zip(hidden_KD.split(at_once), targets_K.split(at_once), strict=True)
+    again = partial(checkpoint, logprobs, use_reentrant=False, preserve_rng_state=False)
+    logprobs_K = torch.cat([logprobs(*first), *(again(*piece) for piece in rest)])
     return logprobs_K.new_zeros(mask_BT.shape).index_put((packed.row_K, packed.column_K), logprobs_K)
+
+
+class OfTargets(torch.autograd.Function):
+    """Log-probabilities (nats, 32 bits) of the targets, shape (K,), from logits (K, V) that nothing else uses.
+
+    They are divided by the temperature. Beside the logits only some rows are in memory, in 32 bits, and the gradient takes the
+    place of the logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_KV: Tensor, targets_K: Tensor, temperature: float) -> Tensor:
+        normalizer_K = torch.empty(len(logits_KV), device=logits_KV.device)
+        for rows in slices(logits_KV):
+            torch.logsumexp(scaled(logits_KV[rows], temperature), dim=1, out=normalizer_K[rows])
+        ctx.save_for_backward(logits_KV, targets_K, normalizer_K)
+        ctx.temperature = temperature
+        of_target_K = logits_KV.gather(1, targets_K[:, None])[:, 0]
+        return scaled(of_target_K, temperature) - normalizer_K
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits_KV, targets_K, normalizer_K = ctx.saved_tensors
+        gradient_K1 = scaled(gradient[0], ctx.temperature)[:, None]
+        for rows in slices(logits_KV):
+            softmax_RV = scaled(logits_KV[rows], ctx.temperature).sub(normalizer_K[rows, None]).exp_()
+            softmax_RV.mul_(-gradient_K1[rows]).scatter_add_(1, targets_K[rows, None], gradient_K1[rows])
+            logits_KV[rows] = softmax_RV
+        return logits_KV, None, None
+
+
+def scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Divided by the temperature, in 32 bits."""
+    return logits.float() if temperature == 1 else logits.float() / temperature
+
+
+def slices(logits_KV: Tensor) -> Iterator[slice]:
+    """The rows, as many at a time as `SOFTMAX` has place for."""
+    at_once = rows_of(SOFTMAX, logits_KV, logits_KV.shape[1])
+    return (slice(start, start + at_once) for start in range(0, len(logits_KV), at_once))
+
+
+def rows_of(most: Mapping[str, int], like: Tensor, width: int) -> int:
+    """How many rows of `width` numbers are at most so many, by the device of a tensor; at least one."""
+    return max(1, most.get(like.device.type, most["cpu"]) // width)
 
 
 def positions(attention_mask_BL: Tensor) -> Tensor:

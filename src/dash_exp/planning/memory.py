@@ -101,12 +101,15 @@ def _gathered_in_update(policy: PreTrainedModel) -> int:
 @contextlib.contextmanager
 def _as_on_a_gpu(on: bool) -> Iterator[None]:
     """Tensors without contents are on the CPU; where `on` is true they stand for a GPU's."""
-    in_32_bits, logits = set(packing.IN_32_BITS), log_probs.LOGITS["cpu"]
+    limits = (log_probs.LOGITS, log_probs.SOFTMAX)
+    in_32_bits, of_cpu = set(packing.IN_32_BITS), [limit["cpu"] for limit in limits]
     if on:
         packing.IN_32_BITS.discard("cpu")
-        log_probs.LOGITS["cpu"] = log_probs.LOGITS["cuda"]
+        for limit in limits:
+            limit["cpu"] = limit["cuda"]
     try:
         yield
     finally:
         packing.IN_32_BITS.update(in_32_bits)
-        log_probs.LOGITS["cpu"] = logits
+        for limit, before in zip(limits, of_cpu, strict=True):
+            limit["cpu"] = before
