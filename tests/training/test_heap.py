@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason
 
 def resident() -> float:
     """MiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+    return heap.resident_pages() * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 @glibc
@@ -43,4 +44,34 @@ def test_it_is_given_back_between_phases_on_a_cpu(device, least_s, times, monkey
     callback.on_train_batch_start(trainer, None, None, 0)
     callback.on_train_epoch_end(trainer, None)
     callback.on_validation_end(trainer, None)
+    assert len(calls) == times
+
+
+@pytest.mark.parametrize(("device", "times"), [("cpu", 2), ("cuda", 0)])
+def test_it_is_given_back_between_passes_that_leave_the_process_a_fifth_larger(device, times, monkeypatch):
+    calls, now = [], [5000.0]
+    monkeypatch.setattr(heap, "STATM", Path(__file__))  # a file that is there on every system
+    monkeypatch.setattr(heap, "trim", lambda: calls.append(1))
+    monkeypatch.setattr(heap.time, "perf_counter", lambda: now[0])
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    callback = heap.Heap(least_s=20.0)
+
+    def passes(*pages):
+        for count in pages:
+            monkeypatch.setattr(heap, "resident_pages", lambda count=count: count)
+            callback.on_after_backward(trainer, None)
+            now[0] += 15
+
+    passes(1000, 1100, 1199)  # not a fifth more
+    assert not calls
+    passes(1300, 1300)  # the second one within 20 seconds
+    assert len(calls) == times / 2
+    callback.on_train_epoch_end(trainer, None)
+    calls.clear()
+    callback.on_train_batch_start(trainer, None, None, 1)
+    calls.clear()
+    now[0] += 100
+    passes(2000, 2300)  # another batch begins at another size
+    assert not calls
+    passes(2500, 900, 2500, 1081)
     assert len(calls) == times
