@@ -1,4 +1,4 @@
-"""Freed memory is given back to the system between the phases of an outer step on a CPU, and between passes where it piles up."""
+"""Freed memory is given back to the system between the phases of an outer step on a CPU, and between passes if it piles up."""
 
 from __future__ import annotations
 
