@@ -64,6 +64,19 @@ def test_a_problem_is_not_its_own_example():
         assert said.count(f"Q: {prompt.problem.prompt}") == 1
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_worked_examples_stay_where_other_problems_come_or_go(seed):
+    """As with data.limit, in another order, or without the problems of one more test set."""
+    form = PromptForm(few_shot=2, seed=seed)
+    many = [Problem(f"t{i}", f"{i}+1", "", "") for i in range(100)]
+    shown = form.prompts([ASKED], made(), many)[0].ids
+    assert form.prompts([ASKED], made(), [*many[::-1], many[0]])[0].ids == shown
+    said = made().decode(shown)
+    others = [p for p in many if p.prompt not in said]
+    without = [p for p in many if p not in others[::7]]
+    assert form.prompts([ASKED], made(), without)[0].ids == shown
+
+
 def test_too_few_training_problems_for_the_examples():
     with pytest.raises(UserError, match=r"^prompt\.few_shot=9: is not less than the 9 training problems"):
         made_of(PromptForm(few_shot=9))
@@ -71,7 +84,7 @@ def test_too_few_training_problems_for_the_examples():
 
 def test_without_a_solution_an_example_shows_the_answer():
     prompt, tokenizer = made_of(
-        PromptForm(few_shot=1, separator="="), train=[Problem("t", "2+2", "4"), Problem("u", "2+2", "4")]
+        PromptForm(few_shot=1, separator="="), train=[Problem("t", "2+2", "4"), Problem("u", "3+3", "6")]
     )
     assert tokenizer.decode(prompt.ids) == f"<bos>2+2=4\n\n{ASKED.prompt}"
 

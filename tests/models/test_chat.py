@@ -22,6 +22,9 @@ INST = (
     "{% else %}{{ ' ' + m['content'] + '<eos>' }}{% endif %}{% endfor %}"
 )
 
+LLAMA = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+FORGETS = TURNS.replace("m['content']", "m['content'].split('</think>')[-1]") + OPENS
+
 
 def prompt(tokenizer, problem, **form):
     (found,) = PromptForm(chat=True, **form).prompts([problem], tokenizer)
@@ -30,6 +33,12 @@ def prompt(tokenizer, problem, **form):
 
 # habit: (what the tokenizer puts around a text, template, form, what the model gets for 1+1)
 HABITS = {
+    "writes the day": (("", ""), "{{ strftime_now('%d %b %Y') }}" + CHAT, {}, "26 Jul 2024[user]1+1/[assistant]"),
+    "writes the day, as Llama 3.2": (
+        *(("", ""), LLAMA + CHAT),
+        {"options": {"date_string": "1 Jan 2026"}},
+        "1 Jan 2026[user]1+1/[assistant]",
+    ),
     "adds nothing": (("", ""), CHAT, {}, "[user]1+1/[assistant]"),
     "BOS by template and tokenizer": (("<bos>", ""), "{{ bos_token }}" + CHAT, {}, "<bos>[user]1+1/[assistant]"),
     "BOS by the tokenizer alone": (("<bos>", ""), CHAT, {}, "[user]1+1/[assistant]"),  # the template's word counts
@@ -88,6 +97,18 @@ def test_what_a_template_does_not_have_is_said_once_for_all_problems(caplog):
     option, system = [record.getMessage() for record in caplog.records]
     assert option.startswith("prompt.options.enable_thinking: the chat template of ")
     assert system == "the chat template has no system turn: the system prompt begins the first user's turn"
+
+
+def test_thoughts_that_a_template_leaves_out_of_an_earlier_answer_are_said_once(caplog):
+    """As Qwen3's does."""
+    form = PromptForm(chat=True, few_shot=1)
+    train = [Problem(f"t{i}", f"{i}+0", "", f"<think>zero and {i}</think>{i}") for i in range(3)]
+    tokenizer = made(chat_template=FORGETS)
+    for _ in range(2):
+        (found,) = form.prompts([Problem("p", "1+1", "2")], tokenizer, train)
+    assert "zero" not in tokenizer.decode(found.ids)
+    (record,) = caplog.records
+    assert "leaves out a part of an earlier answer ('<think>zero and " in record.getMessage()
 
 
 def test_an_option_that_the_template_does_not_have_is_said(caplog):

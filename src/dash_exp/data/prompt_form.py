@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
@@ -65,11 +65,15 @@ class PromptForm:
         """One more than is shown, in place of a problem that is its own example."""
         if not self.few_shot:
             return []
-        if len(train) <= self.few_shot:
-            wrong = f"is not less than the {len(train)} training problems"
+        different = {problem.prompt: problem for problem in train}
+        if len(different) <= self.few_shot:
+            wrong = f"is not less than the {len(different)} training problems"
             raise UserError(f"prompt.few_shot={self.few_shot}", wrong, "Lower it, or choose data with more of them")
-        chosen = np.random.default_rng(self.seed).choice(len(train), self.few_shot + 1, replace=False)
-        return [train[i] for i in chosen]
+        return [different[prompt] for prompt in sorted(different, key=self._lot)[: self.few_shot + 1]]
+
+    def _lot(self, prompt: str) -> bytes:
+        """Draws by the text alone, so that an example stays where other problems come or go."""
+        return hashlib.sha256(f"{self.seed} {prompt}".encode(errors="surrogatepass")).digest()
 
     def _asks(self, problem: str) -> str:
         return self.text.replace(PLACE, problem)

@@ -5,6 +5,7 @@ The template writes all special tokens, as its authors intend: nothing is added,
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,6 +20,7 @@ from dash_exp.models import texts
 Turn = tuple[str, str]  # role and text
 
 PROBE, ANSWER = "1 + 1", "an answer"
+TODAY = datetime.date(2024, 7, 26)  # for templates that write the day: the same in all runs, whenever they are started
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.named = f"the chat template of {tokenizer.name_or_path or 'the tokenizer'}"
         self.options = dict(options or {})
+        self._loses_answers = False  # said once
         for name in self.options:
             if name not in tokenizer.get_chat_template():
                 log.warning("prompt.options.%s: %s has no such option, so it changes nothing", name, self.named)
@@ -70,9 +73,12 @@ class ChatTemplate:
 
     def _whole(self, text: str, turns: Sequence[Turn]) -> str:
         """The text, which has what was asked."""
-        lost = next((said for role, said in turns if role in ("system", "user") and said.strip() not in text), None)
-        if lost is not None:
-            wrong = f"{self.named} leaves out a text of the conversation ({lost[:60]!r})"
+        lost = {role: said for role, said in reversed(turns) if said.strip() not in text}
+        if "assistant" in lost and not self._loses_answers:
+            self._loses_answers = True
+            log.warning("%s leaves out a part of an earlier answer (%r)", self.named, lost.pop("assistant")[:60])
+        for said in (lost[role] for role in ("system", "user") if role in lost):
+            wrong = f"{self.named} leaves out a text of the conversation ({said[:60]!r})"
             raise UserError("prompt.chat=true", wrong, "Write prompt=bare")
         return text
 
@@ -101,10 +107,9 @@ class ChatTemplate:
 
     def _written(self, turns: Sequence[Turn], generation: bool) -> str:
         messages = [{"role": role, "content": said} for role, said in turns]
+        given = {"strftime_now": TODAY.strftime, **self.options}
         try:
-            return str(
-                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **self.options)
-            )
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **given))
         except Exception as error:  # a template is a program: it may raise anything
             roles = ", ".join(role for role, _ in turns)
             wrong = f"{self.named} fails on turns of {roles} ({error_line(error)})"
