@@ -40,3 +40,22 @@ def test_runs_of_earlier_versions_have_no_prompt():
     cfg = composed()
     del cfg.__dict__["_content"]["prompt"], cfg.model.__dict__["_content"]["instruct"]
     validate(cfg, earlier=True)
+
+
+@pytest.mark.parametrize(
+    ("chat", "instruct", "may"),
+    [
+        ("auto", "auto", True),
+        ("auto", True, True),
+        ("auto", False, False),
+        (True, False, True),
+        (False, True, False),
+    ],
+)
+def test_settings_that_may_ask_in_a_chat(chat, instruct, may):
+    assert prompt.may_be_chat({"chat": chat}, {"instruct": instruct}) is may
+
+
+def test_settings_without_the_choice_leave_it_to_the_tokenizer():
+    assert prompt.may_be_chat({}, {})
+    assert prompt.may_be_chat({"chat": "auto"}, {})

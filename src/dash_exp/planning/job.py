@@ -17,6 +17,7 @@ from dash_exp.planning.empty_models import parameter_count, reads_packed
 from dash_exp.planning.load import Adapters, BackwardPass, DecodingBatch, Load
 from dash_exp.planning.machine import Device
 from dash_exp.sampling.engine import sleep_level
+from dash_exp.settings.prompt import may_be_chat
 
 GIB = 2**30
 TEMPLATE_TOKENS = 40  # of a chat template, with the system text that some have: SmolLM2's takes 30
@@ -254,8 +255,7 @@ def around_tokens(cfg: DictConfig, problem: int, characters: int) -> int:
     form = cfg.prompt
     asks = len(form.text) - len("{prompt}")
     others = len(form.system or "") + len(form.prefill or "")
-    in_chat = cfg.model.get("instruct") is not False if form.chat == "auto" else form.chat
-    marks = TEMPLATE_TOKENS + form.few_shot * EXAMPLE_MARKS if in_chat else 0
+    marks = TEMPLATE_TOKENS + form.few_shot * EXAMPLE_MARKS if may_be_chat(form, cfg.model) else 0
     return (asks * (form.few_shot + 1) + others) // characters + form.few_shot * 2 * problem + marks
 
 

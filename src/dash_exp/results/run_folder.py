@@ -14,6 +14,7 @@ import yaml
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
 from dash_exp.settings import renamed
+from dash_exp.settings.prompt import may_be_chat
 
 ATTEMPTS_FILE = (
     "attempts"  # in a run folder: how often a process died there without an error message (`commands.sweep.run_cell`)
@@ -147,8 +148,11 @@ def without_bare_prompt(settings: Mapping[str, Any]) -> dict[str, Any]:
     form, model = settings.get("prompt"), settings.get("model")
     if not isinstance(form, Mapping) or not isinstance(model, Mapping):
         return dict(settings)
-    in_chat = form.get("chat") is not False and not (form.get("chat") == "auto" and model.get("instruct") is False)
-    if in_chat or form.get("text") != "{prompt}" or any(form.get(k) for k in ("system", "prefill", "few_shot", "stop")):
+    if (
+        may_be_chat(form, model)
+        or form.get("text") != "{prompt}"
+        or any(form.get(k) for k in ("system", "prefill", "few_shot", "stop"))
+    ):
         return dict(settings)
     alone = {k: v for k, v in settings.items() if k != "prompt"}
     return alone | {"model": {k: v for k, v in model.items() if k != "instruct"}}

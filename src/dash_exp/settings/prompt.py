@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from omegaconf import DictConfig, ListConfig
 
 from dash_exp.core.errors import UserError
@@ -43,3 +46,9 @@ def relations(cfg: DictConfig) -> None:
         raise UserError(
             f"prompt.few_shot={form.few_shot}", "shows training problems, and data.train is null", "Write prompt.few_shot=0"
         )
+
+
+def may_be_chat(form: Mapping[str, Any] | DictConfig, model: Mapping[str, Any] | DictConfig) -> bool:
+    """Whether the sections `prompt` and `model` have the model asked in its chat template, or leave it to the tokenizer."""
+    chat = form.get("chat")
+    return model.get("instruct") is not False if chat == "auto" else chat is not False
