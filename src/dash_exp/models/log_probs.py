@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from dash_exp.core.types import MicroBatch, Packed
 
-LOGITS = {"cpu": 2**27, "cuda": 2**27}  # most logits computed at the same time: 256 MiB in 16 bits, 512 in 32
-SOFTMAX = {"cpu": 2**20, "cuda": 2**24}  # most of them in a softmax at the same time: 4 and 64 MiB
+LOGITS = {"cpu": 2**27, "cuda": 2**28}  # most bytes of logits computed at the same time: 128 and 256 MiB
+SOFTMAX = {"cpu": 2**22, "cuda": 2**26}  # most bytes of them in a softmax at the same time, in 32 bits: 4 and 64 MiB
 
 
 def token_logprobs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
@@ -64,7 +64,9 @@ def _packed_token_logprobs(model: PreTrainedModel, packed: Packed, mask_BT: Tens
 
     hidden_KD = output.last_hidden_state[0].index_select(0, packed.before_K)
     targets_K = packed.ids_N[-len(hidden_KD) :]
-    at_once = rows_of(LOGITS, hidden_KD, len(head.weight))
+    kind = hidden_KD.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+    at_once = rows_of(LOGITS, kind, len(head.weight) * dtype.itemsize)
     (first, *rest) = zip(hidden_KD.split(at_once), targets_K.split(at_once), strict=True)
     again = partial(checkpoint, logprobs, use_reentrant=False, preserve_rng_state=False)
     logprobs_K = torch.cat([logprobs(*first), *(again(*piece) for piece in rest)])
@@ -106,13 +108,13 @@ def scaled(logits: Tensor, temperature: float) -> Tensor:
 
 def slices(logits_KV: Tensor) -> Iterator[slice]:
     """The rows, as many at a time as `SOFTMAX` has place for."""
-    at_once = rows_of(SOFTMAX, logits_KV, logits_KV.shape[1])
+    at_once = rows_of(SOFTMAX, logits_KV.device.type, logits_KV.shape[1] * torch.float32.itemsize)
     return (slice(start, start + at_once) for start in range(0, len(logits_KV), at_once))
 
 
-def rows_of(most: Mapping[str, int], like: Tensor, width: int) -> int:
-    """How many rows of `width` numbers are at most so many, by the device of a tensor; at least one."""
-    return max(1, most.get(like.device.type, most["cpu"]) // width)
+def rows_of(most: Mapping[str, int], device: str, row: int) -> int:
+    """How many rows of so many bytes are at most `most` on this kind of device; at least one."""
+    return max(1, most.get(device, most["cpu"]) // row)
 
 
 def positions(attention_mask_BL: Tensor) -> Tensor:
