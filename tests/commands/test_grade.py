@@ -27,6 +27,9 @@ def test_the_answer_that_is_read_and_the_reward_are_shown(printed):
     assert printed("17", r"It is \boxed{17}, I think.") == right
     assert printed("17", "-", stdin="First 3.\nThe answer is 17.") == right
     assert printed("17", "I do not know") == ["answer      17", "read        no answer", "reward      0   (not correct)"]
+    thought = "<think>The answer is 5.</think>"
+    assert printed("1/2", thought + r"<answer>\frac{1}{2}</answer>")[1:] == ["read        0.5", right[2]]
+    assert printed("5", thought + "She has 12 apples.")[1:] == ["read        12", "reward      0   (not correct)"]
     assert printed("x=5", "x=6")[-1] == "reward      0   (not correct)"  # a text with = is no setting
 
 

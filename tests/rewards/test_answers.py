@@ -49,6 +49,30 @@ from dash_exp.rewards.answers import boxed_answer, boxes, final_answer
         ("a:b", "a:b"),
         ("x : y : 3", "x : y : 3"),
         (r"\{ x : -1 < x \}", r"\{ x : -1 < x \}"),
+        # what is in the last answer tag is the answer as a whole, as in a box
+        (r"<answer> \frac{1}{2}\n</answer>".replace(r"\n", "\n"), r"\frac{1}{2}"),
+        ("<answer>New York</answer>", "New York"),
+        ("<answer>**x+1**</answer> since 3 > 2", "x+1"),
+        ("<answer>13</answer> no, <answer>12</answer>", "12"),
+        ("<answer>13<answer>12</answer> is right</answer><answer>14", "12"),
+        (r"\boxed{13} <answer>So \boxed{12}.</answer> \boxed{14}", "12"),
+        ("<answer>3 + 4 = 7\n#### 7</answer>", "7"),
+        ("<answer>The answer is 12.</answer>", "12"),
+        ("<answer> </answer> 12", None),
+        ("<answer>12", "12"),  # no pair: the text as it is
+        ("</answer> 12 <answer>", "12"),
+        ("It is <answer>12", "12"),
+        # a thought is no part of the answer
+        ("<think>So the answer is 5. Wait.</think>\n<answer>12</answer>", "12"),
+        ("<think>So the answer is 5. Wait, no.</think>\n\n**12**", "12"),
+        ("So the answer is 5. Wait, no.</think>\n\n**12**", "12"),  # the prompt has opened it
+        (r"<think>\boxed{5}</think> She has 12 apples.", "12"),
+        ("<think><answer>5</answer></think> She has 12 apples.", "12"),
+        ("<think>5</think> 6 <think>7</think> It is 12.", "12"),
+        ("<think>It is 12.</think>", None),
+        ("<think>\nperhaps 12", None),  # cut off
+        (r"<think>\boxed{12} <answer>12</answer>", None),
+        ("<think>5</think> 12 <think>or 13", None),
     ],
 )
 def test_final_answer(text, answer):

@@ -35,6 +35,8 @@ def reward():
         ("12", "so \\boxed{12}, since 3 * 4 = 12", "12"),
         ("12", "<think>maybe 13</think>\nIt is 12", "12"),
         ("12", "<think>maybe <answer>13</answer></think> twelve", "twelve"),
+        ("12", "<think>maybe 12", None),
+        ("12", " ", None),
         ("12", "no number", "no number"),
         ("olleh", "olleh\n", "olleh"),
         ("olleh", 'The answer is "olleh".', "olleh"),

@@ -96,7 +96,11 @@ def test_a_part_that_is_not_finite_leaves_the_others_of_a_sum():
 def test_math_and_format_from_the_configuration():
     reward = instantiate(composed("reward=math_format", "reward.weights.format=0.5", "reward.parts.math.workers=1").reward)
     texts = ["<think>6*7</think> <answer>42</answer>", "<answer>42</answer>", "<think>1</think> <answer>1</answer>", "42"]
-    scores = reward([problem("42")] * 4, texts)
+    texts += ["<think><answer>42</answer></think>", "<think><answer>1</answer></think> <answer>42</answer>"]
+    texts += ["<answer>She has 42 apples.</answer>", "<answer>42</answer><answer>1</answer>"]
+    scores = reward([problem("42")] * 8, texts)
+    town = reward([problem("New York")], ["<think>Hm.</think><answer>New York</answer>"])
     reward.close()
-    assert scores.rewards == [1.5, 1, 0.5, 0]
-    assert correct(scores, reward) == [True, True, False, False]
+    assert scores.rewards == [1.5, 1, 0.5, 0, 0, 1.5, 0, 0]
+    assert correct(scores, reward) == [True, True, False, False, False, True, False, False]
+    assert town.rewards == [1.5]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dash_exp.rewards.quantities import FORMULA_WORDS
+from dash_exp.rewards.tags import in_answer_tag, without_thought
 
 TAIL = 5_000  # characters: without a box or a line of ####, an answer is looked for only so far from the end
 
@@ -46,7 +47,7 @@ CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-J])[):](?:\s+(?!(?:as|becaus
 LETTER = re.compile(r"([A-J])(?=,? (?:as|because|for|since)\b|[,;]?\Z)")
 # "3 to 5" behind "answer is"; elsewhere it may be a change.
 RANGE = re.compile(r"[0-9]+(?:\.[0-9]+)? to [0-9]+(?:\.[0-9]+)?(?![0-9])")
-ALONE = re.compile(r"\(([A-J])\)|>\s*\(?([A-J])\)?\s*</")  # "It must be (B)", "<answer>B</answer>"
+ALONE = re.compile(r"\(([A-J])\)|>\s*\(?([A-J])\)?\s*</")  # "It must be (B)", "<b>B</b>"
 SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|\Z)")
 # A formula between marks. For $...$ this is Pandoc's rule, which tells "$5 and $3" from a formula: no space inside the marks
 # (or one on both sides), no digit behind the second.
@@ -94,12 +95,19 @@ class Found(NamedTuple):
 
 
 def final_answer(text: str) -> str | None:
-    r"""The final answer that `text` names; None where there is none.
+    r"""The final answer that the completion `text` names; None where there is none. A thought (`tags`) does not count.
 
-    The first of these that there is: the last box that is not empty; the last line of `####`; what follows the last "answer is"
-    or "answer:"; the last line if it is a formula; the last number or formula. Several of them that are separated only by
-    commas, "and" or "or" are one answer: `"\boxed{1} and \boxed{-2}" -> "1,-2"`, but `"\boxed{8}. No: \boxed{7}" -> "7"`.
+    Where there is a pair of <answer> and </answer>, it is a box, a line of `####` or what follows "answer is" in the last of
+    them, else all that is in it: `"<answer>x+1</answer>" -> "x+1"`.
+
+    Else the first of these that there is: the last box that is not empty; the last line of `####`; what follows the last
+    "answer is" or "answer:"; the last line if it is a formula; the last number or formula. Several of them that are separated
+    only by commas, "and" or "or" are one answer: `"\boxed{1} and \boxed{-2}" -> "1,-2"`, but `"\boxed{8}. No: \boxed{7}"` is 7.
     """
+    text = without_thought(text)
+    tagged = in_answer_tag(text)
+    if tagged is not None:
+        return marked_answer(tagged) or _behind_words(tagged[-TAIL:]) or tagged.strip(MARKS) or None
     return marked_answer(text) or _answer_of_prose(text[-TAIL:].replace("−", "-"))
 
 
@@ -178,10 +186,17 @@ def _after_hashes(text: str) -> str | None:
     return None
 
 
-def _answer_of_prose(text: str) -> str | None:
+def _behind_words(text: str) -> str | None:
+    """What follows the last "answer is" that an answer follows."""
     for anchor in reversed(list(ANSWER_IS.finditer(text))):
         if answer := _at_start(text[anchor.end() :]):
             return answer
+    return None
+
+
+def _answer_of_prose(text: str) -> str | None:
+    if answer := _behind_words(text):
+        return answer
     lines = text.strip().splitlines() or [""]
     last = _bare(lines[-1])
     is_formula = not FORMULA.search(last) and not is_prose(last)

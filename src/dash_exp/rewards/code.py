@@ -13,6 +13,7 @@ from dash_exp.rewards.cores import workers_for
 from dash_exp.rewards.programs import program_of
 from dash_exp.rewards.sandbox import Outcome, Sandbox
 from dash_exp.rewards.sandbox_order import NoTestsError, names_of, order_of
+from dash_exp.rewards.tags import answer_part
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,11 @@ class CodeReward:
 
 
 def _program(problem: Problem, text: str) -> str:
-    """The program in a completion, which may also go on with code that the problem has begun (`data.humaneval`)."""
+    """The program in a completion, which may also go on with code that the problem has begun (`data.humaneval`).
+
+    A thought has none, and where there is an answer tag only what is in it counts (`tags`).
+    """
+    text = answer_part(text)
     if {"continues", "entry_point"} <= problem.extra.keys():
         return continued(text, problem.extra["continues"], problem.extra["entry_point"])
     return program_of(text, names_of(problem.tests))

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 class MathReward:
     """1 if the last answer of the completion is equivalent to the answer of the problem (numbers, LaTeX, sets...); else 0.
 
-    `pattern`: a regular expression with exactly one group. Only its last match is read, and a completion without a match has
-    no answer. Completions with tags need it where a number may stand behind the tag.
+    What is read of a completion says `answers.final_answer`. `pattern`: a regular expression with exactly one group. Only its
+    last match is read so, and a completion without a match has no answer. It is searched in the whole text, thoughts included.
 
     Each answer is graded in one of `workers` processes, which start with the first call. An answer that takes more than
     `timeout_s` seconds counts as a time-out; its process is killed and replaced. An answer that needs more than `memory_mb` MiB

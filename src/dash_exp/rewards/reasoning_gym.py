@@ -11,6 +11,7 @@ from dash_exp.rewards.answers import ANSWER_IS, MARKS, PLAIN_NUMBER, boxed_answe
 from dash_exp.rewards.base import Scores
 from dash_exp.rewards.cores import workers_for
 from dash_exp.rewards.patterns import last_matches, one_group
+from dash_exp.rewards.tags import in_answer_tag, without_thought
 from dash_exp.rewards.workers import Workers
 
 NUMBER = re.compile(rf"(?:(?<![\w)])(?<![0-9)]\s)[-+]\s?)?(?:{PLAIN_NUMBER})(?:/[0-9]+|[eE][-+]?[0-9]+)?")
@@ -85,18 +86,19 @@ def entry(problem: Problem) -> dict[str, object]:
     return {"question": problem.prompt, "answer": problem.answer or None, "metadata": problem.extra["metadata"]}
 
 
-def read(text: str, answer: str) -> str:
-    r"""The answer that a completion gives to a problem whose right answer is `answer`. The first of these that there is:
+def read(text: str, answer: str) -> str | None:
+    r"""The answer that a completion gives to a problem whose right answer is `answer`; None where all of it is a thought or
+    blank. The first of these that there is:
 
     what stands between the last <answer> and </answer>; where the right answer is a number, the last number in the final
     answer (`answers.final_answer`), without spaces and commas; where it is a formula in $, the final answer; what is in the
     last \boxed; where the right answer is one line, what follows the last "answer is" or "answer:" on its line; the whole
-    text. Text up to the last </think> does not count.
+    text. A thought does not count (`tags.without_thought`).
     """
-    text = text.rpartition("</think>")[2]
-    before, closes, _ = text.rpartition("</answer>")
-    if closes and "<answer>" in before:
-        return before.rpartition("<answer>")[2].partition("</answer>")[0].strip()
+    text = without_thought(text)
+    tagged = in_answer_tag(text)
+    if tagged is not None:
+        return tagged.strip()
     answer = answer.strip()
     if NUMBER.fullmatch(answer) and (numbers := NUMBER.findall(final_answer(text) or "")):
         return re.sub(r"[\s,]", "", numbers[-1])
@@ -105,4 +107,4 @@ def read(text: str, answer: str) -> str:
     if (anchors := list(ANSWER_IS.finditer(text))) and "\n" not in answer:
         line = text[anchors[-1].end() :].strip(MARKS).partition("\n")[0].strip(MARKS)
         return line if answer.endswith(".") else line.removesuffix(".").strip(MARKS)
-    return text.strip()
+    return text.strip() or None
