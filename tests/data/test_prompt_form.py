@@ -1,12 +1,14 @@
 """How a problem is put to the model, as text and in a chat."""
 
 import pytest
+from conftest import composed
 from special_tokens import CHAT, END, EOS, made
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Problem
 from dash_exp.data.prompt_form import PromptForm
 from dash_exp.evaluation.evaluator import Evaluator
+from dash_exp.rewards.format import FormatReward
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.traces import TraceSampler
 
@@ -109,14 +111,54 @@ def test_a_solution_that_begins_with_the_prefill_has_it_once(chat, prefill, solu
     assert tokenizer.decode(completion.ids) == trained_on
 
 
+def thinking(opened):
+    """A tokenizer whose chat template opens a tag, as DeepSeek-R1's."""
+    return made(chat_template=CHAT + "{% if add_generation_prompt %}" + opened + "{% endif %}")
+
+
+@pytest.mark.parametrize("form", [{}, {"prefill": "<think>"}, {"prefill": "<think>\n"}])
 @pytest.mark.parametrize("opened", ["<think>", "<think>\n"])
-def test_a_tag_that_the_template_opens_is_written_once(opened):
-    """As DeepSeek-R1's."""
-    tokenizer = made(chat_template=CHAT + "{% if add_generation_prompt %}" + opened + "{% endif %}")
-    prompts = PromptForm(chat=True).prompts([Problem("p", "1+1", "2", "<think>\nWell.</think>2")], tokenizer)
-    (completion,) = TraceSampler(tokenizer).sample(prompts, 1, Sampling(99), (0, 0))
+@pytest.mark.parametrize("solution", ["<think>\nWell.</think>2", "<think>Well.</think>2"])
+def test_a_tag_that_the_template_opens_is_written_once(solution, opened, form):
+    tokenizer = thinking(opened)
+    prompts = PromptForm(chat=True, separator="\n", **form).prompts([Problem("p", "1+1", "2", solution)], tokenizer)
+    (completion,) = TraceSampler(tokenizer, separator="\n").sample(prompts, 1, Sampling(99), (0, 0))
     whole = tokenizer.decode([*prompts[0].ids, *completion.ids])
-    assert whole == "[user]1+1<end of turn>[assistant]<think>\nWell.</think>2<eos>"
+    assert whole.count("<think>") == 1
+    assert whole.replace("\n", "") == "[user]1+1<end of turn>[assistant]<think>Well.</think>2<eos>"
+    assert tokenizer.decode(prompts[0].ids).endswith("]" + prompts[0].prefill)
+    assert "\n\n" not in whole
+
+
+@pytest.mark.parametrize(
+    ("prefill", "begun"),
+    [
+        (None, "<think>\n"),
+        ("<think>", "<think>\n"),
+        ("<think>\n", "<think>\n"),
+        ("Well", "<think>\nWell"),
+        ("<think>Well", "<think>\nWell"),
+        ("<think>\nWell", "<think>\nWell"),
+    ],
+)
+def test_a_tag_that_the_template_opens_begins_the_answer(prefill, begun):
+    tokenizer = thinking("<think>\n")
+    (prompt,) = PromptForm(chat=True, prefill=prefill).prompts([ASKED], tokenizer)
+    assert tokenizer.decode(prompt.ids) == f"[user]{ASKED.prompt}<end of turn>[assistant]{begun}"
+    assert prompt.prefill == begun
+    evaluator = Evaluator(sampler=None, rewards={}, tokenizer=tokenizer, greedy=Sampling(9, 0.0))
+    written = tokenizer("</think><answer>2</answer>").input_ids
+    (text,) = evaluator.texts([prompt], [Completion(written, None, truncated=True)])
+    assert text == begun + "</think><answer>2</answer>"
+    pattern = composed("reward=format").reward.pattern
+    assert FormatReward(pattern)([ASKED], [text]).rewards == [1]
+
+
+def test_a_solution_without_the_tag_stands_behind_it_as_before():
+    tokenizer = thinking("<think>")
+    (prompt,) = PromptForm(chat=True, separator="\n").prompts([ASKED], tokenizer)
+    (completion,) = TraceSampler(tokenizer, separator="\n").sample([prompt], 1, Sampling(99), (0, 0))
+    assert tokenizer.decode(completion.ids) == "So.\nA:2<eos>"
 
 
 @pytest.mark.parametrize(("eos", "ends"), [({EOS}, EOS), ({EOS, END}, END), (set(), EOS)])

@@ -78,6 +78,40 @@ def test_what_the_model_gets(habit):
     assert prompt(tokenizer, Problem("p", "1+1", "2"), **form) == expected
 
 
+TAGS = "{% for m in messages %}{{ '<turn><' + m['role'] + '>' + m['content'] }}{% endfor %}"  # turns that are tags
+# Qwen3-Thinking's: an answer without thoughts is written behind an empty one.
+EMPTY = (
+    "{% for m in messages %}{{ '[' + m['role'] + ']' }}{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"
+)
+REFUSES_ANSWERS = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ raise_exception('No.') }}{% endif %}{% endfor %}" + CHAT
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "asked", "begun"),
+    [
+        (CHAT, "1+1", ""),
+        (CHAT + "{% if add_generation_prompt %}<think>\n{% endif %}", "1+1", "<think>\n"),  # as DeepSeek-R1's
+        (CHAT + "{% if add_generation_prompt %}<thought>{% endif %}", "1+1", "<thought>"),
+        (EMPTY, "1+1", "<think>\n"),
+        (REFUSES_ANSWERS + "{% if add_generation_prompt %}<think>{% endif %}", "1+1", "<think>"),
+        (CHAT + "{% if add_generation_prompt %}<think>\n\n</think>\n\n{% endif %}", "1+1", ""),  # it opens nothing
+        (TAGS + "{% if add_generation_prompt %}<turn><assistant>{% endif %}", "1+1", ""),  # a header
+        (TAGS + "{% if add_generation_prompt %}<turn><assistant><think>{% endif %}", "1+1", "<think>"),
+        (TAGS + "<assistant>", "1+1", ""),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "Write <answer>", ""),  # the user's own tag
+        (CHAT, "Write <think>", ""),
+    ],
+)
+def test_what_a_template_begins_of_the_answer(template, asked, begun):
+    template, turns = ChatTemplate(made(chat_template=template)), [("user", asked)]
+    opened = template.opened(turns)
+    assert template.begun(turns, opened) == begun
+    assert opened.endswith(begun)
+
+
 def test_it_is_what_transformers_makes():
     """By template and tokenizer at once, with a special token in the problem."""
     tokenizer = made("<bos>", "<eos>", chat_template="{{ bos_token }}" + CHAT)
@@ -153,10 +187,7 @@ def test_a_template_alone_makes_no_instruct_model(template, eos, expected):
 
 def test_a_template_that_refuses_an_answer_still_asks():
     """What ends a turn is then not known, and written solutions end with EOS."""
-    refuses = (
-        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ raise_exception('No.') }}{% endif %}{% endfor %}" + CHAT
-    )
-    tokenizer = made(chat_template=refuses)
+    tokenizer = made(chat_template=REFUSES_ANSWERS)
     (found,) = PromptForm(chat=True, eos_ids=frozenset({EOS})).prompts([Problem("p", "1+1", "2")], tokenizer)
     assert (tokenizer.decode(found.ids), found.end) == ("[user]1+1<end of turn>[assistant]", None)
 

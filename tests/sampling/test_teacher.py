@@ -209,6 +209,23 @@ def test_what_the_teacher_reads(make, tokenizer, folder, tmp_path):
     assert [asked for _, asked, _ in chat.asked] == ["<user>0+1=!<assistant>", "<system>Add.<user>0+1=!<assistant>"]
 
 
+def test_what_the_teachers_chat_template_has_begun_is_once_in_the_trace(make, tokenizer, folder, tmp_path):
+    """As `<think>` in DeepSeek-R1's: the policy learns it where its own prompt does not end with it."""
+    chatty = loading.load_tokenizer(str(folder))
+    chatty.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    chatty.chat_template += "{% if add_generation_prompt %}<assistant><think>{% endif %}"
+    chatty.save_pretrained(folder)
+    sampler, problem = make(scripted := Scripted(tokenizer), template="{prompt}", chat=True), PROBLEMS[0].problem
+    grade, seen = sampler.reward, []
+    sampler.reward = lambda problems, texts: seen.extend(texts) or grade(problems, texts)
+    bare, opened = (Prompt(problem, tuple(tokenizer(text).input_ids)) for text in ("0+1=", "0+1=<think>"))
+    begun = Prompt(problem, opened.ids, prefill="<think>")
+    found = texts(tokenizer, sampler.sample([bare, opened, begun], 1, SAMPLING, (0, 0)))
+    assert found == ["<think>try 0 A:1<eos>", "try 0 A:1<eos>", "try 0 A:1<eos>"]
+    assert [asked for _, asked, _ in scripted.asked] == ["<user>0+1=<assistant><think>"]
+    assert seen == [lines(tmp_path)[1]["trace"]] == ["<think>try 0 A:1"]
+
+
 def test_a_teacher_without_a_template_gets_the_prompts_of_the_run(make, tokenizer, tmp_path):
     """With their stop strings and their prefill, which the reward sees; what it writes is trained as it is."""
     scripted = Scripted(tokenizer)

@@ -51,9 +51,15 @@ class PromptForm:
             return [Prompt(p, tuple(i), self.prefill or "", t) for p, i, t in zip(problems, ids, asked, strict=True)]
         template = self._template(tokenizer)
         turns, prefills = zip(*(self._as_chat(p, e) for p, e in zip(problems, shown, strict=True)), strict=True)
-        opened = [_joined(template.opened(t), prefill) for t, prefill in zip(turns, prefills, strict=True)]
-        ids, end = template.ids(opened), template.end(self.eos_ids) if self.eos_ids else None
-        return [Prompt(p, tuple(i), prefill, prefill, end) for p, i, prefill in zip(problems, ids, prefills, strict=True)]
+        opened = [template.opened(t) for t in turns]
+        begun = [template.begun(t, text) for t, text in zip(turns, opened, strict=True)]
+        added = [_added(text, prefill) for text, prefill in zip(opened, prefills, strict=True)]
+        ids = template.ids([text + more for text, more in zip(opened, added, strict=True)])
+        end = template.end(self.eos_ids) if self.eos_ids else None
+        # A written solution is the whole turn where only the template has begun it.
+        starts = [(b + more) or prefill for b, more, prefill in zip(begun, added, prefills, strict=True)]
+        leads = [start if prefill else "" for start, prefill in zip(starts, prefills, strict=True)]
+        return [Prompt(p, tuple(i), s, lead, end) for p, i, s, lead in zip(problems, ids, starts, leads, strict=True)]
 
     def _template(self, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
         """The same object for all problems of a run, since it says once what the template does not have."""
@@ -104,6 +110,11 @@ def _solution(example: Problem) -> str:
     return example.solution or example.answer
 
 
-def _joined(opened: str, prefill: str) -> str:
-    """A template that begins the answer itself, as with `<think>`, does not get it twice."""
-    return opened if opened.rstrip().endswith(prefill.strip()) and prefill.strip() else opened + prefill
+def _added(opened: str, prefill: str) -> str:
+    """What a prefill adds to the beginning of the turn. A template that begins the answer itself, as with `<think>`, does not
+    get that twice.
+    """
+    if prefill.strip() and opened.rstrip().endswith(prefill.strip()):
+        return ""
+    rest = texts.without_tag(prefill, opened)
+    return prefill if rest is None else rest

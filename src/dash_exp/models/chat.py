@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ Turn = tuple[str, str]  # role and text
 
 PROBE, ANSWER = "1 + 1", "an answer"
 TODAY = datetime.date(2024, 7, 26)  # for templates that write the day: the same in all runs, whenever they are started
+TAG_AT_END = re.compile(rf"({texts.TAG.pattern})\s*\Z")
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,19 @@ class ChatTemplate:
         turns = self._allowed(turns)
         return self._whole(self._written(turns, True) if self._has_generation_prompt else self._up_to_answer(turns), turns)
 
+    def begun(self, turns: Sequence[Turn], opened: str) -> str:
+        """What the template has written of the answer itself in `opened(turns)`: a tag at the end, with the white space behind
+        it, as `<think>\\n` in DeepSeek-R1's; "" without one.
+
+        A tag that also stands open in front of a whole answer is the header of the assistant's turn, and one that is there
+        without a generation prompt ends the user's text.
+        """
+        tag = TAG_AT_END.search(opened)
+        if not tag or self._written(self._allowed(turns), False).endswith(tag[0]):
+            return ""
+        _, has_tag, behind = self._around_answer[0].rpartition(tag[1])
+        return "" if has_tag and f"</{tag[1][1:]}" not in behind else tag[0]
+
     def answered(self, turns: Sequence[Turn], answer: str) -> str:
         """The conversation and the assistant's answer to it. Raises UserError where the template loses a text."""
         turns = self._allowed(turns)
@@ -60,11 +75,7 @@ class ChatTemplate:
 
     def end(self, eos_ids: frozenset[int]) -> int | None:
         """The first of `eos_ids`, which end a completion, that the template writes behind an answer; None without one."""
-        try:
-            _, found, behind = self._written([("user", PROBE), ("assistant", ANSWER)], False).rpartition(ANSWER)
-        except UserError:  # some templates refuse an assistant's turn
-            return None
-        ids = self.tokenizer(behind, add_special_tokens=False).input_ids if found else []
+        ids = self.tokenizer(self._around_answer[1], add_special_tokens=False).input_ids
         return next((i for i in ids if i in eos_ids), None)
 
     def _allowed(self, turns: Sequence[Turn]) -> Sequence[Turn]:
@@ -93,6 +104,15 @@ class ChatTemplate:
         before, found, _ = self._written([*turns, ("assistant", ANSWER)], False).rpartition(ANSWER)
         before = before.rstrip(" ")
         return before if found and before.removeprefix(asked).strip() else asked
+
+    @cached_property
+    def _around_answer(self) -> tuple[str, str]:
+        """What the template writes between a question and a whole answer, and behind the answer; "" where it is not known."""
+        try:
+            before, found, behind = self._written([("user", PROBE), ("assistant", ANSWER)], False).rpartition(ANSWER)
+        except UserError:  # some templates refuse an assistant's turn
+            return "", ""
+        return (before.rpartition(PROBE)[2], behind) if found else ("", "")
 
     @cached_property
     def _has_system(self) -> bool:

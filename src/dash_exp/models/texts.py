@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -9,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from dash_exp.core.types import Completion
 
 Ids = Sequence[int]
+
+TAG = re.compile(r"<[a-zA-Z_]+>")
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], whole: bool = False) -> list[list[int]]:
@@ -57,6 +60,16 @@ def behind(text: str, more: str, separator: str) -> str:
     The prompt stays as it is, so that a policy has the same prompts in SFT, in RL and in evaluation.
     """
     return more if not text or text[-1].isspace() or more[:1].isspace() else separator + more
+
+
+def without_tag(text: str, before: str) -> str | None:
+    """The rest of a text that begins with the tag that `before` ends with, as `<think>`; None where there is no such tag."""
+    text = text.lstrip()
+    tag = TAG.match(text)
+    if not tag or not before.rstrip().endswith(tag[0]):
+        return None
+    rest = text.removeprefix(tag[0])
+    return rest.lstrip() if before[-1].isspace() else rest
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Completion]) -> list[str]:

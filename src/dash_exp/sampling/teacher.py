@@ -186,7 +186,9 @@ class TeacherSampler:
             written = texts.decoded(tokenizer, completions)
             whole = [prompt.prefill + text for prompt, text in zip(waiting, written, strict=True)]
             right = correct(self.reward([p.problem for p in waiting], whole), self.reward)
-            for prompt, completion, text, accepted in zip(waiting, completions, written, right, strict=True):
+            # What only the teacher's template has begun is a part of the trace: the policy's prompt may not have it.
+            traces = written if self.form is None else whole
+            for prompt, completion, text, accepted in zip(waiting, completions, traces, right, strict=True):
                 rows[prompt.problem.id] = {
                     "problem": prompt.problem.id,
                     "prompt": seen[prompt.problem.id],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,11 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Completion, Problem, Prompt
-from dash_exp.models.texts import behind, continuation
+from dash_exp.models.texts import behind, continuation, without_tag
 from dash_exp.rewards.base import Reward
 from dash_exp.sampling.base import Sampling
 
-TAG = re.compile(r"<[a-zA-Z_]+>")
 ENDING = 16  # tokens of a prompt in which a tag at its end is looked for
 
 
@@ -69,8 +67,6 @@ def continued(prompt: Prompt, solution: str, separator: str, tokenizer: PreTrain
     if prefill and written.startswith(prefill):
         return written.removeprefix(prefill)
     ending = str(tokenizer.decode(list(prompt.ids[-ENDING:]), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    tag = TAG.match(written)
-    if tag and ending.rstrip().endswith(tag[0]):
-        rest = written.removeprefix(tag[0])
-        return rest.lstrip() if ending[-1].isspace() else rest
+    if (rest := without_tag(written, ending)) is not None:
+        return rest
     return behind(prompt.problem.prompt if prompt.lead is None else prompt.lead, solution, separator)
