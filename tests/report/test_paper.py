@@ -1,6 +1,7 @@
 """Changes against the baseline in the paper and here."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from reports import document_of, section, texts
@@ -8,6 +9,7 @@ from synthetic import write_cell
 
 from dash_exp.report import paper
 from dash_exp.report.comparison import BASE
+from dash_exp.report.sections.paper import ways
 from dash_exp.results.cells import load
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -82,3 +84,16 @@ def test_what_the_paper_leaves_as_it_is_has_no_way(tmp_path):
     [row, _] = section(document, "paper").blocks[2].rows
     assert [cell.detail for cell in row][3:5] == ["undecided", ""]
     assert row[5].detail.endswith(" points, over problems")  # one seed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["same"], "1 change in the paper, 1 goes the same way here and 0 the opposite way; 0 are undecided."),
+        (["same"] * 2 + ["undecided", ""], "3 changes in the paper, 2 go the same way here and 0 the opposite way; 1 is"),
+        (["opposite"], "1 change in the paper, 0 go the same way here and 1 the opposite way; 0 are undecided."),
+    ],
+)  # fmt: skip
+def test_one_change_goes_and_several_go(words, said):
+    change = SimpleNamespace(by_model=dict.fromkeys(range(len(words))), way=words.__getitem__)
+    assert ways([change]).startswith(f"Of the {said}")

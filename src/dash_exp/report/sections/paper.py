@@ -53,11 +53,12 @@ def ways(found: Sequence[paper.Change]) -> str:
     words = [word for x in found for model in x.by_model if (word := x.way(model))]
     same, opposite, undecided = (words.count(word) for word in ("same", "opposite", "undecided"))
     return (
-        f"Of the {len(words)} changes in the paper, {same} go the same way here and {opposite} the opposite way; {undecided} "
-        "are undecided. Same: the difference here has the sign of the paper's, and its 90% interval, below the number here, "
-        "excludes 0 (for a ratio of times 1). Undecided: it does not, or there is none. The interval is that of the verdicts, "
-        "over seeds in pairs; for accuracy it is over problems where the seeds show no spread, and then about these runs only. "
-        "The paper gives no intervals."
+        f"Of the {len(words)} change{'s' * (len(words) != 1)} in the paper, {same} {'goes' if same == 1 else 'go'} the same "
+        f"way here and {opposite} the opposite way; {undecided} {'is' if undecided == 1 else 'are'} undecided. Same: the "
+        "difference here has the sign of the paper's, and its 90% interval, below the number here, excludes 0 (for a ratio of "
+        "times 1). Undecided: it does not, or there is none. The interval is that of the verdicts, over seeds in pairs; for "
+        "accuracy it is over problems where the seeds show no spread, and then about these runs only. The paper gives no "
+        "intervals."
     )
 
 
