@@ -37,6 +37,8 @@ BAD = [
     ([{"kind": "higher", "metric": "pass@4"}], "study.claims[0].metric=pass@4: is not measured. Use accuracy, length, pass@1"),
     ([{"kind": "higher", "metric": "accuracy/math"}], "study.claims[0].metric=accuracy/math: is not measured."),
     ([{"kind": "higher", "metric": "eval/math/pass@8"}], "study.claims[0].metric=eval/math/pass@8: is not measured."),
+    ([{"kind": "higher", "metric": "eval/in_dist/pass@4"}], "study.claims[0].metric=eval/in_dist/pass@4: is not measured."),
+    ([{"kind": "higher", "metric": "accuracy/in_dist/final"}], "study.claims[0].metric=accuracy/in_dist/final: is not"),
     ([{"kind": "faster", "metric": "accuracy"}], "study.claims[0].metric=accuracy: is not a metric of kind=faster"),
     ([{"against": "base"}], "study.claims[0].metric=time/elapsed_s: is not measured of the base model. Use accuracy"),
     ([{"against": "base", "kind": "more_variable"}], "study.claims[0].metric=reward/mean: is not measured of the base model"),
@@ -68,6 +70,7 @@ def test_what_is_no_list_is_refused():
         ({"kind": "equal", "margin": 0.02, "metric": "reward/mean"}, "reward/mean", (-0.02, 0.02)),
         ({"kind": "higher", "metric": "accuracy/out_dist"}, "accuracy/out_dist", (0, math.inf)),
         ({"kind": "higher", "metric": "eval/in_dist/avg@8"}, "eval/in_dist/avg@8", (0, math.inf)),
+        ({"kind": "higher", "metric": "eval/out_dist/length/mean_tokens"}, "eval/out_dist/length/mean_tokens", (0, math.inf)),
         ({"kind": "higher", "metric": "reward/format"}, "reward/format", (0, math.inf)),
     ],
 )

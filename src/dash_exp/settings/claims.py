@@ -60,6 +60,19 @@ class Claim:
         return KINDS[self.kind].limit == "ratio"
 
     @property
+    def is_of_test(self) -> bool:
+        """Whether the metric is a short name, such as `pass@8`, of what is measured on `test` before and after training."""
+        return self.metric in OF_TEST or ("@" in self.metric and "/" not in self.metric)
+
+    @property
+    def measured_on(self) -> str:
+        """The test set of the metric: `test`, or the one in a name of `metrics.csv`. Empty for what training measures."""
+        if self.is_of_test:
+            return self.test
+        head, _, rest = self.metric.partition("/")
+        return rest.partition("/")[0] if head in ("accuracy", "eval") else ""
+
+    @property
     def region(self) -> tuple[float, float]:
         """The values that the claim allows, ends excluded: of the ratio arm / against, or of the difference arm - against."""
         match self.kind:
@@ -144,8 +157,8 @@ def check(cfg: DictConfig) -> None:
         where, of_test = f"study.claims[{i}]", _of_test(cfg)
         if claim.test not in tests:
             raise UserError(f"{where}.test={claim.test}", "there is no such test set", f"Use one of {', '.join(tests)}")
-        of_csv = (*(f"accuracy/{test}" for test in tests), *(f"eval/{test}/" for test in tests), "reward/")
-        if not (claim.metric in (*of_test, *METRICS) or claim.metric.startswith(of_csv)):
+        of_csv = [name for test in tests for name in (f"accuracy/{test}", *(f"eval/{test}/{short}" for short in _of_csv(cfg)))]
+        if not (claim.metric in (*of_test, *METRICS, *of_csv) or claim.metric.startswith("reward/")):
             raise UserError(
                 f"{where}.metric={claim.metric}", "is not measured", f"Use {', '.join(of_test)}, or a name of metrics.csv"
             )
@@ -160,6 +173,12 @@ def _of_test(cfg: DictConfig) -> list[str]:
     """The metrics of a test set with these settings of evaluation."""
     n = cfg.eval.n
     return [*OF_TEST, *(f"pass@{k}" for k in cfg.eval.k), *([f"avg@{n}", f"maj@{n}"] if n else [])]
+
+
+def _of_csv(cfg: DictConfig) -> list[str]:
+    """NAME of each column `eval/TEST/NAME` of `metrics.csv` with these settings of evaluation."""
+    lengths = ["length/mean_tokens", "length/truncated_fraction"]
+    return [*lengths, *(f"sampled/{name}" for name in lengths if cfg.eval.n), *(set(_of_test(cfg)) - set(OF_TEST))]
 
 
 def values_of(override: str) -> tuple[str, list[str]]:

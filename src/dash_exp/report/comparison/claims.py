@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ class Verdict:
     `estimate`: of arm / against or arm - against (`Claim.region` is on the same scale), with its 90% interval over `over`:
     seeds, problems (for these runs only), or "" where there is none. `n`: pairs of seeds. `more_seeds`: how many more would
     decide an undecided claim; None for more than `stats.MOST_SEEDS` and where no interval over seeds says it. `missing`: why
-    there is no estimate, or no interval.
+    there is no estimate, or no interval. `left_out`: pairs done in both arms that the estimate is without, and why.
     """
 
     claim: Claim
@@ -39,6 +39,7 @@ class Verdict:
     n: int = 0
     more_seeds: int | None = None
     missing: str = ""
+    left_out: str = ""
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -85,12 +86,14 @@ def judged(results: Results, claim: Claim, arm: str, against: str) -> Verdict:
     pairs = _pairs(results, arm, against)
     by_problem = _by_problem(claim, pairs, arm, against) if claim.metric == "accuracy" and not claim.is_ratio else {}
     if by_problem:
-        values = [float(of_problems.mean()) for of_problems in by_problem.values()]
+        by_pair = {seed: float(of_problems.mean()) for seed, of_problems in by_problem.items()}
+        without = {seed: "no test problem in common" for seed in pairs if seed not in by_problem}
     else:
-        values = _by_pair(results, claim, pairs, arm, against)
-    found = Verdict(claim, arm, against, n=len(values))
+        by_pair, without = _by_pair(results, claim, pairs, arm, against)
+    values = [value for value in by_pair.values() if math.isfinite(value)]
+    found = Verdict(claim, arm, against, n=len(values), left_out=_with_seeds(without))
     if not values:
-        return replace(found, missing="not measured with the same seed in both" if pairs else "no seed is done in both")
+        return replace(found, missing=found.left_out or "no seed is done in both")
     spread = len(values) > 1 and not stats.no_spread(values)
     if not spread and by_problem:
         over = stats.problem_bounds(pd.concat(list(by_problem.values()), axis=1).mean(axis=1))
@@ -99,8 +102,10 @@ def judged(results: Results, claim: Claim, arm: str, against: str) -> Verdict:
     region = (_log(claim.region[0]), _log(claim.region[1])) if claim.is_ratio else claim.region
     mean = stats.mean_interval(values, stats.CLAIMED)
     assert mean is not None
-    if not spread:
+    if len(values) < len(by_pair) or not spread:
         why = "one seed" if len(values) == 1 else "every seed gave the same"
+        if len(values) < len(by_pair):  # by its number, not by chance: with it the mean could be anywhere
+            why = "what is left out could change the verdict"
         return replace(found, estimate=_shown(replace(mean, low=None, high=None), claim), missing=why)
     word = stats.verdict(mean, region)
     more = stats.more_seeds(values, region) if word == "undecided" else None
@@ -120,25 +125,52 @@ def _by_problem(claim: Claim, pairs: dict[Seed, tuple[Cell, Cell]], arm: str, ag
     return {seed: sign * (pair["arm"] - pair["baseline"]) for seed, pair in found.items()}
 
 
-def _by_pair(results: Results, claim: Claim, pairs: dict[Seed, tuple[Cell, Cell]], arm: str, against: str) -> list[float]:
-    """The difference of each pair, or the logarithm of its ratio, of the pairs that have both numbers."""
-    found = []
-    for ours, theirs in pairs.values():
-        x, y = measured(results, claim, ours, arm == BASE), measured(results, claim, theirs, against == BASE)
-        if x is None or y is None or not _same_problems(claim, ours, theirs):
-            continue
-        if not claim.is_ratio:
-            found.append(x - y)
+def _by_pair(
+    results: Results, claim: Claim, pairs: dict[Seed, tuple[Cell, Cell]], arm: str, against: str
+) -> tuple[dict[Seed, float], dict[Seed, str]]:
+    """By seed: the difference of each pair that has both numbers, or the logarithm of its ratio; NaN where a number is not
+    finite, or 0 in a ratio. Second, by seed: why a pair has no value, or NaN.
+    """
+    found: dict[Seed, float] = {}
+    without: dict[Seed, str] = {}
+    for seed, cells in pairs.items():
+        numbers = {name: measured(results, claim, cell, name == BASE) for name, cell in zip((arm, against), cells, strict=True)}
+        x, y = numbers.values()
+        if x is None or y is None:
+            without[seed] = f"not measured in {_names(name for name, value in numbers.items() if value is None)}"
+        elif not _same_problems(claim, *cells):
+            without[seed] = "other test problems in each"
+        elif not (math.isfinite(x) and math.isfinite(y)):
+            found[seed] = math.nan
+            without[seed] = f"not finite in {_names(name for name, value in numbers.items() if not math.isfinite(value or 0))}"
+        elif not claim.is_ratio:
+            found[seed] = x - y
         elif x > 0 and y > 0:
-            found.append(math.log(x / y))
-    return found
+            found[seed] = math.log(x / y)
+        else:
+            found[seed] = math.nan
+            without[seed] = f"no ratio, as it is 0 in {_names(name for name, value in numbers.items() if value == 0)}"
+    return found, without
+
+
+def _names(arms: Iterable[str]) -> str:
+    return " and ".join("the base model" if arm == BASE else arm for arm in arms)
+
+
+def _with_seeds(without: dict[Seed, str]) -> str:
+    """`not measured in grpo with seeds 0, 2; no ratio, as it is 0 in dash with seed 1`"""
+    seeds: dict[str, list[str]] = {}
+    for seed, why in without.items():
+        seeds.setdefault(why, []).append(str(seed))
+    return "; ".join(f"{why} with seed{'s' * (len(of) > 1)} {', '.join(of)}" for why, of in seeds.items())
 
 
 def measured(results: Results, claim: Claim, cell: Cell, is_base: bool) -> float | None:
     """The number of a cell that the claim is on; of the base model where `is_base`. None if it was not measured.
 
-    A metric of a test set is that at the end; a name of `result.json`, such as `time/update_s`, that of the whole run; one of
-    `metrics.csv` alone its mean over the outer steps; for `more_variable` its `roughness` over them.
+    A metric of a test set with a short name, such as `pass@8`, is that at the end; a name of `result.json`, such as
+    `time/update_s`, that of the whole run; one of `metrics.csv` alone, such as `eval/in_dist/pass@8`, its mean over the outer
+    steps; for `more_variable` its `roughness` over them.
     """
     if claim.metric.startswith(OF_COMPLETIONS) and learns_from_traces(results, results.arm(cell)):
         return None  # the completions are not those of the policy
@@ -147,7 +179,7 @@ def measured(results: Results, claim: Claim, cell: Cell, is_base: bool) -> float
     if claim.kind == "more_variable":
         column = claim.metric if claim.metric in cell.metrics else of_test
         return roughness(cell.metrics[column].iloc[1:].dropna().to_numpy(float)) if column in cell.metrics else None
-    if claim.metric in claims.OF_TEST or "@" in claim.metric:
+    if claim.is_of_test:
         return number(cell, f"{of_test}/{'base' if is_base else 'final'}")
     if claim.metric in cell.result:
         return number(cell, claim.metric)
@@ -170,8 +202,8 @@ def roughness(values_T: NDArray[np.float64]) -> float | None:
 
 def _same_problems(claim: Claim, ours: Cell, theirs: Cell) -> bool:
     """Whether a metric of a test set is over the same problems in both cells."""
-    of_test = claim.metric in claims.OF_TEST or "@" in claim.metric
-    return not of_test or set(solved(ours, claim.test, "final").index) == set(solved(theirs, claim.test, "final").index)
+    test = claim.measured_on
+    return not test or set(solved(ours, test, "final").index) == set(solved(theirs, test, "final").index)
 
 
 def _log(x: float) -> float:

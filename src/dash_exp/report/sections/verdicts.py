@@ -50,19 +50,22 @@ def section(c: Context) -> Section | None:
 
 
 def how_to_read(found: Sequence[Verdict]) -> list[str]:
-    """What the words and the intervals mean."""
-    each = "The verdict is" if len(found) == 1 else f"Each of the {len(found)} verdicts is"
-    several = ", and the more claims there are, the more likely is one wrong verdict" if len(found) > 1 else ""
+    """What the words and the intervals mean, of those that are there."""
     said = [
         "Supported: the whole interval is inside of what is claimed. Contradicted: it is outside. Undecided: neither, so these "
-        "runs show neither that the claim is true nor that it is false.",
-        f"These are 90% intervals over seeds in pairs, on these test problems: each end is a one-sided 95% bound. {each} wrong "
-        f"in at most 5% of such studies{several}.",
+        "runs show neither that the claim is true nor that it is false."
     ]
+    if n := sum(v.over == "seeds" for v in found):
+        each = "The verdict with one is" if n == 1 else f"Each of the {n} verdicts with one is"
+        several = ", and the more claims there are, the more likely is one wrong verdict" if n > 1 else ""
+        said.append(
+            "An interval over seeds is a 90% interval over pairs, on these test problems: each end is a one-sided 95% bound. "
+            f"{each} wrong in at most 5% of such studies{several}."
+        )
     if any(v.over == "problems" for v in found):
         said.append(
-            "An interval over problems stands where the seeds show no spread, as with one seed. It is about these runs only: "
-            "other seeds may give another verdict."
+            "An interval over problems, also of 90%, stands where the seeds show no spread, as with one seed. It is about "
+            "these runs only: other seeds may give another verdict."
         )
     return said
 
@@ -70,8 +73,7 @@ def how_to_read(found: Sequence[Verdict]) -> list[str]:
 def quantity(claim: Claim) -> str:
     """What is compared, in words: `accuracy in distribution`, `training time`."""
     name = NAMES.get(claim.metric, claim.metric)
-    of_test = claim.metric in ("accuracy", "length") or "@" in claim.metric
-    return f"{name} {test_label(claim.test)}" if of_test else name
+    return f"{name} {test_label(claim.test)}" if claim.is_of_test else name
 
 
 def amount(claim: Claim) -> tuple[Show, str]:
@@ -80,13 +82,18 @@ def amount(claim: Claim) -> tuple[Show, str]:
         return times, ""
     if is_fraction(claim):
         return points, " points"
-    unit = METRICS[claim.metric].unit if claim.metric in METRICS else "tokens" if claim.metric == "length" else ""
+    unit = METRICS[claim.metric].unit if claim.metric in METRICS else "tokens" if is_length(claim) else ""
     return signed, f" {unit}" if unit and unit not in ("1", "reward") else ""
 
 
+def is_length(claim: Claim) -> bool:
+    return claim.metric == "length" or claim.metric.endswith("length/mean_tokens")
+
+
 def is_fraction(claim: Claim) -> bool:
-    fraction = claim.metric in METRICS and METRICS[claim.metric].unit == "fraction"
-    return not claim.is_ratio and (claim.metric == "accuracy" or "@" in claim.metric or fraction)
+    name = claim.metric
+    of_test = name.startswith("accuracy") or "@" in name or name.endswith("truncated_fraction")
+    return not claim.is_ratio and (of_test or (name in METRICS and METRICS[name].unit == "fraction"))
 
 
 def named(v: Verdict) -> tuple[str, str]:
@@ -128,6 +135,7 @@ def sentence(v: Verdict) -> str:
     else:
         seeds = f"{v.n} seed{'s' * (v.n > 1)}"
         basis = f"{span(e, show)}, {seeds}" if v.over else f"{seeds}, no interval: {v.missing}"
+    basis += f"; left out: {v.left_out}" if v.left_out else ""
     match v.claim.kind:
         case "faster":
             said = f"{a} takes {times(e.value)} times the {what} of {b}"
@@ -158,7 +166,7 @@ def as_table(found: Sequence[Verdict]) -> pd.DataFrame:
         rows.append(
             {"verdict": v.word, "claim": v.claim.text or claimed(v), "found": sentence(v), "kind": v.claim.kind}
             | {"arm": v.arm or " ".join(v.claim.arm), "against": v.against or " ".join(v.claim.against)}
-            | {"metric": v.claim.metric, "test": v.claim.test, "claimed_above": low, "claimed_below": high}
+            | {"metric": v.claim.metric, "test": v.claim.measured_on, "claimed_above": low, "claimed_below": high}
             | {"estimate": e and e.value, "low": e and e.low, "high": e and e.high, "interval_over": v.over}
             | {"seeds": v.n, "further_seeds": more(v)}
         )
