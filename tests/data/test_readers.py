@@ -120,6 +120,19 @@ def test_what_is_meant_as_a_folder(tmp_path, monkeypatch):
     assert readers.is_local("owner/name")
 
 
+def test_a_folder_without_one_split(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for ending in readers.READERS:
+        folder = tmp_path / ending[1:]
+        save(folder, ending, ROWS)
+        with pytest.raises(
+            UserError, match=rf"^data\.path=.*: there is no file {folder}/test\..*data\.test_path=FILE.*"
+        ) as error:
+            read(folder, "test")
+        assert "\"data.test_split='train[:100]'\"" in str(error.value)
+        assert read(folder, "train[:100]") == ROWS
+
+
 def test_a_copy_of_a_data_set_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "copy"
@@ -135,3 +148,14 @@ def test_a_copy_of_a_data_set_of_the_hub(tmp_path, monkeypatch):
     assert row == {"q": [{"role": "user", "content": "train 3"}], "a": 1}
     with pytest.raises(UserError, match=r"could not be loaded as a copy of one of the hub \(.*hard"):
         read(folder, "train")
+    with pytest.raises(UserError, match=r"there is no file .*/test\.parquet, nor another one of this split; .* 'train'\. "):
+        read(folder, "test", "main")
+
+
+def test_a_data_set_of_the_hub_without_one_split(monkeypatch):
+    def without_test(path, name, split):
+        raise ValueError("Unknown split \"test\". Should be one of ['train'].")
+
+    monkeypatch.setattr("datasets.load_dataset", without_test)
+    with pytest.raises(UserError, match=r"^data set a/b: has no split 'test'; what is there is 'train'\. .*data\.test_split"):
+        read("a/b", "test")

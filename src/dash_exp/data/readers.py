@@ -19,6 +19,11 @@ from dash_exp.core.errors import UserError
 Row = Mapping[str, Any]
 Located = tuple[Row, str, str]  # a row, its place for messages ("FILE, line 3") and its id ("train/3")
 
+ANOTHER_SPLIT = (
+    "With data=jsonl, verl or hub name another place for the test set, data.test_path=FILE, or another split, as in "
+    "\"data.test_split='train[:100]'\" for a part of the training set"
+)
+
 LONGEST_FIELD = 2**31 - 1  # characters of a value in a CSV file; by default Python refuses more than 131,072
 
 
@@ -72,7 +77,8 @@ def _file(path: str, split: str) -> Path:
     if not found:
         others = ", ".join(ending for ending in READERS if ending != ".jsonl")
         wrong = f"there is no file {folder / split}.jsonl (nor {others})"
-        raise UserError(f"data.path={path}", wrong, "Give a folder that has train.jsonl and test.jsonl, or a hub name")
+        right = f"Give a folder that has train.jsonl and test.jsonl, or a hub name. {ANOTHER_SPLIT}"
+        raise UserError(f"data.path={path}", wrong, right)
     return found[0]
 
 
@@ -83,6 +89,12 @@ def hub_rows(path: str, split: str, subset: str | None) -> Iterator[Located]:
     try:
         rows = datasets.load_dataset(path, name=subset, split=split)
     except Exception as error:  # whatever the hub client raises, the user can do the same two things
+        if found := re.match(r'Unknown split "(.*?)"\. Should be one of \[(.*)\]', str(error)):
+            there = f"what is there is {found[2]}"
+            if Path(path).is_dir():
+                wrong = f"there is no file {Path(path) / found[1]}.parquet, nor another one of this split; {there}"
+                raise UserError(f"data.path={path}", wrong, ANOTHER_SPLIT) from error
+            raise UserError(f"data set {path}", f"has no split {found[1]!r}; {there}", ANOTHER_SPLIT) from error
         raise UserError(
             f"data set {path}",
             f"could not be loaded {'as a copy of one of' if Path(path).is_dir() else 'from'} the hub "
