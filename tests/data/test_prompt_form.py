@@ -82,6 +82,9 @@ def test_worked_examples_stay_where_other_problems_come_or_go(seed):
 def test_too_few_training_problems_for_the_examples():
     with pytest.raises(UserError, match=r"^prompt\.few_shot=9: is not less than the 9 training problems"):
         made_of(PromptForm(few_shot=9))
+    bare = [Problem("a", "2+2", ""), Problem("b", "3+3", "6")]
+    with pytest.raises(UserError, match="is not less than the 1 training problems with a solution or an answer"):
+        made_of(PromptForm(few_shot=1), train=bare)
 
 
 def test_without_a_solution_an_example_shows_the_answer():

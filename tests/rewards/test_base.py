@@ -8,6 +8,7 @@ from dash_exp.rewards.code import CodeReward
 from dash_exp.rewards.exact import ExactReward
 from dash_exp.rewards.format import FormatReward
 from dash_exp.rewards.math import MathReward
+from dash_exp.rewards.reasoning_gym import ReasoningGymReward
 from dash_exp.rewards.sums import SumReward
 
 
@@ -25,6 +26,21 @@ def test_problems_that_a_reward_cannot_grade_are_refused_before_anything_runs():
             check_problems(reads, [problem("7"), DOUBLE], "data.tests.c")
     with pytest.raises(UserError, match="rewards of programs and of answers"):
         SumReward({"code": code, "exact": exact}, {"code": 1.0, "exact": 1.0}, "code")
+
+
+def test_a_reward_that_compares_with_answers_refuses_problems_without_one():
+    answered, open_ended = problem("7"), problem("")
+    whole, form = ExactReward(None), FormatReward(".*")
+    both = SumReward({"exact": whole, "format": form}, {"exact": 1.0, "format": 1.0}, "format")
+    for reward in (whole, MathReward(), both):
+        with pytest.raises(
+            UserError, match=r"^data\.tests\.o, problem p: has no answer.*data\.answer.*\+reward@data\.tests\.o"
+        ):
+            check_problems(reward, [answered, open_ended], "data.tests.o")
+    own_scorer = ReasoningGymReward(workers=1)
+    of_tasks = SumReward({"gym": own_scorer, "format": form}, {"gym": 1.0, "format": 1.0}, "format")
+    for reward in (form, of_tasks, lambda problems, texts: Scores([1.0] * len(texts))):
+        check_problems(reward, [answered, open_ended])
 
 
 def test_problems_in_which_no_completion_can_be_right(caplog):

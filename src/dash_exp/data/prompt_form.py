@@ -71,11 +71,12 @@ class PromptForm:
         """One more than is shown, in place of a problem that is its own example."""
         if not self.few_shot:
             return []
-        different = {problem.prompt: problem for problem in train}
-        if len(different) <= self.few_shot:
-            wrong = f"is not less than the {len(different)} training problems"
+        worked = {problem.prompt: problem for problem in train if _solution(problem)}
+        if len(worked) <= self.few_shot:
+            which = "" if all(_solution(problem) for problem in train) else " with a solution or an answer"
+            wrong = f"is not less than the {len(worked)} training problems{which}"
             raise UserError(f"prompt.few_shot={self.few_shot}", wrong, "Lower it, or choose data with more of them")
-        return [different[prompt] for prompt in sorted(different, key=self._lot)[: self.few_shot + 1]]
+        return [worked[prompt] for prompt in sorted(worked, key=self._lot)[: self.few_shot + 1]]
 
     def _lot(self, prompt: str) -> bytes:
         """Draws by the text alone, so that an example stays where other problems come or go."""

@@ -181,7 +181,8 @@ def _block(block: Block) -> str:
         case Tabs():
             return "\n\n".join(f"**Against {label}** {_inline(note)}\n\n{_images(figs)}" for label, figs, note in block.tabs)
         case Samples():
-            head = f"Problem (answer {_inline(block.answer)}):\n\n{_indented(block.problem)}"
+            answer = f" (answer {_inline(block.answer)})" if block.answer else ""
+            head = f"Problem{answer}:\n\n{_indented(block.problem)}"
             each = [
                 f"{_inline(f'{s.arm.text}: {facts}')}\n\n{_indented(t)}" for s in block.samples for facts, t in s.completions
             ]

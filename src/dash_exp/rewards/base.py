@@ -52,7 +52,8 @@ class Reward(Protocol):
 
     It may have these attributes:
 
-    - `grades`: "programs" if every problem must have `tests`, "answers" if none may;
+    - `grades`: "programs" if every problem must have `tests`, "answers" if none may and each must have an answer;
+    - `needs_answer`: False if it grades answers, and knows without the problem's own which are right;
     - `components`: the names in `Scores.components`;
     - `correct`: the name of the component in which 1 means a correct completion; without it 1 in `Scores.rewards` does;
     - `answers(texts)`: the answer in each completion, spelled the same where two are equal, None where there is none; with it
@@ -81,6 +82,10 @@ def check_problems(reward: Reward, problems: Sequence[Problem], where: str = "da
         if grades == "answers" and problem.tests:
             wrong = "asks for a program, but the reward reads an answer"
             raise UserError(f"{where}, problem {problem.id}", wrong, "Use reward=code" + (own and f"{own}code"))
+        if grades == "answers" and getattr(reward, "needs_answer", True) and not problem.answer.strip():
+            right = "Name the field with the answer (data.answer), or use a reward that needs none, such as reward=format"
+            wrong = "has no answer, with which the reward compares"
+            raise UserError(f"{where}, problem {problem.id}", wrong, right + (own and f"{own}format"))
     if not problems or not hasattr(reward, "hopeless"):
         return
     sample = problems[:: -(-len(problems) // SAMPLE)]

@@ -33,6 +33,7 @@ class ReasoningGymReward:
     """
 
     grades = "answers"
+    needs_answer = False  # the scorers of some tasks check an answer by itself
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ class SumReward:
         if len(graded) > 1:
             raise UserError("reward.parts", "have rewards of programs and of answers", "No problem has both: remove one kind")
         self.grades = graded.pop() if graded else None
+        compare = [part for part in self.parts.values() if getattr(part, "grades", None) == "answers"]
+        self.needs_answer = any(getattr(part, "needs_answer", True) for part in compare)
         decides = self.parts[correct]
         inner = getattr(decides, "correct", None)
         self.correct = f"{correct}/{inner}" if inner else correct
