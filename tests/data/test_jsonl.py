@@ -13,6 +13,7 @@ from dash_exp.data import jsonl
 USER = {"role": "user", "content": "1+1?"}
 SYSTEM = {"role": "system", "content": ""}
 REPLY = {"role": "assistant", "content": "It is 2."}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
 PARTS = {"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]}
 
 
@@ -40,7 +41,7 @@ def test_fields_of_ones_own(tmp_path):
         ([USER], [("user", "1+1?")]),
         ([SYSTEM, PARTS], [("system", ""), ("user", "1+1?")]),
         (
-            [{"role": "user", "content": "Hm", "name": None}, REPLY, USER],
+            [{"role": "user", "content": "Hm", "name": None, "tool_calls": None}, REPLY | {"tool_calls": []}, USER],
             [("user", "Hm"), ("assistant", "It is 2."), ("user", "1+1?")],
         ),
     ],
@@ -65,7 +66,6 @@ def test_one_list_with_prompt_and_solution(tmp_path):
         (1e-5, "0.00001"),
         (["4", "four"], r"field answer: has 2 items, and a problem has one answer\. .*answer\.0"),
         ({"target": "4"}, r"field answer: is .* Name a field inside it, as answer\.target"),
-        ([], r"field answer: is an empty list"),
         (True, r"field answer: is True"),
         (float("nan"), r"field answer: is nan"),
     ],
@@ -97,6 +97,11 @@ def test_answers(tmp_path, answer, read):
         (str([USER]), r"field prompt: is a list of messages that was written as text"),
         (json.dumps([USER]), r"field prompt: is a list of messages that was written as text"),
         (USER, r"field prompt: is \{"),
+        ([USER, CALL, USER], r"field prompt, message 2, field tool_calls: is not empty, and calls of tools are not supported"),
+        (
+            [USER, REPLY | {"function_call": {"name": "f"}}, USER],
+            r"field prompt, message 2, field function_call: is not empty",
+        ),
     ],
 )
 def test_prompts_that_are_refused(tmp_path, prompt, message):
@@ -107,6 +112,42 @@ def test_prompts_that_are_refused(tmp_path, prompt, message):
 def test_a_solution_ends_with_the_assistant(tmp_path):
     with pytest.raises(UserError, match="field completion: does not end with a text of the assistant"):
         loaded(tmp_path, {"prompt": [USER], "answer": "2", "completion": [USER]}, solution="completion")
+
+
+def test_a_solution_with_a_call_of_a_tool_is_refused(tmp_path):
+    with pytest.raises(UserError, match="field completion, message 1, field tool_calls: is not empty"):
+        loaded(tmp_path, {"prompt": [USER], "answer": "2", "completion": [CALL, REPLY]}, solution="completion")
+
+
+def test_a_column_of_tools_is_said_once_not_to_be_read(tmp_path, caplog):
+    rows = [{"prompt": "x", "answer": "1", "tools": tools} for tools in ([{"name": "f"}], [{"name": "g"}], [], None)]
+    assert len(loaded(tmp_path, *rows)) == 4
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "2 rows of the train split have tools, which are not read" in said
+    caplog.clear()
+    loaded(tmp_path, *rows, extra=["tools"])
+    loaded(tmp_path, *rows[2:])
+    assert not caplog.records
+
+
+def test_problems_without_answers(tmp_path, caplog):
+    rows = [{"prompt": "x", "gold": ""}, {"prompt": "y", "gold": None}, {"prompt": "z", "gold": []}]
+    assert [p.answer for p in loaded(tmp_path, *rows, answer=None)] == ["", "", ""]
+    assert not caplog.records
+    assert [p.answer for p in loaded(tmp_path, *rows, answer="gold")] == ["", "", ""]
+    assert "no row of the train split has an answer; the first: " in caplog.text
+    assert "train.jsonl, line 1, field gold: is ''" in caplog.text
+    assert [p.answer for p in loaded(tmp_path, *rows, {"prompt": "u", "gold": "4"}, answer="gold")] == ["4"]
+    with pytest.raises(UserError, match=r"has no field 'answer'\. Its fields are .*write data\.answer=null"):
+        loaded(tmp_path, *rows)
+
+
+def test_fields_that_need_not_be_there(tmp_path):
+    rows = [{"prompt": "x", "answer": "1", "a": {"b": 1}}, {"prompt": "y", "answer": "2"}]
+    first, second = loaded(tmp_path, *rows, extra=["a.b", "c"], optional=["a.b", "c"])
+    assert (first.extra, second.extra) == ({"a.b": 1, "c": None}, {"a.b": None, "c": None})
+    with pytest.raises(UserError, match=r"line 1: has no field 'c'"):
+        loaded(tmp_path, *rows, extra=["a.b", "c"], optional=["a.b"])
 
 
 def test_verls_columns(tmp_path):

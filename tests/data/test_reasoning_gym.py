@@ -9,7 +9,7 @@ import pytest
 from conftest import composed
 from refusals import assert_refused
 
-from dash_exp.commands.build import data_set
+from dash_exp.commands.data_sets import data_set
 from dash_exp.core.errors import UserError
 from dash_exp.data import digests, order
 from dash_exp.data.reasoning_gym import load

@@ -31,8 +31,11 @@ def test_bad_rows_are_named(tmp_path, rows, message):
 
 def test_ids_must_be_unique(tmp_path):
     path = write(tmp_path / "d", [{"id": "x", "p": "1", "a": "1"}, {"id": "x", "p": "2", "a": "2"}])
-    with pytest.raises(UserError, match=r"line 2: has the id 'x' of .*line 1"):
+    with pytest.raises(
+        UserError, match=r"line 2: has the id 'x' of .*line 1\. Give each row its own id, or write data\.id=null"
+    ):
         jsonl.load(path, "train", prompt="p", answer="a")
+    assert [p.id for p in jsonl.load(path, "train", prompt="p", answer="a", id=None)] == ["train/1", "train/2"]
 
 
 def test_a_hub_that_cannot_be_reached_is_a_message(monkeypatch):
@@ -68,8 +71,8 @@ def test_rows_without_an_answer_are_left_out(tmp_path, caplog):
     assert [p.answer for p in jsonl.load(path, "train", prompt="p", answer="a")] == ["0.00001"]
     assert "rows without an answer are left out, 2 of the train split: train/1, train/2" in caplog.text
     assert len(gsm8k.load(write(tmp_path / "e", [ROW, {"question": "x", "answer": "no mark"}]), "train")) == 1
-    with pytest.raises(UserError, match="line 1, field a: is ''"):
-        jsonl.load(write(tmp_path / "f", [{"p": "1", "a": ""}]), "train", prompt="p", answer="a")
+    with pytest.raises(UserError, match="line 1, field answer: has no '#### number'"):
+        gsm8k.load(write(tmp_path / "f", [{"question": "x", "answer": "no mark"}]), "train")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from refusals import assert_each_is_met, assert_refused, refusal, refusal_of
 from dash_exp.core.errors import UserError
 from dash_exp.settings import data
 
+MORE = "+test@data.tests.more=jsonl data.tests.more.path=d"
 BAD = [
     ("data.tests.in_dist=null", "data.tests.in_dist: is null"),
     (
@@ -28,6 +29,13 @@ BAD = [
     ("data=gsm8k data.train.annotations=yes", "data.train.annotations=yes: is neither true nor false"),
     ("data=jsonl data.path=d data.extra=level", "data.extra=level: is not a list of names. Write it in brackets"),
     ("data=jsonl data.path=d data.prompt=3", "data.prompt=3: is not a text"),
+    ("data=jsonl data.path=d data.prompt=null", "data.prompt=null: is not a text"),
+    ("data=jsonl data.path=d data.test_split=null", "data.test_split=null: is not a text"),
+    ("data=verl data.path=d data.optional=level", "data.optional=level: is not a list of names. Write it in brackets"),
+    (f"{MORE} data.tests.more.prompt=3", "data.tests.more.prompt=3: is not a text"),
+    (f"{MORE} data.tests.more.answer=3", "data.tests.more.answer=3: is not a text"),
+    (f"{MORE} data.tests.more.extra=a", "data.tests.more.extra=a: is not a list of names"),
+    ("+test@data.tests.more=jsonl", "data.tests.more.path: is not given. Add data.tests.more.path=... to the command"),
     (
         f"data=jsonl data.path={__file__}",
         f"data.path={__file__}: is one file, for training and test. Add data.test_path=FILE, or",
@@ -39,6 +47,12 @@ BAD = [
 @pytest.mark.parametrize(("bad", "message"), BAD, ids=[bad for bad, _ in BAD])
 def test_bad_settings_are_refused_by_name(bad, message):
     assert_refused(refusal(bad), message)
+
+
+@pytest.mark.parametrize("name", ["answer", "solution", "id", "subset"])
+def test_fields_that_may_be_null(name):
+    assert refusal(f"data=jsonl data.path=d data.{name}=null") is None
+    assert refusal(f"{MORE} data.tests.more.{name}=null") is None
 
 
 def a_name_with_a_slash() -> UserError | None:

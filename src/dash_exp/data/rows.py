@@ -20,20 +20,23 @@ log = logging.getLogger(__name__)
 
 Parse = Callable[[Row, str, str], Problem]  # from the three values of a `Located` to its problem
 
+OWN_IDS = "Give each row its own id"
+
 
 class NoAnswerError(UserError):
     """A row without an answer. It is left out; the error is raised only where no row has one."""
 
 
-def load_problems(path: str, split: str, parse: Parse, subset: str | None = None) -> list[Problem]:
+def load_problems(path: str, split: str, parse: Parse, subset: str | None = None, advice: str = OWN_IDS) -> list[Problem]:
     """The problems of one split, of a file, a folder or a data set of the hub (see `readers.rows_of`)."""
-    return problems_of(rows_of(path, split, subset), parse, path, split)
+    return problems_of(rows_of(path, split, subset), parse, path, split, advice)
 
 
-def problems_of(rows: Iterable[Located], parse: Parse, path: str, split: str) -> list[Problem]:
+def problems_of(rows: Iterable[Located], parse: Parse, path: str, split: str, advice: str = OWN_IDS) -> list[Problem]:
     """Each row parsed, in order; rows without an answer are left out, and counted in one line of the log.
 
-    UserError also where two problems have the same id or there is none at all.
+    UserError also where two problems have the same id, with this `advice`, or there is none at all. NoAnswerError where there
+    are rows, and none has an answer.
     """
     problems: list[Problem] = []
     seen: dict[str, str] = {}
@@ -45,7 +48,7 @@ def problems_of(rows: Iterable[Located], parse: Parse, path: str, split: str) ->
             unanswered.append((name, error))
             continue
         if problem.id in seen:
-            raise UserError(where, f"has the id {problem.id!r} of {seen[problem.id]}", "Give each row its own id")
+            raise UserError(where, f"has the id {problem.id!r} of {seen[problem.id]}", advice)
         seen[problem.id] = where
         problems.append(problem)
     if unanswered and not problems:

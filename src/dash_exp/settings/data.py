@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dash_exp.core.errors import UserError
-from dash_exp.settings.checks import flags, numbers, texts
+from dash_exp.settings.checks import flags, numbers, shown, texts
 
 SECTIONS = "data data.tests"
 TEXTS = "test_path math500_path gsm8k_path subset train_split test_split prompt answer solution id"
 OPTIONAL = [f"data.{name}" for name in TEXTS.split()]
+OF_LOADERS = "dash_exp.data."  # how their names begin
+NEEDED = ("path", "split", "prompt")  # by the loaders
+MAY_BE_NULL = ("subset", "answer", "solution", "id", "hub_path", "other_path")
 
 
 def values(cfg: DictConfig) -> None:
     texts(cfg, "data.name data.path")
     texts(cfg, " ".join(key for key in OPTIONAL if OmegaConf.select(cfg, key) is not None))
-    extra = cfg.data.get("extra", [])
-    if not isinstance(extra, list | ListConfig) or not all(isinstance(name, str) for name in extra):
-        raise UserError(
-            f"data.extra={extra}", "is not a list of names", "Write it in brackets, as in data.extra=[level,source]"
-        )
+    _names(cfg, "data.extra")
+    _names(cfg, "data.optional")
     numbers(cfg, "data.limit data.max_prompt_tokens", whole=True, least=1, optional=True)
     flags(cfg, "data.train.annotations")
     if cfg.data.get("separator") is not None:
@@ -33,8 +35,29 @@ def values(cfg: DictConfig) -> None:
         if value is not None and not (isinstance(value, DictConfig) and "_target_" in value):
             choose = "choose another data set: data=gsm8k" if key == "data.train" else f"choose one: +test@{key}=gsm8k"
             raise UserError(f"{key}={value}", "is not a data set", f"Write null, or {choose}")
+        if value is not None and str(value._target_).startswith(OF_LOADERS):
+            _of_loader(cfg, key)
     if "reward" in (cfg.data.get("train") or {}):
         raise UserError("data.train.reward", "is not read: training has the reward of the run", "Write reward=NAME instead")
+
+
+def _of_loader(cfg: DictConfig, key: str) -> None:
+    """What the data set at `key` gives its loader."""
+    given: Any = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=False)
+    for name, value in given.items():
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
+        where = reference[1] if reference else f"{key}.{name}"
+        if name in NEEDED or (name in MAY_BE_NULL and OmegaConf.select(cfg, where) is not None):
+            texts(cfg, where)
+        if name in ("extra", "optional"):
+            _names(cfg, where)
+
+
+def _names(cfg: DictConfig, key: str) -> None:
+    value = OmegaConf.select(cfg, key, default=[])
+    if not isinstance(value, list | ListConfig) or not all(isinstance(name, str) for name in value):
+        right = f"Write it in brackets, as in {key}=[level,source]"
+        raise UserError(f"{key}={shown(value)}", "is not a list of names", right)
 
 
 def relations(cfg: DictConfig) -> None:

@@ -24,8 +24,8 @@ NAMES = {
     "batch": "prompts group_size sample_prompts epochs minibatches micro_tokens",
     "algo": "name group_size advantage loss weighting denominator train_sampler",
     "budget": "seconds sampled_tokens optimizer_steps match",
-    "data": "name path test_path math500_path gsm8k_path subset train_split test_split prompt answer solution extra id task "
-    "options tasks separator limit max_response_tokens max_prompt_tokens train tests",
+    "data": "name path test_path math500_path gsm8k_path subset train_split test_split prompt answer solution extra optional "
+    "id task options tasks separator limit max_response_tokens max_prompt_tokens train tests",
     "eval": "every prompts n k temperature top_p limit",
     "kl": "coef estimator place schedule",
     "logger": "wandb tensorboard mlflow trackio",
