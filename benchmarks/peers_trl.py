@@ -24,7 +24,7 @@ from peak_memory import PeakMemory
 from peers_table import COLUMNS, GREEDY, PHASES, SAMPLED
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
-from dash_exp.commands import build, cli, prompting
+from dash_exp.commands import build, cli, data_sets, prompting
 from dash_exp.commands.rewards import rewards_of
 from dash_exp.core.types import Prompt
 from dash_exp.data import order
@@ -49,7 +49,7 @@ def main() -> None:
 def run(options: argparse.Namespace, cfg: DictConfig) -> None:
     measured = Measured()
     tokenizer, model = load_tokenizer(cfg.model.tokenizer), load_model(cfg)
-    train, tests, _ = build.problems(cfg)
+    train, tests, _ = data_sets.problems(cfg)
     rewards = rewards_of(cfg, {"data.train": train, f"data.tests.{TEST}": tests[TEST]}, tokenizer)
     prompts, test_prompts = prompting.prompts(cfg, train, {TEST: tests[TEST]}, tokenizer, model)
     evaluator = build.evaluator_of(

@@ -50,9 +50,9 @@ GROUPS = {
     "scale": "For the files of `sweeps/` only, added with `+scale=paper`.",
     "select": "Which prompts are sampled, by what their earlier completions, or the first few, were worth.",
     "teacher": "The model that writes the solutions for `algo=sft_m`.",
-    "test": "One more test set: `+test@data.tests.NAME=FILE`. `NAME` is yours, and part of the metric's name: `accuracy/NAME`. "
-    "Each file brings the reward that grades it; `reward@data.tests.NAME.reward=...` replaces it, and "
-    "`data.tests.NAME.reward=null` leaves it to the reward of the run.",
+    "test": "One more test set: `+test@data.tests.NAME=OPTION`. `NAME` is yours, and part of the metric's name: "
+    "`accuracy/NAME`. Each file but `jsonl` brings the reward that grades it; `reward@data.tests.NAME.reward=...` replaces it, "
+    "and `data.tests.NAME.reward=null` leaves it to the reward of the run.",
     "trainer": "The devices, as options of Lightning's Trainer.",
 }
 

@@ -8,7 +8,8 @@ from conftest import SMALL, composed
 from mbpp_like import TASKS
 from problems import DOUBLE, problem
 
-from dash_exp.commands import build, run
+from dash_exp.commands import run
+from dash_exp.commands.data_sets import data_set
 from dash_exp.commands.rewards import check_claims, rewards_of
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import read_metrics
@@ -131,7 +132,7 @@ def test_ranks_that_grade_share_the_cores(overrides, workers, monkeypatch, token
 
 
 def test_no_argument_of_a_data_set():
-    assert len(build.data_set(composed("+test@data.tests.s=arithmetic", "data.tests.s.size=3"), "data.tests.s")) == 3
+    assert len(data_set(composed("+test@data.tests.s=arithmetic", "data.tests.s.size=3"), "data.tests.s")) == 3
 
 
 def test_a_run_that_is_evaluated_on_code_and_on_puzzles(tmp_path):

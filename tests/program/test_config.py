@@ -81,6 +81,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
         "data=reasoning_gym": gym[1:],
         "reward=reasoning_gym": gym,
         "+test@data.tests.more=reasoning_gym": ["data.tests.more.task=gcd"],
+        "+test@data.tests.more=jsonl": [f"data.tests.more.path={path}", "+reward@data.tests.more.reward=math"],
         "jsonl": [f"data.path={path}"],
         "hub": [f"data.path={path}"],
         "verl": [f"data.path={path}", "data.answer=answer", "data.extra=[problem]"],
@@ -88,7 +89,7 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
         "code": ["data=mbpp"],
         "chat": [f"model.tokenizer={with_a_chat_template(tmp_path / 'tokenizer')}"],
     }
-    cfg = composed(*overrides, *must_be_given.get(file.stem, must_be_given.get(override(file), [])))
+    cfg = composed(*overrides, *must_be_given.get(override(file), must_be_given.get(file.stem, [])))
     validate(cfg)
     for key in {"path", "gsm8k_path"} & set(cfg.data):
         cfg.data[key] = str(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +12,20 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_method, get_object
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp.algorithms.kl import Schedule
 from dash_exp.algorithms.kl_penalty import Penalty, RewardPenalty
 from dash_exp.commands import prompting, rehearsal
+from dash_exp.commands.data_sets import problems
 from dash_exp.commands.parts import check_named, made, named
 from dash_exp.commands.rewards import check_claims, rewards_of
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
-from dash_exp.core.types import Problem
 from dash_exp.core.watch import Watch
-from dash_exp.data import digests, order
+from dash_exp.data import digests
 from dash_exp.distributed import strategies
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluator
@@ -37,7 +36,6 @@ from dash_exp.results.trackers import Tracker
 from dash_exp.rewards.base import Reward, close_rewards
 from dash_exp.sampling.base import Sampler, Sampling
 from dash_exp.sampling.refresh import Refresh, copied
-from dash_exp.settings.reward import OF_TEST
 from dash_exp.training.module import PolicyModule
 from dash_exp.training.objective import Objective, Optimization
 from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
@@ -161,26 +159,6 @@ def check_trains(cfg: DictConfig) -> None:
             f"is null: data={cfg.data.name} has nothing to train on",
             "Choose another data set, or evaluate: python -m dash_exp.evaluate",
         )
-
-
-def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]], int]:
-    """The first `data.limit` training problems, without those of the test sets; the test sets by name, of each the first
-    `eval.limit`; and how many training problems were left out, because a test set has them.
-    """
-    tests = {str(name): data_set(cfg, f"data.tests.{name}") for name, test in cfg.data.tests.items() if test is not None}
-    given = data_set(cfg, "data.train")
-    train = order.without(given, [p for test in tests.values() for p in test])
-    used = {name: test[: cfg.eval.limit] for name, test in tests.items()}
-    return train[: cfg.data.get("limit")], used, len(given) - len(train)
-
-
-def data_set(cfg: DictConfig, key: str) -> list[Problem]:
-    """The problems of the data set at `key`. The reward that a test set brings is no argument of it."""
-    if OF_TEST.fullmatch(f"{key}.reward"):
-        cfg = copy.deepcopy(cfg)  # whole, for its references
-        with open_dict(cfg):
-            OmegaConf.select(cfg, key).pop("reward", None)
-    return rehearsal.problems(made(cfg, key), named(cfg, key))
 
 
 def load_policy(cfg: DictConfig) -> PreTrainedModel:

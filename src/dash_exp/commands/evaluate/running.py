@@ -89,8 +89,9 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     import torch
 
     from dash_exp.commands import prompting
-    from dash_exp.commands.build import at_a_time, data_set
-    from dash_exp.commands.build import problems as all_problems
+    from dash_exp.commands.build import at_a_time
+    from dash_exp.commands.data_sets import data_set
+    from dash_exp.commands.data_sets import problems as all_problems
     from dash_exp.commands.parts import check_named, made
     from dash_exp.commands.rewards import rewards_of
     from dash_exp.evaluation.evaluator import Evaluator
