@@ -1,5 +1,7 @@
 """The two forms of a report."""
 
+from dataclasses import replace
+
 import pytest
 from reports import document_of, section
 from synthetic import write_cell
@@ -24,3 +26,14 @@ def test_completions_side_by_side_and_harmless(tmp_path):
     assert "<script" not in page and "&lt;script&gt;" in page and "{{ 7 * 7 }}" in page
     assert "\n    # no heading" in markdown and "\n    ```\n" in markdown
     assert "\x00" not in page + markdown
+
+
+def test_a_problem_without_an_answer(tmp_path):
+    for algo in ("grpo", "dash"):
+        write_cell(tmp_path / algo, [f"algo={algo}", "seed=0"])
+    document = document_of(tmp_path)
+    blocks = section(document, "samples").blocks
+    blocks[:] = [replace(b, answer=answer) for b in blocks if isinstance(b, Samples) for answer in ("", "7")]
+    page, markdown = to_html(document, tmp_path / "report" / "figures"), to_markdown(document)
+    assert ">Problem</span>" in page and ">Problem, answer 7</span>" in page
+    assert "\nProblem:\n" in markdown and "\nProblem (answer 7):\n" in markdown
