@@ -70,7 +70,7 @@ def test_a_problem_is_not_its_own_example():
 def test_worked_examples_stay_where_other_problems_come_or_go(seed):
     """As with data.limit, in another order, or without the problems of one more test set."""
     form = PromptForm(few_shot=2, seed=seed)
-    many = [Problem(f"t{i}", f"{i}+1", "", "") for i in range(100)]
+    many = [Problem(f"t{i}", f"{i}+1", str(i + 1)) for i in range(100)]
     shown = form.prompts([ASKED], made(), many)[0].ids
     assert form.prompts([ASKED], made(), [*many[::-1], many[0]])[0].ids == shown
     said = made().decode(shown)
@@ -80,10 +80,10 @@ def test_worked_examples_stay_where_other_problems_come_or_go(seed):
 
 
 def test_too_few_training_problems_for_the_examples():
-    with pytest.raises(UserError, match=r"^prompt\.few_shot=9: is not less than the 9 training problems"):
+    with pytest.raises(UserError, match=r"^prompt\.few_shot=9: is not less than the 9 different training problems"):
         made_of(PromptForm(few_shot=9))
     bare = [Problem("a", "2+2", ""), Problem("b", "3+3", "6")]
-    with pytest.raises(UserError, match="is not less than the 1 training problems with a solution or an answer"):
+    with pytest.raises(UserError, match="is not less than the 1 different training problems with a solution or an answer"):
         made_of(PromptForm(few_shot=1), train=bare)
 
 

@@ -54,6 +54,7 @@ def test_log_probs_and_gradients_equal_those_of_padded_rows(family, windows):
     packed = gradient(model, [batch for _, batch in micro_batches(samples(), 40, 0, packed=True)])
     alone = gradient(plain, [collate([sample], 0) for sample in samples()])
     torch.testing.assert_close(packed, alone)
+    torch.testing.assert_close(gradient(plain, [collate(samples(), 0)]), alone)
 
 
 def test_gradient_checkpointing_computes_the_packed_rows_again():

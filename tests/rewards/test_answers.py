@@ -51,6 +51,7 @@ from dash_exp.rewards.answers import boxed_answer, boxes, final_answer
         (r"\{ x : -1 < x \}", r"\{ x : -1 < x \}"),
         # what is in the last answer tag is the answer as a whole, as in a box
         (r"<answer> \frac{1}{2}\n</answer>".replace(r"\n", "\n"), r"\frac{1}{2}"),
+        ("<answer>The answer is −5 degrees.</answer>", "-5"),
         ("<answer>New York</answer>", "New York"),
         ("<answer>**x+1**</answer> since 3 > 2", "x+1"),
         ("<answer>13</answer> no, <answer>12</answer>", "12"),

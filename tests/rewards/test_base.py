@@ -3,6 +3,7 @@ import torch
 from problems import DOUBLE, problem
 
 from dash_exp.core.errors import UserError
+from dash_exp.core.types import Problem
 from dash_exp.rewards.base import Scores, check_problems
 from dash_exp.rewards.code import CodeReward
 from dash_exp.rewards.exact import ExactReward
@@ -34,9 +35,12 @@ def test_a_reward_that_compares_with_answers_refuses_problems_without_one():
     both = SumReward({"exact": whole, "format": form}, {"exact": 1.0, "format": 1.0}, "format")
     for reward in (whole, MathReward(), both):
         with pytest.raises(
-            UserError, match=r"^data\.tests\.o, problem p: has no answer.*data\.answer.*\+reward@data\.tests\.o"
+            UserError, match=r"^data\.tests\.o, problem p: has no answer.*\(data\.tests\.o\.answer\).*\+reward@data\.tests\.o"
         ):
             check_problems(reward, [answered, open_ended], "data.tests.o")
+    of_task = Problem("p", "?", "", extra={"task": "leg_counting"})
+    with pytest.raises(UserError, match=r"^data, problem p: has no answer.*\. Use reward=reasoning_gym\.$"):
+        check_problems(whole, [of_task])
     own_scorer = ReasoningGymReward(workers=1)
     of_tasks = SumReward({"gym": own_scorer, "format": form}, {"gym": 1.0, "format": 1.0}, "format")
     for reward in (form, of_tasks, lambda problems, texts: Scores([1.0] * len(texts))):

@@ -71,10 +71,10 @@ class PromptForm:
         """One more than is shown, in place of a problem that is its own example."""
         if not self.few_shot:
             return []
-        worked = {problem.prompt: problem for problem in train if _solution(problem)}
+        worked = {p.prompt: p for p in sorted(train, key=_solution, reverse=True) if _solution(p)}
         if len(worked) <= self.few_shot:
             which = "" if all(_solution(problem) for problem in train) else " with a solution or an answer"
-            wrong = f"is not less than the {len(worked)} training problems{which}"
+            wrong = f"is not less than the {len(worked)} different training problems{which}"
             raise UserError(f"prompt.few_shot={self.few_shot}", wrong, "Lower it, or choose data with more of them")
         return [worked[prompt] for prompt in sorted(worked, key=self._lot)[: self.few_shot + 1]]
 

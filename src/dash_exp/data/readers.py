@@ -20,8 +20,8 @@ Row = Mapping[str, Any]
 Located = tuple[Row, str, str]  # a row, its place for messages ("FILE, line 3") and its id ("train/3")
 
 ANOTHER_SPLIT = (
-    "With data=jsonl, verl or hub name another place for the test set, data.test_path=FILE, or another split, as in "
-    "\"data.test_split='train[:100]'\" for a part of the training set"
+    "Name a split that is there, data.train_split=NAME or data.test_split=NAME, or a part of one, as in "
+    "\"data.test_split='train[:100]'\"; for the test set also another place, data.test_path=FILE"
 )
 
 LONGEST_FIELD = 2**31 - 1  # characters of a value in a CSV file; by default Python refuses more than 131,072

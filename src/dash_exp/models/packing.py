@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from dash_exp.core.types import Packed, TokenIds
@@ -158,20 +158,18 @@ def _packed_attention(
     query: Tensor, key: Tensor, value: Tensor, packed: Packed, dropout: float, scaling: float | None, window: int | None
 ) -> Tensor:
     rows_BS = torch.cat([packed.prompts_PC[packed.prompt_B], packed.completions_BT], dim=1)
-    shared = query.shape[1] // key.shape[1]  # query heads that share a key head
+    repeats = query.shape[1] // key.shape[1]  # query heads that share a key head
+    shares = query.device.type in IN_32_BITS  # the kernel of CPUs takes keys and values as they are
     if window is not None and rows_BS.shape[1] <= window:
         window = None  # no row is longer
 
     def rows(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = _rows(query, queries), _rows(key, keys), _rows(value, keys)
+        k, v = (_rows(s, keys) if shares else repeat_kv(_rows(s, keys), repeats) for s in (key, value))
         if window is not None:
             mask = _within(window, packed.positions_N[queries], packed.positions_N[keys], mask)
-        if shared > 1:
-            mask = _causal(q, k)[None, None] if mask is None else mask
-            mask = mask.repeat(1, 1, shared, 1)
-        folded = q.reshape(len(q), k.shape[1], -1, q.shape[-1])  # as more queries, so that no key or value is repeated
-        out = scaled_dot_product_attention(folded, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
-        return out.reshape(q.shape).transpose(1, 2).flatten(0, 1).flatten(1)
+        q, causal = _rows(query, queries), mask is None
+        out = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scaling, enable_gqa=shares)
+        return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
     of_prompts = rows(packed.prompts_PC, packed.prompts_PC, None)
     of_completions = rows(packed.completions_BT, rows_BS, packed.mask_B1TS)
@@ -183,11 +181,6 @@ def _within(window: int, queries_BT: Tensor, keys_BS: Tensor, mask: Tensor | Non
     """The mask (causal where it is None) of keys that are also less than `window` positions before the query: (B, 1, T, S)."""
     near = queries_BT[:, None, :, None] - keys_BS[:, None, None, :] < window
     return near & (torch.ones_like(near).tril() if mask is None else mask)
-
-
-def _causal(queries: Tensor, keys: Tensor) -> Tensor:
-    """The mask of rows in which each query attends to the keys up to its own place: (T, S)."""
-    return torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=queries.device).tril()
 
 
 def _rows(states: Tensor, places_BL: Tensor) -> Tensor:

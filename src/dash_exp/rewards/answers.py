@@ -107,7 +107,7 @@ def final_answer(text: str) -> str | None:
     text = without_thought(text)
     tagged = in_answer_tag(text)
     if tagged is not None:
-        return marked_answer(tagged) or _behind_words(tagged[-TAIL:]) or tagged.strip(MARKS) or None
+        return marked_answer(tagged) or _behind_words(tagged[-TAIL:].replace("−", "-")) or tagged.strip(MARKS) or None
     return marked_answer(text) or _answer_of_prose(text[-TAIL:].replace("−", "-"))
 
 

@@ -16,7 +16,8 @@ STATM = Path("/proc/self/statm")
 
 
 class Heap(L.Callback):
-    """Gives back what is free before each update, after it and after each evaluation; at most once in `least_s` seconds.
+    """Gives back what is free before each update, after it and after each evaluation, and between backward passes where the
+    process has grown by a fifth; at most once in `least_s` seconds.
 
     glibc keeps freed tensors of up to 32 MiB in its heap, between others that stay: gradients, moments. Tensors of other sizes
     do not fit the gaps, and every micro-batch has sizes of its own, so the heap of a real model grows for many outer steps.

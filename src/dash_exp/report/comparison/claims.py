@@ -87,7 +87,7 @@ def judged(results: Results, claim: Claim, arm: str, against: str) -> Verdict:
     by_problem = _by_problem(claim, pairs, arm, against) if claim.metric == "accuracy" and not claim.is_ratio else {}
     if by_problem:
         by_pair = {seed: float(of_problems.mean()) for seed, of_problems in by_problem.items()}
-        without = {seed: "no test problem in common" for seed in pairs if seed not in by_problem}
+        without = {seed: "not tested on the same problems" for seed in pairs if seed not in by_problem}
     else:
         by_pair, without = _by_pair(results, claim, pairs, arm, against)
     values = [value for value in by_pair.values() if math.isfinite(value)]
