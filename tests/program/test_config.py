@@ -323,6 +323,7 @@ def test_at_the_papers_scale_every_sweep_has_its_numbers(sweep):
     assert list(dict.fromkeys(cfg.model.name for cfg in found)) == models
     for cfg in found:
         validate(cfg)
+        OmegaConf.resolve(cfg.copy())  # as --cfg job --resolve does
         assert cfg.name == f"{sweep}-paper"
         assert cfg.data.name == data
         assert cfg.model.path == SIZES[cfg.model.name]
@@ -340,7 +341,7 @@ def test_at_the_papers_scale_every_sweep_has_its_numbers(sweep):
 
 @pytest.mark.parametrize("sweep", [pytest.param(s, marks=needs_vllm) if s in NEED_VLLM else s for s in SWEEPS])
 def test_at_the_scale_of_smollm2_every_sweep_has_its_numbers(sweep):
-    """256 completions in groups of 8, on problems that the model solves now and then."""
+    """128 completions in groups of 8, on problems that the model solves now and then."""
     scale = "+scale=smollm2"
     if sweep in SEARCHES:
         with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):
@@ -349,19 +350,20 @@ def test_at_the_scale_of_smollm2_every_sweep_has_its_numbers(sweep):
         found = cells(sweep, scale)
     for cfg in found:
         validate(cfg)
+        OmegaConf.resolve(cfg.copy())  # as --cfg job --resolve does
         assert cfg.name == f"{sweep}-smollm2"
         is_code = sweep in ("efficiency_code", "sft_vs_rl_code")
         assert (cfg.model.name, cfg.teacher.name) == ("smollm2-135m", "itself")
         assert (cfg.data.get("task"), cfg.reward._target_.rpartition(".")[2]) == (
             (None, "CodeReward") if is_code else ("chain_sum", "ReasoningGymReward")
         )
-        assert cfg.batch.prompts * cfg.batch.group_size == 256
+        assert cfg.batch.prompts * cfg.batch.group_size == 128
         needed = cfg.batch.prompts * cfg.steps
         assert needed <= cfg.data.train.size if is_code else needed == cfg.data.train.takes
         assert cfg.optimizer.lr == 2e-5
         assert cfg.steps == (8 if sweep == "batch_sizes" else 20)
         evaluations, tests = 1 + cfg.steps // cfg.eval.every, sum(t.size for t in cfg.data.tests.values())
-        assert evaluations * tests * (1 + cfg.eval.n) <= 2 * 256 * cfg.steps  # or a run would be evaluation above all
+        assert evaluations * tests * (1 + cfg.eval.n) <= 4 * 128 * cfg.steps  # or a run would be evaluation above all
 
 
 def test_the_swept_values_are_those_of_the_paper():
