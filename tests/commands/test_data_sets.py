@@ -43,8 +43,35 @@ def test_messages_name_the_settings_of_the_test_set(tmp_path):
         with pytest.raises(UserError) as error:
             more(f"path={tmp_path}", *overrides)
         assert message in str(error.value)
-    with pytest.raises(UserError, match=rf"^data\.path={tmp_path}: .*data\.test_path=FILE"):
-        data_set(composed("data=jsonl", f"data.path={tmp_path}"), "data.tests.in_dist")
+
+
+IN, OUT = "data.tests.in_dist", "data.tests.out_dist"
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "path", "split"),
+    [  # the settings that give the path and the split of a data set
+        ("data=jsonl data.path={}", "data.train", "data.path", "data.train_split"),
+        ("data=jsonl data.path={}", IN, "data.test_path", "data.test_split"),
+        ("data=verl data.path={}", IN, "data.test_path", "data.test_split"),
+        ("data=gsm8k data.path={}", IN, "data.path", f"{IN}.split"),
+        ("data=math data.path={}", "data.train", "data.path", "data.train.split"),
+        ("data=math data.path={}", IN, "data.path", f"{IN}.split"),
+        ("data=math data.math500_path={}", IN, "data.math500_path", f"{IN}.split"),
+        ("data=math data.gsm8k_path={}", OUT, "data.gsm8k_path", f"{OUT}.split"),
+        (f"+test@{MORE}=gsm8k {MORE}.path={{}}", MORE, f"{MORE}.path", f"{MORE}.split"),
+    ],
+)
+def test_a_missing_file_is_told_by_the_settings_that_say_where_it_is(data, key, path, split, tmp_path):
+    cfg = composed(*data.format(tmp_path).split())
+    with pytest.raises(UserError) as error:
+        data_set(cfg, key)
+    said = str(error.value)
+    assert said.startswith(f"{path}={tmp_path}: there is no file {tmp_path}/")
+    assert f" {split}=NAME, " in said
+    assert f"\"{split}='train[:100]'\"" in said
+    test = "data.tests.NAME" if key == "data.train" else key
+    assert f"{test}.path=FILE" in said
 
 
 def test_columns_that_files_for_verl_need_not_have(tmp_path):

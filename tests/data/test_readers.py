@@ -126,10 +126,10 @@ def test_a_folder_without_one_split(tmp_path, monkeypatch):
         folder = tmp_path / ending[1:]
         save(folder, ending, ROWS)
         with pytest.raises(
-            UserError, match=rf"^data\.path=.*: there is no file {folder}/test\..*data\.test_path=FILE.*"
+            UserError, match=rf"^data\.path=.*: there is no file {folder}/test\..*data\.tests\.NAME\.path=FILE.*"
         ) as error:
             read(folder, "test")
-        assert "\"data.test_split='train[:100]'\"" in str(error.value)
+        assert "\"data.split='train[:100]'\"" in str(error.value)
         assert read(folder, "train[:100]") == ROWS
 
 
@@ -157,5 +157,5 @@ def test_a_data_set_of_the_hub_without_one_split(monkeypatch):
         raise ValueError("Unknown split \"test\". Should be one of ['train'].")
 
     monkeypatch.setattr("datasets.load_dataset", without_test)
-    with pytest.raises(UserError, match=r"^data set a/b: has no split 'test'; what is there is 'train'\. .*data\.test_split"):
+    with pytest.raises(UserError, match=r"^data set a/b: has no split 'test'; what is there is 'train'\. .*data\.split"):
         read("a/b", "test")

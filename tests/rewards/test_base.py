@@ -35,10 +35,12 @@ def test_a_reward_that_compares_with_answers_refuses_problems_without_one():
     both = SumReward({"exact": whole, "format": form}, {"exact": 1.0, "format": 1.0}, "format")
     for reward in (whole, MathReward(), both):
         with pytest.raises(
-            UserError, match=r"^data\.tests\.o, problem p: has no answer.*\(data\.tests\.o\.answer\).*\+reward@data\.tests\.o"
+            UserError, match=r"^data\.tests\.o, problem p: has no answer.*\(data\.answer\).*\+reward@data\.tests\.o"
         ):
             check_problems(reward, [answered, open_ended], "data.tests.o")
-    of_task = Problem("p", "?", "", extra={"task": "leg_counting"})
+    with pytest.raises(UserError, match=r"has no answer.*\. Name the field"):
+        check_problems(whole, [Problem("p", "?", "", extra={"task": "mine"})])
+    of_task = Problem("p", "?", "", extra={"task": "leg_counting", "metadata": {}, "options": {}})
     with pytest.raises(UserError, match=r"^data, problem p: has no answer.*\. Use reward=reasoning_gym\.$"):
         check_problems(whole, [of_task])
     own_scorer = ReasoningGymReward(workers=1)

@@ -98,9 +98,10 @@ def test_math_and_format_from_the_configuration():
     texts = ["<think>6*7</think> <answer>42</answer>", "<answer>42</answer>", "<think>1</think> <answer>1</answer>", "42"]
     texts += ["<think><answer>42</answer></think>", "<think><answer>1</answer></think> <answer>42</answer>"]
     texts += ["<answer>She has 42 apples.</answer>", "<answer>42</answer><answer>1</answer>"]
-    scores = reward([problem("42")] * 8, texts)
+    texts += ["<think>So <answer>42</answer>", "<think>a</think><think>b<answer>42</answer>", "<answer>42</answer> <think>No"]
+    scores = reward([problem("42")] * len(texts), texts)
     town = reward([problem("New York")], ["<think>Hm.</think><answer>New York</answer>"])
     reward.close()
-    assert scores.rewards == [1.5, 1, 0.5, 0, 0, 1.5, 0, 0]
-    assert correct(scores, reward) == [True, True, False, False, False, True, False, False]
+    assert scores.rewards == [1.5, 1, 0.5, 0, 0, 1.5, 0, 0, 0, 0, 0]
+    assert correct(scores, reward) == [True, True, False, False, False, True, *[False] * 5]
     assert town.rewards == [1.5]

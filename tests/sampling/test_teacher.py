@@ -1,5 +1,6 @@
 import json
 import threading
+from contextlib import nullcontext
 
 import pytest
 import special_tokens
@@ -13,6 +14,7 @@ from dash_exp.core.metrics import read_metrics
 from dash_exp.core.types import Completion, Problem, Prompt
 from dash_exp.models import loading
 from dash_exp.rewards.exact import ExactReward
+from dash_exp.rewards.tags import answer_part
 from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.teacher import Teacher, TeacherSampler
 
@@ -223,7 +225,18 @@ def test_what_the_teachers_chat_template_has_begun_is_once_in_the_trace(make, to
     found = texts(tokenizer, sampler.sample([bare, opened, begun], 1, SAMPLING, (0, 0)))
     assert found == ["<think>try 0 A:1<eos>", "try 0 A:1<eos>", "try 0 A:1<eos>"]
     assert [asked for _, asked, _ in scripted.asked] == ["<user>0+1=<assistant><think>"]
-    assert seen == [lines(tmp_path)[1]["trace"]] == ["<think>try 0 A:1"]
+    assert {*seen} == {lines(tmp_path)[1]["trace"]} == {"<think>try 0 A:1"}
+
+
+@pytest.mark.parametrize("prefill", ["<think>", "So: "])
+def test_right_traces_that_a_begun_thought_would_hide_are_refused_and_kept(prefill, make, tokenizer, tmp_path):
+    sampler = make(Scripted(tokenizer))
+    grade = sampler.reward
+    sampler.reward = lambda problems, texts: grade(problems, [answer_part(text) for text in texts])
+    refused = pytest.raises(UserError, match=r"^problem id0: its prompt begins the answer with '<think>', behind which")
+    with refused if prefill == "<think>" else nullcontext():
+        sampler.sample([Prompt(p.problem, p.ids, prefill=prefill) for p in PROBLEMS[:2]], 1, SAMPLING, (0, 0))
+    assert [row["accepted"] for row in lines(tmp_path)[1:]] == [True, True]
 
 
 def test_a_teacher_without_a_template_gets_the_prompts_of_the_run(make, tokenizer, tmp_path):

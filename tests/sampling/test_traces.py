@@ -1,9 +1,12 @@
+from contextlib import nullcontext
+
 import pytest
 from conftest import SMALL, composed
 from hydra.utils import instantiate
 from json_lines import write
 
 from dash_exp.commands import build
+from dash_exp.commands.prompting import form_of
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem, Prompt
 from dash_exp.sampling.base import Sampling
@@ -71,3 +74,29 @@ def test_a_problem_without_a_solution_is_refused_before_the_model_is_loaded(tmp_
     small = [o for o in SMALL if ".size" not in o]
     with pytest.raises(UserError, match=r"^problem train/1: has no solution to train on\. .*data\.solution"):
         build.build(composed(*small, "data=jsonl", "algo=sft_h", f"data.path={tmp_path}", "reward=exact"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "solution", "fits"),
+    [
+        ("prompt=think", "1+1=2.\n#### 2", False),
+        ("prompt=think", "1+1=2.</think>\n#### 2", True),
+        ("prompt=think", "<think>1+1=2.</think>\n#### 2", True),
+        ("prompt=bare", "1+1=2.\n#### 2", True),
+        ("prompt.prefill='So: '", "1+1=2.\n#### 2", True),
+    ],
+)
+def test_solutions_that_a_begun_thought_would_hide_are_refused(prompt, solution, fits, tokenizer, tmp_path):
+    rows = [{"question": f"1+1? {i}", "answer": solution} for i in range(4)]
+    for split in ("train", "test"):
+        write(tmp_path, [row | {"question": f"{split} {row['question']}"} for row in rows], f"{split}.jsonl")
+    cfg = composed("data=gsm8k", f"data.path={tmp_path}", "algo=sft_h", prompt, "reward.workers=1")
+    problems = instantiate(cfg.data.train)
+    reward = instantiate(cfg.reward)
+    sampler = instantiate(cfg.algo.train_sampler)(tokenizer=tokenizer, reward=reward)
+    prompts = form_of(cfg, tokenizer, frozenset()).prompts(problems, tokenizer, ())
+    try:
+        with nullcontext() if fits else pytest.raises(UserError, match=r"^problem .*'<think>', .* 0\. .*</think>.*prompt=bare"):
+            sampler.check_prompts(prompts)
+    finally:
+        reward.close()

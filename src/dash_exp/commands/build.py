@@ -87,6 +87,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     policy = load_policy(cfg)
     loading.check_vocabulary(policy, tokenizer, None if cfg.model.architecture else cfg.model.path)
     train_prompts, test_prompts = prompting.prompts(cfg, train, tests, tokenizer, policy)
+    if hasattr(train_sampler, "check_prompts"):
+        train_sampler.check_prompts(train_prompts)
     watch = watch_of(cfg)
     passes = Passes(
         cfg.batch.micro_tokens, tokenizer.pad_token_id, cfg.rollout.temperature, getattr(torch, cfg.model.compute_dtype)

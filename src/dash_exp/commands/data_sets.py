@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -12,6 +14,7 @@ from dash_exp.commands.parts import made, named
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.data import order
+from dash_exp.settings.data import setting
 from dash_exp.settings.reward import OF_TEST
 
 
@@ -27,20 +30,29 @@ def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]], 
 
 
 def data_set(cfg: DictConfig, key: str) -> list[Problem]:
-    """The problems of the data set at `key`. The reward that a test set brings is no argument of it.
-
-    Loaders name the settings of `data` in messages; of a test set that has its own ones, these are named.
-    """
+    """The problems of the data set at `key`. The reward that a test set brings is no argument of it."""
     if OF_TEST.fullmatch(f"{key}.reward"):
         cfg = copy.deepcopy(cfg)  # whole, for its references
         with open_dict(cfg):
             OmegaConf.select(cfg, key).pop("reward", None)
-    try:
+    with naming_settings(cfg, key):
         return rehearsal.problems(made(cfg, key), named(cfg, key))
+
+
+@contextmanager
+def naming_settings(cfg: DictConfig, key: str) -> Iterator[None]:
+    """Loaders and rewards write `data.NAME` in messages for an argument of a data set, and `data.tests.NAME` for a test set.
+    Here an argument of the one at `key` gets the name of the setting that gives it, and a test set gets its own name.
+    """
+    try:
+        yield
     except UserError as error:
         part = OmegaConf.select(cfg, key)
-        if key == "data.train" or "path" not in part or OmegaConf.is_interpolation(part, "path"):
-            raise
-        name = rf"(?<![\w.])data\.(?:test_)?({'|'.join(map(str, part))})\b"
-        said = (re.sub(name, rf"{key}.\1", text) for text in (error.where, error.wrong, error.right))
+        arguments = {str(name): setting(cfg, key, name) for name in part}
+        if part.get("other_path") is not None:
+            arguments["path"] = arguments["other_path"]
+        name = re.compile(rf"(?<![\w.])data\.({'|'.join(map(re.escape, arguments))})\b(?!\.NAME)")
+        said = [name.sub(lambda found: arguments[found[1]], text) for text in (error.where, error.wrong, error.right)]
+        if key != "data.train":
+            said = [text.replace("data.tests.NAME", key) for text in said]
         raise UserError(*said) from error.__cause__

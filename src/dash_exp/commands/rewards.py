@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from dash_exp.commands import rehearsal
+from dash_exp.commands.data_sets import naming_settings
 from dash_exp.commands.parts import made, named
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import METRICS
@@ -36,8 +37,9 @@ def rewards_of(
         with _of_setting(key):
             rewards[key] = made(_with_workers(cfg, key, ranks), key)
     for where, problems in sets.items():
-        check_problems(rewards[keys[where]], problems, where)
-        check_answers(rewards[keys[where]], problems, tokenizer, cfg.rollout.max_response_tokens, where)
+        with naming_settings(cfg, where):
+            check_problems(rewards[keys[where]], problems, where)
+            check_answers(rewards[keys[where]], problems, tokenizer, cfg.rollout.max_response_tokens, where)
     for key, reward in rewards.items():
         problem = next(p for where, problems in sets.items() if keys[where] == key for p in problems)
         with _of_setting(key):

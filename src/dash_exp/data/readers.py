@@ -20,8 +20,8 @@ Row = Mapping[str, Any]
 Located = tuple[Row, str, str]  # a row, its place for messages ("FILE, line 3") and its id ("train/3")
 
 ANOTHER_SPLIT = (
-    "Name a split that is there, data.train_split=NAME or data.test_split=NAME, or a part of one, as in "
-    "\"data.test_split='train[:100]'\"; for the test set also another place, data.test_path=FILE"
+    "Name a split that is there, data.split=NAME, or a part of one, as in \"data.split='train[:100]'\"; "
+    "for a test set also another place, data.tests.NAME.path=FILE"
 )
 
 LONGEST_FIELD = 2**31 - 1  # characters of a value in a CSV file; by default Python refuses more than 131,072
@@ -99,7 +99,7 @@ def hub_rows(path: str, split: str, subset: str | None) -> Iterator[Located]:
             f"data set {path}",
             f"could not be loaded {'as a copy of one of' if Path(path).is_dir() else 'from'} the hub "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]})",
-            "Check the name and the network (with data=hub also data.subset, data.train_split and data.test_split), or give a "
+            "Check the name and the network (with data=hub also data.subset and data.split), or give a "
             "folder with train.jsonl and test.jsonl: data.path=DIR. With data=math also give data.gsm8k_path=DIR (or "
             "data.tests.out_dist=null); for another test set give data.tests.NAME.path=DIR",
         ) from error

@@ -83,8 +83,8 @@ def check_problems(reward: Reward, problems: Sequence[Problem], where: str = "da
             wrong = "asks for a program, but the reward reads an answer"
             raise UserError(f"{where}, problem {problem.id}", wrong, "Use reward=code" + (own and f"{own}code"))
         if grades == "answers" and getattr(reward, "needs_answer", True) and not problem.answer.strip():
-            right = f"Name the field with the answer ({where}.answer), or use a reward that needs none, such as reward=format"
-            right = "Use reward=reasoning_gym" if "task" in problem.extra else right
+            right = "Name the field with the answer (data.answer), or use a reward that needs none, such as reward=format"
+            right = "Use reward=reasoning_gym" if {"task", "metadata"} <= problem.extra.keys() else right
             wrong = "has no answer, with which the reward compares"
             raise UserError(f"{where}, problem {problem.id}", wrong, right + (own and f"{own}format"))
     if not problems or not hasattr(reward, "hopeless"):

@@ -29,7 +29,7 @@ from dash_exp.data.prompt_form import PromptForm
 from dash_exp.models import loading, texts
 from dash_exp.rewards.base import Reward, correct
 from dash_exp.sampling.base import Sampler, Sampling
-from dash_exp.sampling.traces import continued
+from dash_exp.sampling.traces import TRIED, check_begun, continued
 
 Key = tuple[str, str]  # a problem's id, and what was asked
 
@@ -123,6 +123,7 @@ class TeacherSampler:
         self.traces = TraceFile(Path(file).expanduser(), header)
         self._loaded: tuple[Sampler, PreTrainedTokenizerBase] | None = None
         self._said = float("-inf")
+        self._checked = False
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Nothing to do: the teacher does not change."""
@@ -143,7 +144,18 @@ class TeacherSampler:
                     self.traces.add(self._write(missing[start : start + self.chunk], sampling.stop))
                     self._say()
         traces = [(prompt, self.traces.rows[key]) for prompt, key in zip(prompts, keys, strict=True)]
+        self._check_begun(traces)
         return [self._completion(*trace, sampling.max_tokens) for trace in traces for _ in range(group_size)]
+
+    def _check_begun(self, traces: Sequence[tuple[Prompt, Mapping[str, Any]]]) -> None:
+        """Once: whether accepted traces are right behind what the policy's prompts have begun too (see `check_begun`)."""
+        if self.form is None or self._checked:
+            return
+        some = [(prompt, row["trace"]) for prompt, row in traces if prompt.prefill and row["accepted"]][:TRIED]
+        prompts, written = [prompt for prompt, _ in some], [text for _, text in some]
+        added = [continued(prompt, text, self.separator, self.tokenizer) for prompt, text in some]
+        check_begun(self.reward, prompts, written, added)
+        self._checked = bool(some)
 
     def _key(self, prompt: Prompt, stop: tuple[str, ...]) -> Key:
         """The problem, and the text by which its trace is found: the problem's, with its conversation; or all that the policy

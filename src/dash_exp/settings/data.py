@@ -41,12 +41,17 @@ def values(cfg: DictConfig) -> None:
         raise UserError("data.train.reward", "is not read: training has the reward of the run", "Write reward=NAME instead")
 
 
+def setting(cfg: DictConfig, key: str, argument: str) -> str:
+    """The setting that gives an argument of the data set at `key`: `data.path` where it is `${data.path}`, else its own."""
+    given: Any = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=False)
+    reference = re.fullmatch(r"\$\{([\w.]+)\}", str(given[argument]))
+    return reference[1] if reference else f"{key}.{argument}"
+
+
 def _of_loader(cfg: DictConfig, key: str) -> None:
     """What the data set at `key` gives its loader."""
-    given: Any = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=False)
-    for name, value in given.items():
-        reference = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
-        where = reference[1] if reference else f"{key}.{name}"
+    for name in OmegaConf.select(cfg, key):
+        where = setting(cfg, key, name)
         if name in NEEDED or (name in MAY_BE_NULL and OmegaConf.select(cfg, where) is not None):
             texts(cfg, where)
         if name in ("extra", "optional"):
