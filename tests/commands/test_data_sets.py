@@ -4,6 +4,7 @@ import pandas
 import pytest
 from conftest import composed
 from json_lines import write
+from omegaconf import OmegaConf
 
 from dash_exp.commands.data_sets import data_set
 from dash_exp.core.errors import UserError
@@ -72,6 +73,15 @@ def test_a_missing_file_is_told_by_the_settings_that_say_where_it_is(data, key, 
     assert f"\"{split}='train[:100]'\"" in said
     test = "data.tests.NAME" if key == "data.train" else key
     assert f"{test}.path=FILE" in said
+
+
+@pytest.mark.needs("gym")
+def test_an_option_of_a_task_is_named_where_it_is_given():
+    for key, options in (("data.train", "data.options"), (MORE, f"{MORE}.options")):
+        cfg = composed("data=reasoning_gym", "data.task=chain_sum", f"+test@{MORE}=reasoning_gym", f"{MORE}.task=gcd")
+        OmegaConf.update(cfg, options, 3)
+        with pytest.raises(UserError, match=rf"^{options}=3: has no names\. Write {options}\.NAME=VALUE"):
+            data_set(cfg, key)
 
 
 def test_columns_that_files_for_verl_need_not_have(tmp_path):

@@ -100,3 +100,7 @@ def test_solutions_that_a_begun_thought_would_hide_are_refused(prompt, solution,
             sampler.check_prompts(prompts)
     finally:
         reward.close()
+    if not fits:  # so a run with them does not start
+        small = [o for o in SMALL if ".size" not in o]
+        with pytest.raises(UserError, match=r"^problem .*'<think>'"):
+            build.build(composed(*small, "data=gsm8k", f"data.path={tmp_path}", "algo=sft_h", prompt, "reward.workers=1"))

@@ -51,7 +51,7 @@ def naming_settings(cfg: DictConfig, key: str) -> Iterator[None]:
         arguments = {str(name): setting(cfg, key, name) for name in part}
         if part.get("other_path") is not None:
             arguments["path"] = arguments["other_path"]
-        name = re.compile(rf"(?<![\w.])data\.({'|'.join(map(re.escape, arguments))})\b(?!\.NAME)")
+        name = re.compile(rf"(?<![\w.])data\.({'|'.join(map(re.escape, arguments))})\b")
         said = [name.sub(lambda found: arguments[found[1]], text) for text in (error.where, error.wrong, error.right)]
         if key != "data.train":
             said = [text.replace("data.tests.NAME", key) for text in said]
