@@ -1,6 +1,6 @@
 """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) of Llama-like models on CPUs, a few rows at a time.
 
-Transformers computes it in six operations, each over all tokens, and autograd keeps three arrays as large as the input: on a CPU
+Transformers computes it in six operations, each over all tokens, and autograd keeps three arrays as large as the input. On CPUs
 memory is the limit. Here the rows of an operation stay in the cache, and the input and one number per token are kept.
 """
 
