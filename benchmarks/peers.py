@@ -6,9 +6,8 @@ r"""Time to an accuracy, compared with TRL: same base model, order of problems, 
     python benchmarks/peers.py --ranks 2 --coupled-batch 8 --steps 80 --target 0.9 batch.prompts=32 schedule.name=linear \
         'data.train.operands=[3,3]' data.train.size=4000 '+data.tests.in_dist.operands=[3,3]'    # to 90%: chains of 3 numbers
     python benchmarks/peers.py --only-time model=... trainer=gpu    # settings of train.py for all arms; random rewards
-    python benchmarks/peers.py --dtypes float32,bfloat16 --trl-batch 32 --target 0.6 model=smollm2-135m batch.prompts=32 \
-        data=reasoning_gym data.task=chain_sum data.options.min_terms=2 data.options.max_terms=3 \
-        data.options.min_digits=1 data.options.max_digits=2 data.max_response_tokens=64 eval.limit=64    # a real model
+    python benchmarks/peers.py --dtypes float32,bfloat16 --trl-attention sdpa,eager --trl-batch 32 --target 0.2 \
+        model=smollm2-135m data=sums batch.prompts=16 batch.group_size=8    # a real model
 
 TRL's GRPOTrainer is run in two ways (`peers_trl.py`): `trl_coupled` samples `--coupled-batch` completions just before each
 backward pass (the paper's baseline), and `trl` samples once for each optimizer step, as TRL does today. If TRL's defaults
@@ -16,9 +15,10 @@ would make it slow here (gradient checkpointing, micro-batches of 8), it gets be
 Only one process runs at a time; the arms of one seed run one after the other. Finished runs are kept in `--out` and not
 repeated.
 
-All arms keep weights in `model.dtype`, and compute matrix products in the type that `--dtypes` gives. With several types each
-arm takes two steps in each, and then uses that in which the second step took least time by token; the table names it. Without
-the option it is `model.compute_dtype`. In TRL attention computes in this type too, which is slow in bfloat16 on CPUs.
+All arms keep weights in `model.dtype`. They compute matrix products in the type that `--dtypes` gives, TRL with that attention
+of Transformers which `--trl-attention` names. Of several each arm takes two steps in each way, and then uses that in which the
+second step took least time by token; the table names it. Without these options it is `model.compute_dtype` and `sdpa`. In TRL
+attention computes in this type too, and `sdpa` is slow in bfloat16 on CPUs.
 
 Accuracy is measured on two completions of each test problem at temperature 1, every second step, with the same code for all
 arms, and does not count as time. Greedy accuracy says little here: it is near 90% after two steps and then falls.
@@ -30,6 +30,7 @@ Writes `runs.csv`, `ratios.csv` (each run divided by the run of TRL with the sam
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -63,14 +64,15 @@ def main() -> None:
     options, settings = parsed()
     out = options.out.resolve()
     settings = complete(options, settings)
-    dtypes = {arm: number_type(arm, out, options, settings) for arm in options.arms}
+    ways = {arm: fastest(arm, out, options, settings) for arm in options.arms}
     todo = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
     for i, (arm, seed) in enumerate(todo, 1):
-        typed = [*settings, f"model.compute_dtype={dtypes[arm]}"] if options.dtypes else settings
-        seconds = finished(arm, seed, out / arm / str(seed), options, typed)
+        seconds = finished(arm, seed, out / arm / str(seed), options, [*settings, *ways[arm]])
         if seconds is not None:
             print(f"[{i}/{len(todo)}] {arm}, seed {seed}: {seconds:.0f} s in total", flush=True)
-    report(out, options, count(number_of_kl(settings)), dtypes)
+    default = cli.composed(number_of_kl(settings)).model.compute_dtype
+    computed = {arm: ", ".join(setting.partition("=")[2] for setting in way) or default for arm, way in ways.items()}
+    report(out, options, count(number_of_kl(settings)), computed)
 
 
 def parsed() -> tuple[argparse.Namespace, list[str]]:
@@ -81,6 +83,7 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps")
     parser.add_argument("--target", type=float, default=0.7, help="accuracy on the test problems, sampled at temperature 1")
     parser.add_argument("--dtypes", type=names, default=[], help="number types of matrix products that each arm tries")
+    parser.add_argument("--trl-attention", type=names, default=[], help="attention of Transformers that TRL tries")
     parser.add_argument("--trl-batch", type=int, default=64, help="completions per micro-batch of the arm trl")
     parser.add_argument("--coupled-batch", type=int, default=16, help="completions per micro-batch of trl_coupled")
     parser.add_argument("--ranks", type=int, default=1, help="processes of each run; they share its completions")
@@ -92,6 +95,8 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"--arms: unknown: {', '.join(sorted(unknown))}; the choices are {', '.join([*OURS, *TRL])}")
     if unknown := set(options.dtypes) - {"float32", "bfloat16"}:
         parser.error(f"--dtypes: unknown: {', '.join(sorted(unknown))}; the choices are float32, bfloat16")
+    if unknown := set(options.trl_attention) - {"sdpa", "eager", "flash_attention_2"}:
+        parser.error(f"--trl-attention: unknown: {', '.join(sorted(unknown))}; the choices are sdpa, eager, flash_attention_2")
     if wrong := [name for name in ("trl_batch", "coupled_batch") if getattr(options, name) % options.ranks]:
         parser.error(
             f"--{wrong[0].replace('_', '-')}={getattr(options, wrong[0])} cannot be divided among {options.ranks} ranks"
@@ -115,19 +120,22 @@ def complete(options: argparse.Namespace, settings: Sequence[str]) -> list[str]:
     return [*SETTINGS, *of_default, *measured, f"steps={options.steps}", *settings]
 
 
-def number_type(arm: str, out: Path, options: argparse.Namespace, settings: Sequence[str]) -> str:
-    """In which type the arm computes matrix products: the given one, the fastest of several, or that of the settings."""
-    if not options.dtypes:
-        return str(cli.composed(number_of_kl(settings)).model.compute_dtype)
-    if len(options.dtypes) == 1:
-        return str(options.dtypes[0])
+def fastest(arm: str, out: Path, options: argparse.Namespace, settings: Sequence[str]) -> list[str]:
+    """The settings by which the arm computes: the given ones, the fastest of several, or none."""
+    attentions = options.trl_attention if arm in TRL else []
+    of_setting = {"model.compute_dtype": options.dtypes, "model.attn_implementation": attentions}
+    given = [[f"{name}={value}" for value in values] for name, values in of_setting.items() if values]
+    ways = [list(way) for way in itertools.product(*given)]
+    if len(ways) == 1:
+        return ways[0]
     times = {}
-    for dtype in options.dtypes:
-        folder = out / "tried" / arm / dtype
-        finished(arm, 0, folder, options, [*settings, *TRIED, f"model.compute_dtype={dtype}"])
-        times[dtype] = by_token(read(folder)[1:])["step_ms_per_token"]
-    print(f"{arm}: " + ", ".join(f"{dtype} {ms:.2f} ms a token" for dtype, ms in times.items()), flush=True)
-    return min(times, key=times.__getitem__)
+    for way in ways:
+        name = "-".join(setting.partition("=")[2] for setting in way)
+        folder = out / "tried" / arm / name
+        finished(arm, 0, folder, options, [*settings, *TRIED, *way])
+        times[name] = by_token(read(folder)[1:])["step_ms_per_token"]
+    print(f"{arm}: " + ", ".join(f"{name} {ms:.2f} ms a token" for name, ms in times.items()), flush=True)
+    return ways[min(range(len(ways)), key=list(times.values()).__getitem__)]
 
 
 def command_of(arm: str, seed: int, folder: Path, options: argparse.Namespace, settings: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ OURS = {
     f"{algo}{'' if rollout == 'hf' else '_vllm'}": [f"algo={algo}", f"rollout={rollout}"]
     for rollout in ("hf", "vllm")
     for algo in ("dash", "no_gf", "grpo")
-}
+} | {"dash_screen": ["algo=dash", "rollout=hf", "select=screen"]}
 TRL = ["trl", "trl_coupled"]
 PHASES = ["sample", "score", "update"]  # the phases that TRL also has
 SAMPLED, GREEDY = "eval/in_dist/avg@2", "accuracy/in_dist"
@@ -74,17 +74,17 @@ def summary(folder: Path, options: argparse.Namespace, parameters: int) -> dict[
     return result | {name: mb for name, mb in peaks.items() if name.startswith("peak_")}
 
 
-def report(out: Path, options: argparse.Namespace, parameters: int, dtypes: Mapping[str, str]) -> None:
-    """Print the tables and write them and the figure. `dtypes`: the number type of each arm's matrix products."""
+def report(out: Path, options: argparse.Namespace, parameters: int, computed: Mapping[str, str]) -> None:
+    """Print the tables and write them and the figure. `computed`: how each arm computes, such as "bfloat16"."""
     seeds = range(options.seeds)
     runs = {(arm, seed): summary(out / arm / str(seed), options, parameters) for arm in options.arms for seed in seeds}
     names = list(next(iter(runs.values())))
     with (out / "runs.csv").open("w", newline="") as file:
-        rows = [[arm, seed, dtypes[arm], *run.values()] for (arm, seed), run in runs.items()]
-        csv.writer(file).writerows([["arm", "seed", "dtype", *names], *rows])
+        rows = [[arm, seed, computed[arm], *run.values()] for (arm, seed), run in runs.items()]
+        csv.writer(file).writerows([["arm", "seed", "computed_in", *names], *rows])
     print(f"\nmedians of {options.seeds} seed(s)" + ("" if options.only_time else f"; target {options.target:.0%}"))
     print(f"{'':24}" + "".join(f"{arm:>13}" for arm in options.arms))
-    print(f"{'matrix products in':24}" + "".join(f"{dtypes[arm]:>13}" for arm in options.arms))
+    print("computed in: " + "; ".join(f"{arm} {computed[arm]}" for arm in options.arms))
     for name in names:
         values = (statistics.median(runs[arm, seed][name] for seed in seeds) for arm in options.arms)
         print(f"{name:24}" + "".join(f"{value:13,.3f}" for value in values))

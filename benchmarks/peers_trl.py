@@ -89,7 +89,7 @@ def run(options: argparse.Namespace, cfg: DictConfig) -> None:
 
 def load_model(cfg: DictConfig) -> PreTrainedModel:
     """The policy as Transformers has it, without our attention."""
-    kwargs = {"dtype": getattr(torch, cfg.model.dtype), "attn_implementation": "sdpa"}
+    kwargs = {"dtype": getattr(torch, cfg.model.dtype), "attn_implementation": cfg.model.attn_implementation}
     if not cfg.model.architecture:
         return AutoModelForCausalLM.from_pretrained(cfg.model.path, **kwargs)
     torch.manual_seed(cfg.seed)

@@ -33,7 +33,7 @@ def finished(folder, accuracies, seconds, peak_mb=100.0):
 
 
 OPTIONS = argparse.Namespace(arms=["dash", "trl"], seeds=2, target=0.7, only_time=False)
-DTYPES = {"dash": "bfloat16", "trl": "float32"}
+COMPUTED = {"dash": "bfloat16", "trl": "float32, eager"}
 
 
 def test_a_run_is_as_fast_as_its_first_evaluation_at_the_target(tmp_path):
@@ -55,7 +55,7 @@ def test_ratios_are_taken_seed_by_seed(tmp_path, capsys):
     for seed, (ours, theirs) in enumerate([(1.0, 4.0), (2.0, 4.0), (9.0, 10.0)]):
         finished(tmp_path / "dash" / str(seed), [None, 0.8], ours)
         finished(tmp_path / "trl" / str(seed), [None, 0.6, 0.8], theirs, peak_mb=200.0)
-    peers_table.report(tmp_path, argparse.Namespace(**vars(OPTIONS) | {"seeds": 3}), parameters=5, dtypes=DTYPES)
+    peers_table.report(tmp_path, argparse.Namespace(**vars(OPTIONS) | {"seeds": 3}), parameters=5, computed=COMPUTED)
     with (tmp_path / "ratios.csv").open() as file:
         rows = {row["what"]: row for row in csv.DictReader(file)}
     time = rows["seconds_to_target"]  # 1/8, 2/8 and 9/20
@@ -65,7 +65,7 @@ def test_ratios_are_taken_seed_by_seed(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "dash         / trl" in said and "bfloat16" in said
     with (tmp_path / "runs.csv").open() as file:
-        assert {row["arm"]: row["dtype"] for row in csv.DictReader(file)} == DTYPES
+        assert {row["arm"]: row["computed_in"] for row in csv.DictReader(file)} == COMPUTED
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
@@ -73,7 +73,7 @@ def test_a_target_that_a_seed_does_not_reach_gives_no_ratio(tmp_path, capsys):
     for seed, accuracy in enumerate((0.8, 0.6)):
         finished(tmp_path / "dash" / str(seed), [None, 0.8], 1.0)
         finished(tmp_path / "trl" / str(seed), [None, accuracy], 2.0)
-    peers_table.report(tmp_path, OPTIONS, parameters=5, dtypes=DTYPES)
+    peers_table.report(tmp_path, OPTIONS, parameters=5, computed=COMPUTED)
     assert "seconds_to_target    not reached by every seed" in capsys.readouterr().out
 
 
@@ -110,6 +110,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path):
         (["--arms=dahs"], "unknown: dahs"),
         (["steps"], "KEY=VALUE"),
         (["--dtypes=int8"], "unknown: int8"),
+        (["--trl-attention=fast"], "unknown: fast"),
         (["--only-time", "--steps=1"], "at least 2"),
     ],
 )
@@ -142,20 +143,32 @@ def test_another_model_has_its_own_learning_rate(given, lr):
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "chosen", "tried"),
-    [([], "float32", []), (["bfloat16"], "bfloat16", []), (["float32", "bfloat16"], "bfloat16", ["float32", "bfloat16"])],
+    ("arm", "dtypes", "attention", "chosen", "tried"),
+    [
+        ("trl", [], [], "", []),
+        ("trl", ["bfloat16"], [], "bfloat16", []),
+        ("dash", ["float32", "bfloat16"], ["sdpa", "eager"], "bfloat16", ["float32", "bfloat16"]),
+        (
+            "trl_coupled",
+            ["float32", "bfloat16"],
+            ["sdpa", "eager"],
+            "bfloat16 eager",
+            ["float32 sdpa", "float32 eager", "bfloat16 sdpa", "bfloat16 eager"],
+        ),
+    ],
 )
-def test_each_arm_takes_its_fastest_number_type(dtypes, chosen, tried, tmp_path, monkeypatch, capsys):
+def test_each_arm_computes_in_its_fastest_way(arm, dtypes, attention, chosen, tried, tmp_path, monkeypatch, capsys):
     seen = []
 
     def run(arm, seed, folder, options, settings):
-        dtype = settings[-1].removeprefix("model.compute_dtype=")
-        seen.append(dtype)
+        way = " ".join(setting.partition("=")[2] for setting in settings if setting.startswith("model."))
+        seen.append(way)
         assert "steps=2" in settings
-        finished(folder, [None, None, None], seconds=3.0 if dtype == "float32" else 2.0)
+        finished(folder, [None, None, None], seconds=4.0 - ("bfloat16" in way) - ("eager" in way))
 
     monkeypatch.setattr(peers, "finished", run)
-    options = argparse.Namespace(dtypes=dtypes)
-    assert peers.number_type("trl", tmp_path, options, ["kl=0", "steps=9"]) == chosen
+    options = argparse.Namespace(dtypes=dtypes, trl_attention=attention)
+    way = peers.fastest(arm, tmp_path, options, ["kl=0", "steps=9"])
+    assert " ".join(setting.partition("=")[2] for setting in way) == chosen
     assert seen == tried
-    assert ("trl: float32" in capsys.readouterr().out) == bool(tried)
+    assert (f"{arm}: float32" in capsys.readouterr().out) == bool(tried)

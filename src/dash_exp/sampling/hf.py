@@ -19,7 +19,7 @@ from dash_exp.core.types import Completion, Prompt
 from dash_exp.models import packing
 from dash_exp.models.casting import cast
 from dash_exp.models.loading import eos_ids
-from dash_exp.models.log_probs import autocast, positions
+from dash_exp.models.log_probs import autocast, positions, scaled, slices
 from dash_exp.sampling import decode
 from dash_exp.sampling.base import Sampling, noise_seed
 from dash_exp.sampling.cache import RoomyCache, SharedPrompts
@@ -260,18 +260,26 @@ def choose(logits_BV: Tensor, temperature: float, noise_B: Tensor, top_p: float 
 
     `noise_B` in [0, 1) selects the first token whose cumulative probability exceeds it. At temperature 0 the token is the
     most likely one, and its log-probability is at temperature 1. With `top_p` below 1 only tokens of the nucleus can be chosen
-    (see `Sampling`); the log-probability is still that of the whole distribution.
+    (see `Sampling`); the log-probability is still that of the whole distribution. Only some rows are computed at a time, which
+    stay in the cache of a CPU.
     """
-    logprobs_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
+    chosen = [_chosen(logits_BV[rows], temperature, noise_B[rows], top_p) for rows in slices(logits_BV)]
+    tokens_B, logprob_B = map(torch.cat, zip(*chosen, strict=True))
+    return tokens_B, logprob_B
+
+
+def _chosen(logits_RV: Tensor, temperature: float, noise_R: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """`choose` for some rows."""
+    logprobs_RV = torch.log_softmax(scaled(logits_RV, temperature or 1.0), dim=-1)
     if temperature == 0:
-        logprob_B, tokens_B = logprobs_BV.max(dim=-1)
-        return tokens_B, logprob_B
-    probs_BV = logprobs_BV.exp()
-    cumulative_BV = (probs_BV if top_p == 1 else nucleus(probs_BV, top_p)).cumsum(dim=-1)
-    total_B1 = cumulative_BV[:, -1:]  # 1 up to rounding
-    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
-    tokens_B1 = torch.searchsorted(cumulative_BV, torch.minimum(noise_B[:, None] * total_B1, below_B1), right=True)
-    return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]
+        logprob_R, tokens_R = logprobs_RV.max(dim=-1)
+        return tokens_R, logprob_R
+    probs_RV = logprobs_RV.exp()
+    cumulative_RV = (probs_RV if top_p == 1 else nucleus(probs_RV, top_p)).cumsum(dim=-1)
+    total_R1 = cumulative_RV[:, -1:]  # 1 up to rounding
+    below_R1 = torch.nextafter(total_R1, torch.zeros_like(total_R1))
+    tokens_R1 = torch.searchsorted(cumulative_RV, torch.minimum(noise_R[:, None] * total_R1, below_R1), right=True)
+    return tokens_R1[:, 0], logprobs_RV.gather(-1, tokens_R1)[:, 0]
 
 
 def nucleus(probs_BV: Tensor, top_p: float) -> Tensor:

@@ -26,6 +26,7 @@ from dash_exp.core.types import Completion, Prompt, Rollouts, Sample
 from dash_exp.core.watch import Watch
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluation, Evaluator
+from dash_exp.evaluation.progress import Progress
 from dash_exp.models.passes import Passes
 from dash_exp.models.sharded import is_sharded
 from dash_exp.sampling.base import Sampler, Sampling
@@ -271,7 +272,9 @@ class RolloutDataModule(L.LightningDataModule):
             with self.clock("sync"):
                 self.refresh.bring_newest()
             with self.clock("eval"):
-                done = self.evaluator(test, prompts)
+                progress = Progress(test, len(prompts) * (1 + self.evaluator.n))
+                done = self.evaluator(test, prompts, progress)
+                progress.close()
                 if self.ranks.first and not self.refresh.on_policy and not is_sharded(self.refresh.policy):
                     self._check_mismatch(prompts[:8])  # not where all ranks make the passes of the policy together
         self.eval_timeouts += done.timeouts

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands.evaluate.command import Command
-from dash_exp.commands.evaluate.output import Progress, per_problem, picture
+from dash_exp.commands.evaluate.output import per_problem, picture
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
@@ -27,6 +27,7 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
         from dash_exp.commands.prompting import shown
         from dash_exp.commands.run import git_revision, quiet
         from dash_exp.data import digests
+        from dash_exp.evaluation.progress import Progress
         from dash_exp.results.plots import plot_pass_at_k
         from dash_exp.results.summary import evaluation_table
         from dash_exp.rewards.base import close_rewards
