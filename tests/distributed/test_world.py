@@ -39,7 +39,7 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
         ({}, 1, 0, "0"),
         (TORCHRUN, 4, 3, "0"),
         (TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "1"}, 4, 3, "1"),  # torchrun --max-restarts
-        (SRUN | {"SLURM_JOB_ID": "77"}, 2, 1, "77"),
+        (SRUN | {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "3"}, 2, 1, "77.3"),  # a second srun of the job is another start
         (SRUN | {"SLURM_JOB_ID": "77"} | TORCHRUN, 4, 3, "0"),  # torchrun inside a job
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 1, 0, "0"),  # the script of sbatch
         (SRUN | {"SLURM_JOB_NAME": "interactive"}, 2, 1, "0"),  # srun in the shell of salloc
@@ -47,7 +47,7 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
     ],
 )
 def test_whether_others_were_started_with_this_process(variables, size, index, start, monkeypatch):
-    for name in (*TORCHRUN, *SRUN, "SLURM_JOB_NAME", "SLURM_JOB_ID"):
+    for name in (*TORCHRUN, *SRUN, "SLURM_JOB_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -204,6 +204,46 @@ def test_gloo_uses_the_link_to_the_first_rank(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "of the user")
     world.use_link_to("127.0.0.1")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "of the user"
+
+
+@pytest.mark.parametrize(
+    ("machines", "own", "others", "reached"),
+    [
+        (2, "127.0.1.1", ["127.0.1.1", "10.0.0.2"], "10.0.0.2"),  # the first rank by its name, on Debian
+        (2, "10.0.0.2", [], "node1"),  # another rank: the name is that of another machine
+        (1, "127.0.1.1", [], "node1"),
+        (2, "127.0.0.1", ["", "127.0.0.1"], "node1"),  # two nodes on one machine
+    ],
+)
+def test_where_the_first_rank_is_known_to_itself_as_127_the_link_is_that_to_another(
+    machines, own, others, reached, monkeypatch
+):
+    here = object.__new__(world.World)
+    here.index, here.size, here.address, here.store = 0, 1 + len(others), "node1:1", dist.HashStore()
+    for rank, address in enumerate(others, start=1):
+        here.store.set(f"address/{rank}", address)
+    monkeypatch.setattr(place, "machines", lambda: machines)
+    monkeypatch.setattr(world, "own_address", lambda to: own)
+    assert here._elsewhere("node1") == reached
+
+
+@pytest.mark.parametrize(
+    ("variables", "machines"),
+    [
+        ({}, 1),
+        (TORCHRUN, 1),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "2"}, 2),
+        (SRUN, 1),
+        (SRUN | {"SLURM_STEP_NUM_NODES": "2"}, 2),
+        ({"SLURM_STEP_NUM_NODES": "2"}, 1),
+    ],
+)
+def test_on_how_many_machines_the_processes_are(variables, machines, monkeypatch):
+    for name in (*TORCHRUN, *SRUN, "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_NODES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert place.machines() == machines
 
 
 def failed(exitcode, message="", timestamp=0):

@@ -139,8 +139,11 @@ def test_what_a_server_does_with_an_upload(tmp_path):
             for path in ("ab/1", "ab/1/..", "ab/1/a/b.bin", "x/1/a.bin", "ab/1/a.b.c"):
                 assert (await client.put(f"{UPLOAD}/{path}", content=b"a")).status_code == 404
             assert (await client.put("/elsewhere")).status_code == 418
-            full = await client.put(f"{UPLOAD}/ab/3/a.bin", headers={"content-length": str(2**50)})
-            assert (full.status_code, "GiB free" in full.text) == (507, True)
+            for first in ("", "config.json"):
+                small = Path((await client.put(f"{UPLOAD}/ab/3/{first}", content=b"a")).text) if first else None
+                full = await client.put(f"{UPLOAD}/ab/3/a.bin", headers={"content-length": str(2**50)})
+                assert (full.status_code, "GiB free" in full.text) == (507, True)
+                assert small is None or not small.exists()
         app.room.close()
         assert list(tmp_path.iterdir()) == []
 

@@ -44,6 +44,10 @@ BAD = [
     ("rollout=vllm_server rollout.sampler.transfer=ftp", "rollout.sampler.transfer=ftp: is not known. Use one of auto, folder"),
     ("rollout=vllm_server rollout.sampler.transfer=nccl", "goes from GPU to GPU, and the policy is on the CPU"),
     (
+        "rollout=vllm_server rollout.sampler.transfer=nccl trainer=fsdp trainer.accelerator=gpu trainer.devices=2",
+        "rollout.sampler.transfer=nccl: does not work with trainer=fsdp, whose weights are gathered in CPU memory. Use auto",
+    ),
+    (
         "rollout=vllm_server rollout.sampler.transfer=nccl trainer=gpu rollout.staleness=1",
         "rollout.sampler.transfer=nccl: does not work with rollout.staleness=1, which keeps older weights in CPU memory",
     ),

@@ -24,9 +24,18 @@ def index() -> int:
     return int(os.environ["RANK" if starter() == "torchrun" else "SLURM_PROCID"]) if size() > 1 else 0
 
 
+def machines() -> int:
+    """On how many machines the processes are."""
+    if starter() == "torchrun":
+        return size() // int(os.environ.get("LOCAL_WORLD_SIZE", size()))
+    return int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) if size() > 1 else 1
+
+
 def start() -> str:
-    """Which start of the processes this is, where others may have met, or meet, at the same address."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT" if starter() == "torchrun" else "SLURM_JOB_ID", "0")
+    """Which start of the processes this is, where others may have met, or meet, at the same address: steps of one job too."""
+    if starter() == "torchrun":
+        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return ".".join(os.environ[name] for name in ("SLURM_JOB_ID", "SLURM_STEP_ID") if name in os.environ) or "0"
 
 
 def starter() -> str:

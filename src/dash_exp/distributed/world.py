@@ -69,8 +69,8 @@ class World:
         self.index, self.size, self.local = found.global_rank(), found.world_size(), found.local_rank()
         os.environ |= {"MASTER_ADDR": found.main_address, "MASTER_PORT": str(found.main_port)}
         self.address = f"{found.main_address}:{found.main_port}"  # of the store
-        use_link_to(found.main_address)
         self.store = self._connection()
+        use_link_to(self._elsewhere(found.main_address))
         self.run = 0  # number of the run that the first rank leads now, or led last
         self.silence_s = SILENCE_S  # without a sign of life, until a rank is missed
         self.stuck = False  # a collective cannot end any more: Python must not wait for it when the process ends
@@ -90,6 +90,24 @@ class World:
             right = "Each must reach this address, and no other program may have it; MASTER_PORT chooses another port on Slurm"
             raise UserError(self.address, wrong, right) from error
         return dist.PrefixStore(place.start(), store)
+
+    def _elsewhere(self, first: str) -> str:
+        """The address of the first rank; or where this machine takes that for itself, one of a rank on another machine.
+
+        On Debian the name of a machine stands for 127.0.1.1 on this machine, and for its address in the network on others.
+        """
+        own = own_address(first)
+        if place.machines() == 1:
+            return first
+        self.store.set(f"address/{self.index}", own)
+        if not own.startswith("127."):
+            return first
+        try:
+            found = (self.store.get(f"address/{rank}").decode() for rank in range(self.size))
+            return next((address for address in found if address and not address.startswith("127.")), first)
+        except RuntimeError as error:
+            wrong = f"not all {self.size} processes have met there ({error_line(error).rstrip('.')})"
+            raise UserError(self.address, wrong, "Look at the output of the others") from error
 
     # --- runs: led by the first, followed by the others -----------------------------------------------------------------
 
@@ -213,16 +231,23 @@ def left() -> None:
     _here = None
 
 
+def own_address(to: str) -> str:
+    """The address of this machine in the network that leads there; "" where none does."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((to, 9))  # sends nothing
+        return str(probe.getsockname()[0])
+    return ""
+
+
 def use_link_to(address: str) -> None:
-    """Have gloo use the network that leads to the first rank, unless the user has said which (GLOO_SOCKET_IFNAME).
+    """Have gloo use the network that leads to this address, unless the user has said which (GLOO_SOCKET_IFNAME).
 
     gloo takes the one that the name of this machine stands for, which on Debian is the machine itself: nobody else gets there.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))  # sends nothing
-        own = probe.getsockname()[0]
+    own = own_address(address)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with suppress(OSError):
                 asked = struct.pack("256s", name.encode()[:15])

@@ -41,17 +41,20 @@ class Room:
         try:
             with self._guard:
                 path = self._path = self._path or self._made()
-            free = shutil.disk_usage(path).free
-            if free >= size:
-                return Path(tempfile.mkdtemp(dir=path))
+            self.check(size)
+            return Path(tempfile.mkdtemp(dir=path))
         except OSError as error:
             wrong = f"cannot be written to ({error.strerror})"
             raise UserError(f"{SETTING}={self.within}", wrong, "Write another folder") from error
-        raise UserError(
-            f"{SETTING}={self.within}",
-            f"has {free / 2**30:.1f} GiB free, and the weights for sampling servers take {size / 2**30:.1f}",
-            "Write a folder with more room that the servers can read, or use rollout.sampler.transfer=nccl between GPUs",
-        )
+
+    def check(self, size: int) -> None:
+        """Raise UserError where there is not enough room for so many bytes."""
+        if (free := shutil.disk_usage(self.within).free) < size:
+            raise UserError(
+                f"{SETTING}={self.within}",
+                f"has {free / 2**30:.1f} GiB free, and the weights for sampling servers take {size / 2**30:.1f}",
+                "Write a folder with more room that the servers can read, or use rollout.sampler.transfer=nccl between GPUs",
+            )
 
     def _made(self) -> Path:
         self.within.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,6 @@ class Updates:
     dtype: torch.dtype
     transfer: str
     weights_dir: str | None
-    timeout_s: float
 
     def __post_init__(self) -> None:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in adapter.base(self.policy).items()}
@@ -119,7 +118,7 @@ class Updates:
     async def _send(self, server: Server, weights: Weights) -> None:
         """Send a whole state dict over NCCL. Where that fails, the server may wait in NCCL and answer nothing."""
         if server.sender is None:
-            server.sender = native.Sender(server.url, await server.gpus(), weights.device, self.timeout_s)
+            server.sender = native.Sender(server.url, await server.gpus(), weights.device, server.give_up_s)
         try:
             await asyncio.to_thread(server.sender.send, weights.tensors)
         except Exception as error:  # those of NCCL and of vLLM's client have no common base class

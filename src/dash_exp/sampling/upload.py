@@ -56,17 +56,20 @@ class Upload:
         return Response(status_code=404)
 
     async def put(self, request: Request, sender: str, file: str) -> Response:
-        if self.folder is None or sender != self.sender:
+        size = int(request.headers.get("content-length", 0))
+        try:
+            if self.folder is None or sender != self.sender:
+                self.delete()
+                self.folder, self.sender = self.room.folder(size), sender
+            else:
+                self.room.check(size)
+            folder = self.folder
+            with suppress(ClientDisconnect), (folder / file).open("wb") as out:
+                async for piece in request.stream():
+                    out.write(piece)
+        except (UserError, OSError) as error:  # there is no room, or less than was free
             self.delete()
-            try:
-                self.folder = self.room.folder(int(request.headers.get("content-length", 0)))
-            except UserError as error:
-                return PlainTextResponse(str(error), 507)
-            self.sender = sender
-        folder = self.folder
-        with suppress(ClientDisconnect), (folder / file).open("wb") as out:
-            async for piece in request.stream():
-                out.write(piece)
+            return PlainTextResponse(str(error), 507)
         return PlainTextResponse(str(folder))
 
     def delete(self) -> None:

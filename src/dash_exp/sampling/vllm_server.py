@@ -76,7 +76,7 @@ class VLLMServerSampler:
         self.give_up_s = give_up_s
         self.eos_ids = eos_ids(policy, tokenizer)
         settings = None if merge else adapter.described(policy)
-        self.updates = Updates(policy, settings, compute_dtype, transfer, weights_dir, timeout_s)
+        self.updates = Updates(policy, settings, compute_dtype, transfer, weights_dir)
         self.version: int | None = None
         self.active_servers = 0
         self.resent_prompts = 0

@@ -10,6 +10,7 @@ from dash_exp.core.addresses import host_and_port
 from dash_exp.core.errors import UserError
 from dash_exp.settings.algorithm import has_ratio, kl_in_reward
 from dash_exp.settings.checks import flags, known, number, numbers, shown, texts
+from dash_exp.settings.devices import ranks
 
 SECTIONS = "rollout rollout.sampler"
 
@@ -118,6 +119,12 @@ def _servers(cfg: DictConfig) -> None:
     if cfg.trainer.accelerator != "gpu":
         raise UserError(
             "rollout.sampler.transfer=nccl", "goes from GPU to GPU, and the policy is on the CPU", "Use trainer=gpu, or auto"
+        )
+    if cfg.trainer.strategy == "fsdp" and ranks(cfg) > 1:
+        raise UserError(
+            "rollout.sampler.transfer=nccl",
+            "does not work with trainer=fsdp, whose weights are gathered in CPU memory",
+            "Use auto",
         )
     if stale := _stale(cfg):
         raise UserError(
