@@ -17,6 +17,7 @@ from dash_exp.planning.empty_models import parameter_count, reads_packed
 from dash_exp.planning.load import Adapters, BackwardPass, DecodingBatch, Load
 from dash_exp.planning.machine import Device
 from dash_exp.sampling.engine import sleep_level
+from dash_exp.settings.data import response_limit
 from dash_exp.settings.prompt import may_be_chat
 
 GIB = 2**30
@@ -315,12 +316,13 @@ def decoding_batches(cfg: DictConfig, step: OuterStep, lengths: Lengths, devices
         if first := cfg.select.get("first"):  # of more prompts, and fewer of each
             completions = min(step.prompts_per_call * cfg.select.wide * first, most)
             found.append(DecodingBatch(-(-completions // first), completions, lengths.longest, lengths.prompt))
-    for test in cfg.data.tests.values():
+    for name, test in cfg.data.tests.items():
         if test is not None:
+            _, most_tokens = response_limit(cfg, f"data.tests.{name}")
             for count in (1, cfg.eval.n) if cfg.eval.n else (1,):  # completions of each problem: `evaluator.Evaluator`
                 at_a_time = max(1, cfg.eval.prompts // count)
                 problems = min(test.get("size") or at_a_time, cfg.eval.limit or at_a_time, at_a_time)
                 problems = min(-(-problems // devices), most)
                 completions = min(problems * count, most)
-                found.append(DecodingBatch(problems, completions, lengths.longest, prompt_tokens(test, cfg), "evaluate"))
+                found.append(DecodingBatch(problems, completions, most_tokens, prompt_tokens(test, cfg), "evaluate"))
     return tuple(dict.fromkeys(found))

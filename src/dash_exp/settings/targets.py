@@ -14,7 +14,7 @@ from typing import Any
 
 from dash_exp.core.errors import UserError
 from dash_exp.settings import renamed
-from dash_exp.settings.reward import OF_TEST
+from dash_exp.settings.data import BROUGHT
 
 PACKAGE = Path(__file__).parents[1]
 HYDRAS_OWN = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
@@ -47,7 +47,7 @@ def check_argument(settings: dict[str, Any], key: str, argument: str) -> None:
 
 def without_reward(part: Iterable[object], key: str) -> list[object]:
     """The settings of the part at `key`, without the reward that a test set brings: that is no argument of it."""
-    return [setting for setting in part if not OF_TEST.fullmatch(f"{key}.{setting}")]
+    return [setting for setting in part if not BROUGHT.fullmatch(f"{key}.{setting}")]
 
 
 def _check_one(part: dict[object, object], key: str) -> None:

@@ -88,15 +88,14 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     """The test sets as the model will see them, and the evaluator. The model is loaded last."""
     import torch
 
-    from dash_exp.commands import prompting
+    from dash_exp.commands import data_sets, prompting
     from dash_exp.commands.build import at_a_time
-    from dash_exp.commands.data_sets import data_set
-    from dash_exp.commands.data_sets import problems as all_problems
     from dash_exp.commands.parts import check_named, made
     from dash_exp.commands.rewards import rewards_of
     from dash_exp.evaluation.evaluator import Evaluator
     from dash_exp.models import folders, loading
     from dash_exp.sampling.base import Sampling
+    from dash_exp.settings.data import limits_of_tests
 
     device = "cpu"
     if cfg.trainer.accelerator == "gpu":
@@ -110,9 +109,9 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     names = [str(name) for name, test in cfg.data.tests.items() if test is not None]
     train: list[Problem] = []
     if prompting.shows_examples(cfg):
-        train, problems, _ = all_problems(cfg)
+        train, problems, _ = data_sets.problems(cfg)
     else:
-        problems = {name: data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
+        problems = {name: data_sets.data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
     rewards = rewards_of(cfg, {f"data.tests.{name}": test for name, test in problems.items()}, tokenizer)
     policy = loading.load_policy(
         cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust
@@ -135,5 +134,6 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
         sampling=Sampling(max_tokens, command.temperature, command.top_p, stop) if command.n else None,
         seed=cfg.seed,
         at_a_time=at_a_time(cfg),
+        max_tokens=limits_of_tests(cfg),
     )
     return tests, evaluator
