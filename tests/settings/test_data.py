@@ -26,7 +26,7 @@ BAD = [
     ),
     (
         "+data.train.max_response_tokens=8",
-        "data.train.max_response_tokens: is not read: training has that of the run. Write rollout.max_response_tokens=N instead.",
+        "data.train.max_response_tokens: is not read: training has that of the run. Write rollout.max_response_tokens=N",
     ),
     (
         "+data.tests.in_dist.max_response_tokens=0",
