@@ -1,0 +1,194 @@
+"""Train a reward model: it learns to tell right completions of a model from wrong ones.
+
+    python -m dash_exp.reward_model MODEL out=FOLDER [name=value ...]
+
+MODEL          a Transformers folder or hub name, or a run folder. It writes the completions, and the reward model starts from
+               its weights
+out=FOLDER     where the reward model is written, for reward=reward_model reward.path=FOLDER; it must not exist
+problems=512   training problems, the first ones of the data; a fifth of them is kept to measure how good the reward model is
+n=8            completions of each, sampled at temperature 1
+epochs=2       passes over the completions
+lr=1e-5        learning rate of AdamW; default: model.lr
+seed=0         of the completions and of their order
+
+The reward of the data says which completions are right. Any other setting of train.py can be given: data=sums
+reward.timeout_s=2 model.compute_dtype=bfloat16 trainer=gpu.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from dash_exp.commands import cli
+from dash_exp.commands.evaluate.command import Command as Evaluation
+from dash_exp.commands.evaluate.configuration import configured
+from dash_exp.core.errors import UserError
+from dash_exp.core.process import importing
+
+if TYPE_CHECKING:  # they load torch, which is needed only after the command was found good
+    from dash_exp.rewards.model import ModelReward
+    from dash_exp.training.reward_model import Graded
+
+OWN = ("out", "problems", "n", "epochs", "lr")
+CHUNK = 64  # problems sampled and graded at a time
+KEPT = 5  # one of so many problems is kept to measure
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command line: the model, where to write, how to train, and overrides of the configuration."""
+
+    target: str
+    out: Path
+    problems: int
+    n: int
+    epochs: int
+    lr: float | None
+    overrides: list[str]
+
+
+def main() -> None:
+    command = parse(cli.help_or_arguments(__doc__))
+    cfg = configured(Evaluation(command.target, command.overrides))
+    if cfg.data.train is None:
+        raise UserError("data.train", f"is null: data={cfg.data.name} has no training problems", "Choose another data set")
+    with importing():
+        from dash_exp.commands.run import quiet
+        from dash_exp.training.reward_model import fit, measured
+    quiet()
+    learnt, kept = completions(cfg, command)
+    judge = start(cfg, command)
+    epochs = []
+    for loss in fit(judge, learnt, command.epochs, command.lr or cfg.model.lr, cfg.seed):
+        epochs.append({"loss": loss, **measured(judge, kept)})
+        print(f"epoch {len(epochs)}/{command.epochs}: {told(epochs[-1])}", flush=True)
+    judge.scorer.save_pretrained(command.out)
+    result = {"completions": len(learnt.texts), "right": sum(learnt.right), "kept": len(kept.texts), "epochs": epochs}
+    (command.out / "reward_model.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"reward model: reward=reward_model reward.path={command.out}", flush=True)
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Read and check the command line. The first argument is the model."""
+    target, *rest = arguments
+    given: dict[str, str] = {}
+    overrides = []
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not equals and not name.startswith("~"):
+            raise UserError(argument, "is not of the form name=value", "See --help")
+        if name in OWN:
+            given[name] = value.strip()
+        else:
+            overrides.append(argument)
+    if not given.get("out"):
+        raise UserError("out", "is missing", "Write out=FOLDER, for the reward model")
+    out = Path(given["out"]).expanduser()
+    if out.exists():
+        raise UserError(f"out={given['out']}", "exists already", "Remove it, or write out=OTHER")
+    return Command(
+        target=target,
+        out=out,
+        problems=_whole("problems", given.get("problems", "512"), 2 * KEPT),
+        n=_whole("n", given.get("n", "8"), 1),
+        epochs=_whole("epochs", given.get("epochs", "2"), 1),
+        lr=_rate(given["lr"]) if "lr" in given else None,
+        overrides=overrides,
+    )
+
+
+def completions(cfg: DictConfig, command: Command) -> tuple[Graded, Graded]:
+    """Those that the reward model learns from, and those of other problems that are kept to measure it.
+
+    Raises UserError where all completions are right or all are wrong.
+    """
+    from dash_exp.commands import data_sets, prompting
+    from dash_exp.commands.evaluate.running import loaded, tokenizer_of
+    from dash_exp.commands.rewards import rewards_of
+    from dash_exp.models.texts import decoded
+    from dash_exp.rewards.base import close_rewards, correct
+    from dash_exp.sampling.base import Sampling
+    from dash_exp.training.reward_model import Graded
+
+    tokenizer = tokenizer_of(cfg)
+    problems = data_sets.problems(cfg)[0][: command.problems]
+    reward = rewards_of(cfg, {"data.train": problems}, tokenizer)["data.train"]
+    policy, sampler = loaded(cfg, tokenizer)
+    learnt, kept = Graded(), Graded()
+    try:
+        prompts = prompting.reader(cfg, problems, tokenizer, policy)(problems, where="data.train")
+        print(prompting.shown(tokenizer, prompts[0]), flush=True)
+        sampling = Sampling(cfg.rollout.max_response_tokens, stop=prompting.stop(cfg))
+        for first in range(0, len(prompts), CHUNK):
+            asked = [prompt for prompt in prompts[first : first + CHUNK] for _ in range(command.n)]
+            written = sampler.sample(prompts[first : first + CHUNK], command.n, sampling, (cfg.seed, first))
+            texts = [p.prefill + text for p, text in zip(asked, decoded(tokenizer, written), strict=True)]
+            scores = reward([p.problem for p in asked], texts)
+            for i, (prompt, text, right) in enumerate(zip(asked, texts, correct(scores, reward), strict=True)):
+                of = kept if (first + i // command.n) % KEPT == 0 else learnt
+                of.problems.append(prompt.problem)
+                of.texts.append(text)
+                of.right.append(right)
+            done = len(learnt.texts) + len(kept.texts)
+            print(f"completions {done} of {len(prompts) * command.n}, {sum(learnt.right) + sum(kept.right)} right", flush=True)
+    finally:
+        sampler.close()
+        close_rewards([reward])
+    for part in (learnt, kept):
+        if len(set(part.right)) < 2:
+            which = "right" if part.right[0] else "wrong"
+            wrong = f"all {len(part.texts)} completions are {which}: there is nothing to tell apart"
+            raise UserError(f"data={cfg.data.name}", wrong, "Choose other problems, raise problems=, or lower the model's limit")
+    return learnt, kept
+
+
+def start(cfg: DictConfig, command: Command) -> ModelReward:
+    """The model with one logit in place of its output layer, written to `out` and read as a reward model."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from dash_exp.commands.evaluate.running import tokenizer_of
+    from dash_exp.rewards.model import ModelReward
+
+    tokenizer = tokenizer_of(cfg)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        scorer = AutoModelForSequenceClassification.from_pretrained(cfg.model.path, num_labels=1, dtype=torch.float32)
+    scorer.config.pad_token_id = tokenizer.pad_token_id
+    torch.nn.init.zeros_(scorer.score.weight)  # nothing is right or wrong at the start
+    scorer.save_pretrained(command.out)
+    tokenizer.save_pretrained(command.out)
+    judge = ModelReward(str(command.out), max_tokens=cfg.batch.micro_tokens, device="cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+    judge.scorer.requires_grad_(True)
+    return judge
+
+
+def told(found: dict[str, float]) -> str:
+    """The measures of an epoch as text."""
+    return (
+        f"loss {found['loss']:.3f}; of the completions kept {100 * found['accuracy']:.1f}% judged as the reward does, "
+        f"a right one before a wrong one in {100 * found['auc']:.1f}% of pairs"
+    )
+
+
+def _whole(name: str, text: str, least: int) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise UserError(f"{name}={text}", f"is not a whole number of at least {least}", f"Write {name}={least} or more")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf):
+        raise UserError(f"lr={text}", "is not a number above 0", "Write lr=1e-5")
+    return value
