@@ -4,7 +4,7 @@
 
 MODEL          a Transformers folder or hub name, or a run folder. It writes the completions, and the reward model starts from
                its weights
-out=FOLDER     where the reward model is written, for reward=reward_model reward.path=FOLDER; it must not exist
+out=FOLDER     where the reward model is written, for reward=reward_model reward.path=FOLDER; a new or an empty folder
 problems=512   training problems, the first ones of the data; a fifth of them is kept to measure how good the reward model is
 n=8            completions of each, sampled at temperature 1
 epochs=2       passes over the completions
@@ -22,6 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -63,13 +64,16 @@ def main() -> None:
         from dash_exp.commands.run import quiet
         from dash_exp.training.reward_model import fit, measured
     quiet()
+    make_folder(command.out)
+    with TemporaryDirectory() as folder:
+        judge = start(cfg, folder)
     learnt, kept = completions(cfg, command)
-    judge = start(cfg, command)
     epochs = []
     for loss in fit(judge, learnt, command.epochs, command.lr or cfg.model.lr, cfg.seed):
         epochs.append({"loss": loss, **measured(judge, kept)})
         print(f"epoch {len(epochs)}/{command.epochs}: {told(epochs[-1])}", flush=True)
     judge.scorer.save_pretrained(command.out)
+    judge.tokenizer.save_pretrained(command.out)
     result = {"completions": len(learnt.texts), "right": sum(learnt.right), "kept": len(kept.texts), "epochs": epochs}
     (command.out / "reward_model.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"reward model: reward=reward_model reward.path={command.out}", flush=True)
@@ -90,18 +94,27 @@ def parse(arguments: Sequence[str]) -> Command:
             overrides.append(argument)
     if not given.get("out"):
         raise UserError("out", "is missing", "Write out=FOLDER, for the reward model")
-    out = Path(given["out"]).expanduser()
-    if out.exists():
-        raise UserError(f"out={given['out']}", "exists already", "Remove it, or write out=OTHER")
     return Command(
         target=target,
-        out=out,
+        out=Path(given["out"]).expanduser(),
         problems=_whole("problems", given.get("problems", "512"), 2 * KEPT),
         n=_whole("n", given.get("n", "8"), 1),
         epochs=_whole("epochs", given.get("epochs", "2"), 1),
         lr=_rate(given["lr"]) if "lr" in given else None,
         overrides=overrides,
     )
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder, so that a place that cannot be written is known at once. Raises UserError, also where it has files."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"out={out}", f"cannot be written: {error.strerror}", "Write out=OTHER") from error
+    if any(out.iterdir()):
+        raise UserError(f"out={out}", "exists already and is not empty", "Remove it, or write out=OTHER")
 
 
 def completions(cfg: DictConfig, command: Command) -> tuple[Graded, Graded]:
@@ -149,8 +162,8 @@ def completions(cfg: DictConfig, command: Command) -> tuple[Graded, Graded]:
     return learnt, kept
 
 
-def start(cfg: DictConfig, command: Command) -> ModelReward:
-    """The model with one logit in place of its output layer, written to `out` and read as a reward model."""
+def start(cfg: DictConfig, folder: str) -> ModelReward:
+    """The model with one logit in place of its output layer, 0 everywhere: written to `folder` and read as a reward model."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -163,9 +176,9 @@ def start(cfg: DictConfig, command: Command) -> ModelReward:
         scorer = AutoModelForSequenceClassification.from_pretrained(cfg.model.path, num_labels=1, dtype=torch.float32)
     scorer.config.pad_token_id = tokenizer.pad_token_id
     torch.nn.init.zeros_(scorer.score.weight)  # nothing is right or wrong at the start
-    scorer.save_pretrained(command.out)
-    tokenizer.save_pretrained(command.out)
-    judge = ModelReward(str(command.out), max_tokens=cfg.batch.micro_tokens, device="cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+    scorer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    judge = ModelReward(folder, max_tokens=cfg.batch.micro_tokens, device="cpu" if cfg.trainer.accelerator == "cpu" else "auto")
     judge.scorer.requires_grad_(True)
     return judge
 

@@ -66,7 +66,7 @@ class ModelReward:
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         ids = self.ids(problems, texts)
-        fits = [i for i, row in enumerate(ids) if 0 < len(row) <= self.context]
+        fits = self.readable(ids)
         rewards = [0.0] * len(ids)
         for rows in cut([(0, len(ids[i])) for i in fits], self.max_tokens):
             batch = [fits[row] for row in rows]
@@ -86,6 +86,10 @@ class ModelReward:
     def ids(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each prompt with its completion."""
         return [self._ids(problem, text) for problem, text in zip(problems, texts, strict=True)]
+
+    def readable(self, ids: Sequence[Sequence[int]]) -> list[int]:
+        """Which rows the model can read: those with tokens, and no more than its context."""
+        return [i for i, row in enumerate(ids) if 0 < len(row) <= self.context]
 
     def _ids(self, problem: Problem, text: str) -> list[int]:
         """The token ids; none where the text has half of a surrogate pair, which no tokenizer can read."""

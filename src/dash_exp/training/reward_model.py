@@ -29,17 +29,18 @@ class Graded:
 def fit(judge: ModelReward, graded: Graded, epochs: int, lr: float, seed: int) -> Iterator[float]:
     """Train the classifier of `judge` by AdamW; the mean loss of each epoch, in nats per completion.
 
-    The completions are in a new random order in each epoch, `BATCH` at a time.
+    The completions are in a new random order in each epoch, `BATCH` at a time. Those that the classifier cannot read are left out.
     """
     optimizer = torch.optim.AdamW(judge.scorer.parameters(), lr=lr, weight_decay=0.0)
     ids = judge.ids(graded.problems, graded.texts)
+    readable = judge.readable(ids)
     for epoch in range(epochs):
         total = 0.0
-        order = np.random.default_rng((seed, epoch)).permutation(len(ids))
+        order = np.random.default_rng((seed, epoch)).permutation(readable)
         for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
+            batch = order[start : start + BATCH].tolist()
             for rows in cut([(0, len(ids[i])) for i in batch], judge.max_tokens):
-                chosen = [int(batch[row]) for row in rows]
+                chosen = [batch[row] for row in rows]
                 logits_B = judge.logits([ids[i] for i in chosen])
                 right_B = torch.tensor([float(graded.right[i]) for i in chosen], device=logits_B.device)
                 loss = binary_cross_entropy_with_logits(logits_B, right_B, reduction="sum")
@@ -48,7 +49,7 @@ def fit(judge: ModelReward, graded: Graded, epochs: int, lr: float, seed: int) -
             torch.nn.utils.clip_grad_norm_(judge.scorer.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        yield total / len(ids)
+        yield total / len(readable)
 
 
 def measured(judge: ModelReward, graded: Graded) -> dict[str, float]:
