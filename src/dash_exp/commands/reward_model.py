@@ -158,7 +158,9 @@ def completions(cfg: DictConfig, command: Command) -> tuple[Graded, Graded]:
         if len(set(part.right)) < 2:
             which = "right" if part.right[0] else "wrong"
             wrong = f"all {len(part.texts)} completions are {which}: there is nothing to tell apart"
-            raise UserError(f"data={cfg.data.name}", wrong, "Choose other problems, raise problems=, or lower the model's limit")
+            raise UserError(
+                f"data={cfg.data.name}", wrong, "Choose other problems, raise problems=, or lower the model's limit"
+            )
     return learnt, kept
 
 

@@ -29,7 +29,7 @@ class Graded:
 def fit(judge: ModelReward, graded: Graded, epochs: int, lr: float, seed: int) -> Iterator[float]:
     """Train the classifier of `judge` by AdamW; the mean loss of each epoch, in nats per completion.
 
-    The completions are in a new random order in each epoch, `BATCH` at a time. Those that the classifier cannot read are left out.
+    The completions are in a new random order in each epoch, `BATCH` at a time. Those that it cannot read are left out.
     """
     optimizer = torch.optim.AdamW(judge.scorer.parameters(), lr=lr, weight_decay=0.0)
     ids = judge.ids(graded.problems, graded.texts)
