@@ -8,7 +8,7 @@ from conftest import save_scorer
 from problems import problem
 
 from dash_exp.rewards.model import ModelReward
-from dash_exp.training.reward_model import Graded, fit, measured
+from dash_exp.training.reward_model import Graded, balanced, fit, measured
 
 
 def graded(texts, right):
@@ -37,18 +37,25 @@ def test_it_learns_to_tell_right_from_wrong(judge):
     assert found["auc"] > 0.95
 
 
-def test_the_gradient_is_of_the_whole_batch_whatever_the_passes(judge, tmp_path):
-    """One step on 54 completions in passes of 64 tokens, and of all tokens, gives the same weights."""
+def test_the_gradient_is_of_the_whole_batch_whatever_the_passes(judge, monkeypatch):
+    """One step on 54 completions in passes of 64 tokens, and of all tokens, gives the same weights.
+
+    By SGD: the first step of AdamW is the same for every multiple of a gradient.
+    """
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr))
+    torch.manual_seed(0)
+    torch.nn.init.normal_(judge.scorer.score.weight, std=1e-3)  # so that all weights have a gradient, of a norm below 1
     before = {name: p.detach().clone() for name, p in judge.scorer.named_parameters()}
     after = []
     for max_tokens in (64, 10_000):
         judge.scorer.load_state_dict(before)
         judge.max_tokens = max_tokens
-        list(fit(judge, SEVENS, epochs=1, lr=1e-3, seed=0))
+        list(fit(judge, SEVENS, epochs=1, lr=1e-1, seed=0))
         after.append({name: p.detach().clone() for name, p in judge.scorer.named_parameters()})
     for name, one in after[0].items():
-        torch.testing.assert_close(one, after[1][name], atol=1e-5, rtol=0)
-    assert any(not torch.equal(before[name], after[0][name]) for name in before)
+        torch.testing.assert_close(one, after[1][name], atol=1e-6, rtol=1e-5)
+    moved = [name for name in before if (before[name] - after[0][name]).abs().max() > 1e-5]
+    assert len(moved) > 3
 
 
 def test_the_order_is_keyed(judge):
@@ -65,9 +72,20 @@ def test_the_order_is_keyed(judge):
 def test_what_it_cannot_read_is_left_out_of_the_training(judge):
     unreadable = graded([*SEVENS.texts, "x" * 100, "\ud800"], [*SEVENS.right, True, True])
     before = {name: p.detach().clone() for name, p in judge.scorer.named_parameters()}
-    [loss] = fit(judge, unreadable, epochs=1, lr=1e-3, seed=0)
+    learnt = list(fit(judge, unreadable, epochs=3, lr=1e-3, seed=0))
     judge.scorer.load_state_dict(before)
-    assert loss == pytest.approx(next(fit(judge, SEVENS, epochs=1, lr=1e-3, seed=0)), abs=0.05)
+    assert learnt == list(fit(judge, SEVENS, epochs=3, lr=1e-3, seed=0))
+
+
+def test_as_many_right_as_wrong_ones():
+    many = graded([str(i) for i in range(100)], [i % 10 == 0 for i in range(100)])
+    found = balanced(many, 0)
+    assert (sum(found.right), len(found.right)) == (10, 20)
+    assert [text for text, right in zip(found.texts, found.right, strict=True) if right] == [str(i) for i in range(0, 100, 10)]
+    assert found == balanced(many, 0) != balanced(many, 1)
+    mostly = graded([str(i) for i in range(9)], [i != 4 for i in range(9)])
+    assert sorted(balanced(mostly, 0).right) == [False, True]
+    assert "4" in balanced(mostly, 0).texts
 
 
 def test_the_share_of_pairs_in_order(judge):

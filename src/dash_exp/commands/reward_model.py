@@ -5,9 +5,11 @@
 MODEL          a Transformers folder or hub name, or a run folder. It writes the completions, and the reward model starts from
                its weights
 out=FOLDER     where the reward model is written, for reward=reward_model reward.path=FOLDER; a new or an empty folder
-problems=512   training problems, the first ones of the data; a fifth of them is kept to measure how good the reward model is
-n=8            completions of each, sampled at temperature 1
-epochs=2       passes over the completions
+problems=2048  training problems, the first ones of the data; a fifth of them is kept to measure how good the reward model is.
+               A run should train on others, as with data.train.seed=2 here
+n=4            completions of each, sampled at rollout.temperature
+epochs=2       passes over the completions that it learns from: all right ones or all wrong ones, whichever are fewer, and as
+               many of the others
 lr=1e-5        learning rate of AdamW; default: model.lr
 seed=0         of the completions and of their order
 
@@ -17,6 +19,7 @@ reward.timeout_s=2 model.compute_dtype=bfloat16 trainer=gpu.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -61,15 +64,20 @@ def main() -> None:
     if cfg.data.train is None:
         raise UserError("data.train", f"is null: data={cfg.data.name} has no training problems", "Choose another data set")
     with importing():
+        import torch
+
         from dash_exp.commands.run import quiet
-        from dash_exp.training.reward_model import fit, measured
+        from dash_exp.training.reward_model import balanced, fit, measured
     quiet()
     make_folder(command.out)
     with TemporaryDirectory() as folder:
         judge = start(cfg, folder)
     learnt, kept = completions(cfg, command)
+    learnt = balanced(learnt, cfg.seed)
+    print(f"learning from {len(learnt.texts)} completions, half of them right", flush=True)
+    dtype = getattr(torch, cfg.model.compute_dtype)
     epochs = []
-    for loss in fit(judge, learnt, command.epochs, command.lr or cfg.model.lr, cfg.seed):
+    for loss in fit(judge, learnt, command.epochs, command.lr or cfg.model.lr, cfg.seed, dtype):
         epochs.append({"loss": loss, **measured(judge, kept)})
         print(f"epoch {len(epochs)}/{command.epochs}: {told(epochs[-1])}", flush=True)
     judge.scorer.save_pretrained(command.out)
@@ -82,6 +90,8 @@ def main() -> None:
 def parse(arguments: Sequence[str]) -> Command:
     """Read and check the command line. The first argument is the model."""
     target, *rest = arguments
+    if "=" in target and not Path(target).exists():
+        raise UserError(target, "stands where the model belongs", "Write the model first: a folder, a hub name or a run folder")
     given: dict[str, str] = {}
     overrides = []
     for argument in rest:
@@ -97,8 +107,8 @@ def parse(arguments: Sequence[str]) -> Command:
     return Command(
         target=target,
         out=Path(given["out"]).expanduser(),
-        problems=_whole("problems", given.get("problems", "512"), 2 * KEPT),
-        n=_whole("n", given.get("n", "8"), 1),
+        problems=_whole("problems", given.get("problems", "2048"), 2 * KEPT),
+        n=_whole("n", given.get("n", "4"), 1),
         epochs=_whole("epochs", given.get("epochs", "2"), 1),
         lr=_rate(given["lr"]) if "lr" in given else None,
         overrides=overrides,
@@ -131,14 +141,19 @@ def completions(cfg: DictConfig, command: Command) -> tuple[Graded, Graded]:
     from dash_exp.training.reward_model import Graded
 
     tokenizer = tokenizer_of(cfg)
-    problems = data_sets.problems(cfg)[0][: command.problems]
+    train = data_sets.problems(cfg)[0]
+    problems = train[: command.problems]
+    if len(problems) < 2 * KEPT:
+        wrong = f"leaves {len(problems)} problems, of which one in {KEPT} is kept to measure"
+        raise UserError(f"data={cfg.data.name}", wrong, f"Give at least {2 * KEPT}")
     reward = rewards_of(cfg, {"data.train": problems}, tokenizer)["data.train"]
     policy, sampler = loaded(cfg, tokenizer)
     learnt, kept = Graded(), Graded()
     try:
-        prompts = prompting.reader(cfg, problems, tokenizer, policy)(problems, where="data.train")
+        read = prompting.reader(cfg, train, tokenizer, policy)
+        prompts = read(problems, where="data.train", limit=cfg.data.max_prompt_tokens)
         print(prompting.shown(tokenizer, prompts[0]), flush=True)
-        sampling = Sampling(cfg.rollout.max_response_tokens, stop=prompting.stop(cfg))
+        sampling = Sampling(cfg.rollout.max_response_tokens, cfg.rollout.temperature, stop=prompting.stop(cfg))
         for first in range(0, len(prompts), CHUNK):
             asked = [prompt for prompt in prompts[first : first + CHUNK] for _ in range(command.n)]
             written = sampler.sample(prompts[first : first + CHUNK], command.n, sampling, (cfg.seed, first))
@@ -158,9 +173,7 @@ def completions(cfg: DictConfig, command: Command) -> tuple[Graded, Graded]:
         if len(set(part.right)) < 2:
             which = "right" if part.right[0] else "wrong"
             wrong = f"all {len(part.texts)} completions are {which}: there is nothing to tell apart"
-            raise UserError(
-                f"data={cfg.data.name}", wrong, "Choose other problems, raise problems=, or lower the model's limit"
-            )
+            raise UserError(f"data={cfg.data.name}", wrong, "Choose easier or harder problems, or raise problems= or n=")
     return learnt, kept
 
 
@@ -170,17 +183,20 @@ def start(cfg: DictConfig, folder: str) -> ModelReward:
     from transformers import AutoModelForSequenceClassification
 
     from dash_exp.commands.evaluate.running import tokenizer_of
+    from dash_exp.models import loading
     from dash_exp.rewards.model import ModelReward
 
     tokenizer = tokenizer_of(cfg)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
-        scorer = AutoModelForSequenceClassification.from_pretrained(cfg.model.path, num_labels=1, dtype=torch.float32)
-    scorer.config.pad_token_id = tokenizer.pad_token_id
+    policy = loading.load_policy(cfg.model.path, "float32")
+    config = copy.deepcopy(policy.config)
+    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    scorer = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
+    scorer.base_model.load_state_dict(policy.base_model.state_dict())
     torch.nn.init.zeros_(scorer.score.weight)  # nothing is right or wrong at the start
     scorer.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    judge = ModelReward(folder, max_tokens=cfg.batch.micro_tokens, device="cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+    device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
+    judge = ModelReward(folder, max_tokens=cfg.batch.micro_tokens, device=device)
     judge.scorer.requires_grad_(True)
     return judge
 

@@ -17,7 +17,7 @@ from dash_exp.planning.empty_models import parameter_count, reads_packed
 from dash_exp.planning.load import Adapters, BackwardPass, DecodingBatch, Load
 from dash_exp.planning.machine import Device
 from dash_exp.sampling.engine import sleep_level
-from dash_exp.settings.data import response_limit
+from dash_exp.settings.data import longest_response, response_limit
 from dash_exp.settings.prompt import may_be_chat
 
 GIB = 2**30
@@ -40,16 +40,25 @@ class OuterStep:
 
 @dataclass(frozen=True)
 class Lengths:
-    """In tokens. Memory is planned for completions of `longest`, time for the mean `completion`."""
+    """In tokens. Memory is planned for completions of `longest`, time for the mean `completion`.
+
+    `tested`: the longest completion of a test set, where that is longer than in training.
+    """
 
     prompt: int
     completion: int
     longest: int
+    tested: int = 0
 
     @property
     def sequence(self) -> int:
-        """The longest prompt and completion together."""
+        """The longest prompt and completion together, in training."""
         return self.prompt + self.longest
+
+    @property
+    def sampled(self) -> int:
+        """The same of all that is sampled."""
+        return self.prompt + max(self.longest, self.tested)
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,7 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         state_numbers=sum(tensor.numel() for tensor in model.state_dict().values()),
         largest_weight=max(weights),
         temporaries=on_gpu and cfg.optimizer._target_.startswith("torch.") and not cfg.optimizer.get("fused"),
-        scorers=scorers_of(cfg, scored, lengths.sequence, on_gpu),
+        scorers=scorers_of(cfg, scored, lengths.sampled, on_gpu),
         teacher=teacher_of(cfg),
         grading=grading_bytes(cfg),
         resumes=cfg.resume,
@@ -232,7 +241,10 @@ def lengths_of(cfg: DictConfig) -> Lengths:
     """Lengths in training; `plan_tokens` is the mean of completions, where it is given."""
     longest = cfg.rollout.max_response_tokens
     return Lengths(
-        prompt=prompt_tokens(cfg.data.train, cfg), completion=min(cfg.plan_tokens or longest, longest), longest=longest
+        prompt=prompt_tokens(cfg.data.train, cfg),
+        completion=min(cfg.plan_tokens or longest, longest),
+        longest=longest,
+        tested=longest_response(cfg)[1],
     )
 
 
