@@ -131,8 +131,9 @@ def test_ranks_that_grade_share_the_cores(overrides, workers, monkeypatch, token
     assert getattr(found, "parts", {"math": found})["math"].workers.count == workers
 
 
-def test_no_argument_of_a_data_set():
-    assert len(data_set(composed("+test@data.tests.s=arithmetic", "data.tests.s.size=3"), "data.tests.s")) == 3
+def test_what_a_test_set_brings_is_no_argument_of_it():
+    cfg = composed("+test@data.tests.s=arithmetic", "data.tests.s.size=3", "+data.tests.s.max_response_tokens=9")
+    assert len(data_set(cfg, "data.tests.s")) == 3
 
 
 def test_a_run_that_is_evaluated_on_code_and_on_puzzles(tmp_path):
@@ -147,8 +148,10 @@ def test_a_run_that_is_evaluated_on_code_and_on_puzzles(tmp_path):
     loose = ["+test@data.tests.loose=arithmetic", "data.tests.loose.size=16", "reward@data.tests.loose.reward=format"]
     pattern = ["data.tests.loose.reward.pattern=.*", "rollout.max_response_tokens=40", "eval.n=2", "eval.k=[1]"]
     folder = tmp_path / "run"
-    result = run.run(composed(*SMALL, "steps=1", *code, *loose, *pattern), folder)
+    limit = ["+data.tests.loose.max_response_tokens=3"]  # of the others 40
+    result = run.run(composed(*SMALL, "steps=1", *code, *loose, *pattern, *limit), folder)
     assert result["accuracy/loose/final"] == 1 > result["accuracy/in_dist/final"]
+    assert result["eval/loose/length/mean_tokens/final"] <= 3 < result["eval/in_dist/length/mean_tokens/final"]
     assert result["accuracy/code/final"] == 0
     assert "eval/in_dist/maj@2/final" in result
     assert not {"eval/code/maj@2/final", "eval/loose/maj@2/final"} & set(result)  # these rewards read no answer

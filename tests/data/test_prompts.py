@@ -21,6 +21,8 @@ def test_answers_that_are_longer_than_a_completion(tokenizer, caplog):
     assert "data.train: 1 of 2 answers have more tokens than rollout.max_response_tokens=8, as 'One and one" in caplog.text
     with pytest.raises(UserError, match=r"^data\.train: all answers have more tokens than .*=8, as 'One .*data\.answer"):
         check_answers(exact, [LONG], tokenizer, 8, "data.train")
+    with pytest.raises(UserError, match=r"more tokens than data\.tests\.t\.max_response_tokens=8, as"):
+        check_answers(exact, [LONG], tokenizer, 8, "data.tests.t", "data.tests.t.max_response_tokens")
 
 
 def test_messages_that_a_prompt_of_text_leaves_out_are_counted(caplog):

@@ -21,7 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dash_exp.commands import evaluate, grade, serve
+from dash_exp.commands import evaluate, grade, reward_model, serve
+from dash_exp.commands.evaluate.command import Command as Evaluation
 from dash_exp.core.errors import UserError
 from dash_exp.models import loading
 from dash_exp.report import __main__ as report
@@ -39,7 +40,7 @@ DESCRIBED = {
 }
 # What a page writes in place of a run folder, and of a folder with a model.
 RUNS = ("RUN", "outputs/arithmetic-tiny/TIME")
-MODELS = ("MODEL", "/data/models/my-model")
+MODELS = ("MODEL", "/data/models/my-model", "src/dash_exp/assets/tiny")
 
 STARTS = r"(?:[A-Z_]+=\S+ )*(?:sbatch|srun|torchrun|make|pip|python3?|\.venv/bin/(?:python|pip)) "
 STARTERS = ("sbatch", "srun", "torchrun")
@@ -155,6 +156,9 @@ def check_module(module: str, arguments: list[str]) -> None:
         report.parse(arguments)
     elif module == "dash_exp.serve":
         serve.configuration(serve.parse(arguments))
+    elif module == "dash_exp.reward_model":
+        command = reward_model.parse(arguments)
+        evaluate.configured(Evaluation(command.target, command.overrides))
     elif module == "dash_exp.grade":
         grade.configured(grade.parse(arguments))
     else:

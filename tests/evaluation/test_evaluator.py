@@ -71,6 +71,18 @@ def test_summary_by_hand(tokenizer, prompts):
     assert all(summary[f"{m}/low"] <= summary[m] <= summary[f"{m}/high"] for m in summary if f"{m}/low" in summary)
 
 
+def test_a_limit_of_a_test_set(tokenizer, prompts):
+    """The completions, with their ends, have 4, 4, 4 and 13 tokens."""
+    reward = ExactReward(r"A:(\S+)")
+    evaluator = written(
+        tokenizer, prompts, rewards={"t": reward, "short": reward, "long": reward}, max_tokens={"short": 3, "long": 99}
+    )
+    found = {test: evaluator(test, prompts) for test in ("t", "short", "long")}
+    assert {test: e.greedy.tokens for test, e in found.items()} == {"t": [4, 4, 4, 5], "short": [3] * 4, "long": [4, 4, 4, 13]}
+    assert [sum(e.greedy.truncated) for e in found.values()] == [1, 4, 0]
+    assert max(found["short"].sampled.tokens) == 3
+
+
 def test_cutting_into_batches_changes_nothing(policy, tokenizer, prompts):
     def evaluator(at_a_time):
         sampling = Sampling(5, 0.7, 0.95)

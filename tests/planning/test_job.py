@@ -67,6 +67,11 @@ def test_evaluation_decodes_greedy_completions_and_n_more(n, devices, expected):
     assert found == list(dict.fromkeys(expected)) or found == expected
 
 
+def test_evaluation_decodes_to_the_limit_of_its_test_set():
+    batches = job_of(composed("+data.tests.out_dist.max_response_tokens=99"), HERE).load.decode
+    assert [batch.tokens for batch in batches] == [64, 64, 99]  # in training, and of the two test sets
+
+
 @pytest.mark.parametrize(
     ("optimizer", "itemsize", "size"),
     [

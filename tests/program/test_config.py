@@ -19,6 +19,7 @@ from dash_exp.commands.build import build, importance_cap, make_trainer
 from dash_exp.core.errors import UserError
 from dash_exp.distributed.ranks import ALONE
 from dash_exp.models import loading
+from dash_exp.settings import claims
 from dash_exp.settings.overrides import number_of_kl
 from dash_exp.settings.validate import validate
 
@@ -27,12 +28,19 @@ FILES = sorted(
     p.relative_to(CONF) for p in CONF.rglob("*.yaml") if p.name != "config.yaml" and p.parent.name not in ("scale", "launcher")
 )
 PROGRAMS = [f"{group}/{name}.yaml" for group in ("data", "test") for name in ("mbpp", "mbpp_plus", "programs")]
-PROGRAMS += ["reward/code.yaml", "test/humaneval.yaml"]
-GYM = ["data/reasoning_gym.yaml", "data/sums.yaml", "reward/reasoning_gym.yaml", "test/reasoning_gym.yaml"]
+PROGRAMS += ["reward/code.yaml", "test/humaneval.yaml", "data/math_wide.yaml"]
+GYM = [
+    "data/reasoning_gym.yaml",
+    "data/sums.yaml",
+    "reward/reasoning_gym.yaml",
+    "reward/sums_parts.yaml",
+    "test/reasoning_gym.yaml",
+]
 MARKS: dict = (
     dict.fromkeys(GYM, pytest.mark.needs("gym"))
     | {"rollout/vllm.yaml": needs_vllm}
     | dict.fromkeys(PROGRAMS, pytest.mark.needs("bubblewrap"))
+    | {"data/sums_wide.yaml": [pytest.mark.needs("gym"), pytest.mark.needs("bubblewrap")]}
     | {f"logger/{name}.yaml": pytest.mark.needs(name) for name in ("tensorboard", "mlflow", "trackio")}
 )
 TINY = str(loading.ASSETS / "tiny")
@@ -85,7 +93,10 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
         "jsonl": [f"data.path={path}"],
         "hub": [f"data.path={path}"],
         "verl": [f"data.path={path}", "data.answer=answer", "data.extra=[problem]"],
-        "reward_model": [f"reward.path={save_scorer(tmp_path / 'scorer')}"],
+        "reward_model": [f"reward.path={(scorer := save_scorer(tmp_path / 'scorer'))}"],
+        "arithmetic_parts": [f"reward.parts.judge.path={scorer}"],
+        "sums_parts": ["data=sums", f"reward.parts.judge.path={scorer}"],
+        "math_parts": [f"reward.parts.judge.path={scorer}"],
         "code": ["data=mbpp"],
         "chat": [f"model.tokenizer={with_a_chat_template(tmp_path / 'tokenizer')}"],
     }
@@ -93,8 +104,11 @@ def test_every_file_composes_and_instantiates(file, tmp_path):
     validate(cfg)
     for key in {"path", "gsm8k_path"} & set(cfg.data):
         cfg.data[key] = str(path)
-    if "path" in cfg.data.tests.get("more", {}):
-        cfg.data.tests.more.path = str(path)
+    for test in filter(None, cfg.data.tests.values()):
+        if "path" in test and not OmegaConf.is_interpolation(test, "path"):
+            test.path = str(path)
+        if "max_response_tokens" in test:
+            test.max_response_tokens = 64
     if cfg.data.name == "programs":  # fewer to grade
         cfg.data.train.size, cfg.data.tests.in_dist.size, cfg.data.tests.out_dist.size = 80, 8, 8
     if cfg.data.name == "arithmetic":
@@ -333,7 +347,7 @@ def test_at_the_papers_scale_every_sweep_has_its_numbers(sweep):
         assert (cfg.model.dtype, cfg.model.compute_dtype, cfg.model.gradient_checkpointing) == ("float32", "bfloat16", True)
         if data == "math":
             assert (cfg.rollout.max_response_tokens, cfg.data.max_prompt_tokens) == (2048, 256)
-            assert cfg.steps == (10 if sweep == "batch_sizes" else 561)  # 3 x (12,000 // 64)
+            assert cfg.steps == {"batch_sizes": 10, "long_run": 2244}.get(sweep, 561)  # 3 x (12,000 // 64)
         if cfg.algo.name.startswith("sft"):
             assert cfg.algo.group_size == 1
             assert cfg.teacher.path == "Qwen/Qwen2.5-7B-Instruct"
@@ -354,16 +368,34 @@ def test_at_the_scale_of_smollm2_every_sweep_has_its_numbers(sweep):
         assert cfg.name == f"{sweep}-smollm2"
         is_code = sweep in ("efficiency_code", "sft_vs_rl_code")
         assert (cfg.model.name, cfg.teacher.name) == ("smollm2-135m", "itself")
+        of_sums = "SumReward" if sweep == "rewards" else "ReasoningGymReward"
         assert (cfg.data.get("task"), cfg.reward._target_.rpartition(".")[2]) == (
-            (None, "CodeReward") if is_code else ("chain_sum", "ReasoningGymReward")
+            (None, "CodeReward") if is_code else ("chain_sum", of_sums)
         )
         assert cfg.batch.prompts * cfg.batch.group_size == 128
         needed = cfg.batch.prompts * cfg.steps
         assert needed <= cfg.data.train.size if is_code else needed == cfg.data.train.takes
         assert cfg.optimizer.lr == 2e-5
-        assert cfg.steps == (8 if sweep == "batch_sizes" else 20)
+        assert cfg.steps == {"batch_sizes": 8, "long_run": 80}.get(sweep, 20)
         evaluations, tests = 1 + cfg.steps // cfg.eval.every, sum(t.size for t in cfg.data.tests.values())
         assert evaluations * tests * (1 + cfg.eval.n) <= 2 * 128 * cfg.steps  # or a run would be evaluation above all
+
+
+@pytest.mark.parametrize("scale", ["", "+scale=smollm2", "+scale=paper"])
+@pytest.mark.parametrize("sweep", [pytest.param(s, marks=needs_vllm) if s in NEED_VLLM else s for s in SWEEPS])
+def test_every_claim_is_on_arms_that_the_sweep_has(sweep, scale):
+    with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):
+        at = [f"hydra.searchpath=[file://{CONF}]", *([scale] if scale else [])]
+        params = compose(sweep, overrides=at, return_hydra_config=True).hydra.sweeper.params
+        cfg = compose(sweep, overrides=at)
+    swept_values: dict[str, set[str]] = {}
+    for key, value in params.items():
+        key, values = claims.values_of(f"{key}={value}")
+        swept_values[key] = set(values)
+    for claim in claims.of(cfg):
+        for override in (*claim.arm, *claim.against):
+            key, values = claims.values_of(override)
+            assert override == claims.BASE or set(values) <= swept_values.get(key, set()), f"{sweep}: {override}"
 
 
 def test_the_swept_values_are_those_of_the_paper():
@@ -388,5 +420,5 @@ def test_the_swept_values_are_those_of_the_paper():
 
 def test_every_ablation_of_the_paper_and_the_studies_it_leaves_open_are_there():
     paper = "sft_vs_rl_math sft_vs_rl_code efficiency_math efficiency_code off_policy kl gradient_filtering pass_at_k"
-    open_ = "filter_threshold batch_sizes kl_schedules staleness filters_compared prompt_selection"
+    open_ = "filter_threshold batch_sizes kl_schedules staleness filters_compared prompt_selection long_run rewards"
     assert sorted([*paper.split(), *open_.split(), *SEARCHES]) == SWEEPS

@@ -84,3 +84,16 @@ def test_arms_that_are_named_by_a_number_of_kl_are_explained(tmp_path):
         (tmp_path / kl / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
     assert differing.explained(load([tmp_path]))[1] == []
     assert not warnings.unexplained(load([tmp_path]))
+
+
+def test_what_refers_to_a_setting_of_the_sweep_file_is_explained(tmp_path):
+    """As reward.weights in sweeps/rewards.yaml, where arms are values of own.by."""
+    for by, weights in (("right", {"a": 1, "b": 0}), ("form", {"a": 1, "b": 0.5})):
+        reward = {"weights": weights, "limit": weights["b"]}
+        write_cell(tmp_path / by, [f"own.by={by}", "seed=0"], settings={"reward": reward})
+        composed_as = {"reward": {"weights": "${own.weights.${own.by}}", "limit": 1}}
+        (tmp_path / by / ".hydra" / "config.yaml").write_text(json.dumps(composed_as))
+    said = "\n".join(warnings.unexplained(load([tmp_path])))
+    assert "reward.limit differs" in said
+    assert "reward.weights" not in said
+    assert "own.by" not in said

@@ -22,7 +22,15 @@ BAD = [
     ("data.train=3", "data.train=3: is not a data set. Write null, or choose another data set: data=gsm8k."),
     (
         "+data.train.reward=math",
-        "data.train.reward: is not read: training has the reward of the run. Write reward=NAME instead.",
+        "data.train.reward: is not read: training has that of the run. Write reward=NAME instead.",
+    ),
+    (
+        "+data.train.max_response_tokens=8",
+        "data.train.max_response_tokens: is not read: training has that of the run. Write rollout.max_response_tokens=N",
+    ),
+    (
+        "+data.tests.in_dist.max_response_tokens=0",
+        "data.tests.in_dist.max_response_tokens=0: is not a whole number of at least 1",
     ),
     ("data.separator=3", "data.separator=3: is not a text"),
     ("data.limit=0", "data.limit=0: is not a whole number of at least 1. Write a whole number of at least 1 or null"),

@@ -57,6 +57,11 @@ BAD = [
         "rollout=vllm rollout.sampler.max_model_len=64",
         "rollout.sampler.max_model_len=64: leaves no room for a prompt in addition to a completion of rollout.max_",
     ),
+    (
+        "rollout=vllm rollout.sampler.max_model_len=100 +data.tests.out_dist.max_response_tokens=100",
+        "rollout.sampler.max_model_len=100: leaves no room for a prompt in addition to a completion of "
+        "data.tests.out_dist.max_response_tokens=100",
+    ),
     ("rollout.temperature=0", "rollout.temperature=0"),
     ("rollout.max_response_tokens=0", "rollout.max_response_tokens=0"),
     (

@@ -18,11 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp.algorithms.kl import Schedule
 from dash_exp.algorithms.kl_penalty import Penalty, RewardPenalty
-from dash_exp.commands import prompting, rehearsal
-from dash_exp.commands.data_sets import problems
+from dash_exp.commands import data_sets, prompting, rehearsal
 from dash_exp.commands.parts import check_named, made, named
 from dash_exp.commands.rewards import check_claims, rewards_of
-from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.watch import Watch
 from dash_exp.data import digests
@@ -36,6 +34,7 @@ from dash_exp.results.trackers import Tracker
 from dash_exp.rewards.base import Reward, close_rewards
 from dash_exp.sampling.base import Sampler, Sampling
 from dash_exp.sampling.refresh import Refresh, copied
+from dash_exp.settings.data import limits_of_tests
 from dash_exp.training.module import PolicyModule
 from dash_exp.training.objective import Objective, Optimization
 from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
@@ -68,13 +67,13 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     """
     if cfg.trainer.accelerator == "gpu":
         group.use_gpu()
-    check_trains(cfg)
+    data_sets.check_trains(cfg)
     check_parts(cfg, group.local)
     if not cfg.model.architecture:
         folders.check_folder(cfg.model.path)
     clock = Clock()
     tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.trust_remote_code)
-    train, tests, left_out = problems(cfg)
+    train, tests, left_out = data_sets.problems(cfg)
     sets = {"data.train": train, **{f"data.tests.{name}": test for name, test in tests.items()}}
     shared = group.size > 1 and cfg.rollout.sampler._target_.endswith(".HFSampler")
     # Where the ranks do not share sampling, the first grades training alone, and uses all cores of its machine.
@@ -151,16 +150,6 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
     except Exception:
         sampler.close()  # an engine holds a GPU's memory, and the next cell of a sweep wants it
         raise
-
-
-def check_trains(cfg: DictConfig) -> None:
-    """Raise UserError where there is nothing to train on."""
-    if cfg.data.train is None:
-        raise UserError(
-            "data.train",
-            f"is null: data={cfg.data.name} has nothing to train on",
-            "Choose another data set, or evaluate: python -m dash_exp.evaluate",
-        )
 
 
 def load_policy(cfg: DictConfig) -> PreTrainedModel:
@@ -245,6 +234,7 @@ def evaluator_of(
         seed=cfg.seed,
         at_a_time=at_a_time(cfg, ranks),
         ranks=ranks,
+        max_tokens=limits_of_tests(cfg),
     )
 
 

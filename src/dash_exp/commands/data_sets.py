@@ -14,8 +14,17 @@ from dash_exp.commands.parts import made, named
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
 from dash_exp.data import order
-from dash_exp.settings.data import setting
-from dash_exp.settings.reward import OF_TEST
+from dash_exp.settings.data import BROUGHT, setting
+
+
+def check_trains(cfg: DictConfig) -> None:
+    """Raise UserError where there is nothing to train on."""
+    if cfg.data.train is None:
+        raise UserError(
+            "data.train",
+            f"is null: data={cfg.data.name} has nothing to train on",
+            "Choose another data set, or evaluate: python -m dash_exp.evaluate",
+        )
 
 
 def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]], int]:
@@ -30,11 +39,12 @@ def problems(cfg: DictConfig) -> tuple[list[Problem], dict[str, list[Problem]], 
 
 
 def data_set(cfg: DictConfig, key: str) -> list[Problem]:
-    """The problems of the data set at `key`. The reward that a test set brings is no argument of it."""
-    if OF_TEST.fullmatch(f"{key}.reward"):
-        cfg = copy.deepcopy(cfg)  # whole, for its references
-        with open_dict(cfg):
-            OmegaConf.select(cfg, key).pop("reward", None)
+    """The problems of the data set at `key`. What a test set brings is no argument of it."""
+    cfg = copy.deepcopy(cfg)  # whole, for its references
+    part = OmegaConf.select(cfg, key)
+    with open_dict(cfg):
+        for name in [name for name in part if BROUGHT.fullmatch(f"{key}.{name}")]:
+            part.pop(name)
     with naming_settings(cfg, key):
         return rehearsal.problems(made(cfg, key), named(cfg, key))
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from dash_exp.core import files
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import error_line
-from dash_exp.settings.targets import HYDRAS_OWN, PACKAGE, without_reward
+from dash_exp.settings.targets import HYDRAS_OWN, PACKAGE, without_brought
 
 INSTALLED = [Path(sysconfig.get_paths()[kind]) for kind in ("stdlib", "purelib", "platlib")]
 
@@ -120,7 +120,7 @@ def _check_settings(part: dict[object, object], key: str, target: Any) -> None:
         parameters = inspect.signature(target).parameters.values()
     except (ValueError, TypeError):  # some that are written in C have none
         return
-    given = [name for name in without_reward(part, key) if name not in HYDRAS_OWN]
+    given = [name for name in without_brought(part, key) if name not in HYDRAS_OWN]
     takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
     unknown = [str(name) for name in given if name not in takes and not takes_any]

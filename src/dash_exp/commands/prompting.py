@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +15,7 @@ from dash_exp.data.prompt_form import PromptForm
 from dash_exp.data.prompts import tokenized
 from dash_exp.models import loading
 from dash_exp.models.chat import is_instruct
+from dash_exp.settings.data import response_limit
 
 SHOWN = 2000  # most characters of a prompt that are printed
 
@@ -40,15 +40,15 @@ def prompts(
 def reader(
     cfg: DictConfig, train: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel
 ) -> Callable[..., list[Prompt]]:
-    """`tokenized` for this run: problems to prompts. Worked examples are of `train`."""
-    return partial(
-        tokenized,
-        tokenizer=tokenizer,
-        context=loading.context_length(policy, cfg.rollout.sampler.get("max_model_len")),
-        max_tokens=cfg.rollout.max_response_tokens,
-        form=form_of(cfg, tokenizer, loading.eos_ids(policy, tokenizer)),
-        examples=train,
-    )
+    """`tokenized` for this run: problems of a setting to prompts. Worked examples are of `train`."""
+    context = loading.context_length(policy, cfg.rollout.sampler.get("max_model_len"))
+    form = form_of(cfg, tokenizer, loading.eos_ids(policy, tokenizer))
+
+    def read(problems: Sequence[Problem], where: str, limit: int | None = None) -> list[Prompt]:
+        limited_by, most = response_limit(cfg, where)
+        return tokenized(problems, tokenizer, context, most, where, limit, form, train, limited_by)
+
+    return read
 
 
 def shows_examples(cfg: DictConfig) -> bool:

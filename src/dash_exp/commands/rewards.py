@@ -20,6 +20,7 @@ from dash_exp.data.prompts import check_answers
 from dash_exp.rewards.base import Reward, check_problems
 from dash_exp.rewards.cores import workers_for
 from dash_exp.settings import claims
+from dash_exp.settings.data import response_limit
 from dash_exp.settings.reward import key_of, with_parts
 
 
@@ -39,7 +40,8 @@ def rewards_of(
     for where, problems in sets.items():
         with naming_settings(cfg, where):
             check_problems(rewards[keys[where]], problems, where)
-            check_answers(rewards[keys[where]], problems, tokenizer, cfg.rollout.max_response_tokens, where)
+            limited_by, most = response_limit(cfg, where)
+            check_answers(rewards[keys[where]], problems, tokenizer, most, where, limited_by)
     for key, reward in rewards.items():
         problem = next(p for where, problems in sets.items() if keys[where] == key for p in problems)
         with _of_setting(key):

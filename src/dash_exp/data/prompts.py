@@ -12,6 +12,8 @@ from dash_exp.core.types import Problem, Prompt
 from dash_exp.data.prompt_form import PromptForm
 from dash_exp.rewards.base import Reward, shortened
 
+RUN = "rollout.max_response_tokens"  # the limit of completions where a test set has none of its own
+
 log = logging.getLogger(__name__)
 
 
@@ -24,12 +26,13 @@ def tokenized(
     limit: int | None = None,
     form: PromptForm | None = None,
     examples: Sequence[Problem] = (),
+    limited_by: str = RUN,
 ) -> list[Prompt]:
     """The problems with their token ids, those of more than `limit` tokens left out. `form`: how the model is asked, by default
     by the problem's text alone; `examples`: the training problems that it may show.
 
-    Raises UserError where nothing is left, and where a prompt has no token, and where a prompt and a completion
-    of `max_tokens` exceed the model's `context`.
+    Raises UserError where nothing is left, where a prompt has no token, and where a prompt and a completion of `max_tokens`,
+    which the setting `limited_by` says, exceed the model's `context`.
     """
     if not problems:
         raise UserError(where, "has no problem left, test problems taken out", "Give problems that are not in the tests")
@@ -64,18 +67,22 @@ def tokenized(
             f"{where}, problem {longest.problem.id}",
             f"its prompt of {len(longest.ids)} tokens and a completion of up to {max_tokens} do not fit "
             f"the model's context of {context} tokens",
-            "Lower rollout.max_response_tokens"
-            + (f", or leave longer problems out with data.max_prompt_tokens={room}" if room > 0 else ""),
+            f"Lower {limited_by}" + (f", or leave longer problems out with data.max_prompt_tokens={room}" if room > 0 else ""),
         )
     return kept
 
 
 def check_answers(
-    reward: Reward, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, max_tokens: int, where: str
+    reward: Reward,
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    where: str,
+    limited_by: str = RUN,
 ) -> None:
     """Where the reward reads answers: UserError if all of them have more tokens than a completion, one line if some have.
 
-    `where`: the setting that the problems are from.
+    `where`: the setting that the problems are from. `limited_by`: the setting that says `max_tokens`.
     """
     if getattr(reward, "grades", None) != "answers":
         return
@@ -83,7 +90,7 @@ def check_answers(
     long = [p for p, answer in zip(problems, ids, strict=True) if len(answer) > max_tokens]
     if not long:
         return
-    said = f"have more tokens than rollout.max_response_tokens={max_tokens}, as {shortened(long[0].answer)!r} of {long[0].id}"
+    said = f"have more tokens than {limited_by}={max_tokens}, as {shortened(long[0].answer)!r} of {long[0].id}"
     if len(long) == len(problems):
         raise UserError(where, f"all answers {said}", "Raise it, or name the field with the answer alone (data.answer)")
     log.warning("%s: %d of %d answers %s", where, len(long), len(problems), said)

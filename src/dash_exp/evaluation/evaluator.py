@@ -13,7 +13,7 @@ Axes: P problems, N sampled completions of each, K values of k.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,8 @@ class Evaluator:
     `rewards`: that of each test set, by its name. `greedy` must have temperature 0. `k`: the values for pass@k. The noise of
     the n completions is keyed by (seed, problem, index) and differs from that of training; two policies evaluated with the same
     seed get the same noise. `at_a_time`: completions that the sampler is asked for in one call, of whole problems; None asks
-    for all at once, which is for a sampler that keeps its batch full by itself. Raises UserError for an n or k that cannot be
+    for all at once, which is for a sampler that keeps its batch full by itself. `max_tokens`: of a completion, by the name of
+    the test set, where it is not that of `greedy` and `sampling`. Raises UserError for an n or k that cannot be
     used.
 
     Of several `ranks` all make the same calls, and the sampler gives each of them all completions; each then grades those of
@@ -153,6 +154,7 @@ class Evaluator:
     seed: int = 0
     at_a_time: int | None = None
     ranks: Ranks = ALONE
+    max_tokens: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_counts(self.n, self.k)
@@ -175,6 +177,8 @@ class Evaluator:
         asked: list[tuple[int, Sampling, tuple[int, ...]]] = [(1, self.greedy, ())]
         if self.n and self.sampling:
             asked.append((self.n, self.sampling, (self.seed, SAMPLED)))
+        if test in self.max_tokens:
+            asked = [(count, replace(how, max_tokens=self.max_tokens[test]), key) for count, how, key in asked]
         whole: list[Graded] = []
         graded = 0
         for count, sampling, key in asked:

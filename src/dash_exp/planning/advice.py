@@ -56,7 +56,7 @@ def refusal(plan: Plan) -> str:
         return (
             f"does not fit: an engine of vLLM has {job.sampler.memory_share:.0%} of one {device.name}. Weights of "
             f"{job.engine_weight_bytes / GIB:,.1f} GiB leave room for {plan.cache_tokens:,.0f} tokens in its KV cache, "
-            f"and a completion with its prompt can have {job.lengths.sequence:,}"
+            f"and a completion with its prompt can have {job.lengths.sampled:,}"
         )
     in_gpu = plan.peak > plan.usable
     phase, parts = max((plan.memory if in_gpu else plan.cpu).items(), key=lambda item: sum(item[1].values()))

@@ -17,6 +17,7 @@ from dash_exp.planning.empty_models import parameter_count, reads_packed
 from dash_exp.planning.load import Adapters, BackwardPass, DecodingBatch, Load
 from dash_exp.planning.machine import Device
 from dash_exp.sampling.engine import sleep_level
+from dash_exp.settings.data import longest_response, response_limit
 from dash_exp.settings.prompt import may_be_chat
 
 GIB = 2**30
@@ -39,16 +40,25 @@ class OuterStep:
 
 @dataclass(frozen=True)
 class Lengths:
-    """In tokens. Memory is planned for completions of `longest`, time for the mean `completion`."""
+    """In tokens. Memory is planned for completions of `longest`, time for the mean `completion`.
+
+    `tested`: the longest completion of a test set, where that is longer than in training.
+    """
 
     prompt: int
     completion: int
     longest: int
+    tested: int = 0
 
     @property
     def sequence(self) -> int:
-        """The longest prompt and completion together."""
+        """The longest prompt and completion together, in training."""
         return self.prompt + self.longest
+
+    @property
+    def sampled(self) -> int:
+        """The same of all that is sampled."""
+        return self.prompt + max(self.longest, self.tested)
 
 
 @dataclass(frozen=True)
@@ -186,7 +196,7 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
         state_numbers=sum(tensor.numel() for tensor in model.state_dict().values()),
         largest_weight=max(weights),
         temporaries=on_gpu and cfg.optimizer._target_.startswith("torch.") and not cfg.optimizer.get("fused"),
-        scorers=scorers_of(cfg, scored, lengths.sequence, on_gpu),
+        scorers=scorers_of(cfg, scored, lengths.sampled, on_gpu),
         teacher=teacher_of(cfg),
         grading=grading_bytes(cfg),
         resumes=cfg.resume,
@@ -231,7 +241,10 @@ def lengths_of(cfg: DictConfig) -> Lengths:
     """Lengths in training; `plan_tokens` is the mean of completions, where it is given."""
     longest = cfg.rollout.max_response_tokens
     return Lengths(
-        prompt=prompt_tokens(cfg.data.train, cfg), completion=min(cfg.plan_tokens or longest, longest), longest=longest
+        prompt=prompt_tokens(cfg.data.train, cfg),
+        completion=min(cfg.plan_tokens or longest, longest),
+        longest=longest,
+        tested=longest_response(cfg)[1],
     )
 
 
@@ -315,12 +328,13 @@ def decoding_batches(cfg: DictConfig, step: OuterStep, lengths: Lengths, devices
         if first := cfg.select.get("first"):  # of more prompts, and fewer of each
             completions = min(step.prompts_per_call * cfg.select.wide * first, most)
             found.append(DecodingBatch(-(-completions // first), completions, lengths.longest, lengths.prompt))
-    for test in cfg.data.tests.values():
+    for name, test in cfg.data.tests.items():
         if test is not None:
+            _, most_tokens = response_limit(cfg, f"data.tests.{name}")
             for count in (1, cfg.eval.n) if cfg.eval.n else (1,):  # completions of each problem: `evaluator.Evaluator`
                 at_a_time = max(1, cfg.eval.prompts // count)
                 problems = min(test.get("size") or at_a_time, cfg.eval.limit or at_a_time, at_a_time)
                 problems = min(-(-problems // devices), most)
                 completions = min(problems * count, most)
-                found.append(DecodingBatch(problems, completions, lengths.longest, prompt_tokens(test, cfg), "evaluate"))
+                found.append(DecodingBatch(problems, completions, most_tokens, prompt_tokens(test, cfg), "evaluate"))
     return tuple(dict.fromkeys(found))

@@ -69,7 +69,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every phase fits, and one completion fits the KV cache of an engine."""
-        cache = self.cache_tokens is None or self.cache_tokens >= self.job.lengths.sequence
+        cache = self.cache_tokens is None or self.cache_tokens >= self.job.lengths.sampled
         return self.peak <= self.usable and self.fits_cpu and cache
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dash_exp.commands import cli
 from dash_exp.core.words import first_line
 from dash_exp.results.cells import Results
+from dash_exp.results.run_folder import read_yaml
 from dash_exp.settings.overrides import number_of_kl
 from dash_exp.training.budget import LIMITS
 
 # These name a run, set its noise, or say how it is reported. They are expected to differ.
 NAMES = ("seed", "name", "experiment", "study", "objective", "hydra", "logger", "completions_every", "table_rows")
-
+OWN = re.compile(r"\$\{[^}]*\bown\.")  # a reference to a setting of the sweep file itself
 
 Flat = dict[str, Any]
 
@@ -77,13 +79,16 @@ def _shown(config: Flat, key: str) -> str:
 def explained(results: Results) -> tuple[set[str], list[str]]:
     """The settings that the swept keys change, and the overrides that could not be tried, with the reason.
 
-    Each swept override is composed alone with the configuration of this checkout.
+    Each swept override is composed alone with the configuration of this checkout. A sweep file's own settings (`own`) are not
+    there: they change what refers to them in the cells.
     """
     keys = set(results.swept)
     untried: list[str] = []
     if any((cell.config.get("budget") or {}).get("match") for cell in results.cells):
         keys |= {f"budget.{limit}" for limit in LIMITS}
-    tried = [f"{key}={value}" for key in results.swept for value in _values(results, key)]
+    if any(key.startswith("own.") for key in keys):
+        keys |= _references_to_own(results)
+    tried = [f"{key}={value}" for key in results.swept if not key.startswith("own.") for value in _values(results, key)]
     if not tried:
         return keys, untried
     try:
@@ -98,6 +103,13 @@ def explained(results: Results) -> tuple[set[str], list[str]]:
             continue
         keys |= {key for key in default.keys() | changed.keys() if _shown(default, key) != _shown(changed, key)}
     return keys, untried
+
+
+def _references_to_own(results: Results) -> set[str]:
+    """The settings that refer to `own` in the configuration of a cell as it was composed, and those below them."""
+    composed = [flat(read_yaml(cell.folder / ".hydra" / "config.yaml", dict) or {}) for cell in results.cells]
+    refer = {key for config in composed for key, value in config.items() if OWN.search(str(value))}
+    return {key for cell in results.cells for key in flat(cell.config or {}) if under(key, refer)}
 
 
 @functools.lru_cache(maxsize=256)

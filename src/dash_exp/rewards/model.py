@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem
@@ -64,12 +65,14 @@ class ModelReward:
         self.context = getattr(self.scorer.config, "max_position_embeddings", None) or math.inf
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
-        ids = [self._ids(problem, text) for problem, text in zip(problems, texts, strict=True)]
-        fits = [i for i, row in enumerate(ids) if 0 < len(row) <= self.context]
+        ids = self.ids(problems, texts)
+        fits = self.readable(ids)
         rewards = [0.0] * len(ids)
         for rows in cut([(0, len(ids[i])) for i in fits], self.max_tokens):
             batch = [fits[row] for row in rows]
-            for i, logit in zip(batch, self._logits([ids[i] for i in batch]), strict=True):
+            with torch.inference_mode():
+                logits = self.logits([ids[i] for i in batch]).tolist()
+            for i, logit in zip(batch, logits, strict=True):
                 rewards[i] = logit
         failed = set(range(len(ids))) - {i for i in fits if math.isfinite(rewards[i])}
         if self.squash:
@@ -79,6 +82,14 @@ class ModelReward:
             log.warning("grading failed on %s: %d tokens, context %s", problems[i].id, len(ids[i]), self.context)
         accepted = [float(reward > self.accept_above and i not in failed) for i, reward in enumerate(rewards)]
         return Scores(rewards, errors=len(failed), components={"accepted": accepted})
+
+    def ids(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each prompt with its completion."""
+        return [self._ids(problem, text) for problem, text in zip(problems, texts, strict=True)]
+
+    def readable(self, ids: Sequence[Sequence[int]]) -> list[int]:
+        """Which rows the model can read: those with tokens, and no more than its context."""
+        return [i for i, row in enumerate(ids) if 0 < len(row) <= self.context]
 
     def _ids(self, problem: Problem, text: str) -> list[int]:
         """The token ids; none where the text has half of a surrogate pair, which no tokenizer can read."""
@@ -97,14 +108,14 @@ class ModelReward:
             raise UserError("reward.chat=true", error.wrong, "Write reward.chat=false") from error
         return self.tokenizer(chat, add_special_tokens=False).input_ids
 
-    def _logits(self, ids: Sequence[Sequence[int]]) -> list[float]:
-        """The logit of each row of one batch, which is padded on the right."""
+    def logits(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """The logit of each row of one batch, shape (B,), which is padded on the right."""
         width = max(map(len, ids))
         ids_BL = torch.full((len(ids), width), self.tokenizer.pad_token_id)
         mask_BL = torch.zeros_like(ids_BL)
         for row, tokens in enumerate(ids):
             ids_BL[row, : len(tokens)] = torch.tensor(tokens)
             mask_BL[row, : len(tokens)] = 1
-        with torch.inference_mode():
-            device = self.scorer.device
-            return self.scorer(input_ids=ids_BL.to(device), attention_mask=mask_BL.to(device)).logits[:, 0].tolist()
+        device = self.scorer.device
+        logits_B: Tensor = self.scorer(input_ids=ids_BL.to(device), attention_mask=mask_BL.to(device)).logits[:, 0]
+        return logits_B

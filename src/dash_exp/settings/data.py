@@ -17,6 +17,26 @@ OPTIONAL = [f"data.{name}" for name in TEXTS.split()]
 OF_LOADERS = "dash_exp.data."  # how their names begin
 NEEDED = ("path", "split", "prompt")  # by the loaders
 MAY_BE_NULL = ("subset", "answer", "solution", "id", "hub_path", "other_path")
+# What a test set brings in addition to the arguments of its loader: the reward that grades it, the limit of its completions.
+BROUGHT = re.compile(r"data\.tests\.[^.]+\.(reward|max_response_tokens)")
+
+
+def response_limit(cfg: DictConfig, where: str) -> tuple[str, int]:
+    """The setting that limits completions of the problems at `where`, and its tokens: that of a test set, or else the run's."""
+    own = f"{where}.max_response_tokens"
+    key = own if BROUGHT.fullmatch(own) and OmegaConf.select(cfg, own) is not None else "rollout.max_response_tokens"
+    return key, int(OmegaConf.select(cfg, key))
+
+
+def longest_response(cfg: DictConfig) -> tuple[str, int]:
+    """The largest of these limits, of training and of all test sets."""
+    limits = [response_limit(cfg, where) for where in ("data.train", *(f"data.tests.{name}" for name in cfg.data.tests))]
+    return max(limits, key=lambda limit: limit[1])
+
+
+def limits_of_tests(cfg: DictConfig) -> dict[str, int]:
+    """Most tokens of a completion, by the name of the test set."""
+    return {str(name): response_limit(cfg, f"data.tests.{name}")[1] for name in cfg.data.tests}
 
 
 def values(cfg: DictConfig) -> None:
@@ -35,10 +55,12 @@ def values(cfg: DictConfig) -> None:
         if value is not None and not (isinstance(value, DictConfig) and "_target_" in value):
             choose = "choose another data set: data=gsm8k" if key == "data.train" else f"choose one: +test@{key}=gsm8k"
             raise UserError(f"{key}={value}", "is not a data set", f"Write null, or {choose}")
+        numbers(cfg, f"{key}.max_response_tokens", whole=True, least=1, optional=True)
         if value is not None and str(value._target_).startswith(OF_LOADERS):
             _of_loader(cfg, key)
-    if "reward" in (cfg.data.get("train") or {}):
-        raise UserError("data.train.reward", "is not read: training has the reward of the run", "Write reward=NAME instead")
+    for name, right in {"reward": "reward=NAME", "max_response_tokens": "rollout.max_response_tokens=N"}.items():
+        if name in (cfg.data.get("train") or {}):
+            raise UserError(f"data.train.{name}", "is not read: training has that of the run", f"Write {right} instead")
 
 
 def setting(cfg: DictConfig, key: str, argument: str) -> str:

@@ -10,6 +10,7 @@ from dash_exp.core.addresses import host_and_port
 from dash_exp.core.errors import UserError
 from dash_exp.settings.algorithm import has_ratio, kl_in_reward
 from dash_exp.settings.checks import flags, known, number, numbers, shown, texts
+from dash_exp.settings.data import longest_response
 from dash_exp.settings.devices import ranks
 
 SECTIONS = "rollout rollout.sampler"
@@ -35,12 +36,12 @@ def values(cfg: DictConfig) -> None:
 def relations(cfg: DictConfig) -> None:
     _stale_weights(cfg)
     _importance(cfg)
-    longest = cfg.rollout.sampler.get("max_model_len")
-    if longest is not None and longest <= cfg.rollout.max_response_tokens:
+    length = cfg.rollout.sampler.get("max_model_len")
+    setting, longest = longest_response(cfg)
+    if length is not None and length <= longest:
         raise UserError(
-            f"rollout.sampler.max_model_len={longest}",
-            "leaves no room for a prompt in addition to a completion of "
-            f"rollout.max_response_tokens={cfg.rollout.max_response_tokens}",
+            f"rollout.sampler.max_model_len={length}",
+            f"leaves no room for a prompt in addition to a completion of {setting}={longest}",
             "Raise it, or write null for the model's context",
         )
     if "servers" in cfg.rollout.sampler:

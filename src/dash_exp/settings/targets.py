@@ -14,7 +14,7 @@ from typing import Any
 
 from dash_exp.core.errors import UserError
 from dash_exp.settings import renamed
-from dash_exp.settings.reward import OF_TEST
+from dash_exp.settings.data import BROUGHT
 
 PACKAGE = Path(__file__).parents[1]
 HYDRAS_OWN = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
@@ -45,9 +45,9 @@ def check_argument(settings: dict[str, Any], key: str, argument: str) -> None:
         raise UserError(f"{key}._target_={target}", f"is not a {name} function", f"Choose one that takes {argument}")
 
 
-def without_reward(part: Iterable[object], key: str) -> list[object]:
-    """The settings of the part at `key`, without the reward that a test set brings: that is no argument of it."""
-    return [setting for setting in part if not OF_TEST.fullmatch(f"{key}.{setting}")]
+def without_brought(part: Iterable[object], key: str) -> list[object]:
+    """The settings of the part at `key`, without what a test set brings: that is no argument of it."""
+    return [setting for setting in part if not BROUGHT.fullmatch(f"{key}.{setting}")]
 
 
 def _check_one(part: dict[object, object], key: str) -> None:
@@ -69,7 +69,7 @@ def _check_one(part: dict[object, object], key: str) -> None:
         close = get_close_matches(name, known, n=1)
         raise UserError(where, "does not exist", f"Use {module}.{close[0]}" if close else "Choose a file of its group in conf/")
     settings = known[name]
-    for setting in without_reward(part, key):
+    for setting in without_brought(part, key):
         if settings is not None and setting not in settings | HYDRAS_OWN:
             close = get_close_matches(str(setting), settings, n=1)
             right = (f"Did you mean {close[0]}? " if close else "") + f"It has {', '.join(sorted(settings)) or 'none'}"

@@ -17,8 +17,11 @@ from dash_exp.core.files import write_whole
 from dash_exp.results.problems import DIGEST
 
 if TYPE_CHECKING:  # they load torch, which is needed only after the command was found good
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from dash_exp.core.types import Problem, Prompt
     from dash_exp.evaluation.evaluator import Evaluator
+    from dash_exp.sampling.base import Sampler
 
 
 def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
@@ -87,44 +90,24 @@ def settings(cfg: DictConfig, command: Command) -> dict[str, Any]:
 
 def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], Evaluator]:
     """The test sets as the model will see them, and the evaluator. The model is loaded last."""
-    import torch
-
-    from dash_exp.commands import prompting
+    from dash_exp.commands import data_sets, prompting
     from dash_exp.commands.build import at_a_time
-    from dash_exp.commands.data_sets import data_set
-    from dash_exp.commands.data_sets import problems as all_problems
-    from dash_exp.commands.parts import check_named, made
     from dash_exp.commands.rewards import rewards_of
     from dash_exp.evaluation.evaluator import Evaluator
-    from dash_exp.models import folders, loading
     from dash_exp.sampling.base import Sampling
+    from dash_exp.settings.data import limits_of_tests
 
-    device = "cpu"
-    if cfg.trainer.accelerator == "gpu":
-        device = "cuda" if torch.cuda.is_available() else "mps"
-        if device == "mps" and not torch.backends.mps.is_available():
-            raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
-    check_named({key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "reward", "rollout")})
-    folders.check_folder(cfg.model.path)
-    trust = cfg.model.get("trust_remote_code", False)  # a run of an earlier version does not have it
-    tokenizer = loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=trust)
+    tokenizer = tokenizer_of(cfg)
     names = [str(name) for name, test in cfg.data.tests.items() if test is not None]
     train: list[Problem] = []
     if prompting.shows_examples(cfg):
-        train, problems, _ = all_problems(cfg)
+        train, problems, _ = data_sets.problems(cfg)
     else:
-        problems = {name: data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
+        problems = {name: data_sets.data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
     rewards = rewards_of(cfg, {f"data.tests.{name}": test for name, test in problems.items()}, tokenizer)
-    policy = loading.load_policy(
-        cfg.model.path, cfg.model.dtype, attn_implementation=cfg.model.attn_implementation, trust_remote_code=trust
-    )
-    loading.check_vocabulary(policy, tokenizer, cfg.model.path)
-    torch.nn.Module.to(policy, device)
-    compute_dtype = getattr(torch, cfg.model.compute_dtype)
+    policy, sampler = loaded(cfg, tokenizer)
     read = prompting.reader(cfg, train, tokenizer, policy)
     tests = {name: read(test, where=f"data.tests.{name}") for name, test in problems.items()}
-    sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
-    sampler.load_weights(policy.state_dict(), 0)
     max_tokens, stop = cfg.rollout.max_response_tokens, prompting.stop(cfg)
     evaluator = Evaluator(
         sampler=sampler,
@@ -136,5 +119,51 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
         sampling=Sampling(max_tokens, command.temperature, command.top_p, stop) if command.n else None,
         seed=cfg.seed,
         at_a_time=at_a_time(cfg),
+        max_tokens=limits_of_tests(cfg),
     )
     return tests, evaluator
+
+
+def tokenizer_of(cfg: DictConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, after checks of the device, of the names in the settings, and of the folder of the model."""
+    from dash_exp.commands.parts import check_named
+    from dash_exp.models import folders, loading
+
+    device_of(cfg)
+    check_named({key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "reward", "rollout")})
+    folders.check_folder(cfg.model.path)
+    return loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.get("trust_remote_code", False))
+
+
+def loaded(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, Sampler]:
+    """The model, and a sampler with its weights."""
+    import torch
+
+    from dash_exp.commands.parts import made
+    from dash_exp.models import loading
+
+    policy = loading.load_policy(
+        cfg.model.path,
+        cfg.model.dtype,
+        attn_implementation=cfg.model.attn_implementation,
+        trust_remote_code=cfg.model.get("trust_remote_code", False),  # a run of an earlier version does not have it
+    )
+    loading.check_vocabulary(policy, tokenizer, cfg.model.path)
+    torch.nn.Module.to(policy, device_of(cfg))
+    compute_dtype = getattr(torch, cfg.model.compute_dtype)
+    sampler: Sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
+    sampler.load_weights(policy.state_dict(), 0)
+    return policy, sampler
+
+
+def device_of(cfg: DictConfig) -> str:
+    """Where the model goes: cpu, cuda or mps."""
+    import torch
+
+    if cfg.trainer.accelerator != "gpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if not torch.backends.mps.is_available():
+        raise UserError("trainer.accelerator=gpu", "torch finds no GPU on this machine", "Use trainer=cpu")
+    return "mps"

@@ -11,7 +11,9 @@ from dash_exp.results.cells import AXES
 # The metrics that are drawn in addition to the accuracies, and their titles.
 CURVES = {
     "reward/mean": "reward of the sampled completions",
+    "policy/nll_nats_per_token": "entropy (mean −log p of sampled tokens), nats per token",
     "length/mean_tokens": "completion length, tokens",
+    "length/truncated_fraction": "completions cut off by the limit, %",
     "advantage/abs_mean": "mean |advantage|, before the filter",
     "advantage/kept_abs_mean": "mean |advantage| of kept completions",
     "filter/kept_fraction": "completions kept, %",
@@ -23,7 +25,9 @@ CURVES = {
 
 def section(c: Context) -> Section | None:
     """One tab for each axis, one figure for each metric."""
-    metrics = {f"accuracy/{test}": f"accuracy {test_label(test)}, %" for test in c.tests} | CURVES
+    columns = dict.fromkeys(name for cell in c.results.cells for name in cell.metrics)
+    parts = {name: f"{name}, a part of the reward" for name in columns if name.startswith("reward/") and name not in CURVES}
+    metrics = {f"accuracy/{test}": f"accuracy {test_label(test)}, %" for test in c.tests} | CURVES | parts
     tabs = []
     axes = {"steps": AXES["steps"]} if c.live else AXES
     for axis, label in axes.items():
