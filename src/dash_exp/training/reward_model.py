@@ -58,7 +58,7 @@ def fit(
                     logits_B = judge.logits([ids[i] for i in chosen]).float()
                 right_B = torch.tensor([float(graded.right[i]) for i in chosen], device=logits_B.device)
                 loss = binary_cross_entropy_with_logits(logits_B, right_B, reduction="sum")
-                (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
+                (loss / len(batch)).backward()
                 total += float(loss.detach())
             torch.nn.utils.clip_grad_norm_(judge.scorer.parameters(), 1.0)
             optimizer.step()
