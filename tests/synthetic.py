@@ -49,7 +49,8 @@ def write_cell(
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
     seed = next((int(o.removeprefix("seed=")) for o in overrides if o.startswith("seed=")), 0)
-    cfg = config(*(o for o in overrides if not o.startswith("seed="))) | {"seed": seed} | dict(settings or {})
+    of_program = (o for o in overrides if not o.startswith(("seed=", "own.")))  # not those of the sweep file itself
+    cfg = config(*of_program) | {"seed": seed} | dict(settings or {})
     (folder / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False))
     curve = [float(np.mean(base)), *np.linspace(0.3, 0.6, 2), float(np.mean(in_dist))] if curve is None else curve
     metrics(curve, float(np.mean(base)), float(np.mean(out_dist)), seconds).to_csv(folder / "metrics.csv", index=False)

@@ -1,5 +1,6 @@
 """`python -m dash_exp.reward_model` as typed, on the shipped model, and what it wrote as the reward of a run."""
 
+import csv
 import json
 
 import pytest
@@ -74,10 +75,13 @@ def test_a_reward_model_is_trained_and_used(tmp_path):
     run = [*SMALL, "reward=arithmetic_parts", "reward.weights={right:0,partial:0,format:0,length:0,judge:1}"]
     used = program(tmp_path, TRAIN, *run, "reward.parts.judge.path=judge", "hydra.run.dir=run")
     assert used.returncode == 0, used.stderr
-    found = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert found["settings"]["reward"]["correct"] == "right"
-    metrics = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"reward/right", "reward/partial", "reward/format", "reward/length", "reward/judge"} <= set(metrics)
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["reward/judge"]]
+    for row in rows:
+        assert float(row["reward/mean"]) == pytest.approx(float(row["reward/judge"]))
+        assert row["reward/mean"] != row["reward/right"]
+    assert len(rows) > 1
+    assert {"reward/partial", "reward/format", "reward/length"} <= set(rows[0])
 
 
 def test_nothing_to_tell_apart(tmp_path):

@@ -93,7 +93,5 @@ def test_what_refers_to_a_setting_of_the_sweep_file_is_explained(tmp_path):
         write_cell(tmp_path / by, [f"own.by={by}", "seed=0"], settings={"reward": reward})
         composed_as = {"reward": {"weights": "${own.weights.${own.by}}", "limit": 1}}
         (tmp_path / by / ".hydra" / "config.yaml").write_text(json.dumps(composed_as))
-    said = "\n".join(warnings.unexplained(load([tmp_path])))
-    assert "reward.limit differs" in said
-    assert "reward.weights" not in said
-    assert "own.by" not in said
+    said = warnings.unexplained(load([tmp_path]))
+    assert [warning.split(" between")[0] for warning in said] == ["reward.limit differs"]

@@ -313,10 +313,10 @@ def test_nccl_that_fails(stand_ins, policy, prompts, monkeypatch, how):
     monkeypatch.setattr(nccl.Sender, "close", lambda self: closed.append(self.url))
     why = "duplicate GPU" if how == "raises" else "not finished after 1 s"
     bad, well = StandIn(), StandIn()
-    sampler = stand_ins(bad, well, timeout_s=1.0)
+    sampler = stand_ins(bad, well, give_up_s=1.0)
     over_nccl()
     sampler.load_weights(policy.state_dict(), 2)
     until(lambda: bad.url in closed, 30)
     assert good(sampler.sample(prompts, 2, Sampling(3), KEY), prompts)
     with pytest.raises(UserError, match=rf"over NCCL \({why}\).*rollout.sampler.transfer=folder"):
-        stand_ins(StandIn(), timeout_s=1.0)  # it gives the server its first weights
+        stand_ins(StandIn(), give_up_s=1.0)  # it gives the server its first weights
