@@ -156,6 +156,7 @@ def variants(policy: PreTrainedModel) -> dict[str, Callable[[], contextlib.Abstr
         found["packed"] = partial(as_it_is, True)
         if on_gpu:
             found["packed, without torch's flash attention"] = partial(as_it_is, True, False)
+            found["packed, varlen"] = partial(with_attention, packing.VARLEN)
     found["padded"] = partial(as_it_is, False)
     if on_gpu:
         found["padded, without torch's flash attention"] = partial(as_it_is, False, False)

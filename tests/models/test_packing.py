@@ -1,6 +1,7 @@
 """Packed micro-batches give the numbers of padded ones, in every family of models that may read them."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -55,6 +56,48 @@ def test_log_probs_and_gradients_equal_those_of_padded_rows(family, windows):
     alone = gradient(plain, [collate([sample], 0) for sample in samples()])
     torch.testing.assert_close(packed, alone)
     torch.testing.assert_close(gradient(plain, [collate(samples(), 0)]), alone)
+
+
+def of_any_length(query, key, value, query_starts, key_starts, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What torch's `varlen_attn` computes on a GPU, written out: the last query of a sequence is at its last key."""
+    left, right = window_size
+    assert (right, enable_gqa) == (0, True)
+    out = []
+    for (q0, q1), (k0, k1) in zip(
+        itertools.pairwise(query_starts.tolist()), itertools.pairwise(key_starts.tolist()), strict=True
+    ):
+        assert q1 - q0 <= max_q
+        assert k1 - k0 <= max_k
+        q, k, v = (states.transpose(0, 1) for states in (query[q0:q1], key[k0:k1], value[k0:k1]))
+        behind = torch.arange(k1 - q1 + q0, k1)[:, None] - torch.arange(k0, k1)
+        sees = (behind >= 0) & (behind <= left if left >= 0 else True)
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, sees, scale=scale, enable_gqa=True)
+        out.append(attended.transpose(0, 1))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize(("family", "windows"), CASES)
+def test_attention_of_sequences_of_any_length(family, windows, monkeypatch):
+    """As on GPUs, where rows have no padding."""
+    monkeypatch.setattr(packing, "IN_32_BITS", set())
+    model = random_model(family, windows).double()
+    expected = gradient(model, [collate(samples(), 0, packed=True)])
+    monkeypatch.setattr(packing, "varlen_attn", of_any_length)
+    monkeypatch.setattr(packing, "_packed_attention", None)
+    model.set_attn_implementation(packing.VARLEN)
+    assert packing.enabled(model)
+    torch.testing.assert_close(gradient(model, [collate(samples(), 0, packed=True)]), expected)
+
+
+@pytest.mark.needs("gpu")
+def test_attention_of_sequences_of_any_length_on_a_gpu():
+    shape = {"model_type": "qwen2", **SMALL, "hidden_size": 64}
+    policies = [load_policy("", "float32", shape, attn_implementation=name).cuda() for name in ("sdpa", "varlen")]
+    policies[1].load_state_dict(policies[0].state_dict())
+    batch = collate(samples(), 0, packed=True).to(torch.device("cuda"))
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        masked, varlen = (gradient(policy, [batch]) for policy in policies)
+    torch.testing.assert_close(varlen, masked, rtol=0.05, atol=0.02)
 
 
 def test_gradient_checkpointing_computes_the_packed_rows_again():

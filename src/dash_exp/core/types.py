@@ -140,6 +140,9 @@ class Packed:
     prompts each completion has. mask_B1TS: what a completion token attends to in its prompt and its completion, S = C + T.
     back_N: the place of each token in the output of attention, P x C and then B x T. For the K completion tokens: before_K, the
     place of the token before it; row_K and column_K, its own place in (B, T).
+
+    The same without padding, for attention of sequences of any length: the P prompts and the B completions have their queries
+    one after the other, from query_starts, shape (P + B + 1,), and their keys from key_starts, at the places keys_S.
     """
 
     ids_N: Tensor
@@ -152,6 +155,9 @@ class Packed:
     before_K: Tensor
     row_K: Tensor
     column_K: Tensor
+    query_starts: Tensor
+    key_starts: Tensor
+    keys_S: Tensor
 
     def to(self, device: torch.device) -> Packed:
         """A copy on the device."""

@@ -54,6 +54,8 @@ def load_policy(
     random numbers, and one NaN makes every log-probability NaN.
     """
     torch_dtype = getattr(torch, dtype)
+    of_packed = packing.VARLEN if attn_implementation == "varlen" else packing.ATTENTION
+    attn_implementation = packing.OF_SETTING.get(attn_implementation, attn_implementation)
     # cuDNN's attention makes a plan for each new shape, in tenths of a second, and our shapes change with each token
     torch.backends.cuda.enable_cudnn_sdp(False)
     if architecture:
@@ -81,7 +83,7 @@ def load_policy(
     without_noise(model)
     generation.check(model, "model.architecture" if architecture else f"model.path={path}")
     if not trust_remote_code:
-        _enable_packing(model)
+        _enable_packing(model, of_packed)
         norms.enable(model)
     if lora is not None:
         adapter.add(model, None if architecture else path, **lora)
@@ -111,8 +113,8 @@ def _clear_noise(part: Any) -> None:
             setattr(part, name, 0.0)
 
 
-def _enable_packing(model: PreTrainedModel) -> None:
-    """Let the model read packed micro-batches, if these give the log-probabilities of padded ones.
+def _enable_packing(model: PreTrainedModel, attention: str) -> None:
+    """Let the model read packed micro-batches by this attention, if they give the log-probabilities of padded ones.
 
     Models that have an attention of their own, or scale or cap the logits, are left as they are. Sliding windows are compared
     too: the samples are longer than they are meanwhile.
@@ -124,7 +126,7 @@ def _enable_packing(model: PreTrainedModel) -> None:
     try:
         with torch.no_grad(), packing.short_windows(model, 3):
             padded_BT = token_logprobs(model, collate(samples, 0), 1.0)
-            model.set_attn_implementation(packing.ATTENTION)
+            model.set_attn_implementation(attention)
             packed_BT = token_logprobs(model, collate(samples, 0, packed=True), 1.0)
         right = torch.allclose(packed_BT, padded_BT, rtol=0, atol=1e-3 if model.dtype == torch.float32 else 0.05)
     except (RuntimeError, ValueError, TypeError, AttributeError):  # from an attention that cannot read them

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -27,6 +29,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from dash_exp.core.types import Packed, TokenIds
 
 ATTENTION = "packed_sdpa"  # the name of `attention` in Transformers
+VARLEN = "packed_varlen"  # the same, and packed rows by torch's flash attention of sequences of any length: no padding, no mask
+OF_SETTING = {"varlen": "sdpa"}  # model.attn_implementation, and what Transformers is asked for where that is not the same
 # Devices on which attention computes in 32 bits under autocast: CPUs are slower in 16 bits, in the backward pass four times.
 IN_32_BITS = {"cpu"}
 
@@ -63,7 +67,7 @@ def short_windows(model: PreTrainedModel, tokens: int) -> Iterator[None]:
 
 def enabled(model: PreTrainedModel) -> bool:
     """Whether the model reads packed micro-batches (see `loading.load_policy`)."""
-    return bool(model.config.get_text_config()._attn_implementation == ATTENTION)
+    return model.config.get_text_config()._attn_implementation in (ATTENTION, VARLEN)
 
 
 def pack(pairs: Sequence[tuple[tuple[int, ...], TokenIds]]) -> Packed:
@@ -78,6 +82,8 @@ def pack(pairs: Sequence[tuple[tuple[int, ...], TokenIds]]) -> Packed:
     sees_itself_BTT = np.broadcast_to(np.tri(width, dtype=bool), (n_rows, width, width))
     last_of_prompt_B1 = (prompts_PC[:, 0] + lengths_P - 1)[prompt_B, None]
     row_K, column_K = mask_BT.nonzero()
+    rows_BS = np.concatenate([prompts_PC[prompt_B], completions_BT], axis=1)
+    of_row_BS = np.concatenate([prompt_mask_PC[prompt_B], mask_BT], axis=1)
     arrays = {
         "ids_N": np.concatenate([*numbers, *(completion for _, completion in pairs)], dtype=np.int64),
         "positions_N": np.concatenate([prompt_mask_PC.nonzero()[1], lengths_P[prompt_B][row_K] + column_K]),
@@ -89,6 +95,9 @@ def pack(pairs: Sequence[tuple[tuple[int, ...], TokenIds]]) -> Packed:
         "before_K": np.concatenate([last_of_prompt_B1, completions_BT[:, :-1]], axis=1)[mask_BT],
         "row_K": row_K,
         "column_K": column_K,
+        "query_starts": _starts(lengths_P, mask_BT.sum(1)),
+        "key_starts": _starts(lengths_P, of_row_BS.sum(1)),
+        "keys_S": np.concatenate([prompts_PC[prompt_mask_PC], rows_BS[of_row_BS]]),
     }
     return Packed(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
@@ -100,6 +109,11 @@ def _places(lengths: Sequence[int], start: int) -> tuple[np.ndarray, np.ndarray]
     mask_BL = columns_L < lengths_B[:, None]
     first_B = start + lengths_B.cumsum() - lengths_B
     return np.where(mask_BL, first_B[:, None] + columns_L, 0), mask_BL
+
+
+def _starts(*lengths: np.ndarray) -> np.ndarray:
+    """Where each of these sequences starts, and where the last one ends."""
+    return np.concatenate([[0], np.concatenate(lengths).cumsum()]).astype(np.int32)
 
 
 def of_one_query(mask_BL: Tensor, added: bool) -> Tensor:
@@ -123,12 +137,14 @@ def attention(
     packed: Packed | None = None,
     prompts: Any = None,
     sliding_window: int | None = None,
+    varlen: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: (B, heads, L, head size) -> (B, L, heads, head size).
 
     `packed`: the layout of a micro-batch in one row. `prompts`: `SharedPrompts` of the sampler. Without either this is
     Transformers' `sdpa`. `sliding_window`: how many tokens a token attends to, itself among them; None = all before it.
+    `varlen`: see `VARLEN`; not on CPUs, and in 16 bits alone.
     """
     # That of the layer after it: without autocast the query's (keys and values may come from a cache in 32 bits), else any.
     dtype = min(query.dtype, value.dtype, key=lambda dtype: dtype.itemsize)
@@ -136,7 +152,9 @@ def attention(
     if in_32_bits:
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast(query.device.type, enabled=False) if in_32_bits else contextlib.nullcontext():
-        if packed is not None:
+        if packed is not None and varlen and not in_32_bits:
+            out = _varlen_attention(query, key, value, packed, scaling, sliding_window)
+        elif packed is not None:
             out = _packed_attention(query, key, value, packed, dropout, scaling, sliding_window)
         elif prompts is not None:
             out = prompts.attention(module.layer_idx, query, key, value, scaling)
@@ -177,6 +195,30 @@ def _packed_attention(
     return out.view(1, len(out), query.shape[1], -1)
 
 
+def _varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None, window: int | None
+) -> Tensor:
+    """All queries as they lie in the row; keys and values of a prompt again for each of its completions. The last query of a
+    sequence is at its last key, and the others before it."""
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    query, key, value = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
+    longest_prompt, longest = packed.prompts_PC.shape[1], packed.completions_BT.shape[1]
+    out = varlen_attn(
+        query.contiguous(),
+        key[packed.keys_S],
+        value[packed.keys_S],
+        packed.query_starts,
+        packed.key_starts,
+        max(longest_prompt, longest),
+        longest_prompt + longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+    )
+    return out[None]
+
+
 def _within(window: int, queries_BT: Tensor, keys_BS: Tensor, mask: Tensor | None) -> Tensor:
     """The mask (causal where it is None) of keys that are also less than `window` positions before the query: (B, 1, T, S)."""
     near = queries_BT[:, None, :, None] - keys_BS[:, None, None, :] < window
@@ -196,4 +238,6 @@ def _take(states: Tensor, places: Tensor) -> Tensor:
 
 
 AttentionInterface.register(ATTENTION, attention)
+AttentionInterface.register(VARLEN, partial(attention, varlen=True))
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(VARLEN, sdpa_mask)

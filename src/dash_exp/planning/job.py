@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from dash_exp.models import packing
 from dash_exp.planning.adapters import target_layers
 from dash_exp.planning.architecture import architecture
 from dash_exp.planning.beside import ScorerSizes, TeacherSizes, grading_bytes, scorers_of, teacher_of
@@ -154,12 +155,13 @@ def job_of(cfg: DictConfig, device: Device) -> Job:
     adapters = adapters_of(cfg)
     in_32_bits = adapters is not None or cfg.model.dtype == "float32"  # what is trained
     master_weights = not in_32_bits and cfg.model.master_weights
-    packed = not cfg.model.trust_remote_code and reads_packed(model.config, cfg.model.attn_implementation)
+    attention = packing.OF_SETTING.get(cfg.model.attn_implementation, cfg.model.attn_implementation)
+    packed = not cfg.model.trust_remote_code and reads_packed(model.config, attention)
     load = Load(
         config=model.config,
         dtype=getattr(torch, cfg.model.dtype),
         compute_dtype=getattr(torch, cfg.model.compute_dtype),
-        attention=cfg.model.attn_implementation,
+        attention=attention,
         gradient_checkpointing=cfg.model.gradient_checkpointing,
         reference=bool(cfg.kl.coef > 0 or cfg.kl.schedule.get("final")),
         reference_in_reward=cfg.kl.place == "reward",
