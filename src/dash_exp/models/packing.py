@@ -204,10 +204,10 @@ def _varlen_attention(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     query, key, value = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
     longest_prompt, longest = packed.prompts_PC.shape[1], packed.completions_BT.shape[1]
-    out = varlen_attn(
+    out: Any = varlen_attn(
         query.contiguous(),
-        key[packed.keys_S],
-        value[packed.keys_S],
+        key.index_select(0, packed.keys_S),
+        value.index_select(0, packed.keys_S),
         packed.query_starts,
         packed.key_starts,
         max(longest_prompt, longest),
@@ -216,7 +216,8 @@ def _varlen_attention(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=True,
     )
-    return out[None]
+    attended: Tensor = out[None]
+    return attended
 
 
 def _within(window: int, queries_BT: Tensor, keys_BS: Tensor, mask: Tensor | None) -> Tensor:
