@@ -13,10 +13,10 @@ reward is chosen. Linux only.
 
 The run has the environment of this command. Variables that change what memory a CPU run keeps:
 
-- `ONEDNN_PRIMITIVE_CACHE_CAPACITY` (oneDNN, default 1024): compiled products that are kept, one for each new shape and number
-  type. `LRU_CACHE_CAPACITY` (torch's layer above it, default 1024): the same, with what belongs to them. 16-bit products go
-  through both where the processor has instructions for them, 32-bit ones mostly do not. Micro-batches and decoding have many
-  shapes.
+- `ONEDNN_PRIMITIVE_CACHE_CAPACITY` (oneDNN): compiled products that are kept, one for each new shape and number type.
+  `LRU_CACHE_CAPACITY` (torch's layer above it): the same, with what belongs to them. Both are 1024 by default, and 64 in
+  `train.py` where they are not set. 16-bit products go through both where the processor has instructions for them, 32-bit ones
+  mostly do not. Micro-batches and decoding have many shapes.
 - `MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`, `MALLOC_ARENA_MAX` (glibc): what is given back to the system when it is
   freed, and how many heaps threads have.
 """

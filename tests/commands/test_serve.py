@@ -173,6 +173,7 @@ def test_the_command_of_vllm_with_adapters(monkeypatch):
         ("--dtype", "model.compute_dtype"),
         ("--dtype=float16", "model.compute_dtype"),
         ("--max_num_seqs", "rollout.sampler.max_sequences"),
+        ("--max-num-s=4", "rollout.sampler.max_sequences"),  # what argparse takes for the same
         ("--no-enforce-eager", "rollout.sampler.eager"),
         ("--port", "port"),
     ],
@@ -182,13 +183,15 @@ def test_what_the_settings_say_cannot_be_said_twice(word, setting):
         loaded(further=[word, "8"])
 
 
-@pytest.mark.parametrize("word", ["--enable-chunked-prefill", "--middleware=x", "--served_model_name", "--no-enable-scale-out"])
+@pytest.mark.parametrize(
+    "word", ["--enable-chunked-prefill", "--middleware=x", "--served_model_name", "--no-enable-scale-out", "--served"]
+)
 def test_what_has_no_setting_is_fixed(word):
     with pytest.raises(UserError, match=rf"^-- {word}: is fixed by this program\. Leave it out"):
         loaded(further=[word, "x"])
 
 
-@pytest.mark.parametrize("word", ["--api-key=x", "--disable_log_stats", "--root-path", "--ssl-keyfile", "--uds"])
+@pytest.mark.parametrize("word", ["--api-key=x", "--disable_log_stats", "--root-path", "--ssl-keyfile", "--uds", "--ud"])
 def test_what_would_keep_runs_from_using_the_server(word):
     with pytest.raises(UserError, match=rf"^-- {word}: would keep runs from using the server"):
         serve.options({}, serve.Command(80, "127.0.0.1", [], [word, "x"]))

@@ -1,6 +1,7 @@
 """A run loads no large package that it does not use, and none before its settings were found good."""
 
 import gc
+import os
 import subprocess
 import sys
 
@@ -52,6 +53,19 @@ def test_garbage_is_looked_for_again_after_the_imports(monkeypatch):
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
+
+
+def test_few_compiled_products_are_kept_unless_the_user_says_otherwise(monkeypatch):
+    first, second = process.KEPT_PRODUCTS
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.delenv(first, raising=False)
+    monkeypatch.setenv(second, "7")
+    try:
+        with process.importing():
+            assert (os.environ[first], os.environ[second]) == ("64", "7")
+    finally:
+        gc.unfreeze()
+        os.environ.pop(first)
 
 
 def test_a_later_cell_of_a_sweep_keeps_no_garbage():

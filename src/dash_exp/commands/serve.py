@@ -186,15 +186,18 @@ def options(settings: Mapping[str, Any], command: Command) -> list[str]:
             words.append(option if value else "--no-" + option[2:])
         else:
             words += [option, *(value if isinstance(value, list) else [str(value)])]
-    set_here = {word for word in words if word.startswith("--")}
+    set_here = {"--" + word.removeprefix("--").removeprefix("no-") for word in words if word.startswith("--")}
     for word in command.further:
-        name = word.partition("=")[0].replace("_", "-")
-        if name.startswith(NOT_HERE):
-            raise UserError(f"-- {word}", "would keep runs from using the server", "Leave it out")
-        bare = name.removeprefix("--").removeprefix("no-")
-        if not word.startswith("--") or not {f"--{bare}", f"--no-{bare}"} & set_here:
+        if not word.startswith("--"):
             continue
-        if setting := SETTINGS.get(f"--{bare}"):
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith(NOT_HERE) or any(option.startswith(name) for option in NOT_HERE):
+            raise UserError(f"-- {word}", "would keep runs from using the server", "Leave it out")
+        bare = "--" + name.removeprefix("--").removeprefix("no-")
+        of_ours = sorted(option for option in set_here if option.startswith(bare))  # the first letters of an option are enough
+        if not of_ours:
+            continue
+        if setting := SETTINGS.get(of_ours[0]):
             raise UserError(f"-- {word}", f"comes from the setting {setting}", f"Write {setting}=..., before the --")
         raise UserError(f"-- {word}", "is fixed by this program", "Leave it out")
     return [*words, *command.further]

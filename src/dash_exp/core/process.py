@@ -21,6 +21,9 @@ from dash_exp.core.errors import UserError
 
 RESUME_ME = 75  # exit status after SIGTERM: EX_TEMPFAIL of sysexits.h, "try again later"
 INTERRUPTED = 130  # after Ctrl-C, as shells have it
+# How many compiled products of matrices oneDNN and torch's layer above it keep on CPUs, one for each shape (1,024 by default).
+# Micro-batches have new shapes all the time, and a decoded token needs a handful of them.
+KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 LOCK_FILE = ".lock"  # of a run folder; the system releases it in whatever way the process ends
 
 
@@ -79,10 +82,13 @@ def importing() -> Iterator[None]:
     """Around the import of torch and what comes with it: switches Python's garbage collector off, a fifth of the import's time.
 
     The collector starts whenever many objects were created, and finds no garbage among modules. Later collections skip them.
+    Variables of the user for `KEPT_PRODUCTS` stay.
     """
     if "torch" in sys.modules:  # as in a later cell of a sweep, which may have left garbage
         yield
         return
+    for name, number in KEPT_PRODUCTS.items():
+        os.environ.setdefault(name, number)
     gc.disable()
     try:
         yield
