@@ -24,7 +24,7 @@ from transformers import (
 
 from dash_exp.core.errors import UserError
 from dash_exp.core.types import Sample
-from dash_exp.models import adapter, generation, gguf, norms, packing
+from dash_exp.models import adapter, generation, gguf, packing
 from dash_exp.models.batch import collate
 from dash_exp.models.folders import OF_TOKENIZER, check_folder, check_json
 from dash_exp.models.log_probs import token_logprobs
@@ -84,7 +84,6 @@ def load_policy(
     generation.check(model, "model.architecture" if architecture else f"model.path={path}")
     if not trust_remote_code:
         _enable_packing(model, of_packed)
-        norms.enable(model)
     if lora is not None:
         adapter.add(model, None if architecture else path, **lora)
     if gradient_checkpointing:
