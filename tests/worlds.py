@@ -22,7 +22,8 @@ beats.START_S = 120.0  # a test need not wait longer for a process that does not
 @contextmanager
 def two_ranks(work: Callable[..., object] = run.follow) -> Iterator[BaseProcess]:
     """Around what the first does, with the variables that torchrun would give it. Gives the process of the other one."""
-    both = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    both |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     before = dict(os.environ)
     threads = torch.get_num_threads()
     other = forked.process(_other, both | {"RANK": "1", "LOCAL_RANK": "1"}, work, daemon=True)

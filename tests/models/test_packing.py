@@ -89,7 +89,7 @@ def test_attention_of_sequences_of_any_length(family, windows, monkeypatch):
     torch.testing.assert_close(gradient(model, [collate(samples(), 0, packed=True)]), expected)
 
 
-@pytest.mark.needs("gpu")
+@pytest.mark.gpu
 def test_attention_of_sequences_of_any_length_on_a_gpu():
     shape = {"model_type": "qwen2", **SMALL, "hidden_size": 64}
     policies = [load_policy("", "float32", shape, attn_implementation=name).cuda() for name in ("sdpa", "varlen")]

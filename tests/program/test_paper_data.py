@@ -5,7 +5,7 @@ import json
 from functools import cache
 
 import pytest
-from conftest import NANO_MODEL, composed
+from conftest import NANO_MODEL, composed, save_scorer
 from json_lines import write
 from omegaconf import OmegaConf
 
@@ -19,14 +19,16 @@ SOLUTIONS = [f"One and {i} are $\\boxed{{{i + 1}}}.$" for i in range(8)]
 SOLUTIONS += [r"The sum is $\boxed 2.$", r"So it is $\boxed {17}.$", r"This is $\fbox{3}.$"]  # TeX takes a token or a group
 SOLUTIONS += [r"Both $\boxed{30}$ and $\boxed{150}$.", r"Half: $\boxed{\frac12}.$"]
 UNANSWERED = [r"The answer is $\boxed{}.$", "There is no box."]
-CODE = "sft_vs_rl_code", "efficiency_code"
+CODE = "sft_vs_rl_code", "efficiency_code", "long_run"
 SWEPT = [pytest.param(s, marks=pytest.mark.needs("bubblewrap") if s in CODE else ()) for s in SWEEPS if s not in SEARCHES]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Folders with rows in the forms of MATH, MATH-500, GSM8K and MBPP+. MATH-500 is a part of MATH's test split."""
+    """Folders with rows in the forms of MATH, MATH-500, GSM8K and MBPP+, and a reward model. MATH-500 is a part of MATH's test
+    split."""
     folder = tmp_path_factory.mktemp("data")
+    save_scorer(folder / "judge")
     math = {
         split: [
             {"problem": f"{split} {i}?", "solution": s, "level": "Level 1", "type": "Algebra"} for i, s in enumerate(solutions)
@@ -84,8 +86,15 @@ def small(cfg, data):
     cfg.rollout.sampler = ours.rollout.sampler
     cfg.rollout.sampler._target_ = f"{__name__}.OwnWeights"
     cfg.rollout.max_response_tokens = 8
-    if cfg.reward._target_ == "dash_exp.rewards.math.MathReward":
-        cfg.reward._target_ = f"{__name__}.math_reward"
+    for test in cfg.data.tests.values():
+        if "max_response_tokens" in (test or {}):
+            test.max_response_tokens = 12
+    parts = cfg.reward.get("parts", {})
+    for reward in (cfg.reward, *parts.values()):
+        if reward._target_ == "dash_exp.rewards.math.MathReward":
+            reward._target_ = f"{__name__}.math_reward"
+    if "judge" in parts:
+        parts.judge.path = str(data / "judge")
     cfg.steps, cfg.batch.prompts = 1, 4
     cfg.batch.minibatches = min(cfg.batch.minibatches, 2)
     if cfg.batch.sample_prompts is not None:
@@ -94,11 +103,15 @@ def small(cfg, data):
     if cfg.eval.n > 2:
         cfg.eval.n, cfg.eval.k = 2, [k for k in cfg.eval.k if k <= 2]
     if cfg.data.name in ("reasoning_gym", "programs"):
-        cfg.data.train.size, cfg.data.tests.in_dist.size, cfg.data.tests.out_dist.size = 8, 2, 2
+        cfg.data.train.size = 8
+        for test in cfg.data.tests.values():
+            test.size = 2
     else:
         cfg.data.path = str(data / cfg.data.name)
     if cfg.data.name == "math":
         cfg.data.math500_path, cfg.data.gsm8k_path = str(data / "math500"), str(data / "gsm8k")
+        if "other" in cfg.data.tests:
+            cfg.data.tests.other.path = str(data / "mbpp_plus")
     return cfg
 
 

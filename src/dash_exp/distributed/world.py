@@ -97,10 +97,8 @@ class World:
         On Debian the name of a machine stands for 127.0.1.1 on this machine, and for its address in the network on others.
         """
         own = own_address(first)
-        if place.machines() == 1:
-            return first
         self.store.set(f"address/{self.index}", own)
-        if not own.startswith("127."):
+        if place.machines() == 1 or not own.startswith("127."):
             return first
         try:
             found = (self.store.get(f"address/{rank}").decode() for rank in range(self.size))
