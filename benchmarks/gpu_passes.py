@@ -24,6 +24,7 @@ from plan import UNSEEN
 from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem, Prompt, Sample
 from dash_exp.models import loading, packing
 from dash_exp.models.batch import micro_batches
@@ -102,8 +103,13 @@ def passes(part: str, cfg: DictConfig) -> Iterator[Row]:
     groups = work.groups(work.samples)
     needed, count = update_flops(size_of(policy), groups), sum(g.prompt + sum(g.completions) for g in groups)
     for name, variant in variants(policy).items():
-        with variant() as packed:
-            seconds = median_seconds(partial(update, policy, optimizer, work, work.samples, packed), work.device)
+        try:
+            with variant() as packed:
+                seconds = median_seconds(partial(update, policy, optimizer, work, work.samples, packed), work.device)
+        except UserError as error:  # varlen, where torch or the GPU does not have it
+            print(f"update, {name}: {error}", flush=True)
+            optimizer.zero_grad()
+            continue
         yield from speed.rows(row, f"update, {name}", count, needed, seconds)
     with peak("update"):
         update(policy, optimizer, work, work.longest, packing.enabled(policy))

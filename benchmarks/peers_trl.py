@@ -29,6 +29,7 @@ from dash_exp.commands.rewards import rewards_of
 from dash_exp.core.types import Prompt
 from dash_exp.data import order
 from dash_exp.models.loading import load_tokenizer
+from dash_exp.models.packing import OF_SETTING
 from dash_exp.rewards.base import close_rewards
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.settings.overrides import number_of_kl
@@ -89,7 +90,8 @@ def run(options: argparse.Namespace, cfg: DictConfig) -> None:
 
 def load_model(cfg: DictConfig) -> PreTrainedModel:
     """The policy as Transformers has it, without our attention."""
-    kwargs = {"dtype": getattr(torch, cfg.model.dtype), "attn_implementation": cfg.model.attn_implementation}
+    attention = cfg.model.attn_implementation
+    kwargs = {"dtype": getattr(torch, cfg.model.dtype), "attn_implementation": OF_SETTING.get(attention, attention)}
     if not cfg.model.architecture:
         return AutoModelForCausalLM.from_pretrained(cfg.model.path, **kwargs)
     torch.manual_seed(cfg.seed)

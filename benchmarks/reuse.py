@@ -10,8 +10,9 @@ rest is sampled anew. So every completion has exactly the distribution of the po
 2211.17192; for epochs of RL: Liu et al. 2025, SPEC-RL, arXiv 2509.23232).
 
 Timed are the two parts of it, as they would be here: one pass of the policy now over the drafts, and sampling behind the tokens
-that were kept, where prompts are no longer shared by a group. (The one token that is replaced is left out.) Against it: to
-sample all of it. Medians over `--repeats` batches of other problems, in turn.
+that were kept, where prompts are no longer shared by a group. (The one token that is replaced is left out, and all rests may be
+as long as the longest, so the second part is a little too slow.) Against it: to sample all of it. Medians over `--repeats`
+batches of other problems, in turn.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def main() -> None:
     train = instantiate(cfg.data.train)
     prompts = prompting.reader(cfg, train, tokenizer, now)(train, where="data.train")
     size = int(cfg.batch.group_size)
+    if len(prompts) < (arguments.repeats + 1) * cfg.batch.prompts:
+        parser.error(f"{len(prompts)} problems are too few for {arguments.repeats} batches: lower --repeats or batch.prompts")
     rows = []
     for i in range(arguments.repeats + 1):  # the first one warms up
         asked = prompts[i * cfg.batch.prompts : (i + 1) * cfg.batch.prompts]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES, SMALL, WINDOW, WINDOWED, random_model, samples
 
+from dash_exp.core.errors import UserError
 from dash_exp.core.types import Problem, Prompt, Sample
 from dash_exp.models import log_probs, packing
 from dash_exp.models.batch import collate, micro_batches
@@ -19,7 +20,7 @@ from dash_exp.sampling.hf import HFSampler, read
 
 def gradient(model, batches, temperature=0.7):
     model.zero_grad()
-    loss = torch.tensor(0.0)
+    loss = torch.tensor(0.0, device=model.device)
     for batch in batches:
         logprobs_BT = log_probs.token_logprobs(model, batch, temperature)
         loss_BT = logprobs_BT * batch.advantages_B[:, None]
@@ -82,11 +83,27 @@ def test_attention_of_sequences_of_any_length(family, windows, monkeypatch):
     monkeypatch.setattr(packing, "IN_32_BITS", set())
     model = random_model(family, windows).double()
     expected = gradient(model, [collate(samples(), 0, packed=True)])
+    monkeypatch.setattr(packing, "FLASH_DTYPES", {torch.float64})
     monkeypatch.setattr(packing, "varlen_attn", of_any_length)
     monkeypatch.setattr(packing, "_packed_attention", None)
     model.set_attn_implementation(packing.VARLEN)
     assert packing.enabled(model)
     torch.testing.assert_close(gradient(model, [collate(samples(), 0, packed=True)]), expected)
+
+
+def test_the_setting_for_sequences_of_any_length(monkeypatch):
+    """In 32 bits and on CPUs it is sdpa. What the kernel does not take is told."""
+    shape = {"model_type": "qwen2", **SMALL}
+    policies = [load_policy("", "float32", shape, attn_implementation=name) for name in ("sdpa", "varlen")]
+    assert [policy.config._attn_implementation for policy in policies] == [packing.ATTENTION, packing.VARLEN]
+    policies[1].load_state_dict(policies[0].state_dict())
+    batch = collate(samples(), 0, packed=True)
+    torch.testing.assert_close(*(log_probs.token_logprobs(policy, batch, 1.0) for policy in policies))
+    monkeypatch.setattr(packing, "IN_32_BITS", set())
+    torch.testing.assert_close(*(log_probs.token_logprobs(policy, batch, 1.0) for policy in policies))
+    said = r"^model\.attn_implementation=varlen: does not work with this GPU.*\. Write sdpa"
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(UserError, match=said):
+        log_probs.token_logprobs(policies[1], batch, 1.0)
 
 
 @pytest.mark.gpu

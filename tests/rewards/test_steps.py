@@ -22,8 +22,11 @@ from dash_exp.rewards.steps import StepsReward
         ("1+2+3=6", 0),  # a sum of three is no equation of two
         ("1 + 2 + 3 = 6", 0),
         ("10-4*2=2 1+1=2", 1),
-        ("13+4=17", 1),  # a number is whole: not 3+4=17
-        ("3+4=70", 0),  # nor 3+4=7
+        ("1" + "0" * 14 + "1+1=2", 0),  # no end of a longer number: not 1+1=2
+        ("1+1=2" + "0" * 15, 0),  # nor its beginning
+        ("2.5+1=6 1,005+1=6", 0),  # nor that of a number with a point or a comma
+        ("1+1=2.5 1+1=2,000", 0),
+        ("So 1+1=2, and 2+2=4.", 1),
         ("6/2=3", 0),  # no division
         ("1+1=2\n1+1=3", 1 / 2),
         ("9" * 16 + "+1=1", 0),  # longer than numbers are read

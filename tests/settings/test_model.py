@@ -23,11 +23,6 @@ BAD = [
         "model.path=[a]",
         "model.path=['a']: is not a text. Write one line of text; what looks like a number takes quotes, '\"3\"'.",
     ),
-    (
-        "model.attn_implementation=varlen model.compute_dtype=bfloat16",
-        "varlen: is computed on GPUs in 16 bits alone. Write sdpa",
-    ),
-    ("model.attn_implementation=varlen trainer.accelerator=gpu", "or trainer=gpu model.compute_dtype=bfloat16"),
     ("model.adapter=qlora", "model.adapter=qlora: is not known. Use one of lora"),
     (
         "model.adapter=lora model.lora=null",

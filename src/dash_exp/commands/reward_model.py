@@ -5,13 +5,13 @@
 MODEL          a Transformers folder or hub name, or a run folder. It writes the completions, and the reward model starts from
                its weights
 out=FOLDER     where the reward model is written, for reward=reward_model reward.path=FOLDER; a new or an empty folder
-problems=2048  training problems, the first ones of the data; a fifth of them is kept to measure how good the reward model is.
-               A run should train on others, as with data.train.seed=2 here
+problems=2048  training problems, drawn by seed; a fifth of them is kept to measure how good the reward model is. A run should
+               train on others, as with data.train.seed=2 here
 n=4            completions of each, sampled at rollout.temperature
 epochs=2       passes over the completions that it learns from: all right ones or all wrong ones, whichever are fewer, and as
                many of the others
 lr=1e-5        learning rate of AdamW; default: model.lr
-seed=0         of the completions and of their order
+seed=0         of the problems, of the completions and of their order
 
 The reward of the data says which completions are right. Any other setting of train.py can be given: data=sums
 reward.timeout_s=2 model.compute_dtype=bfloat16 trainer=gpu.
@@ -28,6 +28,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
 from omegaconf import DictConfig
 
 from dash_exp.commands import cli
@@ -142,7 +143,8 @@ def completions(cfg: DictConfig, command: Command) -> tuple[Graded, Graded]:
 
     tokenizer = tokenizer_of(cfg)
     train = data_sets.problems(cfg)[0]
-    problems = train[: command.problems]
+    drawn = np.random.default_rng((cfg.seed, len(train))).permutation(len(train))[: command.problems]
+    problems = [train[i] for i in drawn.tolist()]
     if len(problems) < 2 * KEPT:
         wrong = f"leaves {len(problems)} problems, of which one in {KEPT} is kept to measure"
         raise UserError(f"data={cfg.data.name}", wrong, f"Give at least {2 * KEPT}")

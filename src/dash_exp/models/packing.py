@@ -26,13 +26,16 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from dash_exp.core.errors import UserError
 from dash_exp.core.types import Packed, TokenIds
+from dash_exp.core.words import error_line
 
 ATTENTION = "packed_sdpa"  # the name of `attention` in Transformers
 VARLEN = "packed_varlen"  # the same, and packed rows by torch's flash attention of sequences of any length: no padding, no mask
 OF_SETTING = {"varlen": "sdpa"}  # model.attn_implementation, and what Transformers is asked for where that is not the same
 # Devices on which attention computes in 32 bits under autocast: CPUs are slower in 16 bits, in the backward pass four times.
 IN_32_BITS = {"cpu"}
+FLASH_DTYPES = {torch.float16, torch.bfloat16}  # in which torch has flash attention
 
 
 def possible(model: PreTrainedModel) -> bool:
@@ -144,7 +147,7 @@ def attention(
 
     `packed`: the layout of a micro-batch in one row. `prompts`: `SharedPrompts` of the sampler. Without either this is
     Transformers' `sdpa`. `sliding_window`: how many tokens a token attends to, itself among them; None = all before it.
-    `varlen`: see `VARLEN`; not on CPUs, and in 16 bits alone.
+    `varlen`: see `VARLEN`; in 16 bits alone, and not on CPUs.
     """
     # That of the layer after it: without autocast the query's (keys and values may come from a cache in 32 bits), else any.
     dtype = min(query.dtype, value.dtype, key=lambda dtype: dtype.itemsize)
@@ -152,7 +155,7 @@ def attention(
     if in_32_bits:
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast(query.device.type, enabled=False) if in_32_bits else contextlib.nullcontext():
-        if packed is not None and varlen and not in_32_bits:
+        if packed is not None and varlen and product_dtype(query) in FLASH_DTYPES and not in_32_bits:
             out = _varlen_attention(query, key, value, packed, scaling, sliding_window)
         elif packed is not None:
             out = _packed_attention(query, key, value, packed, dropout, scaling, sliding_window)
@@ -200,24 +203,35 @@ def _varlen_attention(
 ) -> Tensor:
     """All queries as they lie in the row; keys and values of a prompt again for each of its completions. The last query of a
     sequence is at its last key, and the others before it."""
-    kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    dtype = product_dtype(query)
     query, key, value = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
     longest_prompt, longest = packed.prompts_PC.shape[1], packed.completions_BT.shape[1]
-    out: Any = varlen_attn(
-        query.contiguous(),
-        key.index_select(0, packed.keys_S),
-        value.index_select(0, packed.keys_S),
-        packed.query_starts,
-        packed.key_starts,
-        max(longest_prompt, longest),
-        longest_prompt + longest,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=True,
-    )
+    try:
+        out: Any = varlen_attn(
+            query.contiguous(),
+            key.index_select(0, packed.keys_S),
+            value.index_select(0, packed.keys_S),
+            packed.query_starts,
+            packed.key_starts,
+            max(longest_prompt, longest),
+            longest_prompt + longest,
+            scale=scaling,
+            window_size=(-1 if window is None else window - 1, 0),
+            enable_gqa=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError) as error:  # a GPU or a head size that it is not for, another version of torch
+        wrong = f"does not work with this GPU, model or torch ({error_line(error)})"
+        raise UserError("model.attn_implementation=varlen", wrong, "Write sdpa") from error
     attended: Tensor = out[None]
     return attended
+
+
+def product_dtype(states: Tensor) -> torch.dtype:
+    """The type in which matrix products of these numbers are computed: that of autocast, or their own."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 def _within(window: int, queries_BT: Tensor, keys_BS: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from dash_exp.rewards.base import Scores
 
 NUMBER = r"-?[0-9]{1,15}"
 # Not the end of a longer sum, as 2+3=6 is of 1+2+3=6.
-EQUATION = regex.compile(rf"(?<![0-9.]|[-+*/]\s?)({NUMBER})\s*([-+*])\s*({NUMBER})\s*=\s*({NUMBER})(?![0-9])")
+EQUATION = regex.compile(rf"(?<![0-9.,]|[-+*/]\s?)({NUMBER})\s*([-+*])\s*({NUMBER})\s*=\s*({NUMBER})(?![.,]?[0-9])")
 APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 
@@ -21,7 +21,8 @@ class StepsReward:
 
     `modulus`: they are true modulo this number, as the steps of `data=arithmetic` are modulo 100; None = as they are. It does
     not look at the problem, so a completion can earn it with equations of its own choice: this is what the sweep `rewards`
-    shows. Numbers have at most 15 digits. Raises UserError for a modulus that is no whole number above 1.
+    shows. Numbers are whole and have at most 15 digits; equations with others (2.5 or 1,000) are not read. Raises UserError for
+    a modulus that is no whole number above 1.
     """
 
     def __init__(self, modulus: int | None = None) -> None:

@@ -48,12 +48,10 @@ def next_logits(
     hidden_BD = base.embed_tokens(tokens_B)
     cos_B1S, sin_B1S = base.rotary_emb(hidden_BD, position_B1)
     # In the type of the products, so that autocast does not cast it for each of them.
-    product_dtype = (
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind := hidden_BD.device.type) else hidden_BD.dtype
-    )
+    dtype = packing.product_dtype(hidden_BD)
     for number, layer in enumerate(base.layers):
         attention = layer.self_attn
-        normed_BD = layer.input_layernorm(hidden_BD).to(product_dtype)
+        normed_BD = layer.input_layernorm(hidden_BD).to(dtype)
         query_BHS, key_BHS, value_BHS = (
             project(normed_BD).view(rows, -1, attention.head_dim)
             for project in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -66,7 +64,7 @@ def next_logits(
             attention, query_BHS[:, :, None], keys, values, mask_B11L, scaling=attention.scaling, prompts=prompts
         )
         hidden_BD = hidden_BD + attention.o_proj(out.reshape(rows, -1))
-        hidden_BD = hidden_BD + layer.mlp(layer.post_attention_layernorm(hidden_BD).to(product_dtype))
+        hidden_BD = hidden_BD + layer.mlp(layer.post_attention_layernorm(hidden_BD).to(dtype))
     return policy.get_output_embeddings()(base.norm(hidden_BD))
 
 

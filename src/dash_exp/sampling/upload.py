@@ -57,6 +57,7 @@ class Upload:
 
     async def put(self, request: Request, sender: str, file: str) -> Response:
         size = int(request.headers.get("content-length", 0))
+        folder: Path | None = None
         try:
             if self.folder is None or sender != self.sender:
                 self.delete()
@@ -68,7 +69,8 @@ class Upload:
                 async for piece in request.stream():
                     out.write(piece)
         except (UserError, OSError) as error:  # there is no room, or less than was free
-            self.delete()
+            if folder in (None, self.folder):  # else newer weights have come meanwhile
+                self.delete()
             return PlainTextResponse(str(error), 507)
         return PlainTextResponse(str(folder))
 

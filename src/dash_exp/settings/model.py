@@ -30,13 +30,7 @@ def values(cfg: DictConfig) -> None:
 
 
 def relations(cfg: DictConfig) -> None:
-    """Attention that is for GPUs alone. An adapter: its own settings, and those of others that it cannot be used with."""
-    if cfg.model.attn_implementation == "varlen" and (cfg.trainer.accelerator == "cpu" or cfg.model.compute_dtype == "float32"):
-        raise UserError(
-            "model.attn_implementation=varlen",
-            "is computed on GPUs in 16 bits alone",
-            "Write sdpa, or trainer=gpu model.compute_dtype=bfloat16",
-        )
+    """Those of an adapter: its own settings, and those of others that it cannot be used with."""
     if cfg.model.get("adapter") is None:  # a run of an earlier version does not have this setting
         return
     known(cfg, "model.adapter", ["lora"])

@@ -7,6 +7,7 @@ it is asked to: once for the whole step (preemptive sampling), or just before ea
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -272,9 +273,9 @@ class RolloutDataModule(L.LightningDataModule):
             with self.clock("sync"):
                 self.refresh.bring_newest()
             with self.clock("eval"):
-                progress = Progress(test, len(prompts) * (1 + self.evaluator.n))
-                done = self.evaluator(test, prompts, progress)
-                progress.close()
+                shown = Progress(test, len(prompts) * (1 + self.evaluator.n)) if self.ranks.first else None
+                with contextlib.closing(shown) if shown else contextlib.nullcontext():
+                    done = self.evaluator(test, prompts, shown)
                 if self.ranks.first and not self.refresh.on_policy and not is_sharded(self.refresh.policy):
                     self._check_mismatch(prompts[:8])  # not where all ranks make the passes of the policy together
         self.eval_timeouts += done.timeouts

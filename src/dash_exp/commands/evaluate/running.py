@@ -80,7 +80,7 @@ def settings(cfg: DictConfig, command: Command) -> dict[str, Any]:
         "temperature": command.temperature if command.n else None,
         "top_p": command.top_p if command.n else None,
         "seed": cfg.seed,
-        "max_response_tokens": cfg.rollout.max_response_tokens,
+        "max_response_tokens": cfg.rollout.max_response_tokens,  # of the test sets without a limit of their own, see data
         "limit": cfg.eval.limit,
         "data": OmegaConf.to_container(cfg.data, resolve=True),
         "prompt": OmegaConf.to_container(cfg.prompt, resolve=True),

@@ -29,7 +29,8 @@ def sample_facts(record: samples.Record) -> str:
     """`reward 1.00 (right 1.00, format 0.00), advantage +0.50, kept`"""
     reward, advantage = record.get("reward"), record.get("advantage")
     of_parts = {key.removeprefix("reward/"): value for key, value in record.items() if key.startswith("reward/")}
-    parts = ", ".join(f"{name} {value:.2f}" for name, value in of_parts.items() if isinstance(value, int | float))
+    numbers = {name: value for name, value in of_parts.items() if isinstance(value, int | float) and "accepted" not in name}
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
     said = [f"reward {reward:.2f}" + (parts and f" ({parts})") if isinstance(reward, int | float) else "no reward"]
     said += [f"advantage {advantage:+.2f}".replace("-", "−")] if isinstance(advantage, int | float) else []
     said += ["kept" if record["kept"] else "dropped"] if "kept" in record else []
