@@ -222,7 +222,8 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
     trackers = ending.start_trackers(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
     budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
-    trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Heap(), Progress(cfg.steps)], trackers)
+    shown = [Progress(cfg.steps)] if group.first else []  # the others have the same terminal
+    trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Heap(), *shown], trackers)
     print(sizes(cfg, parts, run_dir), flush=True)
     print(prompting.shown(parts.tokenizer, parts.data.problems_of_step(0)[0]), flush=True)
     if slow := slow_words(cfg):

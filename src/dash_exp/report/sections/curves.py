@@ -26,10 +26,8 @@ CURVES = {
 def section(c: Context) -> Section | None:
     """One tab for each axis, one figure for each metric."""
     columns = dict.fromkeys(name for cell in c.results.cells for name in cell.metrics)
-    of_reward = [
-        name for name in columns if name.startswith("reward/") and not name.endswith("/accepted") and name not in CURVES
-    ]
-    parts = {name: f"{name}, before its weight" for name in of_reward if name != "reward/accepted"}
+    of_reward = (name for name in columns if name.startswith("reward/") and not name.endswith("/accepted"))
+    parts = {name: f"{name}, before its weight" for name in of_reward if name not in CURVES}
     metrics = {f"accuracy/{test}": f"accuracy {test_label(test)}, %" for test in c.tests} | CURVES | parts
     tabs = []
     axes = {"steps": AXES["steps"]} if c.live else AXES
