@@ -23,7 +23,7 @@ def test_what_is_for_the_command_and_what_for_the_configuration(tmp_path):
 MISTAKES = [
     (["x"], "out: is missing. Write out=FOLDER"),
     (["x", "out="], "out: is missing"),
-    (["out=y"], "out=y: stands where the model belongs"),
+    (["out=y"], "out=y: is neither a run folder nor a model"),
     (["x", "--fast"], "--fast: is not of the form name=value"),
     (["x", "out=y", "problems=9"], "problems=9: is not a whole number of at least 10"),
     (["x", "out=y", "n=0"], "n=0: is not a whole number of at least 1"),

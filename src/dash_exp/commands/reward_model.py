@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from dash_exp.commands import cli
+from dash_exp.commands.command_line import positive, taken_apart, whole
 from dash_exp.commands.evaluate.command import Command as Evaluation
 from dash_exp.commands.evaluate.configuration import configured
 from dash_exp.core.errors import UserError
@@ -90,28 +90,16 @@ def main() -> None:
 
 def parse(arguments: Sequence[str]) -> Command:
     """Read and check the command line. The first argument is the model."""
-    target, *rest = arguments
-    if "=" in target and not Path(target).exists():
-        raise UserError(target, "stands where the model belongs", "Write the model first: a folder, a hub name or a run folder")
-    given: dict[str, str] = {}
-    overrides = []
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if not equals and not name.startswith("~"):
-            raise UserError(argument, "is not of the form name=value", "See --help")
-        if name in OWN:
-            given[name] = value.strip()
-        else:
-            overrides.append(argument)
+    target, given, overrides = taken_apart(arguments, OWN)
     if not given.get("out"):
         raise UserError("out", "is missing", "Write out=FOLDER, for the reward model")
     return Command(
         target=target,
         out=Path(given["out"]).expanduser(),
-        problems=_whole("problems", given.get("problems", "2048"), 2 * KEPT),
-        n=_whole("n", given.get("n", "4"), 1),
-        epochs=_whole("epochs", given.get("epochs", "2"), 1),
-        lr=_rate(given["lr"]) if "lr" in given else None,
+        problems=whole("problems", given.get("problems", "2048"), 2 * KEPT),
+        n=whole("n", given.get("n", "4"), 1),
+        epochs=whole("epochs", given.get("epochs", "2"), 1),
+        lr=positive("lr", given["lr"], "Write lr=1e-5") if "lr" in given else None,
         overrides=overrides,
     )
 
@@ -209,19 +197,3 @@ def told(found: dict[str, float]) -> str:
         f"loss {found['loss']:.3f}; of the completions kept {100 * found['accuracy']:.1f}% judged as the reward does, "
         f"a right one before a wrong one in {100 * found['auc']:.1f}% of pairs"
     )
-
-
-def _whole(name: str, text: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
-        raise UserError(f"{name}={text}", f"is not a whole number of at least {least}", f"Write {name}={least} or more")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (0 < value < math.inf):
-        raise UserError(f"lr={text}", "is not a number above 0", "Write lr=1e-5")
-    return value

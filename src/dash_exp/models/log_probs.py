@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from dash_exp.core.types import MicroBatch, Packed
+from dash_exp.models.packing import product_dtype
 
 LOGITS = {"cpu": 2**27, "cuda": 2**28}  # most bytes of logits computed at the same time: 128 and 256 MiB
 SOFTMAX = {"cpu": 2**22, "cuda": 2**26}  # most bytes of them in a softmax at the same time, in 32 bits: 4 and 64 MiB
@@ -64,9 +65,7 @@ def _packed_token_logprobs(model: PreTrainedModel, packed: Packed, mask_BT: Tens
 
     hidden_KD = output.last_hidden_state[0].index_select(0, packed.before_K)
     targets_K = packed.ids_N[-len(hidden_KD) :]
-    kind = hidden_KD.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-    at_once = rows_of(LOGITS, kind, len(head.weight) * dtype.itemsize)
+    at_once = rows_of(LOGITS, hidden_KD.device.type, len(head.weight) * product_dtype(head.weight).itemsize)
     (first, *rest) = zip(hidden_KD.split(at_once), targets_K.split(at_once), strict=True)
     again = partial(checkpoint, logprobs, use_reentrant=False, preserve_rng_state=False)
     logprobs_K = torch.cat([logprobs(*first), *(again(*piece) for piece in rest)])
