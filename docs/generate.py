@@ -1,7 +1,7 @@
 """Writes the generated pages of the documentation: `python docs/generate.py`; with `--check` it only compares them.
 
 docs/reference/config/ and docs/reference/sweeps.md come from the comments in conf/ and sweeps/, docs/reference/metrics.md from
-the declared metrics. The convention for comments in conf/:
+the declared metrics, docs/questions.md from sweeps/ and docs/results/. The convention for comments in conf/:
 
 - The comment lines at the top of a file describe the file.
 - An option is explained at the end of its line or in the comment lines directly above it.
@@ -21,13 +21,13 @@ from math import prod
 from pathlib import Path
 
 import yaml
+from questions import questions_page
+from writing import NOTICE, first_sentence, page, paragraphs, prose, table
 
 from dash_exp.core.metrics import FAMILIES, METRICS, Metric
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "reference"
-# The search shows pages that explain before pages that list.
-NOTICE = "---\nsearch:\n  boost: 0.5\n---\n\n<!-- Written by docs/generate.py from {}. Do not edit this page. -->"
 
 # Every group of conf/: what it decides. In the order of the pages.
 GROUPS = {
@@ -237,6 +237,7 @@ def pages() -> dict[Path, str]:
     found[PAGES / "config" / "index.md"] = main_page(conf)
     found[PAGES / "sweeps.md"] = sweeps_page(sweeps)
     found[PAGES / "metrics.md"] = metrics_page()
+    found[PAGES.parent / "questions.md"] = questions_page({sweep.name: question(sweep) for sweep in sweeps})
     return found
 
 
@@ -315,7 +316,7 @@ def sweeps_page(sweeps: Sequence[File]) -> str:
         settings += [f"`{choice}`" for choice in sweep.chooses]
         parts += [f"## {sweep.name} {{ #{sweep.name} }}", paragraphs(sweep.description)]
         parts.append(table(["swept", "values"], [[f"`{k}`", f"`{v}`"] for k, v in swept(sweep).items()]))
-        facts = [f"Question in the report: {prose(values['study.question'])}", f"Cells: {cells(sweep)}."]
+        facts = [f"Question in the report: {prose(question(sweep))}", f"Cells: {cells(sweep)}."]
         facts += [f"Baseline: `{values['study.baseline']}`."] if "study.baseline" in values else []
         facts += [f"Claims: {'; '.join(claim_text(claim) for claim in claims)}."] if (claims := claimed(values)) else []
         facts.append(f"Sets {', '.join(settings)}.")
@@ -361,6 +362,11 @@ def swept(sweep: File) -> dict[str, str]:
     """The swept options and their values, as the sweeper reads them."""
     before = "hydra.sweeper.params."
     return {o.key.removeprefix(before): o.value.strip('"') for o in sweep.options if o.key.startswith(before)}
+
+
+def question(sweep: File) -> str:
+    """What a sweep asks, as its report says it."""
+    return next(option.value for option in sweep.options if option.key == "study.question")
 
 
 def cells(sweep: File) -> str:
@@ -410,38 +416,6 @@ def target(name: str) -> str:
 def shown(option: Option) -> str:
     """The value of an option as code. That of a section with a `_target_` is the name that it calls."""
     return "" if not option.value else target(option.value) if option.is_target else f"`{option.value}`"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
-NAMES = re.compile(r"\[[\w=,. ]+\]|(?<![\w`])[+~]?[\w./@-]*(?:_|=|\w\.(?=[a-z]{2}))[\w./=,'~\[\]-]*[\w\]'](?![\w`])")
-VALUES = re.compile(r"(^|[;:,.] )([a-z\d-][\w.-]*)(?= = )")
-
-
-def prose(text: str) -> str:
-    """A comment as Markdown: names of options and their values become code, and all else means itself."""
-    text = "".join(p if p.startswith("`") else VALUES.sub(r"\1`\2`", p) for p in re.split(r"(`[^`]*`)", text))
-    text = "".join(p if p.startswith("`") else NAMES.sub(r"`\g<0>`", p) for p in re.split(r"(`[^`]*`)", text))
-    pieces = re.split(r"(`[^`]*`)", text)
-    return "".join(p if p.startswith("`") else re.sub(r"([*_<>\[\]{}\\])", r"\\\1", p) for p in pieces)
-
-
-def paragraphs(description: str) -> str:
-    """The description of a file as Markdown; indented lines are code."""
-    return "\n".join(line if line.startswith("    ") else prose(line) for line in description.split("\n"))
-
-
-def first_sentence(text: str) -> str:
-    """`"Drops it. Then more." -> "Drops it."`; a full stop inside of a name or a number ends nothing."""
-    paragraph = text.split("\n\n")[0].replace("\n", " ")
-    return re.split(r"(?<=\w\w[\w)`>][.?])\s", paragraph, maxsplit=1)[0]
-
-
-def page(parts: Sequence[str]) -> str:
-    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:

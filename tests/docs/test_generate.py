@@ -2,7 +2,8 @@
 
 import pytest
 from conftest import CONF, ROOT
-from generate import GROUPS, PAGES, Conf, pages, prose, read
+from generate import GROUPS, PAGES, Conf, pages, read
+from writing import prose
 
 
 def test_the_pages_are_what_conf_sweeps_and_the_metrics_say():

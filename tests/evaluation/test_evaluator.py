@@ -113,6 +113,21 @@ def test_what_the_sampler_is_asked_for(tokenizer, prompts, at_a_time, n, calls):
     assert asked == calls
 
 
+def test_prompts_of_similar_length_are_sampled_together_and_results_put_back(tokenizer, prompts):
+    """Prompts of 4, 12, 4 and 8 tokens: the longest first, those of one length in the order of the data set."""
+    cut = [replace(p, ids=(p.ids * 3)[:n]) for p, n in zip(prompts, (4, 12, 4, 8), strict=True)]
+    evaluator = written(tokenizer, cut, at_a_time=2, n=2, k=())
+    asked, sample = [], evaluator.sampler.sample
+    evaluator.sampler.sample = lambda some, *how: asked.append([cut.index(p) for p in some]) or sample(some, *how)
+    done = evaluator("t", cut)
+    assert asked == [[1, 3], [0, 2], [1], [3], [0], [2]]  # greedy, then two of one problem at a time
+    assert done.problems == [p.problem for p in cut]
+    assert done.greedy.texts == ["A:1", "A:2", "A:1", "A:1 a"]
+    assert done.greedy.correct == [True, False, True, True]
+    assert done.sampled.texts == ["A:1", "A:1", "A:2", "A:3", "A:2", "A:2", "", ""]
+    assert done == written(tokenizer, cut, at_a_time=None, n=2, k=())("t", cut)
+
+
 class Beside(Ranks):
     """A rank in a thread of its own. `given`: what each rank gives the others; they wait for each other at the `barrier`."""
 

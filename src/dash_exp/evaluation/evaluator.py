@@ -53,17 +53,26 @@ class Graded:
         """Where the completions of one problem stand in the lists."""
         return slice(index * self.per_problem, (index + 1) * self.per_problem)
 
+    def put_back(self, order: Sequence[int]) -> Graded:
+        """The same in the order of the problems, where those of problem `order[i]` stand at place i."""
+        rows = [self.of_problem(int(i)) for i in np.argsort(order)]
+        lists: dict[str, Any] = {name: [v for row in rows for v in getattr(self, name)[row]] for name in self._there()}
+        return replace(self, **lists)
+
     def of_all(self, ranks: Ranks) -> Graded:
         """What all ranks graded, where each had its share of the problems; in the order of the problems."""
-        there = [name for name in LISTS if getattr(self, name) is not None]
+        there = self._there()
         problems = range(len(self.texts) // self.per_problem)
         parts = ranks.join_shares([{name: getattr(self, name)[self.of_problem(p)] for name in there} for p in problems])
         timeouts, errors = zip(*ranks.gather((self.timeouts, self.errors)), strict=True)
         lists: dict[str, Any] = {name: [value for part in parts for value in part[name]] for name in parts[0]}
         return replace(self, timeouts=sum(timeouts), errors=sum(errors), **lists)
 
+    def _there(self) -> list[str]:
+        return [name for name in LISTS if getattr(self, name) is not None]
+
     def __add__(self, other: Graded) -> Graded:
-        there = [name for name in LISTS if getattr(self, name) is not None and getattr(other, name) is not None]
+        there = [name for name in self._there() if getattr(other, name) is not None]
         return replace(
             self,
             **{name: getattr(self, name) + getattr(other, name) for name in there},
@@ -140,6 +149,9 @@ class Evaluator:
     the test set, where it is not that of `greedy` and `sampling`. Raises UserError for an n or k that cannot be
     used.
 
+    Problems whose prompts have about the same length are in one call, so that little is padded; the longest come first, so that
+    what does not fit into memory is seen at once.
+
     Of several `ranks` all make the same calls, and the sampler gives each of them all completions; each then grades those of
     its share of the problems.
     """
@@ -172,7 +184,7 @@ class Evaluator:
 
     def __call__(self, test: str, prompts: Sequence[Prompt], told: Callable[[int, Graded], None] | None = None) -> Evaluation:
         """Evaluate on the whole test set of this name, of at least one problem. After each call of the sampler
-        `told(number of completions graded, the greedy ones of them)` is called.
+        `told(number of completions graded, the greedy ones of them)` is called. The result has the order of the prompts.
         """
         asked: list[tuple[int, Sampling, tuple[int, ...]]] = [(1, self.greedy, ())]
         if self.n and self.sampling:
@@ -181,15 +193,17 @@ class Evaluator:
             asked = [(count, replace(how, max_tokens=self.max_tokens[test]), key) for count, how, key in asked]
         whole: list[Graded] = []
         graded = 0
+        order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p].ids))
+        in_turn = [prompts[p] for p in order]
         for count, sampling, key in asked:
             so_far: Graded | None = None
-            for part in self._parts(prompts, self.rewards[test], count, sampling, key):
+            for part in self._parts(in_turn, self.rewards[test], count, sampling, key):
                 so_far = part if so_far is None else so_far + part
                 graded += len(part.texts)
                 if told is not None:
                     told(graded, whole[0] if whole else so_far)
             assert so_far is not None, "a test set has at least one problem"
-            whole.append(so_far)
+            whole.append(so_far.put_back(order))
         return Evaluation([p.problem for p in prompts], whole[0], whole[1] if len(whole) > 1 else None, self.k)
 
     def texts(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[str]:
