@@ -76,20 +76,38 @@ def test_a_run_whose_server_does_not_start_says_where_to_look(tmp_path, variable
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
         "error: rollout.sampler.colocate=true: a sampling server ended with status 1 (there is no memory). "
-        "See run/sampling_server_1.txt."
+        f"See {tmp_path}/run/sampling_server_1.txt."
     )
 
 
-def test_the_server_of_a_run_that_is_killed_ends(tmp_path, variables):
-    """Also of one that SIGTERM ends, which resumes then on a server that someone else has started."""
+def test_the_server_of_a_run_that_is_killed_ends(tmp_path, variables, monkeypatch):
+    """The same run then goes on, on a server that someone else has started with its settings."""
+
+    def started(*places):
+        arguments = [
+            *LETTERS,
+            "rollout=vllm_server",
+            *places,
+            "rollout.sampler.max_sequences=64",
+            "hydra.run.dir=run",
+            "steps=1000",
+        ]
+        return forked.Program(TRAIN, arguments, tmp_path, environment(tmp_path) | variables, output, output)
+
     output, mark = tmp_path / "output.txt", f"ASKED={tmp_path}"
-    with forked.Program(
-        TRAIN, [*LETTERS, *OWN, "steps=1000"], tmp_path, environment(tmp_path) | variables, output, output
-    ) as run:
-        wait_until(lambda: (tmp_path / "run" / "completions").exists() or run.poll() is not None, 240, output.read_text)
+    with started("rollout.sampler.colocate=true") as run:
+        snapshots = tmp_path / "run" / "checkpoints" / "resume"
+        wait_until(lambda: list(snapshots.glob("*.pt")) or run.poll() is not None, 240, output.read_text)
         assert command_lines(mark), output.read_text()
-        run.process.kill()
     wait_until_gone(mark, 60)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    server = Process(tmp_path, run=tmp_path / "run")
+    until(server.ready, 240)
+    with started(f"rollout.sampler.servers=[{server.url}]") as run:
+        wait_until(lambda: "resumes after outer step" in output.read_text() or run.poll() is not None, 240, output.read_text)
+        assert run.poll() is None, output.read_text()
+    server.kill()
 
 
 def test_the_places_of_servers(monkeypatch):

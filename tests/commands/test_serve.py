@@ -274,6 +274,7 @@ def test_a_checkpoint_is_served_from_its_folder_and_an_adapter_merged(tmp_path, 
     run = tmp_path / "run"
     base, last, best = (tmp_path / "base", *(run / "checkpoints" / name for name in ("last", "best")))
     record.save_model(policy, tokenizer, base)
+    run.mkdir()
     OmegaConf.save(composed(f"model.path={base}", f"model.tokenizer={base}"), run / "config.yaml", resolve=True)
     with pytest.raises(UserError, match=r"has no checkpoint last \(there: none\)"):
         start([f"run={run}", "checkpoint=last"], monkeypatch)

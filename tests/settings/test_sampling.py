@@ -6,6 +6,7 @@ from refusals import assert_each_is_met, assert_refused, refusal, refusal_of
 
 from dash_exp.core.errors import UserError
 from dash_exp.settings import sampling
+from dash_exp.settings.validate import validate
 
 BAD = [
     ("rollout.truncated=drop", "rollout.truncated=drop: is not known. Use one of score, mask, penalize"),
@@ -120,7 +121,7 @@ def test_servers_that_the_run_starts():
     cfg = composed("rollout=vllm_server", "rollout.sampler.colocate=true")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: name)  # vLLM is there
-        assert refusal_of(cfg) is None
+        validate(cfg)
     assert (cfg.rollout.sampler.servers, cfg.rollout.sampler.memory_share) == (None, 0.4)
     cfg = composed("rollout=vllm_server")
     assert list(cfg.rollout.sampler.servers) == ["http://127.0.0.1:8001", "http://127.0.0.1:8002"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,10 +24,10 @@ def sampler_of(cfg: DictConfig, policy: PreTrainedModel, tokenizer: PreTrainedTo
     """`rollout.sampler`, made. `output`: the folder for what servers of its own print."""
     given = {"policy": policy, "tokenizer": tokenizer, "compute_dtype": getattr(torch, cfg.model.compute_dtype)}
     if not colocated(cfg):
-        return made(cfg, "rollout.sampler")(**given)  # type: ignore[no-any-return]
+        return made(cfg, "rollout.sampler")(**given)
     own = started(cfg, output)
     try:
-        return made(cfg, "rollout.sampler")(**given, servers=own.urls, own=own)  # type: ignore[no-any-return]
+        return made(cfg, "rollout.sampler")(**given, servers=own.urls, own=own)
     except BaseException:
         own.close()
         raise
@@ -47,7 +48,7 @@ def started(cfg: DictConfig, output: Path) -> OwnServers:
         return OwnServers(Path(folder), output, gpus(cfg), on_gpu, cfg.rollout.sampler.give_up_s)
 
 
-def gpus(cfg: DictConfig) -> list[str | None]:
+def gpus(cfg: DictConfig) -> Sequence[str | None]:
     """The GPUs that the run trains on, by their names in CUDA_VISIBLE_DEVICES; without any the one place for a server."""
     if cfg.trainer.accelerator != "gpu" or not torch.cuda.is_available():
         return [None]

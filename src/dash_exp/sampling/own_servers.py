@@ -124,10 +124,12 @@ class _Server:
 
         UserError where it has ended for any other reason.
         """
-        status, who = self.process.poll(), self._answering()
-        if status is None and who in (None, self.process.pid):
-            return who is not None
-        if status is not None and who is None and is_free(self.port):
+        status = self.process.poll()
+        if status is None:
+            who = self._answering()
+            if who in (None, self.process.pid):
+                return who is not None
+        elif is_free(self.port):
             lines = self.output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             said = first_line(lines[-1] if lines else "it printed nothing").removeprefix("error: ").rstrip(".")
             raise UserError(SETTING, f"a sampling server ended with status {status} ({said})", f"See {self.output}")
