@@ -83,8 +83,7 @@ def test_how_a_model_is_asked(trained):
 def test_a_run_that_another_engine_sampled(tmp_path, rollout, monkeypatch):
     """With its settings of the engine, and today's for those that it does not have."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # vLLM is there
-    was = composed(f"rollout={rollout}", "rollout.sampler.max_sequences=9")
-    del was.rollout["memory_gb"]
+    was = composed(f"rollout={rollout}", "rollout.sampler.max_sequences=9", "~rollout.memory_gb")
     OmegaConf.save(was, tmp_path / "config.yaml", resolve=True)
     shutil.copytree(TINY, tmp_path / "checkpoints" / "last")
     now = of(tmp_path).rollout
