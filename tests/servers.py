@@ -25,10 +25,12 @@ def until(condition, seconds=PATIENCE_S):
 
 
 class Process:
-    """`python -m dash_exp.serve` on a port of its own; as a user starts it where it is not forked."""
+    """`python -m dash_exp.serve` on a port of its own, for a random model or that of a `run`; as a user starts it where it is
+    not forked.
+    """
 
-    def __init__(self, folder, *overrides, is_forked=True):
-        self.overrides = overrides
+    def __init__(self, folder, *overrides, run=None, is_forked=True):
+        self.overrides = [f"run={run}" if run else "model=tiny_random", *overrides]
         self.is_forked = is_forked
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -38,7 +40,7 @@ class Process:
         self.start()
 
     def start(self):
-        arguments = [f"port={self.port}", "model=tiny_random", "rollout.sampler.cpu_cache_gb=0.25"]
+        arguments = [f"port={self.port}", "rollout.sampler.cpu_cache_gb=0.25"]
         arguments += ["rollout.sampler.max_sequences=64", *self.overrides]
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TORCH_COMPILE_DISABLE": "1"}
         self.output.write_text("")

@@ -9,8 +9,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from completions import ids_of
-
 from dash_exp.sampling.server_room import UPLOAD
 
 
@@ -22,8 +20,8 @@ class StandIn(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, *script, far=False, engines=1, **facts):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, *script, far=False, engines=1, port=0, **facts):
+        super().__init__(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.script = list(script) or [proper]
         self.facts = facts
@@ -32,7 +30,7 @@ class StandIn(ThreadingHTTPServer):
         self.label = "default"
         self.tokens = 0
         self.asked = []  # each sampling request
-        self.called = []  # (route, what was sent), of all others that change something, failed ones too
+        self.called = []  # (route, what was sent), of all others that change something, failed ones too; see `noted`
         self.read = []  # the files of each folder that it was given
         self.put = {}  # path -> file
         self.deleted = []  # paths
@@ -87,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         sent = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"null")
         key = (sent or {}).get("method", route)
         if route != "/inference/v1/generate":
-            server.called.append((route, sent))
+            server.called.append((noted(self.path), sent))
         if key in server.fails:
             self.reply({"error": {"message": "no"}}, server.fails[key])
         elif route == "/inference/v1/generate":
@@ -121,6 +119,11 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(answer)
 
 
+def noted(path):
+    """A route, and for one about sleep what is to be done: `/sleep?level=1`."""
+    return path if path.startswith(("/sleep", "/wake_up")) else urlsplit(path).path
+
+
 def answer(handler, request, token=5, **changes):
     """Made-up completions: they say the last token of their prompt, their seed as a place in the group, and a token."""
     parameters, label = request["sampling_params"], handler.server.label
@@ -146,6 +149,8 @@ def slow(handler, request):
 
 
 def good(completions, prompts, size=2):
+    from completions import ids_of  # torch, which a stand-in that is a process of its own does without
+
     return ids_of(completions) == [(p.ids[-1], g, 5) for p in prompts for g in range(size)]
 
 

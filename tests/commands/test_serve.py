@@ -11,14 +11,20 @@ import tempfile
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT, composed
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from dash_exp.commands import serve
 from dash_exp.core.errors import UserError
-from dash_exp.models import loading
+from dash_exp.models import adapter, loading
 from dash_exp.sampling import server_room
 from dash_exp.sampling.engine import fingerprint, weight_shapes
+from dash_exp.sampling.own_servers import STARTED_BY
+from dash_exp.training import record
+
+EARLIER = ROOT / "tests" / "program" / "earlier_run"
 
 
 def run(*arguments):
@@ -65,8 +71,8 @@ def test_command_line():
     assert serve.parse(["host=0.0.0.0", "port=80"]).host == "0.0.0.0"
     further = ["--tensor-parallel-size", "2", "x=1"]
     assert serve.parse(["port=80", "seed=1", "--", *further]) == serve.Command(80, "127.0.0.1", ["seed=1"], further)
+    assert serve.parse(["seed=1"]).port == 8001
     for arguments in (
-        [],
         ["port="],
         ["port=0"],
         ["port=70000"],
@@ -74,6 +80,9 @@ def test_command_line():
         ["port=80", "model"],
         ["--port", "80"],
         ["port=80", "host="],
+        ["run=/nowhere"],
+        ["checkpoint=last"],
+        [f"run={EARLIER}", "checkpoint=base"],
     ):
         with pytest.raises(UserError):
             serve.parse(arguments)
@@ -216,3 +225,84 @@ def test_the_architecture_comes_without_weights(tmp_path, tokenizer):
     assert loading.eos_ids(loading.load_architecture("", {"model_type": "qwen2", "eos_token_id": 9}), tokenizer) == {1, 9}
     with pytest.raises(UserError, match=r"has no config\.json"):
         loading.load_architecture(str(tmp_path.parent))
+
+
+def test_the_settings_of_a_run(tmp_path, monkeypatch):
+    """Of its model and its engine, whatever it sampled with. The command line changes them."""
+
+    def served(*overrides, of):
+        OmegaConf.save(composed("model=tiny_random", *of), tmp_path / "config.yaml", resolve=True)
+        cfg = serve.configuration(serve.parse([f"run={tmp_path}", *overrides]))
+        assert cfg.rollout.sampler._target_.endswith("VLLMServerSampler")
+        return cfg
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # vLLM is there
+    cfg = served(of=["rollout.sampler.max_sequences=9", "model.compute_dtype=bfloat16"])
+    assert (cfg.model.name, cfg.model.compute_dtype, cfg.model.adapter) == ("tiny_random", "bfloat16", None)
+    assert (cfg.rollout.sampler.max_sequences, cfg.rollout.sampler.memory_share) == (9, 0.9)
+    inside = ["rollout=vllm", "rollout.sampler.max_model_len=200", "rollout.sampler.memory_share=0.3"]
+    cfg = served("rollout.sampler.memory_share=0.5", of=inside)
+    assert (cfg.rollout.sampler.max_model_len, cfg.rollout.sampler.memory_share) == (200, 0.5)
+    cfg = served(of=["rollout=vllm_server", "rollout.sampler.colocate=true", "rollout.sampler.eager=true"])
+    assert (cfg.rollout.sampler.memory_share, cfg.rollout.sampler.eager) == (0.4, True)
+    with pytest.raises(UserError, match=r"^algo=grpo: has no effect here"):
+        served("algo=grpo", of=[])
+    with pytest.raises(UserError, match=r"^rollout.sampler.max_sequences=0: is not a whole number"):
+        served("rollout.sampler.max_sequences=0", of=[])
+
+
+def test_a_run_of_an_earlier_version():
+    """It has no settings of adapters, and no groups that came later."""
+    cfg = serve.configuration(serve.parse([f"run={EARLIER}", "model.path=x"]))
+    assert (cfg.rollout.sampler.max_sequences, cfg.model.adapter, cfg.model.lora.r) == (512, None, 16)
+
+
+def start(arguments, monkeypatch):
+    """The arguments of `vllm serve` that a command ends in."""
+    started = []
+    monkeypatch.setattr(serve, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=str)))  # vLLM is there
+    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments[1]))
+    monkeypatch.setattr(serve, "check_port", lambda command: None)
+    monkeypatch.setattr(sys, "argv", ["serve", *arguments])
+    serve.main()
+    return started[0][4:]
+
+
+def test_a_checkpoint_is_served_from_its_folder_and_an_adapter_merged(tmp_path, monkeypatch, policy, tokenizer):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    run = tmp_path / "run"
+    base, last, best = (tmp_path / "base", *(run / "checkpoints" / name for name in ("last", "best")))
+    record.save_model(policy, tokenizer, base)
+    run.mkdir()
+    OmegaConf.save(composed(f"model.path={base}", f"model.tokenizer={base}"), run / "config.yaml", resolve=True)
+    with pytest.raises(UserError, match=r"has no checkpoint last \(there: none\)"):
+        start([f"run={run}", "checkpoint=last"], monkeypatch)
+    record.save_model(policy, tokenizer, last)
+    folder, *words = start([f"run={run}", "checkpoint=last"], monkeypatch)
+    assert (folder, value_of("--load-format", words)) == (str(last), "auto")
+    adapted = adapter.add(loading.load_policy(str(base)), str(base), r=4)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.5)
+    record.save_model(adapted, tokenizer, best)
+    assert not (best / "config.json").exists()
+    folder, *words = start([f"run={run}", "checkpoint=best"], monkeypatch)
+    assert folder.startswith(str(tmp_path / "temporary" / server_room.SERVED))
+    whole, merged = adapter.whole(adapted, adapter.trained(adapted)), loading.load_policy(folder).state_dict()
+    assert merged.keys() == whole.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(merged[name], weight)
+    changed = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged[changed], policy.state_dict()[changed])
+
+
+def test_it_ends_with_the_run_that_has_started_it(monkeypatch):
+    ended = []
+    monkeypatch.setattr(serve.process, "end_with", lambda parent: (ended.append(parent), sys.exit(1)))
+    monkeypatch.setenv(STARTED_BY, "77")
+    with pytest.raises(SystemExit):
+        serve.main()
+    assert ended == [77]
+    assert STARTED_BY not in os.environ  # its own processes are not started by the run

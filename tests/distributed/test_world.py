@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from dash_exp.commands import run, several
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
-from dash_exp.distributed import beats, launcher, place, ranks, strategies, world
+from dash_exp.distributed import beats, place, ranks, strategies, world
 from dash_exp.distributed.beats import Beats
 from dash_exp.results import run_folder
 
@@ -321,7 +321,7 @@ def test_a_run_that_hangs_ends_with_what_to_do(snapshot, way_on, tmp_path, monke
 
 
 def test_a_rank_whose_launcher_was_killed_before_it_began_ends():
-    rank = forked.process(launcher.end_with, 0)
+    rank = forked.process(process.end_with, 0)
     rank.join(100)
     assert rank.exitcode == 1
 

@@ -21,6 +21,9 @@ TWO = "trainer.devices=2 trainer.accelerator=gpu"
 ADAPTER = 16 * 32 * (2 * 8192 + 2 * 5120 + 3 * 18432)  # numbers: rank 16, 32 layers (see test_table)
 
 
+OWN = f"{LLAMA} rollout.sampler.colocate=true"
+
+
 def job(words, device=KNOWN["h200"]):
     return job_of(composed(*words.split()), device)
 
@@ -71,6 +74,9 @@ def job(words, device=KNOWN["h200"]):
         # an engine: asleep it has no weights; under an adapter, which is all that it gets, they wait in CPU memory
         (ENGINE, "update", "vLLM asleep", None),
         (f"{ENGINE} model.adapter=lora", "update", "vLLM asleep", 2 * N),
+        (OWN, "update", "vLLM asleep", None),
+        (f"{OWN} model.adapter=lora trainer=ddp {TWO}", "update", "vLLM asleep", 2 * 2 * N),  # a server for each GPU
+        (OWN, "update", "sent", 2 * N),  # in a folder
         (
             f"{ENGINE} model.adapter=lora rollout.sampler.sleep=false",
             "update",

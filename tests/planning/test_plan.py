@@ -56,6 +56,13 @@ def test_70b_fits_8_h200_that_share_it_with_an_adapter_and_engines_that_have_98_
 )
 def test_an_engine_is_beside_the_backward_passes_that_it_samples_between(algo, sleep, awake):
     found = few_layers("model=qwen2.5-0.5b", "trainer=gpu", "rollout=vllm", f"algo={algo}", f"rollout.sampler.sleep={sleep}")
+    if sleep:  # a server on the same GPU has as much
+        own = ["rollout=vllm_server", "rollout.sampler.colocate=true"]
+        beside = few_layers("model=qwen2.5-0.5b", "trainer=gpu", *own, f"algo={algo}").memory
+        assert {phase: parts.get("vLLM") for phase, parts in beside.items() if phase != "sync"} == {
+            phase: parts.get("vLLM") for phase, parts in found.memory.items()
+        }
+        assert beside["sync"]["vLLM"] == beside["sample"]["vLLM"]
     assert "vLLM" in found.memory["sample"]
     assert ("vLLM" in found.memory["update"]) == awake
     assert ("vLLM" in found.memory["step"]) == (not sleep)

@@ -42,6 +42,13 @@ def test_servers_read_one_folder_at_the_same_time_and_nccl_has_one_sender():
     assert sync_s(h200, 4, "trainer=gpu", "rollout.staleness=1") == sync_s(h200, 1, "trainer=gpu", "rollout.staleness=1")
 
 
+def test_servers_of_the_run_are_as_many_as_its_gpus_and_read_a_folder():
+    words = ["model=qwen2.5-0.5b", "rollout=vllm_server", "rollout.sampler.colocate=true", "trainer=ddp", "trainer.devices=2"]
+    gpus = job_of(composed(*words, "trainer.accelerator=gpu"), KNOWN["h200"])
+    assert (gpus.sampler.servers, job_of(composed(*words), HERE).sampler.servers) == (2, 1)
+    assert timing.sync_s(gpus, KNOWN["h200"]) == pytest.approx(gpus.engine_weight_bytes / timing.FOLDER)
+
+
 def test_only_weights_that_an_engine_keeps_go_to_cpu_memory_and_back():
     words = ["model=qwen2.5-0.5b", "trainer=gpu", "rollout=vllm"]
     drops, keeps = (job_of(composed(*words, *more), KNOWN["h200"]) for more in ([], ["model.adapter=lora"]))

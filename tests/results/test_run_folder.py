@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dash_exp.results.run_folder import overrides_by_key, write_result
+from dash_exp.results.run_folder import as_earlier, overrides_by_key, same_numbers, write_result
 
 
 def test_result_is_replaced_whole(tmp_path):
@@ -23,3 +23,17 @@ def test_result_is_replaced_whole(tmp_path):
 )
 def test_overrides_by_key(overrides, by_key):
     assert overrides_by_key(overrides) == by_key
+
+
+def test_where_servers_are_changes_no_number():
+    """A run may resume on other servers, or on its own; one of an earlier version has no such choice."""
+    engine = {"_target_": "x.VLLMServerSampler", "max_sequences": 8, "eager": False}
+    earlier = {"servers": ["http://a:1"], "memory_share": 0.9, "transfer": "auto", "weights_dir": None}
+    own = {"servers": None, "colocate": True, "memory_share": 0.4, "transfer": "folder", "weights_dir": "/disk"}
+    runs = [{"rollout": {"staleness": 0, "sampler": engine | places}} for places in (earlier, own)]
+    for same in (as_earlier, same_numbers):
+        assert same(runs[0]) == same(runs[1])
+    other = {"rollout": {"staleness": 0, "sampler": engine | own | {"max_sequences": 9}}}
+    assert same_numbers(other) != same_numbers(runs[1])
+    inside = [{"rollout": {"sampler": {"_target_": "x.VLLMSampler", "memory_share": share}}} for share in (0.4, 0.5)]
+    assert same_numbers(inside[0]) != same_numbers(inside[1])

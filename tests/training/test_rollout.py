@@ -10,6 +10,7 @@ from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Completion, Problem
 from dash_exp.data.prompts import tokenized
+from dash_exp.distributed.ranks import Ranks
 from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models.passes import Passes
 from dash_exp.rewards.base import Scores
@@ -17,7 +18,7 @@ from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.sampling.refresh import Refresh
 from dash_exp.training.measures import rollout_metrics
-from dash_exp.training.rollout import RolloutDataModule, SamplingPlan
+from dash_exp.training.rollout import RolloutDataModule, SamplingPlan, _OuterStep
 from dash_exp.training.scoring import Scoring, Truncated
 
 PROBLEMS = [Problem(str(i), f"{i}+1=", "1") for i in range(10)]
@@ -132,6 +133,34 @@ def test_evaluation_covers_the_test_set_once(policy, tokenizer):
     (loader,) = data.val_dataloader()
     assert len(loader) == 1
     assert [[p.id for p in done.problems] for done in loader] == [names(data.test_prompts["in_dist"])]
+
+
+class Room(Ranks):
+    """Ranks that note when they meet."""
+
+    def __init__(self, did):
+        super().__init__()
+        self.did = did
+
+    def gather(self, value):
+        self.did.append("meet")
+        return super().gather(value)
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_all_ranks_make_room_before_a_sampler_on_their_devices_wakes(policy, tokenizer, monkeypatch, shares):
+    did = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: did.append("free"))
+    sleeper = Sleeper(policy, tokenizer, max_sequences=8)
+    sleeper.asked = did
+    data = module(policy, tokenizer, sampler=sleeper, ranks=Room(did), shares_devices=shares)
+    list(_OuterStep(data, 0))
+    room = ["free", "meet"] if shares else []
+    assert did == [*room, "load", "sample", "rest"]
+    did.clear()
+    (loader,) = data.val_dataloader()
+    list(loader)
+    assert did[: len(room) + 2] == [*room, "load", "sample"]
 
 
 class Sleeper(HFSampler):

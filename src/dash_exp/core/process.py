@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import io
 import os
@@ -24,6 +25,7 @@ INTERRUPTED = 130  # after Ctrl-C, as shells have it
 # How many compiled products of matrices oneDNN and torch's layer above it keep on CPUs, one for each shape (1,024 by default).
 # Micro-batches have new shapes all the time, and a decoded token needs a handful of them.
 KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LOCK_FILE = ".lock"  # of a run folder; the system releases it in whatever way the process ends
 
 
@@ -122,6 +124,14 @@ def leaving_on_sigterm() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         signal.signal(signal.SIGINT, by_hand or signal.SIG_DFL)
+
+
+def end_with(parent: int) -> None:
+    """From here on this process ends with the one that has started it, also where that one is killed: Linux sees to it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was killed before this
+            sys.exit(1)
 
 
 def stay_to_the_end() -> None:

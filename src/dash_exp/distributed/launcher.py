@@ -5,7 +5,6 @@ It ends all of them where one fails, and names it. A signal to this process is p
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -21,13 +20,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 SAVE_S = 600  # for the ranks to save after a signal; where one of them has died, the launcher gives the others 30 s
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def launch(size: int, module: str, arguments: Sequence[object], on_cpu: bool) -> Mapping[int, ProcessFailure]:
     """Run `python -m MODULE PARENT ARGUMENTS...` in `size` processes and wait for them. Returns those that failed, by rank.
 
-    PARENT: the id of this process (see `end_with`). On the CPU they share the threads of this process.
+    PARENT: the id of this process (see `process.end_with`). On the CPU they share the threads of this process.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the caller says what is wrong
     variables = [f"PYTHONPATH={os.pathsep.join(filter(None, sys.path))}"]
@@ -55,14 +53,6 @@ def launch(size: int, module: str, arguments: Sequence[object], on_cpu: bool) ->
         except ChildFailedError as error:
             return error.failures
     return {}
-
-
-def end_with(parent: int) -> None:
-    """The launcher cannot end its ranks where it is killed itself; so they ask Linux for it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was killed before this
-            sys.exit(1)
 
 
 def _interrupt(number: int, frame: Any) -> None:

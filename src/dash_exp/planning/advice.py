@@ -150,7 +150,7 @@ def smaller_change(cfg: DictConfig, plan: Plan) -> Changes | None:
         return {"rollout.sampler.max_sequences": 2 ** int(math.log2(max(1.0, rows * min(free / changing, 0.5))))}
     if not sample and not update and job.sampler.kind.startswith("vllm") and sampler.memory_share < MOST_SHARE:
         return {"rollout.sampler.memory_share": round(min(sampler.memory_share + 0.1, MOST_SHARE), 2)}
-    if (sample or (update and "vLLM" in plan.memory["update"])) and job.sampler.kind == "vllm" and sampler.memory_share > 0.15:
+    if (sample or (update and "vLLM" in plan.memory["update"])) and job.sampler.beside and sampler.memory_share > 0.15:
         return {"rollout.sampler.memory_share": round(sampler.memory_share - 0.1, 2)}
     return None
 

@@ -101,7 +101,7 @@ def in_cpu_memory_beside_gpus(job: Job) -> list[Held]:
     ]
     if not job.sharded:  # training.record.save_model: safetensors copies what is on a GPU
         rows.append(Held("gathered to save", job.trained_bytes, ("save",), first=True))
-    if job.sampler.kind == "vllm" and job.weights_kept_asleep:  # sampling.engine.Engine.rest
+    if job.sampler.beside and job.weights_kept_asleep:  # sampling.engine.sleep_level
         rows.append(Held("vLLM asleep", job.engine_weight_bytes, ("update", "step", "save")))
     return rows
 

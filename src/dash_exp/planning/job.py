@@ -71,6 +71,7 @@ class SamplerSizes:
     memory_share: float  # of a GPU, for an engine
     sleeps: bool  # an engine leaves the GPU after the last sampling call of an outer step
     servers: int
+    beside: bool  # an engine is on each device of the policy: that of the process, or a server that the run starts
     cpu_cache: float  # bytes, KV cache of an engine on a CPU
     transfer: str  # to servers: folder, nccl or auto
     merge: bool  # an engine gets all weights, with the adapter merged into them
@@ -276,15 +277,18 @@ def around_tokens(cfg: DictConfig, problem: int, characters: int) -> int:
 
 def sampler_sizes(cfg: DictConfig, device: Device) -> SamplerSizes:
     """What `rollout.sampler` sets; a setting that the sampler does not have is 0."""
-    sampler = cfg.rollout.sampler
+    sampler, kind = cfg.rollout.sampler, "none" if cfg.algo.train_sampler else kind_of_sampler(cfg)
+    on_gpu, colocate = device.kind == "gpu", sampler.get("colocate", False)
+    own = cfg.trainer.devices if on_gpu else 1  # servers that the run starts: `commands.samplers`
     return SamplerSizes(
-        kind="none" if cfg.algo.train_sampler else kind_of_sampler(cfg),
+        kind=kind,
         max_sequences=sampler.max_sequences,
         memory_share=sampler.get("memory_share", 0.0),
-        sleeps=sampler.get("sleep", False) and device.kind == "gpu",
-        servers=len(sampler.get("servers", ())),
+        sleeps=(colocate or sampler.get("sleep", False)) and on_gpu,
+        servers=own if colocate else len(sampler.get("servers", ())),
+        beside=kind == "vllm" or (kind == "vllm_server" and colocate),
         cpu_cache=sampler.get("cpu_cache_gb", 0.0) * GIB,
-        transfer=sampler.get("transfer", "auto"),
+        transfer="folder" if colocate else sampler.get("transfer", "auto"),
         merge=sampler.get("merge", False),
     )
 

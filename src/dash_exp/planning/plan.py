@@ -85,7 +85,7 @@ def planned(cfg: DictConfig, device: Device, layers: int = MOST_LAYERS) -> Plan:
     passes, beside = tensors(job, layers), on_device(job) + ([] if job.load.on_gpu else in_cpu_memory(job))
     memory: dict[str, Parts] = {}
     for phase, of_passes in passes.items():
-        awake = job.sampler.kind == "vllm" and (not job.sampler.sleeps or phase in awake_in(job))
+        awake = job.sampler.beside and (not job.sampler.sleeps or phase in awake_in(job))
         parts = of_passes | added_up(beside, phase) | ({"vLLM": engine} if awake else {})
         memory[phase] = parts | overhead(parts, device)
     return Plan(job, device, whole, memory, cpu_memory(job), seconds(job, device, cache_tokens), cache_tokens)

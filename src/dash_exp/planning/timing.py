@@ -80,14 +80,14 @@ def wave_s(job: Job, device: Device, completions: int) -> float:
 def sync_s(job: Job, device: Device) -> float:
     """Seconds to give the sampler the new weights: those of the adapters where there are some, otherwise all."""
     sent = job.trained * 4 if job.load.adapters else job.engine_weight_bytes
+    kept = 2 * job.engine_weight_bytes / PCIE if job.weights_kept_asleep else 0.0  # to CPU memory and back
     if job.sampler.kind == "vllm":
-        kept = 2 * job.engine_weight_bytes / PCIE if job.weights_kept_asleep else 0.0  # to CPU memory and back
         return 2 * sent / device.bandwidth + kept
     if job.sampler.kind != "vllm_server":
         return 0.0
-    if device.kind == "gpu" and not job.staleness:  # stale weights wait in CPU memory
+    if device.kind == "gpu" and not job.staleness and job.sampler.transfer != "folder":  # stale weights wait in CPU memory
         return job.sampler.servers * sent / device.links[1]  # by NCCL, all from the first trainer's device
-    return sent / FOLDER  # all servers read it at the same time
+    return sent / FOLDER + kept  # all servers read it at the same time
 
 
 def between_s(job: Job, device: Device) -> float:

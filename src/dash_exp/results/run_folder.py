@@ -22,6 +22,8 @@ ATTEMPTS_FILE = (
 ENDING = "unfinished"  # the status in `result.json` while a trained run writes the last of its files
 SNAPSHOTS = Path("checkpoints") / "resume"  # in a run folder
 SNAPSHOT_NAME = re.compile(r"step_\d{5,}-[0-9a-f]{16}\.pt")
+# Of `rollout.sampler` with servers: where they are, and how weights get there. None of these changes a number.
+OF_SERVERS = ("servers", "colocate", "memory_share", "timeout_s", "give_up_s", "transfer", "weights_dir")
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
 SCHEME = "wandb:"  # marks runs in W&B
 RESULT_FILE = "result.json"
@@ -122,10 +124,13 @@ def without_questions(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_earlier(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as those of an earlier version: without new ones, where they say what all such runs did, and without the
-    number of grading processes, which had another default and changes no number.
+    """The settings as those of an earlier version: without new ones, where they say what all such runs did, and without what
+    changes no number: how many processes grade, which had another default, and where sampling servers are.
     """
     found = without_bare_prompt(settings)
+    rollout = found.get("rollout")
+    if isinstance(rollout, Mapping) and isinstance(sampler := rollout.get("sampler"), Mapping) and "servers" in sampler:
+        found["rollout"] = {**rollout, "sampler": {k: v for k, v in sampler.items() if k not in OF_SERVERS}}
     if isinstance(rule := found.get("select"), Mapping) and str(rule.get("_target_")).endswith(".selection.Uniform"):
         del found["select"]
     if isinstance(data := found.get("data"), Mapping) and data.get("limit") is None:

@@ -33,6 +33,8 @@ ROUTES = {
     "/get_world_size": "GET",
     "/pause": "POST",
     "/resume": "POST",
+    "/sleep": "POST",
+    "/wake_up": "POST",
     "/update_weight_version": "POST",
     "/collective_rpc": "POST",
     "/reset_prefix_cache": "POST",
@@ -88,6 +90,7 @@ class Server:
         self.uploads = 0
         self.broken = ("", "")  # label and reason of an update that broke half-way
         self.live = False
+        self.rests = False  # it sleeps or is lost, and nothing is asked of it until weights are given again
         self.tried = False  # whether it was contacted, successfully or not
         self.said = "not contacted yet"  # why it was lost the last time
         self.busy = 0  # requests under way
@@ -172,6 +175,15 @@ class Server:
         await self.call("/v1/load_lora_adapter", json=new, timeout=self.give_up_s)
         self.model = name
 
+    async def sleep(self, level: int) -> None:
+        """Give up GPU memory: see `engine.sleep_level`. Without a GPU vLLM does nothing. One that is lost is not waited for."""
+        wait = httpx.USE_CLIENT_DEFAULT if self.live else PROBE_S
+        await self.call("/sleep", params={"level": level}, timeout=wait)
+
+    async def wake(self, part: str) -> None:
+        """Take memory for a part again, `weights` or `kv_cache`: what was in it may be lost. Nothing where that is awake."""
+        await self.call("/wake_up", params={"tags": part}, timeout=self.give_up_s)
+
     async def sees(self, folder: Path) -> bool:
         """Whether this folder is on its machine, or on a disk that it has too."""
         return (await self.control.get(UPLOAD, params={"folder": str(folder)})).status_code == 200
@@ -240,6 +252,13 @@ def addresses(servers: Sequence[str]) -> list[str]:
 def in_one_line(text: str) -> str:
     """A message on one line, cut to 300 characters."""
     return " ".join(text.split())[:300]
+
+
+def why(error: Exception) -> str:
+    """What went wrong with a server, on one line."""
+    if isinstance(error, httpx.ReadTimeout):
+        return f"no answer for {error.request.extensions['timeout']['read']:g} s"
+    return in_one_line(str(error)) or type(error).__name__
 
 
 def said(response: httpx.Response) -> str:

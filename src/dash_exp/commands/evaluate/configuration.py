@@ -40,8 +40,8 @@ def configured(command: Command) -> DictConfig:
             raise UserError(override, f"the model to evaluate is {command.target}", "Leave it out, or name another model first")
     target = Path(command.target).expanduser()
     if is_run(target):
-        cfg = _of_run(target, command.overrides)
-        path, own_tokenizer = _checkpoint(target, command.checkpoint or "last", cfg)
+        cfg = changed(completed(target), target, command.overrides)
+        path, own_tokenizer = checkpoint_of(target, command.checkpoint or "last", cfg)
     else:
         if command.checkpoint:
             raise UserError(f"checkpoint={command.checkpoint}", f"{command.target} is not a run folder", "Leave it out")
@@ -59,19 +59,33 @@ def configured(command: Command) -> DictConfig:
     return cfg
 
 
-def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
-    """The settings of a run, changed by the command line."""
+def completed(folder: Path) -> DictConfig:
+    """The settings of a run, with today's defaults for those that a run of an earlier version does not have."""
     cfg = stored(folder)
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    groups = [o for o in parsed if (cli.conf_folder() / o.key_or_group).is_dir()]
-    values = [o for o in parsed if o not in groups]
-    _check_values(values, folder, cfg, with_data="data" in {g.key_or_group for g in groups})
-    if "rollout" in cfg:  # a run of an earlier version does not have all of its settings
-        cfg.rollout = OmegaConf.merge(cli.composed().rollout, cfg.rollout)
+    if "rollout" in cfg:
+        cfg.rollout = with_today(cfg.rollout, cli.composed().rollout)
     if "prompt" not in cfg:  # as such runs asked
         cfg.prompt = OmegaConf.to_container(cli.composed(["prompt=bare"]).prompt, resolve=True)
     if "select" not in cfg:
         cfg.select = OmegaConf.to_container(cli.composed().select)
+    return cfg
+
+
+def with_today(section: DictConfig, today: DictConfig) -> DictConfig:
+    """A section of a run's settings, with the defaults of `today` for what it does not have."""
+    merged = OmegaConf.merge(
+        OmegaConf.create(OmegaConf.to_container(today)), section
+    )  # a new one: `today` takes no other names
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def changed(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictConfig:
+    """The settings of the run in a folder, changed by the command line."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    groups = [o for o in parsed if (cli.conf_folder() / o.key_or_group).is_dir()]
+    values = [o for o in parsed if o not in groups]
+    _check_values(values, folder, cfg, with_data="data" in {g.key_or_group for g in groups})
     _choose(groups, cfg)
     OmegaConf.set_struct(cfg, True)
     ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
@@ -122,14 +136,14 @@ def _choose(groups: list[Override], cfg: DictConfig) -> None:
             part = OmegaConf.select(chosen, group.package)
             OmegaConf.update(cfg, group.package, part, merge=False, force_add=True)
         elif group.key_or_group not in SECTIONS:
-            raise UserError(str(group.input_line), "has no effect on an evaluation", "Leave it out")
+            raise UserError(str(group.input_line), "has no effect here", "Leave it out")
 
 
 def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
-def _checkpoint(run: Path, which: str, cfg: DictConfig) -> tuple[str, bool]:
+def checkpoint_of(run: Path, which: str, cfg: DictConfig) -> tuple[str, bool]:
     """The model folder of a run's checkpoint, and whether it also holds the tokenizer."""
     if which == "base":
         if cfg.model.architecture:

@@ -37,14 +37,14 @@ def run(cfg: DictConfig, command: Command, out: Path) -> dict[str, Any]:
 
     start = time.perf_counter()
     quiet()
-    tests, evaluator = build(cfg, command)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tests, evaluator = build(cfg, command, out.parent)
     print(shown(evaluator.tokenizer, next(iter(tests.values()))[0]), flush=True)
     sampled = f"{command.n} completion(s) each at temperature {command.temperature:g}, top-p {command.top_p:g}, seed {cfg.seed}"
     print(f"{cfg.model.path} on {cfg.data.name}: greedy{f', and {sampled}' if command.n else ''}", flush=True)
     result: dict[str, Any] = {"settings": {**settings(cfg, command), "git": git_revision()}, "tests": {}}
     sets = {name: [prompt.problem for prompt in prompts] for name, prompts in tests.items()}
     result |= {f"{DIGEST}{name}": digest for name, digest in digests.of_tests(sets).items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = out.with_suffix(".jsonl")
     try:
         for name, prompts in tests.items():
@@ -88,8 +88,8 @@ def settings(cfg: DictConfig, command: Command) -> dict[str, Any]:
     }
 
 
-def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], Evaluator]:
-    """The test sets as the model will see them, and the evaluator. The model is loaded last."""
+def build(cfg: DictConfig, command: Command, output: Path) -> tuple[dict[str, list[Prompt]], Evaluator]:
+    """The test sets as the model will see them, and the evaluator. The model is loaded last. `output`: see `sampler_of`."""
     from dash_exp.commands import data_sets, prompting
     from dash_exp.commands.build import at_a_time
     from dash_exp.commands.rewards import rewards_of
@@ -105,7 +105,7 @@ def build(cfg: DictConfig, command: Command) -> tuple[dict[str, list[Prompt]], E
     else:
         problems = {name: data_sets.data_set(cfg, f"data.tests.{name}")[: cfg.eval.limit] for name in names}
     rewards = rewards_of(cfg, {f"data.tests.{name}": test for name, test in problems.items()}, tokenizer)
-    policy, sampler = loaded(cfg, tokenizer)
+    policy, sampler = loaded(cfg, tokenizer, output)
     read = prompting.reader(cfg, train, tokenizer, policy)
     tests = {name: read(test, where=f"data.tests.{name}") for name, test in problems.items()}
     max_tokens, stop = cfg.rollout.max_response_tokens, prompting.stop(cfg)
@@ -135,11 +135,11 @@ def tokenizer_of(cfg: DictConfig) -> PreTrainedTokenizerBase:
     return loading.load_tokenizer(cfg.model.tokenizer, trust_remote_code=cfg.model.get("trust_remote_code", False))
 
 
-def loaded(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, Sampler]:
+def loaded(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, output: Path) -> tuple[PreTrainedModel, Sampler]:
     """The model, and a sampler with its weights."""
     import torch
 
-    from dash_exp.commands.parts import made
+    from dash_exp.commands.samplers import sampler_of
     from dash_exp.models import loading
 
     policy = loading.load_policy(
@@ -150,9 +150,12 @@ def loaded(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrai
     )
     loading.check_vocabulary(policy, tokenizer, cfg.model.path)
     torch.nn.Module.to(policy, device_of(cfg))
-    compute_dtype = getattr(torch, cfg.model.compute_dtype)
-    sampler: Sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=compute_dtype)
-    sampler.load_weights(policy.state_dict(), 0)
+    sampler = sampler_of(cfg, policy, tokenizer, output)
+    try:
+        sampler.load_weights(policy.state_dict(), 0)
+    except BaseException:
+        sampler.close()
+        raise
     return policy, sampler
 
 
