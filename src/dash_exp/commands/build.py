@@ -24,7 +24,7 @@ from dash_exp.commands.rewards import check_claims, rewards_of
 from dash_exp.core.metrics import Clock
 from dash_exp.core.watch import Watch
 from dash_exp.data import digests
-from dash_exp.distributed import strategies
+from dash_exp.distributed import server_store, strategies
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.evaluation.evaluator import Evaluator
 from dash_exp.models import adapter, casting, folders, loading, sharded
@@ -104,7 +104,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE) -> Parts:
         penalty = RewardPenalty(reference, objective.kl, passes)
     sampler: Sampler = NoSampler()
     if group.first or shared:
-        sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype)
+        of_job = {"servers": server_store.addresses()} if cfg.rollout.sampler.get("server_nodes") else {}
+        sampler = made(cfg, "rollout.sampler")(policy=policy, tokenizer=tokenizer, compute_dtype=passes.compute_dtype, **of_job)
     reward: Reward = rewards["data.train"]
     for_tests: Sampler = sampler
     if shared:

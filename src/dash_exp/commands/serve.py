@@ -67,7 +67,11 @@ class Command:
 
 def main() -> None:
     command = parse(cli.help_or_arguments(__doc__))
-    cfg = configuration(command)
+    start(configuration(command), command)
+
+
+def start(cfg: DictConfig, command: Command) -> None:
+    """Become the server. `cfg`: settings that are known to be good. UserError for what cannot be loaded, or a port in use."""
     check_port(command)
     temporary = Path(tempfile.gettempdir())
     delete_left_behind(temporary, SERVED)

@@ -71,6 +71,7 @@ class SamplerSizes:
     memory_share: float  # of a GPU, for an engine
     sleeps: bool  # an engine leaves the GPU after the last sampling call of an outer step
     servers: int
+    gpus_each: int  # GPUs of one server
     cpu_cache: float  # bytes, KV cache of an engine on a CPU
     transfer: str  # to servers: folder, nccl or auto
     merge: bool  # an engine gets all weights, with the adapter merged into them
@@ -275,14 +276,17 @@ def around_tokens(cfg: DictConfig, problem: int, characters: int) -> int:
 
 
 def sampler_sizes(cfg: DictConfig, device: Device) -> SamplerSizes:
-    """What `rollout.sampler` sets; a setting that the sampler does not have is 0."""
+    """What `rollout.sampler` sets; a setting that the sampler does not have is 0. Nodes that sample are as those that train."""
     sampler = cfg.rollout.sampler
+    gpus = cfg.trainer.devices if device.kind == "gpu" else 0
+    nodes, each = sampler.get("server_nodes", 0), sampler.get("gpus_per_server", 1)
     return SamplerSizes(
         kind="none" if cfg.algo.train_sampler else kind_of_sampler(cfg),
         max_sequences=sampler.max_sequences,
         memory_share=sampler.get("memory_share", 0.0),
         sleeps=sampler.get("sleep", False) and device.kind == "gpu",
-        servers=len(sampler.get("servers", ())),
+        servers=len(sampler.get("servers") or ()) if not nodes else nodes * max(1, gpus // each),
+        gpus_each=each if nodes and gpus else 1,
         cpu_cache=sampler.get("cpu_cache_gb", 0.0) * GIB,
         transfer=sampler.get("transfer", "auto"),
         merge=sampler.get("merge", False),

@@ -122,14 +122,17 @@ def without_questions(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_earlier(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as those of an earlier version: without new ones, where they say what all such runs did, and without the
-    number of grading processes, which had another default and changes no number.
+    """The settings as those of an earlier version: without new ones, where they say what all such runs did, and without what
+    changes no number: how many processes grade, which had another default, and where sampling servers are.
     """
     found = without_bare_prompt(settings)
     if isinstance(rule := found.get("select"), Mapping) and str(rule.get("_target_")).endswith(".selection.Uniform"):
         del found["select"]
     if isinstance(data := found.get("data"), Mapping) and data.get("limit") is None:
         found["data"] = {k: v for k, v in data.items() if k != "limit"}
+    if isinstance(rollout := found.get("rollout"), Mapping) and isinstance(sampler := rollout.get("sampler"), Mapping):
+        places = ("servers", "server_nodes", "gpus_per_server")
+        found["rollout"] = {**rollout, "sampler": {k: v for k, v in sampler.items() if k not in places}}
     return _without_workers(found)
 
 

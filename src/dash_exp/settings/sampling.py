@@ -14,6 +14,7 @@ from dash_exp.settings.data import longest_response
 from dash_exp.settings.devices import ranks
 
 SECTIONS = "rollout rollout.sampler"
+SERVERS = ["http://127.0.0.1:8001", "http://127.0.0.1:8002"]  # of conf/rollout/vllm_server.yaml
 
 
 def values(cfg: DictConfig) -> None:
@@ -25,6 +26,8 @@ def values(cfg: DictConfig) -> None:
     numbers(cfg, "rollout.memory_gb rollout.sampler.cpu_cache_gb", above=0)
     numbers(cfg, "rollout.sampler.timeout_s rollout.sampler.give_up_s", above=0)
     number(cfg, "rollout.sampler.memory_share", above=0, most=1, why="it is a share of the GPU's memory")
+    number(cfg, "rollout.sampler.server_nodes", whole=True, least=0)
+    number(cfg, "rollout.sampler.gpus_per_server", whole=True, least=1)
     number(cfg, "rollout.mismatch_limit", above=0, optional=True)
     number(cfg, "rollout.truncated_penalty", least=0)
     if cfg.rollout.importance_cap != "auto":
@@ -44,8 +47,12 @@ def relations(cfg: DictConfig) -> None:
             f"leaves no room for a prompt in addition to a completion of {setting}={longest}",
             "Raise it, or write null for the model's context",
         )
-    if "servers" in cfg.rollout.sampler:
-        _servers(cfg)
+    if cfg.rollout.sampler.get("server_nodes"):
+        _server_nodes(cfg)
+    elif "servers" in cfg.rollout.sampler:
+        _addresses(cfg)
+    if "transfer" in cfg.rollout.sampler:
+        _transfer(cfg)
     if ".vllm" in _sampler(cfg):
         _vllm(cfg)
 
@@ -94,10 +101,19 @@ def _importance(cfg: DictConfig) -> None:
     raise UserError(f"rollout.importance_cap={cfg.rollout.importance_cap}", wrong, "Leave it out")
 
 
-def _servers(cfg: DictConfig) -> None:
-    known(cfg, "rollout.sampler.transfer", ["auto", "folder", "nccl"])
-    if cfg.rollout.sampler.get("weights_dir") is not None:
-        texts(cfg, "rollout.sampler.weights_dir")
+def _server_nodes(cfg: DictConfig) -> None:
+    where = f"rollout.sampler.server_nodes={cfg.rollout.sampler.server_nodes}"
+    if not _sampler(cfg).endswith(".VLLMServerSampler"):
+        raise UserError(
+            where, "is for sampling servers, and the sampler is another", "Use rollout=vllm_server, or leave it out"
+        )
+    servers = cfg.rollout.sampler.get("servers")
+    if servers and servers != SERVERS:
+        wrong = f"starts servers of its own, and rollout.sampler.servers={servers} are given"
+        raise UserError(where, wrong, "Leave one of the two out")
+
+
+def _addresses(cfg: DictConfig) -> None:
     servers = cfg.rollout.sampler.servers
     if not servers or isinstance(servers, str):
         raise UserError(
@@ -115,6 +131,12 @@ def _servers(cfg: DictConfig) -> None:
             ) from error
     if len(set(servers)) < len(servers):
         raise UserError(f"rollout.sampler.servers={servers}", "has an address twice", "Remove one of them")
+
+
+def _transfer(cfg: DictConfig) -> None:
+    known(cfg, "rollout.sampler.transfer", ["auto", "folder", "nccl"])
+    if cfg.rollout.sampler.get("weights_dir") is not None:
+        texts(cfg, "rollout.sampler.weights_dir")
     if cfg.rollout.sampler.transfer != "nccl":
         return
     if cfg.trainer.accelerator != "gpu":

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from dash_exp.commands import cli
 from dash_exp.commands.evaluate.command import Command
+from dash_exp.commands.sweep import server_nodes
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import error_line
 from dash_exp.models import gguf
@@ -56,6 +57,7 @@ def configured(command: Command) -> DictConfig:
     if "adapter" in cfg.model:  # a run of an earlier version does not have it
         cfg.model.adapter = None  # a trained one is merged into its base
     validate(cfg, earlier=is_run(target))
+    server_nodes.refuse(cfg, "this is an evaluation")
     return cfg
 
 
@@ -67,7 +69,12 @@ def _of_run(folder: Path, overrides: list[str]) -> DictConfig:
     values = [o for o in parsed if o not in groups]
     _check_values(values, folder, cfg, with_data="data" in {g.key_or_group for g in groups})
     if "rollout" in cfg:  # a run of an earlier version does not have all of its settings
-        cfg.rollout = OmegaConf.merge(cli.composed().rollout, cfg.rollout)
+        today = OmegaConf.create(OmegaConf.to_container(cli.composed().rollout))
+        if OmegaConf.select(cfg, "rollout.sampler._target_") != today.sampler._target_:  # another sampler has other settings
+            today.sampler = {}
+        cfg.rollout = OmegaConf.merge(today, cfg.rollout)
+        if cfg.rollout.sampler.get("server_nodes"):  # of its Slurm job, which has ended
+            cfg.rollout.sampler.server_nodes = 0
     if "prompt" not in cfg:  # as such runs asked
         cfg.prompt = OmegaConf.to_container(cli.composed(["prompt=bare"]).prompt, resolve=True)
     if "select" not in cfg:
