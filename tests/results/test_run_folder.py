@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dash_exp.results.run_folder import overrides_by_key, write_result
+from dash_exp.results.run_folder import as_earlier, overrides_by_key, same_numbers, write_result
 
 
 def test_result_is_replaced_whole(tmp_path):
@@ -23,3 +23,14 @@ def test_result_is_replaced_whole(tmp_path):
 )
 def test_overrides_by_key(overrides, by_key):
     assert overrides_by_key(overrides) == by_key
+
+
+def test_where_sampling_servers_are_changes_no_number():
+    """A run resumes with other ones, and a done cell is the same with other ones."""
+    here = {"rollout": {"sampler": {"_target_": "x", "servers": ["http://a"], "server_nodes": 0, "gpus_per_server": 1}}}
+    there = {"rollout": {"sampler": {"_target_": "x", "servers": None, "server_nodes": 2, "gpus_per_server": 4}}}
+    earlier = {"rollout": {"sampler": {"_target_": "x", "servers": ["http://b"]}}}
+    for same in (same_numbers, as_earlier):
+        assert same(here) == same(there) == same(earlier)
+        assert same(here) != same({"rollout": {"sampler": {"_target_": "y"}}})
+    assert here["rollout"]["sampler"]["server_nodes"] == 0

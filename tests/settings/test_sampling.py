@@ -5,7 +5,7 @@ from conftest import composed
 from refusals import assert_each_is_met, assert_refused, refusal, refusal_of
 
 from dash_exp.core.errors import UserError
-from dash_exp.settings import sampling
+from dash_exp.settings import sampling, validate
 
 BAD = [
     ("rollout.truncated=drop", "rollout.truncated=drop: is not known. Use one of score, mask, penalize"),
@@ -77,6 +77,23 @@ BAD = [
         "rollout.sampler.servers=['ftp://a']: ftp://a is not an address: it does not start with http:// or https://. Write http://HOST:PORT.",
     ),
     ("rollout=vllm_server rollout.sampler.servers=[http://a,http://a]", "has an address twice"),
+    (
+        "rollout=vllm_server rollout.sampler.server_nodes=-1",
+        "rollout.sampler.server_nodes=-1: is not a whole number of at least 0",
+    ),
+    ("rollout=vllm_server rollout.sampler.gpus_per_server=0", "rollout.sampler.gpus_per_server=0: is not a whole number of at"),
+    (
+        "rollout=vllm +rollout.sampler.server_nodes=1",
+        "rollout.sampler.server_nodes=1: is for sampling servers, and the sampler is another. Use rollout=vllm_server, or",
+    ),
+    (
+        "rollout=vllm_server rollout.sampler.server_nodes=1 rollout.sampler.servers=[http://a]",
+        "rollout.sampler.server_nodes=1: starts servers of its own, and rollout.sampler.servers=['http://a'] are given.",
+    ),
+    (
+        "rollout=vllm_server rollout.sampler.server_nodes=1 rollout.sampler.transfer=nccl",
+        "goes from GPU to GPU, and the policy is on the CPU",
+    ),
 ]
 
 
@@ -89,6 +106,13 @@ def no_vllm() -> UserError | None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)
         return refusal_of(composed("rollout=vllm"))
+
+
+@pytest.mark.parametrize("servers", ["null", "[]", f"[{','.join(sampling.SERVERS)}]"])
+def test_with_nodes_of_its_own_a_run_needs_no_addresses(servers):
+    cfg = composed("rollout=vllm_server", "rollout.sampler.server_nodes=1", f"rollout.sampler.servers={servers}")
+    validate.validate(cfg)
+    assert composed("rollout=vllm_server").rollout.sampler.servers == sampling.SERVERS
 
 
 def test_vllm_that_is_not_installed():
