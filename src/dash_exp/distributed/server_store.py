@@ -104,9 +104,8 @@ class Link:
             if (store := self._reached()) is None:
                 return
             while not (store.check(["servers/over"]) or self._ended.wait(LOOK_S)):
-                if self._said != self._told:
-                    said = self._said
-                    store.set(f"servers/{self._number}", json.dumps(asdict(said)) if said else "")
+                if (said := self._said) is not None and said != self._told:
+                    store.set(f"servers/{self._number}", json.dumps(asdict(said)))
                     self._told = said
             store.add("servers/left", 1)
         except RuntimeError:  # the first task has gone

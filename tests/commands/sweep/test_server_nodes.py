@@ -67,6 +67,7 @@ def test_what_is_good():
         ON_SLURM,
         [*GPUS, "rollout.sampler.gpus_per_server=4", "trainer.num_nodes=2"],
         [*ON_SLURM, "hydra.launcher.gpus_per_node=4", "rollout.sampler.gpus_per_server=2"],  # the policy is on the CPU
+        ["rollout=vllm", "+rollout.sampler.server_nodes=1", "hydra/launcher=submitit_slurm"],  # which `validate` refuses
     ):
         cfg = sweep_settings(*overrides)
         server_nodes.check(cfg, cfg)

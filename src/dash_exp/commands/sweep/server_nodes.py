@@ -62,7 +62,7 @@ def check(cfg: DictConfig, config: DictConfig) -> None:
     if not nodes:
         return
     number(cfg, GPUS, whole=True, least=1)
-    there, each = gpus_of_a_node(cfg, launcher), cfg.rollout.sampler.gpus_per_server
+    there, each = gpus_of_a_node(cfg, launcher), OmegaConf.select(cfg, GPUS, default=1)
     if there % each or (not there and each > 1):
         right = "Write a number that divides it" if there else "Leave it out, or ask for GPUs: hydra.launcher.gpus_per_node=8"
         raise UserError(f"{GPUS}={each}", f"a node of the job has {there or 'no'} GPU(s)", right)
