@@ -18,7 +18,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from skips import (  # noqa: F401  hooks of pytest
     pytest_addoption,
@@ -116,6 +118,14 @@ def composed(*overrides: str) -> DictConfig:
     cfg = copy.deepcopy(chosen(*(str(override.input_line) for override in groups)))
     ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
     return cfg
+
+
+def sweep_settings(*overrides: str) -> DictConfig:
+    """The configuration of `python train.py -m ...`, with Hydra's own settings."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        return hydra.compose_config("config", list(overrides), RunMode.MULTIRUN)
 
 
 def environment(home: Path) -> dict[str, str]:

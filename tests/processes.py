@@ -9,11 +9,17 @@ from pathlib import Path
 
 def command_lines(mark: str = "") -> list[str]:
     """The command lines of all processes, or of those with this mark in their environment."""
-    found = []
+    return list(with_mark(mark).values())
+
+
+def with_mark(mark: str) -> dict[int, str]:
+    """The same by the ids of the processes."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if not mark or mark.encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace"))
+                line = (folder / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+                found[int(folder.name)] = line.decode(errors="replace")
         except OSError:  # it has ended, or is another user's
             continue
     return found

@@ -20,9 +20,11 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, run_job, setup_globals
 from omegaconf import DictConfig, open_dict, read_write
 
+from dash_exp.commands.sweep import server_task
 from dash_exp.commands.sweep.cells import cell_config
 from dash_exp.commands.sweep.processes import lost
 from dash_exp.commands.sweep.progress import progress_line
+from dash_exp.commands.sweep.server_nodes import ServerNodes, of_cell
 from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import write_whole
@@ -49,10 +51,14 @@ class CellLauncher(SlurmLauncher):
     (scancel, a node that failed) does not end the waiting for the others.
     """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> JobReturn:
-        """The job: exits on SIGTERM from its start, and saves before submitit requeues it."""
-        with process.leaving_on_sigterm(), saved_before_requeue(), of_several_tasks():
-            return super().__call__(*args, **kwargs)
+    def __call__(
+        self, overrides: Any, key: str, number: int, job_id: str, state: Any, servers: ServerNodes | None = None
+    ) -> JobReturn:
+        """The job: exits on SIGTERM from its start, and saves before submitit requeues it. `servers`: what `of_cell` gives."""
+        if servers is not None:
+            server_task.serve_where_asked(servers)
+        with process.leaving_on_sigterm(), saved_before_requeue(), server_task.of_first(servers), of_several_tasks():
+            return super().__call__(overrides, key, number, job_id, state)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from submitit.slurm.slurm import SlurmJob
@@ -72,7 +78,8 @@ class CellLauncher(SlurmLauncher):
             elif before.is_file() and before.read_text(encoding="utf-8").strip() in queue:
                 jobs[i] = SlurmJob(self.params["submitit_folder"], before.read_text(encoding="utf-8").strip())
         new = [i for i in range(len(cells)) if i not in returns and i not in jobs]
-        for i, job in self._submit({i: (list(job_overrides[i]), initial_job_idx + i) for i in new}).items():
+        asked = {i: (list(job_overrides[i]), initial_job_idx + i, of_cell(cells[i][0])) for i in new}
+        for i, job in self._submit(asked).items():
             cells[i][1].mkdir(parents=True, exist_ok=True)
             write_whole(cells[i][1] / JOB_FILE, f"{job.job_id}\n")
             jobs[i] = job
@@ -92,7 +99,7 @@ class CellLauncher(SlurmLauncher):
             cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
         return run_job(self.task_function, cfg, "hydra.sweep.dir", "hydra.sweep.subdir", self.hydra_context)
 
-    def _submit(self, cells: Mapping[int, tuple[list[str], int]]) -> dict[int, Any]:
+    def _submit(self, cells: Mapping[int, tuple[list[str], int, ServerNodes | None]]) -> dict[int, Any]:
         """One array of jobs. Raises UserError where sbatch refuses it."""
         import submitit
         from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
@@ -108,8 +115,8 @@ class CellLauncher(SlurmLauncher):
         given = {k if k in shared else f"slurm_{k}": v for k, v in params.items() if v is not None}
         executor.update_parameters(**given)
         arguments = [
-            (overrides, "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
-            for overrides, number in cells.values()
+            (overrides, "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state(), servers)
+            for overrides, number, servers in cells.values()
         ]
         try:
             return dict(zip(cells, executor.map_array(self, *zip(*arguments, strict=True)), strict=True))

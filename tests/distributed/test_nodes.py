@@ -15,9 +15,10 @@ import pytest
 import runs
 import slurm
 import worlds
-from conftest import LETTERS, TRAIN, composed, environment
+from conftest import LETTERS, SMALL, TRAIN, composed, environment
 
 from dash_exp.commands import run
+from dash_exp.core.metrics import read_metrics
 from dash_exp.results import run_folder
 from dash_exp.results.cells import cells_of
 
@@ -144,16 +145,23 @@ def test_a_machine_whose_cable_is_cut_ends_the_run_by_name_and_it_goes_on_with_o
     runs.alike(folder, tmp_path / "alone")
 
 
+# Slurm cannot resolve the names of its nodes here
+JOBS = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
+JOBS += ["hydra.callbacks.ledger.report=null"]
+
+
+def setup(*lines):
+    return f"hydra.launcher.setup={['export MASTER_ADDR=127.0.0.1', *lines]}"
+
+
 def test_one_word_starts_a_sweep_on_two_nodes_of_slurm(machines, tmp_path):
-    """Two arms, each of two ranks. The first one's time is up once: it saves, goes back into the queue and goes on."""
+    """Four arms, each of two ranks. The first one's time is up once: it saves, goes back into the queue and goes on."""
     needs.require("slurm")
     settings = [*COMMON[:-1], "steps=8", "eval.every=8", "optimizer.lr=1e-5"]  # with larger steps, rounding grows
     trainer = ["trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2"]
-    # Slurm cannot resolve the names of its nodes here
-    jobs = ["hydra/launcher=submitit_slurm", "hydra.launcher.setup=['export MASTER_ADDR=127.0.0.1']"]
-    jobs += ["hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null", "hydra.callbacks.ledger.report=null"]
+    arms = ["grpo", "no_gf", "dash", "rloo"]
     with slurm.slurm(tmp_path, nodes=2) as cluster:
-        sweep = [sys.executable, TRAIN, "-m", *settings, *trainer, "algo=grpo,dash", *jobs]
+        sweep = [sys.executable, TRAIN, "-m", *settings, *trainer, f"algo={','.join(arms)}", *JOBS, setup()]
         variables = [f"{k}={v}" for k, v in cluster.items()]
         command, home, said = machines(0, ["env", *variables, *sweep])
         folder = home / "multirun" / "small"
@@ -161,10 +169,59 @@ def test_one_word_starts_a_sweep_on_two_nodes_of_slurm(machines, tmp_path):
         processes.wait_until(lambda: list(folder.glob("*grpo*/completions/step_00002.jsonl")), 400, said.read_text)
         array = said.read_text().partition("job ")[2].partition("_")[0]
         slurm.ask(cluster, "scancel", "--signal=USR2", f"{array}_0.0")
-        slurm.wait_for(lambda: slurm.start_waiting(cluster) or command.poll() is not None, 600)
+        slurm.wait_for(lambda: slurm.start_waiting(cluster) or command.poll() is not None, 900)
     logs = "".join(path.read_text() for path in (folder / ".submitit").glob("*/*_0_log.out"))
     assert command.returncode == 0, said.read_text() + logs
     assert len(re.findall("^resumes after outer step", logs, re.MULTILINE)) == 1
-    for arm, cell in zip(("grpo", "dash"), cells_of(folder), strict=True):
+    for arm, cell in zip(arms, cells_of(folder), strict=True):
         run.run(composed(*settings, f"algo={arm}"), tmp_path / arm)
         runs.alike(cell.folder, tmp_path / arm)
+
+
+@pytest.mark.needs("vllm")
+def test_a_job_of_a_node_that_trains_and_a_node_that_samples(machines, tmp_path):
+    """The server is killed, and started again; then the time is up: the job goes back into the queue, and has a server again.
+    Nothing is left of it when the cell has ended.
+    """
+    needs.require("slurm")
+    steps = 4
+    mark = f"MARK_OF_TEST={tmp_path}"
+    settings = [*SMALL, f"steps={steps}", f"eval.every={steps}", "data.tests.in_dist.size=4", "data.tests.out_dist.size=4"]
+    settings += ["rollout=vllm_server", "rollout.sampler.server_nodes=1", "rollout.sampler.cpu_cache_gb=0.25"]
+    settings += ["rollout.sampler.max_sequences=64", "algo=dash"]
+    with slurm.slurm(tmp_path, nodes=2) as cluster:
+        exports = setup(f"export {mark}", "export TORCH_COMPILE_DISABLE=1 OMP_NUM_THREADS=1")
+        sweep = [sys.executable, TRAIN, "-m", *settings, *JOBS, exports]
+        command, home, said = machines(0, ["env", *(f"{k}={v}" for k, v in cluster.items()), *sweep])
+        folder = home / "multirun" / "small"
+
+        def log(task):
+            return "".join(path.read_text() for path in folder.glob(f".submitit/*/*_{task}_log.out"))
+
+        def all_said():
+            return said.read_text() + log(0) + log(1)
+
+        def has(file):
+            assert command.poll() is None, all_said()
+            return list(folder.glob(file))
+
+        def servers():
+            return [pid for pid, line in processes.with_mark(mark).items() if "dash_exp.sampling.vllm_main serve" in line]
+
+        processes.wait_until(lambda: has("*/completions/step_00001.jsonl"), 400, all_said)
+        (server,) = servers()
+        os.kill(server, signal.SIGKILL)
+        processes.wait_until(lambda: servers() not in ([], [server]), 400, all_said)
+        job = next(folder.glob("*/slurm_job")).read_text().strip()
+        slurm.ask(cluster, "scancel", "--signal=USR2", f"{job}.0")
+        slurm.wait_for(lambda: slurm.start_waiting(cluster) or command.poll() is not None, 600)
+        assert command.returncode == 0, all_said()
+        slurm.wait_for(lambda: not slurm.ask(cluster, "squeue", "--noheader"), 60)
+        processes.wait_until_gone(mark, 60)
+    assert re.search(r"^sampling server http://127\.0\.0\.1:\d+ was ended by SIGKILL: it is started again in 1 s", log(1), re.M)
+    assert len(re.findall("^resumes after outer step", log(0), re.M)) == 1
+    (cell,) = cells_of(folder)
+    assert cell.status == "done"
+    rows = read_metrics(cell.folder / "metrics.csv")[1:]
+    assert [row["completions/sampled"] for row in rows] == [32] * steps
+    assert max(row["mismatch/max_nats"] for row in rows if row["mismatch/max_nats"] is not None) < 1e-3

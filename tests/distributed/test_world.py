@@ -54,6 +54,46 @@ def test_whether_others_were_started_with_this_process(variables, size, index, s
     assert (place.size(), place.index(), place.start()) == (size, index, start)
 
 
+def of_job(nodes, tasks, server_nodes, node, local, dealt=False):
+    """The variables of a task on a node of a job with server nodes; `dealt`: Slurm numbers the tasks across the nodes."""
+    number = local * nodes + node if dealt else node * tasks + local
+    found = {"SLURM_STEP_NUM_TASKS": nodes * tasks, "SLURM_STEP_NUM_NODES": nodes, "SLURM_NODEID": node}
+    found |= {"SLURM_LOCALID": local, "SLURM_PROCID": number, "DASH_EXP_SERVER_NODES": server_nodes}
+    found |= {"SLURM_NTASKS": nodes * tasks, "SLURM_NTASKS_PER_NODE": tasks, "SLURM_NNODES": nodes, "SLURM_JOB_ID": "77"}
+    return {name: str(value) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("dealt", [False, True])
+@pytest.mark.parametrize(
+    ("job", "size", "machines", "of_each"),
+    [
+        ((2, 1, 1), 1, 1, {(0, 0): (0, None), (1, 0): (0, 0)}),  # one node trains, with any number of devices
+        ((3, 1, 2), 1, 1, {(0, 0): (0, None), (1, 0): (0, 0), (2, 0): (0, 1)}),
+        ((3, 2, 1), 4, 2, {(0, 1): (1, None), (1, 0): (2, None), (1, 1): (3, None), (2, 0): (4, 0), (2, 1): (5, 1)}),
+    ],
+)
+def test_tasks_on_the_last_nodes_of_a_job_are_no_ranks_where_these_sample(job, size, machines, of_each, dealt, monkeypatch):
+    for (node, local), (index, server_task) in of_each.items():
+        for name, value in of_job(*job, node, local, dealt).items():
+            monkeypatch.setenv(name, value)
+        assert (place.size(), place.machines()) == (size, machines)
+        assert place.server_tasks() == job[1] * job[2]
+        assert place.server_task() == server_task
+        if server_task is None:
+            assert place.index() == index
+            place.check(size // machines, machines)
+
+
+def test_lightning_has_the_ranks_without_the_tasks_that_sample(monkeypatch):
+    for name, value in of_job(3, 2, 1, node=1, local=0).items():
+        monkeypatch.setenv(name, value)
+    found = world.environment()
+    assert (found.world_size(), found.global_rank(), found.local_rank(), found.node_rank()) == (4, 2, 0, 1)
+    found.validate_settings(num_devices=2, num_nodes=2)
+    with pytest.raises(ValueError, match="num_nodes"):
+        found.validate_settings(num_devices=2, num_nodes=3)
+
+
 @pytest.mark.parametrize(("name", "size"), [("bash", 1), ("interactive", 1), ("python", 2)])
 def test_a_command_typed_in_a_shell_of_several_tasks_is_alone(name, size, monkeypatch):
     """srun -n2 --pty bash: the other shell has ended. With --pty python the second task is there, without a terminal."""

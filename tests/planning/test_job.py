@@ -5,8 +5,9 @@ from conftest import composed
 from omegaconf import OmegaConf
 from plans import HERE
 
-from dash_exp.planning.job import Lengths, OuterStep, job_of, largest_pass, moment_bytes, prompt_tokens
+from dash_exp.planning.job import Lengths, OuterStep, job_of, largest_pass, moment_bytes, prompt_tokens, sampler_sizes
 from dash_exp.planning.load import BackwardPass
+from dash_exp.planning.machine import KNOWN
 
 ASKS = "prompt.text='Q: {prompt}'"
 
@@ -16,6 +17,24 @@ def test_coupled_sampling_makes_as_many_calls_on_several_devices():
     coupled = ["batch.prompts=64", "batch.sample_prompts=16", "trainer=ddp", "trainer.devices=4"]
     job = job_of(composed(*coupled), HERE)
     assert (job.step.calls, job.step.prompts_per_call, job.step.prompts) == (4, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "on_gpus", "on_cpus"),
+    [
+        (["rollout.sampler.servers=[http://a:1,http://b:1,http://c:1]"], (3, 1), (3, 1)),
+        (["rollout.sampler.server_nodes=2"], (16, 1), (2, 1)),  # 8 GPUs each, as nodes that train have; one server without
+        (["rollout.sampler.server_nodes=2", "rollout.sampler.gpus_per_server=4"], (4, 4), (2, 1)),
+    ],
+)
+def test_how_many_servers_sample(sampler, on_gpus, on_cpus):
+    words = ["rollout=vllm_server", *sampler, "trainer=ddp", "trainer.devices=8"]
+    for cfg, device, found in (
+        (composed(*words, "trainer.accelerator=gpu"), KNOWN["h200"], on_gpus),
+        (composed(*words), HERE, on_cpus),
+    ):
+        sizes = sampler_sizes(cfg, device)
+        assert (sizes.servers, sizes.gpus_each) == found
 
 
 def test_the_largest_backward_pass_by_hand():

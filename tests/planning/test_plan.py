@@ -50,6 +50,18 @@ def test_70b_fits_8_h200_that_share_it_with_an_adapter_and_engines_that_have_98_
     assert not few_layers("model=llama-3-70b", "trainer=gpu").fits
 
 
+def test_an_engine_over_8_gpus_has_an_eighth_of_the_weights_on_each():
+    parts = ["model=llama-3-70b", "trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=8", "rollout=vllm_server"]
+    assert not few_layers(*parts).fits
+    over_8 = few_layers(*parts, "rollout.sampler.server_nodes=1", "rollout.sampler.gpus_per_server=8")
+    assert over_8.fits
+    # of each GPU 90%, without what vLLM needs itself; all of the weights are there once
+    room = 8 * (0.9 * over_8.device.memory - plan.VLLM_OVERHEAD) - over_8.job.engine_weight_bytes
+    assert over_8.cache_tokens == pytest.approx(
+        room / (2 * 1024 * 80 * 2)
+    )  # keys and values, 8 heads of 128, 80 layers, 16 bits
+
+
 @pytest.mark.parametrize(
     ("algo", "sleep", "awake"),
     [("dash", True, False), ("dash", False, True), ("grpo", True, True)],  # grpo samples between its backward passes

@@ -12,7 +12,7 @@ from pathlib import Path
 import needs
 import pytest
 import slurm
-from conftest import ROOT, SMALL, composed, environment
+from conftest import ROOT, SMALL, composed, environment, sweep_settings
 from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 from runs import same
@@ -208,15 +208,6 @@ def process_in(folder: Path) -> int:
 
 
 # --- settings ----------------------------------------------------------------------------------------------------------
-
-
-def sweep_settings(*overrides: str):
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.types import RunMode
-
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return GlobalHydra.instance().hydra.compose_config("config", list(overrides), RunMode.MULTIRUN)
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,12 @@ def test_where_servers_are_changes_no_number():
     engine = {"_target_": "x.VLLMServerSampler", "max_sequences": 8, "eager": False}
     earlier = {"servers": ["http://a:1"], "memory_share": 0.9, "transfer": "auto", "weights_dir": None}
     own = {"servers": None, "colocate": True, "memory_share": 0.4, "transfer": "folder", "weights_dir": "/disk"}
-    runs = [{"rollout": {"staleness": 0, "sampler": engine | places}} for places in (earlier, own)]
+    of_job = {"servers": None, "colocate": False, "server_nodes": 2, "gpus_per_server": 4}
+    runs = [{"rollout": {"staleness": 0, "sampler": engine | places}} for places in (earlier, own, of_job)]
     for same in (as_earlier, same_numbers):
-        assert same(runs[0]) == same(runs[1])
+        assert same(runs[0]) == same(runs[1]) == same(runs[2])
     other = {"rollout": {"staleness": 0, "sampler": engine | own | {"max_sequences": 9}}}
     assert same_numbers(other) != same_numbers(runs[1])
     inside = [{"rollout": {"sampler": {"_target_": "x.VLLMSampler", "memory_share": share}}} for share in (0.4, 0.5)]
     assert same_numbers(inside[0]) != same_numbers(inside[1])
+    assert runs[2]["rollout"]["sampler"]["server_nodes"] == 2

@@ -316,3 +316,46 @@ def test_addresses(policy, tokenizer):
     ]:
         with pytest.raises(UserError, match=wrong):
             urls(*servers)
+
+
+def test_a_server_that_was_started_again_elsewhere_is_found_there(stand_ins, prompts, caplog):
+    """The other one goes on. At its old address there is another program, or nobody."""
+    first, moved, well = StandIn(reset), StandIn(proper), StandIn(slow)
+    at = [first.url, well.url]
+    sampler = stand_ins(first, moved, well, urls=lambda: list(at))
+    first.shutdown()
+    first.server_close()
+    assert good(sampler.sample(prompts, 2, Sampling(3), KEY), prompts)
+    assert sampler.live_servers == 1
+    at[0] = moved.url
+    until(lambda: sampler.live_servers == 2, 30)
+    assert f"sampling server {moved.url} is back" in caplog.text
+    assert good(sampler.sample(prompts, 2, Sampling(3), KEY), prompts)
+    assert moved.asked
+
+
+def test_another_program_at_the_address_of_a_server_that_may_move_does_not_end_a_run_that_starts(stand_ins, prompts):
+    """A port may be taken before a server listens there. It gets another one."""
+    other, well, moved = StandIn(proper, fingerprint="of another"), StandIn(proper), StandIn(proper)
+    at = [other.url, well.url]
+    sampler = stand_ins(other, well, moved, urls=lambda: list(at))
+    assert sampler.live_servers == 1
+    at[0] = moved.url
+    until(lambda: sampler.live_servers == 2, 30)
+    assert other.asked == []
+
+
+def test_what_is_said_where_no_server_is_left_ends_the_run(stand_ins, prompts):
+    """Without waiting for `give_up_s`."""
+    only = StandIn(reset)
+    left = [only.url]
+
+    def now():
+        if not left:
+            raise UserError("rollout.sampler.server_nodes=1", "no sampling server is left", "Look")
+        return left
+
+    sampler = stand_ins(only, urls=now, give_up_s=1000)
+    left.clear()
+    with pytest.raises(UserError, match="no sampling server is left"):
+        sampler.sample(prompts, 2, Sampling(3), KEY)

@@ -56,8 +56,12 @@ BAD = [
     ("rollout=vllm_server rollout.sampler.colocate=maybe", "rollout.sampler.colocate=maybe: is neither true nor false"),
     (
         "rollout=vllm_server rollout.sampler.colocate=true rollout.sampler.servers=[http://a]",
-        "rollout.sampler.colocate=true: has the run start its servers, and rollout.sampler.servers=['http://a'] names others. "
+        "rollout.sampler.colocate=true: starts servers of its own, and rollout.sampler.servers=['http://a'] names others. "
         "Leave one of them out.",
+    ),
+    (
+        "rollout=vllm_server rollout.sampler.colocate=true rollout.sampler.server_nodes=1",
+        "rollout.sampler.colocate=true: has servers on the devices of the run, and rollout.sampler.server_nodes=1 on others. ",
     ),
     (
         "rollout=vllm_server rollout.sampler.colocate=true rollout.sampler.transfer=nccl trainer=gpu",
@@ -96,6 +100,23 @@ BAD = [
         "rollout.sampler.servers=['ftp://a']: ftp://a is not an address: it does not start with http:// or https://. Write http://HOST:PORT.",
     ),
     ("rollout=vllm_server rollout.sampler.servers=[http://a,http://a]", "has an address twice"),
+    (
+        "rollout=vllm_server rollout.sampler.server_nodes=-1",
+        "rollout.sampler.server_nodes=-1: is not a whole number of at least 0",
+    ),
+    ("rollout=vllm_server rollout.sampler.gpus_per_server=0", "rollout.sampler.gpus_per_server=0: is not a whole number of at"),
+    (
+        "rollout=vllm +rollout.sampler.server_nodes=1",
+        "rollout.sampler.server_nodes=1: is for sampling servers, and the sampler is another. Use rollout=vllm_server, or",
+    ),
+    (
+        "rollout=vllm_server rollout.sampler.server_nodes=1 rollout.sampler.servers=[http://a]",
+        "rollout.sampler.server_nodes=1: starts servers of its own, and rollout.sampler.servers=['http://a'] names others.",
+    ),
+    (
+        "rollout=vllm_server rollout.sampler.server_nodes=1 rollout.sampler.transfer=nccl",
+        "goes from GPU to GPU, and the policy is on the CPU",
+    ),
 ]
 
 
@@ -126,6 +147,12 @@ def test_servers_that_the_run_starts():
     cfg = composed("rollout=vllm_server")
     assert list(cfg.rollout.sampler.servers) == ["http://127.0.0.1:8001", "http://127.0.0.1:8002"]
     assert cfg.rollout.sampler.memory_share == 0.9
+
+
+def test_with_nodes_of_its_own_a_run_needs_no_addresses():
+    cfg = composed("rollout=vllm_server", "rollout.sampler.server_nodes=1")
+    validate(cfg)
+    assert (cfg.rollout.sampler.servers, cfg.rollout.sampler.memory_share) == (None, 0.9)
 
 
 def test_every_refusal_has_a_case():

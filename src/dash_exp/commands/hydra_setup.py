@@ -78,6 +78,11 @@ def tasks(devices: int, nodes: int) -> int:
     return devices if nodes > 1 else 1
 
 
+def nodes(training: int, sampling: Any) -> int:
+    """Nodes of a cell: those that train, and those with sampling servers. `validate` reports what is no number."""
+    return training + sampling if isinstance(sampling, int) else training
+
+
 def of_task(each: int, devices: int, nodes: int) -> int:
     """What a Slurm task gets, of which each device needs so much."""
     return each * devices // tasks(devices, nodes)
@@ -99,6 +104,7 @@ def set_up() -> None:
     OmegaConf.register_new_resolver("gpus", gpus, replace=True)
     OmegaConf.register_new_resolver("times", operator.mul, replace=True)
     OmegaConf.register_new_resolver("tasks", tasks, replace=True)
+    OmegaConf.register_new_resolver("nodes", nodes, replace=True)
     OmegaConf.register_new_resolver("of_task", of_task, replace=True)
     OmegaConf.register_new_resolver("local", local, replace=True)
     OmegaConf.register_new_resolver("by_device", by_device, replace=True)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dash_exp.commands.parts import made
 from dash_exp.core import files
+from dash_exp.distributed import server_store
 from dash_exp.sampling.base import Sampler
 from dash_exp.sampling.own_servers import SETTING, OwnServers
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 def sampler_of(cfg: DictConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> Sampler:
     """`rollout.sampler`, made. `output`: the folder for what servers of its own print."""
     given = {"policy": policy, "tokenizer": tokenizer, "compute_dtype": getattr(torch, cfg.model.compute_dtype)}
+    if cfg.rollout.sampler.get("server_nodes"):
+        return made(cfg, "rollout.sampler")(**given, servers=server_store.addresses())
     if not colocated(cfg):
         return made(cfg, "rollout.sampler")(**given)
     own = started(cfg, output)

@@ -80,7 +80,11 @@ def main() -> None:
     if run := os.environ.pop(STARTED_BY, None):
         process.end_with(int(run))
     command = parse(cli.help_or_arguments(__doc__))
-    cfg = configuration(command)
+    start(configuration(command), command)
+
+
+def start(cfg: DictConfig, command: Command) -> None:
+    """Become the server. `cfg`: settings that are known to be good. UserError for what cannot be loaded, or a port in use."""
     checkpoint = checkpoint_folder(cfg, command)
     check_port(command)
     temporary = Path(tempfile.gettempdir())

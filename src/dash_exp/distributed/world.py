@@ -44,18 +44,37 @@ class RankLostError(UserError):
     """Another rank has gone, or the store."""
 
 
+class Trainers(SLURMEnvironment):
+    """Lightning's of Slurm, without the nodes whose servers sample."""
+
+    def world_size(self) -> int:
+        """The ranks."""
+        return place.size()
+
+    def global_rank(self) -> int:
+        """This rank."""
+        return place.index()
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        """The number of nodes is that of the whole job."""
+        super().validate_settings(num_devices, num_nodes + place.server_nodes())
+
+
 def environment() -> ClusterEnvironment:
-    """Lightning's, of what has started this process. On Slurm it must not requeue the job itself, and load a pickle.
+    """Lightning's, of what has started this process. UserError as in `slurm`."""
+    if place.size() == 1:
+        return LightningEnvironment()
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else slurm()
+
+
+def slurm() -> Trainers:
+    """That of Slurm. It must not requeue the job itself, and load a pickle.
 
     UserError where srun was not told how many tasks a node has.
     """
-    if place.size() == 1:
-        return LightningEnvironment()
-    if TorchElasticEnvironment.detect():
-        return TorchElasticEnvironment()
     try:
         with warnings.catch_warnings(action="ignore"):  # that srun is not used, in a job named `interactive`
-            return SLURMEnvironment(auto_requeue=False)
+            return Trainers(auto_requeue=False)
     except RuntimeError as error:
         wrong = f"has started {place.size()} tasks and was not told how many a node has"
         raise UserError("srun", wrong, "Add --ntasks-per-node=N: the number of ranks on each node") from error

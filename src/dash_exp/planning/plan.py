@@ -150,13 +150,17 @@ def part_of(device: Device, ranks: int) -> Device:
 
 
 def engine_of(job: Job, device: Device) -> tuple[float, float | None]:
-    """Bytes that an engine of vLLM takes of a device, and for how many tokens its KV cache has room: 0 and None without one."""
+    """Bytes that an engine of vLLM takes of a device, and for how many tokens its KV cache has room: 0 and None without one.
+
+    An engine over several GPUs has a part of its weights and of its cache on each.
+    """
     if not job.sampler.kind.startswith("vllm"):
         return 0.0, None
     on_gpu = device.kind == "gpu"
     taken = job.sampler.memory_share * device.memory if on_gpu else job.engine_weight_bytes + job.sampler.cpu_cache
-    cache = taken - job.engine_weight_bytes - (VLLM_OVERHEAD if on_gpu else 0.0)
-    return taken, max(0.0, cache / (2 * job.size.kv_width * job.size.layers * job.load.compute_dtype.itemsize))
+    parts = job.sampler.gpus_each
+    cache = taken - job.engine_weight_bytes / parts - (VLLM_OVERHEAD if on_gpu else 0.0)
+    return taken, max(0.0, parts * cache / (2 * job.size.kv_width * job.size.layers * job.load.compute_dtype.itemsize))
 
 
 def overhead(parts: Parts, device: Device) -> dict[str, float]:

@@ -57,7 +57,8 @@ def sample_s(job: Job, device: Device, cache_tokens: float | None) -> float:
     at_once = sampler.max_sequences
     if cache_tokens is not None:
         at_once = max(1, min(at_once, int(cache_tokens / (job.lengths.prompt + job.lengths.completion))))
-    engines = max(1, sampler.servers) / job.devices if sampler.kind == "vllm_server" else 1.0
+    # an engine over several GPUs counts as that many
+    engines = max(1, sampler.servers * sampler.gpus_each) / job.devices if sampler.kind == "vllm_server" else 1.0
     rows = max(1, math.ceil(step.prompts_per_call * step.group / engines))  # of a call, on one engine
     waves = [min(at_once, rows - start) for start in range(0, rows, at_once)]
     return step.calls * sum(wave_s(job, device, rows) for rows in waves)

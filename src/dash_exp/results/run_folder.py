@@ -23,7 +23,10 @@ ENDING = "unfinished"  # the status in `result.json` while a trained run writes 
 SNAPSHOTS = Path("checkpoints") / "resume"  # in a run folder
 SNAPSHOT_NAME = re.compile(r"step_\d{5,}-[0-9a-f]{16}\.pt")
 # Of `rollout.sampler` with servers: where they are, and how weights get there. None of these changes a number.
-OF_SERVERS = ("servers", "colocate", "memory_share", "timeout_s", "give_up_s", "transfer", "weights_dir")
+OF_SERVERS = (
+    *("servers", "colocate", "server_nodes", "gpus_per_server", "memory_share"),
+    *("timeout_s", "give_up_s", "transfer", "weights_dir"),
+)
 SWEEP_FILE = "sweep.json"  # the cells of a sweep, written before the first one starts
 SCHEME = "wandb:"  # marks runs in W&B
 RESULT_FILE = "result.json"

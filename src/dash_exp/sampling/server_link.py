@@ -97,6 +97,12 @@ class Server:
         self.heard = 0.0  # when it last decoded a token for this run, since it was lost
         self.sender: native.Sender | None = None
 
+    def move(self, url: str) -> None:
+        """It may have been started again at this address."""
+        if url != self.url:
+            self.url = url
+            self.control.base_url = self.sampling.base_url = httpx.URL(url)
+
     async def forget(self) -> None:
         """What was known of its weights: it was started again, or someone else has changed them."""
         self.has_base, self.model = False, self.facts["name"]

@@ -43,12 +43,13 @@ log = logging.getLogger(__name__)
 class VLLMServerSampler:
     """A sampler that distributes prompts over servers.
 
-    `servers`: their addresses. `max_sequences`: completions that an engine decodes at a time. `timeout_s`: a server that does
-    not answer, or decodes nothing, for this long is lost. `give_up_s`: without any for this long, `sample` raises UserError; a
-    server that loads weights for longer is lost. `transfer`: how weights are sent: `folder`, `nccl` (vLLM's weight transfer
-    between GPUs), or `auto` (nccl if both sides have a GPU). `weights_dir`: see `Room`. `max_model_len`: see `Engine`; a server
-    needs at least this much. `merge`: see `VLLMSampler`. `own`: where the servers are those that this run has started; they end
-    with the sampler. All other settings are for the servers.
+    `servers`: their addresses; or a function that gives those of now, for servers that are started again elsewhere. It is asked
+    when one is lost. `max_sequences`: completions that an engine decodes at a time. `timeout_s`: a server that does not answer,
+    or decodes nothing, for this long is lost. `give_up_s`: without any for this long, `sample` raises UserError; a server that
+    loads weights for longer is lost. `transfer`: how weights are sent: `folder`, `nccl` (vLLM's weight transfer between GPUs),
+    or `auto` (nccl if both sides have a GPU). `weights_dir`: see `Room`. `max_model_len`: see `Engine`; a server needs at least
+    this much. `merge`: see `VLLMSampler`. `own`: where the servers are those that this run has started; they end with the
+    sampler. All other settings are for the servers.
 
     `active_servers`: how many servers finished a group in the last sampling call. `resent_prompts`: how many prompts were given
     to another server because theirs was lost or did not answer as it should, over all calls.
@@ -62,7 +63,7 @@ class VLLMServerSampler:
         tokenizer: PreTrainedTokenizerBase,
         compute_dtype: torch.dtype = torch.float32,
         *,
-        servers: Sequence[str],
+        servers: Sequence[str] | Callable[[], Sequence[str]],
         max_sequences: int,
         timeout_s: float = 60.0,
         give_up_s: float = 600.0,
@@ -73,7 +74,8 @@ class VLLMServerSampler:
         own: OwnServers | None = None,
         **engine: Any,
     ) -> None:
-        urls = addresses(servers)
+        self._where = servers if callable(servers) else None
+        urls = addresses(servers() if callable(servers) else servers)
         self.servers = [Server(url, timeout_s, give_up_s, of=len(urls)) for url in urls]
         self.max_sequences = max_sequences
         self.max_model_len = max_model_len or int(policy.config.max_position_embeddings)
@@ -229,6 +231,8 @@ class VLLMServerSampler:
 
     async def _contact(self, server: Server) -> None:
         """Ask a server that is not in use what it is and what it has, and give it the current weights."""
+        if self._where is not None:
+            server.move(addresses(await asyncio.to_thread(self._where))[self.servers.index(server)])
         facts = await server.read_facts()
         wrong = unmet(facts, self.updates, max_model_len=self.max_model_len, max_sequences=self.max_sequences)
         if wrong is not None:
@@ -319,8 +323,11 @@ class VLLMServerSampler:
             await self._inside.until(lambda: self._call is not call, within_s=PROBE_EVERY_S)
 
     def _refuse(self, server: Server, error: Exception) -> None:
-        """What a user must mend at a server ends a run that starts. Later the others go on without it."""
-        if isinstance(error, LostError) and error.right and not self._begun:
+        """What a user must mend at a server ends a run that starts. Later the others go on without it.
+
+        Where servers may move, it may be another program, which has taken the port.
+        """
+        if isinstance(error, LostError) and error.right and not self._begun and self._where is None:
             self._failure = self._failure or UserError(f"{SETTING}: {server.url}", str(error), error.right)
 
     def _lose(self, server: Server, error: Exception) -> None:

@@ -25,6 +25,8 @@ def values(cfg: DictConfig) -> None:
     numbers(cfg, "rollout.memory_gb rollout.sampler.cpu_cache_gb", above=0)
     numbers(cfg, "rollout.sampler.timeout_s rollout.sampler.give_up_s", above=0)
     number(cfg, "rollout.sampler.memory_share", above=0, most=1, why="it is a share of the GPU's memory")
+    number(cfg, "rollout.sampler.server_nodes", whole=True, least=0)
+    number(cfg, "rollout.sampler.gpus_per_server", whole=True, least=1)
     number(cfg, "rollout.mismatch_limit", above=0, optional=True)
     number(cfg, "rollout.truncated_penalty", least=0)
     if cfg.rollout.importance_cap != "auto":
@@ -44,10 +46,14 @@ def relations(cfg: DictConfig) -> None:
             f"leaves no room for a prompt in addition to a completion of {setting}={longest}",
             "Raise it, or write null for the model's context",
         )
+    if "transfer" in cfg.rollout.sampler:
+        _ways(cfg)
     if cfg.rollout.sampler.get("colocate"):
         _colocated(cfg)
+    elif cfg.rollout.sampler.get("server_nodes"):
+        _server_nodes(cfg)
     elif "servers" in cfg.rollout.sampler:
-        _servers(cfg)
+        _addresses(cfg)
     if ".vllm" in _sampler(cfg):
         _vllm(cfg)
 
@@ -96,18 +102,12 @@ def _importance(cfg: DictConfig) -> None:
     raise UserError(f"rollout.importance_cap={cfg.rollout.importance_cap}", wrong, "Leave it out")
 
 
-def _ways(cfg: DictConfig) -> None:
-    known(cfg, "rollout.sampler.transfer", ["auto", "folder", "nccl"])
-    if cfg.rollout.sampler.get("weights_dir") is not None:
-        texts(cfg, "rollout.sampler.weights_dir")
-
-
 def _colocated(cfg: DictConfig) -> None:
     """Servers that the run starts itself, on the devices that it trains on."""
-    _ways(cfg)
     where, sampler = "rollout.sampler.colocate=true", cfg.rollout.sampler
-    if sampler.get("servers") is not None:
-        wrong = f"has the run start its servers, and rollout.sampler.servers={sampler.servers} names others"
+    _no_addresses(cfg, where)
+    if sampler.get("server_nodes"):
+        wrong = f"has servers on the devices of the run, and rollout.sampler.server_nodes={sampler.server_nodes} on others"
         raise UserError(where, wrong, "Leave one of them out")
     if sampler.get("transfer") == "nccl":
         wrong = "does not work with rollout.sampler.transfer=nccl, which goes from one GPU to another"
@@ -120,8 +120,23 @@ def _colocated(cfg: DictConfig) -> None:
         raise UserError(where, wrong, "Use servers that you start: rollout.sampler.servers=[...]")
 
 
-def _servers(cfg: DictConfig) -> None:
-    _ways(cfg)
+def _server_nodes(cfg: DictConfig) -> None:
+    """Servers on nodes of their own, in the Slurm job of a cell."""
+    where = f"rollout.sampler.server_nodes={cfg.rollout.sampler.server_nodes}"
+    if not _sampler(cfg).endswith(".VLLMServerSampler"):
+        raise UserError(
+            where, "is for sampling servers, and the sampler is another", "Use rollout=vllm_server, or leave it out"
+        )
+    _no_addresses(cfg, where)
+
+
+def _no_addresses(cfg: DictConfig, where: str) -> None:
+    if (servers := cfg.rollout.sampler.get("servers")) is not None:
+        wrong = f"starts servers of its own, and rollout.sampler.servers={servers} names others"
+        raise UserError(where, wrong, "Leave one of them out")
+
+
+def _addresses(cfg: DictConfig) -> None:
     servers = cfg.rollout.sampler.servers
     if not servers or isinstance(servers, str):
         raise UserError(
@@ -139,6 +154,13 @@ def _servers(cfg: DictConfig) -> None:
             ) from error
     if len(set(servers)) < len(servers):
         raise UserError(f"rollout.sampler.servers={servers}", "has an address twice", "Remove one of them")
+
+
+def _ways(cfg: DictConfig) -> None:
+    """How weights reach the servers."""
+    known(cfg, "rollout.sampler.transfer", ["auto", "folder", "nccl"])
+    if cfg.rollout.sampler.get("weights_dir") is not None:
+        texts(cfg, "rollout.sampler.weights_dir")
     if cfg.rollout.sampler.transfer != "nccl":
         return
     if cfg.trainer.accelerator != "gpu":

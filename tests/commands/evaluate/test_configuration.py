@@ -53,6 +53,17 @@ def test_a_further_test_set_for_a_run(trained):
         of(trained, "eval.n=8")
 
 
+def test_a_run_whose_job_had_nodes_of_servers_is_evaluated_without_them(trained):
+    """The servers that it asks are those of `rollout.sampler.servers`."""
+    record = trained / ".hydra" / "config.yaml"
+    cfg = OmegaConf.load(record)
+    cfg.rollout = composed("rollout=vllm_server", "rollout.sampler.server_nodes=1").rollout
+    OmegaConf.save(cfg, record)
+    assert of(trained).rollout.sampler.server_nodes == 0
+    with pytest.raises(UserError, match="of a cell's own Slurm job, and this is an evaluation"):
+        of(trained, "rollout.sampler.server_nodes=1")
+
+
 def test_a_cell_of_a_sweep(trained):
     """Its folder is named by its overrides."""
     cell = trained.rename(trained.with_name("algo=dash,kl.coef=0.04"))

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from dash_exp.commands import cli
 from dash_exp.commands.evaluate.command import Command
+from dash_exp.commands.sweep import server_nodes
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import error_line
 from dash_exp.models import gguf
@@ -56,6 +57,7 @@ def configured(command: Command) -> DictConfig:
     if "adapter" in cfg.model:  # a run of an earlier version does not have it
         cfg.model.adapter = None  # a trained one is merged into its base
     validate(cfg, earlier=is_run(target))
+    server_nodes.refuse(cfg, "this is an evaluation")
     return cfg
 
 
@@ -64,6 +66,8 @@ def completed(folder: Path) -> DictConfig:
     cfg = stored(folder)
     if "rollout" in cfg:
         cfg.rollout = with_today(cfg.rollout, cli.composed().rollout)
+        if cfg.rollout.sampler.get("server_nodes"):  # of its Slurm job, which has ended
+            cfg.rollout.sampler.server_nodes = 0
     if "prompt" not in cfg:  # as such runs asked
         cfg.prompt = OmegaConf.to_container(cli.composed(["prompt=bare"]).prompt, resolve=True)
     if "select" not in cfg:

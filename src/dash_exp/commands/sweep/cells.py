@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dash_exp.commands.sweep import server_nodes
 from dash_exp.commands.sweep.finished import finished
 from dash_exp.commands.sweep.launchers import check_launcher, check_sweeper
 from dash_exp.commands.sweep.matched import wanted_baseline
@@ -35,10 +36,11 @@ class Planned:
     cfg: DictConfig
     launcher: dict[str, Any]  # the launcher's settings, which may depend on those of the cell
 
-    def check(self) -> None:
-        """Raise UserError, with the cell's name, where it cannot be run."""
+    def check(self, config: DictConfig) -> None:
+        """Raise UserError, with the cell's name, where it cannot be run. `config`: that of the command."""
         try:
             validate(self.cfg)
+            server_nodes.check(self.cfg, config)
             finished(self.folder, self.cfg)
         except UserError as error:
             raise UserError(f"cell {','.join(self.overrides)}: {error.where}", error.wrong, error.right) from error
@@ -56,7 +58,7 @@ def checked(config: DictConfig) -> list[Planned]:
         raise _no_plan()
     _check_folders(cells)
     for cell in cells:
-        cell.check()
+        cell.check(config)
     _check_order(cells, config)
     _check_jobs(cells, config)
     _check_claims(cells, config)

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dash_exp.commands.sweep import server_nodes
 from dash_exp.core.addresses import host_and_port, unreachable
 from dash_exp.core.errors import UserError
 from dash_exp.distributed import place
@@ -44,6 +45,7 @@ def check_launcher(config: DictConfig) -> None:
     target = str(config.hydra.launcher._target_)
     name = target.split(".")[1]
     chosen = f"hydra/launcher={config.hydra.runtime.choices.get('hydra/launcher')}"
+    server_nodes.check(config, config)
     if name != "dash_exp_slurm" and config.trainer.num_nodes > 1:
         place.check(config.trainer.devices, config.trainer.num_nodes)
     if name not in LAUNCHERS:
@@ -73,10 +75,12 @@ def check_launcher(config: DictConfig) -> None:
 
 
 def check_single(config: DictConfig) -> None:
-    """Raise UserError where a single run has a launcher or a sweeper, which would not be used."""
+    """Raise UserError where a single run has a launcher, a sweeper or nodes of servers, which would not be used."""
     for name in ("launcher", "sweeper"):
         if (choice := config.hydra.runtime.choices.get(f"hydra/{name}")) not in (None, "basic"):
             raise UserError(f"hydra/{name}={choice}", "is for the cells of a sweep, and this is a single run", "Add -m")
+    if not config.get("plan"):
+        server_nodes.refuse(config, "this is a single run")
 
 
 def check_sweeper(config: DictConfig) -> None:
