@@ -55,7 +55,7 @@ def machines(tmp_path):
 
 
 def test_two_torchruns_come_to_the_numbers_of_one_process(machines, tmp_path):
-    """Sharded weights, KL against a reference. The second machine has no folder of the run, so the first writes all."""
+    """Sharded weights, KL against a reference. The second machine has no folder of the run."""
     settings = [*COMMON, "kl.coef=0.04"]
     port = slurm.free_port()
     both = [machines(n, torchrun(n, "127.0.0.1", port, *settings, "trainer=fsdp", "hydra.run.dir=run")) for n in (1, 0)]
@@ -64,7 +64,6 @@ def test_two_torchruns_come_to_the_numbers_of_one_process(machines, tmp_path):
     (_, second, said), (_, first, _) = both
     assert not [path for path in second.iterdir() if not path.name.startswith(".")], "only the first machine writes"
     assert "steps" not in said.read_text(), "only the first machine prints"
-    assert len(re.findall("not all ranks see .*: the first gathers", (tmp_path / "said0").read_text())) == 1
     run.run(composed(*settings), tmp_path / "alone")
     runs.alike(first / "run", tmp_path / "alone")
 

@@ -1,6 +1,7 @@
 """Two ranks come to the numbers of one, whatever each of them has to do; and end together."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -196,9 +197,13 @@ def test_a_signal_to_the_command_ends_all_its_ranks(number, status, tmp_path):
         assert run_folder.snapshots(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("before", "after"), [("fsdp", "cpu"), ("fsdp", "fsdp"), ("cpu", "fsdp")])
-def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(before, after, tmp_path, monkeypatch, alone):
-    """And one that was not goes on as one that is: either form of a snapshot is read by both."""
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("fsdp", "cpu"), ("fsdp", "fsdp"), ("cpu", "fsdp"), ("fsdp apart", "fsdp apart"), ("fsdp", "fsdp apart")],
+)
+def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(before, after, tmp_path, monkeypatch, alone, caplog):
+    """And one that was not goes on as one that is: either form of a snapshot is read by all. Apart: on two disks."""
+    caplog.set_level(logging.INFO, "dash_exp.training.snapshot")
     settings = SOME_SETTINGS["minibatches"].split()
     folder = tmp_path / "left"
     finish_row = PolicyModule.finish_row
@@ -209,17 +214,19 @@ def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(before, after, tm
         return finish_row(module)
 
     def ranks(trainer):
-        return worlds.two_ranks() if trainer == "fsdp" else nullcontext()
+        work = worlds.follows_apart if "apart" in trainer else run.follow
+        return worlds.two_ranks(work) if "fsdp" in trainer else nullcontext()
 
     with ranks(before), monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(PolicyModule, "finish_row", leaves)
-        run.run(composed(*COMMON, *settings, f"trainer={before}"), folder)
+        run.run(composed(*COMMON, *settings, f"trainer={before.split()[0]}"), folder)
     assert left.value.code == process.RESUME_ME
     (kept,) = run_folder.snapshots(folder)
     parts = [file.name[:11] for file in kept.glob("part-*")]
     assert sorted(parts) == (["part-0-of-2", "part-1-of-2"] if before == "fsdp" else [])
     with ranks(after):
-        run.run(composed(*COMMON, *settings, f"trainer={after}"), folder)
+        run.run(composed(*COMMON, *settings, f"trainer={after.split()[0]}"), folder)
+    assert caplog.text.count("the first gathers the weights of the others") == [before, after].count("fsdp apart")
     runs.alike(folder, alone(SOME_SETTINGS["minibatches"]))
 
 
@@ -232,8 +239,8 @@ DROPOUT = "model.adapter=lora model.lora.lr=0.01 model.lora.dropout=0.5"
     ids=["ddp, adapter", "fsdp, adapter", "fsdp, sampled ahead, a part is torn"],
 )
 def test_a_run_of_two_ranks_goes_on_as_if_nothing_had_been(trainer, overrides, torn, tmp_path, monkeypatch, capsys, caplog):
-    """Of the adapter dropout too: each rank draws its own, and goes on where it was. The other rank follows the first through
-    all three runs. Where its part of the last snapshot is torn, both go on from the one before.
+    """Of the adapter dropout too: each rank draws its own, and goes on where it was. Where the part of the second in the last
+    snapshot is torn, both go on from the one before.
     """
     every = "resume_every=1" if torn else "resume_every=2"
     cfg = composed(*COMMON, *overrides.split(), f"trainer={trainer}", "steps=4", "eval.every=4", every)
@@ -248,6 +255,7 @@ def test_a_run_of_two_ranks_goes_on_as_if_nothing_had_been(trainer, overrides, t
             assert len(kept) == 1
             first, second = (state["torch"] for state in snapshot_file.read(last)["random"])
             assert not torch.equal(first, second)
+    with worlds.two_ranks():
         run.run(cfg, tmp_path / "broken")
     assert "resumes after outer step 2" in capsys.readouterr().out
     assert (f"{last} is damaged (part-1-of-2" in caplog.text) == torn

@@ -108,7 +108,7 @@ def own_rows(tensor: Tensor, index: int, size: int) -> Tensor:
     """
     with torch.no_grad():
         if isinstance(tensor, DTensor) and tuple(tensor.placements) == (Shard(0),):
-            return tensor.detach().to_local()
+            return tensor.to_local().detach()
         whole = torch.atleast_1d(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach())
         return whole[rows_of(len(whole), index, size)]
 

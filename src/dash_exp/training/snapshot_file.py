@@ -7,6 +7,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,7 +90,7 @@ def read(snapshot: Path) -> State:
         return torch.load(contents, map_location="cpu", weights_only=True)
 
 
-def check(file: Path, contents: IO[bytes]) -> None:
+def check(file: Path, contents: BufferedReader) -> None:
     """Raise ValueError where the contents do not match the digest in the file's name. Leaves them at their beginning."""
     contents.seek(0)
     if hashlib.file_digest(contents, "sha256").hexdigest()[:16] != digest_in(file):

@@ -243,11 +243,13 @@ class Parts:
 
     def moments(self, index: int, parameter: Tensor) -> dict[str, Tensor]:
         """What the optimizer keeps of its parameter number `index`, divided as the parameter is."""
-        keys = self.keys("optimizer", "state", index)
-        alike = [key for key in keys if isinstance(parameter, DTensor) and self._shape(key) == tuple(parameter.shape)]
-        found = dict(self.whole(*(key for key in keys if key not in alike)))
-        found |= {key: sharded.from_rows(self.own_rows(key, parameter.device), parameter) for key in alike}
-        return {str(key[-1]): tensor for key, tensor in found.items()}
+        found: dict[str, Tensor] = {}
+        for key in self.keys("optimizer", "state", index):
+            if isinstance(parameter, DTensor) and self._shape(key) == tuple(parameter.shape):
+                found[str(key[-1])] = sharded.from_rows(self.own_rows(key, parameter.device), parameter)
+            else:
+                ((_, found[str(key[-1])]),) = self.whole(key)
+        return found
 
     def older(self) -> dict[int, dict[str, Tensor]]:
         """Older weights, as `older` took them: on the first rank the whole, on the others their rows."""
