@@ -10,6 +10,7 @@ from pathlib import Path
 
 import forked
 import torch
+from omegaconf import DictConfig
 from slurm import free_port
 
 from dash_exp.commands import rank, run
@@ -57,6 +58,11 @@ def pid_of(rank: int, mark: str) -> int:
         except OSError:  # it has ended
             continue
     raise AssertionError(f"no rank {rank} of {mark}")
+
+
+def follows_apart(cfg: DictConfig, folder: Path, group: Ranks) -> None:
+    """The other rank follows on a machine that does not see the folder of the run."""
+    run.follow(cfg, folder / "not" / "here", group)
 
 
 def gives_back(cfg: object, folder: Path, group: Ranks) -> None:

@@ -1,6 +1,7 @@
 """Two ranks come to the numbers of one, whatever each of them has to do; and end together."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import pandas as pd
 import processes
@@ -23,7 +24,7 @@ from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.distributed import beats, world
 from dash_exp.results import run_folder
-from dash_exp.training import snapshot
+from dash_exp.training import snapshot_file
 from dash_exp.training.module import PolicyModule
 
 COMMON = [*LETTERS, "steps=2", "eval.every=2", "eval.n=2", "eval.k=[2]"]
@@ -196,8 +197,14 @@ def test_a_signal_to_the_command_ends_all_its_ranks(number, status, tmp_path):
         assert run_folder.snapshots(tmp_path / "run")
 
 
-def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(tmp_path, monkeypatch, alone):
-    settings = SOME_SETTINGS["minibatches"]
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("fsdp", "cpu"), ("fsdp", "fsdp"), ("cpu", "fsdp"), ("fsdp apart", "fsdp apart"), ("fsdp", "fsdp apart")],
+)
+def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(before, after, tmp_path, monkeypatch, alone, caplog):
+    """And one that was not goes on as one that is: either form of a snapshot is read by all. Apart: on two disks."""
+    caplog.set_level(logging.INFO, "dash_exp.training.snapshot")
+    settings = SOME_SETTINGS["minibatches"].split()
     folder = tmp_path / "left"
     finish_row = PolicyModule.finish_row
 
@@ -206,30 +213,57 @@ def test_a_sharded_run_that_is_told_to_leave_goes_on_elsewhere(tmp_path, monkeyp
             raise SystemExit(process.RESUME_ME)
         return finish_row(module)
 
-    with worlds.two_ranks(), monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+    def ranks(trainer):
+        work = worlds.follows_apart if "apart" in trainer else run.follow
+        return worlds.two_ranks(work) if "fsdp" in trainer else nullcontext()
+
+    with ranks(before), monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(PolicyModule, "finish_row", leaves)
-        run.run(composed(*COMMON, *settings.split(), "trainer=fsdp"), folder)
+        run.run(composed(*COMMON, *settings, f"trainer={before.split()[0]}"), folder)
     assert left.value.code == process.RESUME_ME
-    assert len(run_folder.snapshots(folder)) == 1
-    for ranks, trainer in ((nullcontext(), "trainer=cpu"), (worlds.two_ranks(), "trainer=fsdp")):
-        again = shutil.copytree(folder, tmp_path / trainer)
-        with ranks:
-            run.run(composed(*COMMON, *settings.split(), trainer), again)
-        runs.alike(again, alone(settings))
+    (kept,) = run_folder.snapshots(folder)
+    parts = [file.name[:11] for file in kept.glob("part-*")]
+    assert sorted(parts) == (["part-0-of-2", "part-1-of-2"] if before == "fsdp" else [])
+    with ranks(after):
+        run.run(composed(*COMMON, *settings, f"trainer={after.split()[0]}"), folder)
+    assert caplog.text.count("the first gathers the weights of the others") == [before, after].count("fsdp apart")
+    runs.alike(folder, alone(SOME_SETTINGS["minibatches"]))
 
 
-def test_a_resumed_run_has_the_noise_of_every_rank(tmp_path, monkeypatch):
-    """Dropout: each rank draws its own, and goes on where it was. The other rank follows the first through all three runs."""
-    dropout = ["model.adapter=lora", "model.lora.lr=0.01", "model.lora.dropout=0.5"]
-    cfg = composed(*COMMON, *dropout, "trainer=ddp", "steps=4", "eval.every=4", "resume_every=2")
-    with worlds.two_ranks():
+DROPOUT = "model.adapter=lora model.lora.lr=0.01 model.lora.dropout=0.5"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "overrides", "torn"),
+    [("ddp", DROPOUT, False), ("fsdp", DROPOUT, False), ("fsdp", SOME_SETTINGS["sampled ahead"] + " kl.coef=0.04", True)],
+    ids=["ddp, adapter", "fsdp, adapter", "fsdp, sampled ahead, a part is torn"],
+)
+def test_a_run_of_two_ranks_goes_on_as_if_nothing_had_been(trainer, overrides, torn, tmp_path, monkeypatch, capsys, caplog):
+    """Of the adapter dropout too: each rank draws its own, and goes on where it was. With ddp the second follows the first
+    through all three runs. Where its part of the last snapshot is torn, both go on from the one before.
+    """
+    every = "resume_every=1" if torn else "resume_every=2"
+    cfg = composed(*COMMON, *overrides.split(), f"trainer={trainer}", "steps=4", "eval.every=4", every)
+    with ExitStack() as session:
+        session.enter_context(worlds.two_ranks())
         run.run(cfg, tmp_path / "alone")
         runs.broken_after(tmp_path / "broken", cfg, 3, monkeypatch)
-        (kept,) = run_folder.snapshots(tmp_path / "broken")
-        first, second = (state["torch"] for state in snapshot.read(kept)["random"])
-        assert not torch.equal(first, second)
+        last, *_ = kept = run_folder.snapshots(tmp_path / "broken")
+        if torn:
+            (part,) = last.glob("part-1-of-2-*.pt")
+            part.write_bytes(part.read_bytes()[:-100])
+        else:
+            assert len(kept) == 1
+            first, second = (state["torch"] for state in snapshot_file.read(last)["random"])
+            assert not torch.equal(first, second)
+        if trainer == "fsdp":  # after a run that broke off the second cannot leave its group
+            session.close()
+            session.enter_context(worlds.two_ranks())
         run.run(cfg, tmp_path / "broken")
+    assert "resumes after outer step 2" in capsys.readouterr().out
+    assert (f"{last} is damaged (part-1-of-2" in caplog.text) == torn
     runs.same(tmp_path / "broken", tmp_path / "alone")
+    assert runs.record(tmp_path / "broken")[2] == runs.record(tmp_path / "alone")[2]  # every completion
 
 
 def test_more_gpus_than_there_are_are_refused(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from dash_exp.sampling.base import Sampling
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.sampling.refresh import Refresh
 from dash_exp.settings.validate import validate
-from dash_exp.training import snapshot
+from dash_exp.training import snapshot_file
 from dash_exp.training.record import save_model
 
 LORA = {"r": 4, "alpha": 8}
@@ -196,7 +196,7 @@ def test_a_snapshot_holds_the_adapter_alone_and_a_run_goes_on_from_it(tmp_path, 
     cfg = composed(*SMALL, *settings)
     run.run(cfg, tmp_path / "alone")
     broken_after(tmp_path / "broken", cfg, 2, monkeypatch)
-    state = snapshot.read(run_folder.snapshots(tmp_path / "broken")[0])
+    state = snapshot_file.read(run_folder.snapshots(tmp_path / "broken")[0])
     assert all(".lora_" in name for name in state["policy"])
     assert len(state["optimizer"]["state"]) == len(state["policy"]) == 2 * 7 * 2
     run.run(cfg, tmp_path / "broken")

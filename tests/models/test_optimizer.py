@@ -11,7 +11,7 @@ from runs import broken_after, same
 from dash_exp.commands import run
 from dash_exp.models.optimizer import MasterWeights, with_master_weights
 from dash_exp.results import run_folder
-from dash_exp.training import snapshot
+from dash_exp.training import snapshot_file
 
 adamw = partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.0)
 
@@ -100,7 +100,7 @@ def test_a_run_in_16_bits_goes_on_from_its_snapshot(overrides, tmp_path, monkeyp
     cfg = composed(*SMALL, *halves, "steps=3", "eval.every=3", *overrides.split())
     run.run(cfg, tmp_path / "alone")
     broken_after(tmp_path / "broken", cfg, 2, monkeypatch)
-    state = snapshot.read(run_folder.snapshots(tmp_path / "broken")[0])
+    state = snapshot_file.read(run_folder.snapshots(tmp_path / "broken")[0])
     assert {m.dtype for m in state["optimizer"]["masters"]} == {torch.float32}
     kinds = {t.dtype for t in tensors(state["optimizer"]["state"]) if t.numel() > 4096}
     assert kinds == ({torch.uint8} if overrides else {torch.float32})

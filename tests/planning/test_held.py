@@ -44,13 +44,14 @@ def job(words, device=KNOWN["h200"]):
         # weights, two moments: the first rank reads the snapshot; the other gets the weights, then each its moments
         (f"{LLAMA} trainer=ddp {TWO}", "load", "snapshot", (12 + 8) * N),
         (f"{LLAMA} trainer=ddp {TWO} optimizer._target_=torch.optim.SGD", "load", "snapshot", (4 + 4) * N),
-        (f"{LLAMA} trainer=fsdp {TWO}", "load", "snapshot", (12 + 4) * N),
+        # in parts, each from the file to the device
+        (f"{LLAMA} trainer=fsdp {TWO}", "load", "snapshot", None),
         (f"{LLAMA} resume=false", "load", "snapshot", None),
         (f"{LLAMA} trainer=fsdp {TWO}", "save", "gathered to save", 4 * N),
         # a thread of the first rank writes a copy of weights and moments, at any time
         (LLAMA, "save", "snapshot beside", 12 * N),
         (f"{LLAMA} trainer=ddp {TWO}", "update", "snapshot beside", 12 * N),
-        (f"{LLAMA} trainer=fsdp {TWO}", "sample", "snapshot beside", 12 * N),
+        (f"{LLAMA} trainer=fsdp {TWO}", "sample", "snapshot beside", 12 * N),  # each rank its half
         (f"{LLAMA} model.adapter=lora", "update", "snapshot beside", 12 * ADAPTER),
         (f"{LLAMA} resume_every=null", "update", "snapshot beside", None),
         (LLAMA, "save", "gathered to save", 4 * N),
@@ -71,6 +72,11 @@ def job(words, device=KNOWN["h200"]):
         # of weights one step old: those of this step, of the one before, and the new ones while they are copied
         (f"{LLAMA} rollout.staleness=1", "update", "earlier weights", 3 * 4 * N),
         (f"{LLAMA} rollout.staleness=1 model.adapter=lora", "update", "earlier weights", 3 * 4 * ADAPTER),
+        # sharded: the first has them, the other a half; which both write, beside weights and moments, the first from a copy
+        (f"{LLAMA} trainer=fsdp {TWO} rollout.staleness=1", "update", "earlier weights", 3 * (4 + 2) * N),
+        (f"{LLAMA} trainer=fsdp {TWO} rollout.staleness=1", "update", "snapshot beside", (12 + 2 * 2) * N),
+        # on-policy: the newest, and the one before it while it is copied
+        (f"{LLAMA} trainer=fsdp {TWO}", "update", "earlier weights", 2 * 4 * N),
         # an engine: asleep it has no weights; under an adapter, which is all that it gets, they wait in CPU memory
         (ENGINE, "update", "vLLM asleep", None),
         (f"{ENGINE} model.adapter=lora", "update", "vLLM asleep", 2 * N),
@@ -186,3 +192,10 @@ def test_on_a_cpu_only_small_snapshots_are_written_from_a_copy(words, beside):
     planned = job(f"{words} rollout=hf", HERE)
     parts = held.added_up(held.in_cpu_memory(planned), "update")
     assert parts.get("snapshot beside") == (12 * planned.parameters if beside else None)
+
+
+def test_of_a_sharded_policy_each_rank_has_a_copy_of_its_share():
+    planned = job("model=tiny_random rollout=hf trainer=fsdp trainer.devices=4", HERE)
+    parts = held.added_up(held.in_cpu_memory(planned), "update")
+    assert parts["snapshot beside"] == 12 * planned.parameters / 4
+    assert "snapshot" not in held.added_up(held.in_cpu_memory(planned), "load")

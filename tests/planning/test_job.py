@@ -5,9 +5,10 @@ from conftest import composed
 from omegaconf import OmegaConf
 from plans import HERE
 
-from dash_exp.planning.job import Lengths, OuterStep, job_of, largest_pass, moment_bytes, prompt_tokens, sampler_sizes
+from dash_exp.planning.job import Lengths, OuterStep, job_of, largest_pass, moment_bytes, prompt_tokens
 from dash_exp.planning.load import BackwardPass
 from dash_exp.planning.machine import KNOWN
+from dash_exp.planning.samplers import sampler_sizes
 
 ASKS = "prompt.text='Q: {prompt}'"
 

@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from dash_exp.models import loading
 from dash_exp.results import cells
 from dash_exp.results.run_folder import SNAPSHOTS, as_earlier, flat
 from dash_exp.settings import renamed
-from dash_exp.training import snapshot
+from dash_exp.training import snapshot_search
 
 EARLIER = Path(__file__).parent / "earlier_run"
 
@@ -113,10 +112,10 @@ def test_its_snapshot_is_of_the_same_settings(tmp_path):
     earlier = json.loads(today.replace("algorithms.losses", "algo")) | {
         "reward": {"_target_": "dash_exp.reward.CodeReward", "workers": 2, "memory_mb": 512}
     }
-    state = {"config": json.dumps(earlier), "module": dict.fromkeys(snapshot.MODULE), "random": []}
+    state = {"config": json.dumps(earlier), "module": dict.fromkeys(snapshot_search.MODULE), "random": []}
     torch.save(state, contents)
     file = tmp_path / SNAPSHOTS / f"step_00001-{hashlib.sha256(contents.getvalue()).hexdigest()[:16]}.pt"
     file.parent.mkdir(parents=True)
     file.write_bytes(contents.getvalue())
-    assert snapshot.Snapshots._read(SimpleNamespace(run_dir=tmp_path, config=today)) == state
-    assert snapshot.Snapshots._read(SimpleNamespace(run_dir=tmp_path, config="{}")) is None
+    assert snapshot_search.found(tmp_path, today, {}) == (state, None)
+    assert snapshot_search.found(tmp_path, "{}", {}) == (None, None)

@@ -88,6 +88,19 @@ def test_on_policy_nothing_is_copied_and_otherwise_no_more_than_needed():
     assert sorted(both._copies) == [3, 4, 5]
 
 
+def test_a_snapshot_needs_the_older_weights_and_the_policy():
+    """The others are copied again from the policy when the run resumes, before it changes."""
+    policy, left = refresh(1, 1)
+    for s in range(3):
+        step(policy, left, s + 1)
+    assert set(left.older) == {2}
+    resumed = Refresh(policy, Recorder(), 1, 1)
+    resumed.restore(left.versions, left.older)
+    with torch.no_grad():
+        policy.steps += 1
+    assert {s: float(weights["steps"]) for s, weights in resumed.copies.items()} == {2: 2, 3: 3}
+
+
 def test_tied_tensors_are_copied_once(policy):
     copies = copied(policy.state_dict())
     head, embedding = copies["lm_head.weight"], copies["model.embed_tokens.weight"]

@@ -25,7 +25,7 @@ from dash_exp.commands.sweep.finished import finished
 from dash_exp.core import files, metrics, process
 from dash_exp.core.errors import UserError
 from dash_exp.results import cells, run_folder
-from dash_exp.training import snapshot, snapshot_file
+from dash_exp.training import random_state, snapshot, snapshot_file
 from dash_exp.training.module import PolicyModule
 
 
@@ -163,10 +163,10 @@ def test_random_numbers_go_on_as_well():
     def draw():
         return torch.rand(3).tolist(), np.random.random(3).tolist(), random.random()
 
-    state = snapshot.random_state()
+    state = random_state.random_state()
     first = draw()
     assert draw() != first
-    snapshot.set_random_state(state)
+    random_state.set_random_state(state)
     assert draw() == first
 
 
@@ -322,7 +322,7 @@ def test_a_run_that_is_told_to_leave_saves_and_the_same_command_goes_on(train, t
     step = int(held[0].name[5:10])
     assert step >= 2
     assert f"stopped: the same command resumes after outer step {step}" in said
-    assert len(snapshot.read(held[0])["rows"]) == step + 1
+    assert len(snapshot_file.read(held[0])["rows"]) == step + 1
 
     other = train(*LONG, f"resume_every={every}", "resume=false", "steps=1")
     assert other.returncode == 0  # another run, in a folder of its own

@@ -117,7 +117,8 @@ def build(cfg: DictConfig, group: Ranks = ALONE, run_dir: Path = Path()) -> Part
         for_tests = FirstSampler(sampler, group)
     try:
         sharded_for_servers = is_sharded(cfg, group) and not shared
-        weights = partial(weights_for_servers, policy, group) if sharded_for_servers else None
+        stale = cfg.rollout.staleness > 0 or cfg.rollout.refresh_every != 1
+        weights = partial(weights_for_servers, policy, group, stale) if sharded_for_servers else None
         refresh = Refresh(policy, sampler, cfg.rollout.staleness, cfg.rollout.refresh_every, weights)
         data = RolloutDataModule(
             train=train_prompts,
@@ -308,11 +309,18 @@ def close(parts: Parts) -> None:
     close_rewards([parts.reward, *parts.data.evaluator.rewards.values()])
 
 
-def weights_for_servers(policy: PreTrainedModel, group: Ranks) -> Mapping[str, Tensor]:
-    """Those of a policy that is sharded or will be, as they are now, on the first rank, which gives them to the servers."""
+def weights_for_servers(policy: PreTrainedModel, group: Ranks, keep_rows: bool) -> Mapping[str, Tensor]:
+    """Those of a policy that is sharded or will be, as they are now, on the first rank, which gives them to the servers.
+
+    `keep_rows`: on the others the rows that they have of them, for snapshots in parts.
+    """
     if sharded.is_sharded(policy):
-        return sharded.weights(policy, keep=group.first)
-    return copied(adapter.trained(policy)) if group.first else {}
+        whole: Mapping[str, Tensor] = sharded.weights(policy, keep=group.first)
+    else:
+        whole = copied(adapter.trained(policy)) if group.first else {}
+    if group.first or not keep_rows:
+        return whole
+    return copied({n: sharded.own_rows(t, group.index, group.size) for n, t in adapter.trained(policy, keep_vars=True).items()})
 
 
 def importance_cap(cfg: DictConfig) -> float | None:

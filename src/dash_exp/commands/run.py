@@ -177,6 +177,7 @@ def follow(cfg: DictConfig, run_dir: Path, group: Ranks) -> None:
             anew=not cfg.resume,
             ranks=group,
             problems=parts.digests,
+            is_sharded=parts.module.sharded,
         )
         record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, rows=snapshots.rows, writes=False)
         budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
@@ -218,6 +219,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         anew=not cfg.resume,
         ranks=group,
         problems=parts.digests,
+        is_sharded=parts.module.sharded,
     )
     trackers = ending.start_trackers(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
     record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
@@ -332,9 +334,8 @@ def git_revision() -> str | None:
 
 def quiet() -> None:
     """Silence warnings of Lightning and others about choices that are deliberate here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "matplotlib", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT looks for it, and it for kernels that it can do without
     transformers.utils.logging.disable_progress_bar()
     for message in (

@@ -78,7 +78,7 @@ class Ranks:
         store.set(f"here/{self.index}", "1")
         until = time.monotonic() + READY_S
         while not store.check([f"here/{i}" for i in range(self.size)]):
-            self._look()
+            self.look()
             if time.monotonic() > until:
                 late = next(i for i in range(self.size) if not store.check([f"here/{i}"]))
                 raise RankLostError(f"rank {late} of {self.size}", f"was not ready within {READY_S:.0f} s", AGAIN)
@@ -169,12 +169,13 @@ class Ranks:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 5e-3)
             if time.monotonic() - looked > LOOK_S:
-                self._look()
+                self.look()
                 looked = time.monotonic()
         self._unfinished = None
         work.wait()  # raises what has ended it
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Raise RankLostError where another rank has gone, OverError where the run is over."""
         assert self.world is not None
         if lost := self.world.lost():
             raise lost

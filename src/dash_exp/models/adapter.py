@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,14 @@ def trained(policy: PreTrainedModel, keep_vars: bool = False) -> dict[str, Tenso
 
 def put_back(policy: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     """Load weights that `trained` gave into the policy. Raises RuntimeError for names that are not trained here."""
-    if missing := trained(policy).keys() ^ weights.keys():
-        raise RuntimeError(f"these are not the weights that are trained here; the names differ: {sorted(missing)[:3]}")
+    check_names(policy, weights.keys())
     policy.load_state_dict(weights, strict=False)
+
+
+def check_names(policy: PreTrainedModel, names: Collection[str]) -> None:
+    """Raise RuntimeError where these are not the names of what is trained here."""
+    if missing := trained(policy).keys() ^ set(names):
+        raise RuntimeError(f"these are not the weights that are trained here; the names differ: {sorted(missing)[:3]}")
 
 
 class Merged(Mapping[str, Tensor]):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 
 from dash_exp.models.adapter import trained
@@ -89,6 +89,33 @@ def parts(state: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
         else value
         for name, value in state.items()
     }
+
+
+# --- what one rank has, without an exchange ----------------------------------------------------------------------------
+
+
+def rows_of(count: int, index: int, size: int) -> slice:
+    """Of so many rows those that rank `index` of `size` has: FSDP divides the first dimension as `torch.chunk` does."""
+    each = -(-count // size)
+    return slice(min(index * each, count), min((index + 1) * each, count))
+
+
+def own_rows(tensor: Tensor, index: int, size: int) -> Tensor:
+    """The rows of a tensor that this rank has, not copied: of a sharded tensor, or of a whole one. A single number is a row.
+
+    Of a sharded tensor that is not divided by rows (a factor that an optimizer keeps) the whole is gathered: every rank must
+    call it then.
+    """
+    with torch.no_grad():
+        if isinstance(tensor, DTensor) and tuple(tensor.placements) == (Shard(0),):
+            return tensor.to_local().detach()
+        whole = torch.atleast_1d(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach())
+        return whole[rows_of(len(whole), index, size)]
+
+
+def from_rows(rows: Tensor, like: DTensor) -> DTensor:
+    """The sharded tensor of which each rank has its `rows`, divided as `like` is."""
+    return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 @contextmanager

@@ -11,9 +11,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.core.errors import UserError
-from dash_exp.planning.job import GIB, Job, job_of
+from dash_exp.planning.job import Job, job_of
 from dash_exp.planning.load import SHARDED
-from dash_exp.planning.machine import KNOWN, Device, this_machine
+from dash_exp.planning.machine import GIB, KNOWN, Device, this_machine
 from dash_exp.planning.plan import FEW_LAYERS, USABLE, VLLM_OVERHEAD, Plan, part_of, planned
 from dash_exp.planning.table import WORDS, table
 from dash_exp.settings.checks import shown

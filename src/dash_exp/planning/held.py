@@ -65,20 +65,17 @@ def on_device(job: Job) -> list[Held]:
 
 def in_cpu_memory(job: Job) -> list[Held]:
     """What is in CPU memory, whatever the device is."""
-    load = job.load
+    load, own = job.load, stale_rows(job)
     rows = [
         Held("libraries", LIBRARIES),
         Held("process", PROCESS),
         Held("graders", job.grading, TRAINING),
         # training.shares: every rank gets all completions
         Held("rollouts", rollout_bytes(job.completions, job.completions * job.lengths.longest), TRAINING),
-        # training.snapshot: all of it on the first rank, which reads it, until the optimizer has it
-        Held("snapshot", job.resumes * received(job), ("load",)),
-        Held("snapshot", job.resumes * (job.snapshot_bytes - received(job)), ("load",), first=True),
-        # training.snapshot: the copy that a thread writes; of a sharded policy it is what was gathered
-        Held("snapshot beside", written_beside(job) * job.snapshot_bytes, TRAINING, first=True),
-        # sampling.refresh: on every rank, but of a sharded policy on the first
-        Held("earlier weights", kept_versions(job) * job.trained_bytes, first=job.sharded),
+        *of_snapshots(job),
+        # sampling.refresh: on every rank; of a sharded policy on the first, and where they are stale rows on the others
+        Held("earlier weights", kept_versions(job) * (job.trained_bytes - own), first=job.sharded),
+        Held("earlier weights", kept_versions(job) * own),
     ]
     if job.sharded:  # training.record.save_model: whole weights, gathered on the first rank
         rows.append(Held("gathered to save", job.trained_bytes, ("save",), first=True))
@@ -122,18 +119,44 @@ def sent_from_device(job: Job) -> bool:
     return job.sampler.kind == "vllm_server" and job.load.on_gpu and job.sampler.transfer != "folder" and newest
 
 
-def received(job: Job) -> int:
-    """Bytes of the snapshot that each rank has at a time at most: the weights, and when the policy has them the moments, which
-    FSDP divides as they come; and the 32-bit copies.
+def of_snapshots(job: Job) -> list[Held]:
+    """What is read where the run resumes, and the copy that a thread writes.
+
+    A sharded policy is planned with snapshots in parts (training.snapshot_parts), so with a disk that all ranks see: what a
+    rank reads goes from the file to where it stays, and the copy is that of its share.
+    """
+    if job.sharded:
+        beside, older = written_beside(job) / job.load.shards, (kept_versions(job) - 1) * (stale_rows(job) > 0)
+        return [
+            Held("snapshot beside", beside * job.snapshot_bytes, TRAINING),
+            Held("snapshot beside", beside * older * job.trained_bytes, TRAINING, first=True),  # which has the whole of them
+        ]
+    beside, received = written_beside(job), received_bytes(job)
+    return [
+        # training.snapshot: all of it on the first rank, which reads it, until the optimizer has it
+        Held("snapshot", job.resumes * received, ("load",)),
+        Held("snapshot", job.resumes * (job.snapshot_bytes - received), ("load",), first=True),
+        Held("snapshot beside", beside * job.snapshot_bytes, TRAINING, first=True),
+    ]
+
+
+def received_bytes(job: Job) -> int:
+    """Bytes of the snapshot that each rank has at a time at most: the weights, and when the policy has them the moments; and
+    the 32-bit copies.
     """
     copies = job.trained * 4 * job.load.master_weights
-    moments = 0 if job.sharded else job.trained * job.load.moment_bytes
-    return max(job.trained_bytes, moments) + copies
+    return max(job.trained_bytes, job.trained * job.load.moment_bytes) + copies
 
 
 def written_beside(job: Job) -> bool:
     """Whether a thread writes snapshots from a copy of the weights, which can then be there in every phase of training."""
-    return job.saves and is_written_beside(job.snapshot_bytes, in_cpu_memory=not job.load.on_gpu and not job.sharded)
+    return job.saves and is_written_beside(job.snapshot_bytes / job.load.shards, in_cpu_memory=not job.load.on_gpu)
+
+
+def stale_rows(job: Job) -> float:
+    """Bytes of an earlier version of sharded weights that a rank beside the first keeps for snapshots: its rows."""
+    is_stale = job.staleness > 0 or job.refresh_every != 1
+    return job.trained_bytes / job.load.shards if job.sharded and is_stale else 0
 
 
 def kept_versions(job: Job) -> int:

@@ -17,11 +17,11 @@ from dash_exp.planning.costs import Size, size_of
 from dash_exp.planning.empty_models import parameter_count, reads_packed
 from dash_exp.planning.load import Adapters, BackwardPass, DecodingBatch, Load
 from dash_exp.planning.machine import Device
+from dash_exp.planning.samplers import SamplerSizes, kind_of_sampler, sampler_sizes
 from dash_exp.sampling.engine import sleep_level
 from dash_exp.settings.data import longest_response, response_limit
 from dash_exp.settings.prompt import may_be_chat
 
-GIB = 2**30
 TEMPLATE_TOKENS = 40  # of a chat template, with the system text that some have: SmolLM2's takes 30
 EXAMPLE_MARKS = 12  # tokens of a template around a question and its answer: SmolLM2's takes 11
 
@@ -60,22 +60,6 @@ class Lengths:
     def sampled(self) -> int:
         """The same of all that is sampled."""
         return self.prompt + max(self.longest, self.tested)
-
-
-@dataclass(frozen=True)
-class SamplerSizes:
-    """What samples, and what it may take."""
-
-    kind: str  # hf, vllm or vllm_server; none where written traces are trained on
-    max_sequences: int  # completions decoded at the same time
-    memory_share: float  # of a GPU, for an engine
-    sleeps: bool  # an engine leaves the GPU after the last sampling call of an outer step
-    servers: int
-    gpus_each: int  # GPUs of one server
-    beside: bool  # an engine is on each device of the policy: that of the process, or a server that the run starts
-    cpu_cache: float  # bytes, KV cache of an engine on a CPU
-    transfer: str  # to servers: folder, nccl or auto
-    merge: bool  # an engine gets all weights, with the adapter merged into them
 
 
 @dataclass(frozen=True)
@@ -274,37 +258,6 @@ def around_tokens(cfg: DictConfig, problem: int, characters: int) -> int:
     others = len(form.system or "") + len(form.prefill or "")
     marks = TEMPLATE_TOKENS + form.few_shot * EXAMPLE_MARKS if may_be_chat(form, cfg.model) else 0
     return (asks * (form.few_shot + 1) + others) // characters + form.few_shot * 2 * problem + marks
-
-
-def sampler_sizes(cfg: DictConfig, device: Device) -> SamplerSizes:
-    """What `rollout.sampler` sets; a setting that the sampler does not have is 0. Nodes that sample are as those that train."""
-    sampler, kind = cfg.rollout.sampler, "none" if cfg.algo.train_sampler else kind_of_sampler(cfg)
-    gpus = cfg.trainer.devices if device.kind == "gpu" else 0
-    colocate, nodes, each = (sampler.get(name, 0) for name in ("colocate", "server_nodes", "gpus_per_server"))
-    if colocate:
-        servers = max(1, gpus)  # `commands.samplers`
-    elif nodes:
-        servers = nodes * max(1, gpus // each)
-    else:
-        servers = len(sampler.get("servers") or ())
-    return SamplerSizes(
-        kind=kind,
-        max_sequences=sampler.max_sequences,
-        memory_share=sampler.get("memory_share", 0.0),
-        sleeps=bool(gpus and (colocate or sampler.get("sleep", False))),
-        servers=servers,
-        gpus_each=each if nodes and gpus else 1,
-        beside=kind == "vllm" or bool(kind == "vllm_server" and colocate),
-        cpu_cache=sampler.get("cpu_cache_gb", 0.0) * GIB,
-        transfer="folder" if colocate else sampler.get("transfer", "auto"),
-        merge=sampler.get("merge", False),
-    )
-
-
-def kind_of_sampler(cfg: DictConfig) -> str:
-    """`hf`, `vllm` or `vllm_server`."""
-    name = cfg.rollout.sampler._target_.rpartition(".")[2]
-    return {"HFSampler": "hf", "VLLMSampler": "vllm"}.get(name, "vllm_server")
 
 
 def adapters_of(cfg: DictConfig) -> Adapters | None:

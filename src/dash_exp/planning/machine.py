@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils import benchmark
 
+GIB = 2**30
 STREAM_BYTES = 2**28  # of each tensor: far more than a cache holds
 LONG_S, SHORT_S = 1.0, 0.3  # seconds that a measurement takes: in a benchmark, and before a run
 
@@ -75,7 +76,7 @@ KNOWN = {
     "a100": Device(
         "A100 80 GB",
         "gpu",
-        79.1 * 2**30,
+        79.1 * GIB,
         {"bfloat16": SHARE * 312e12, "float16": SHARE * 312e12, "float32": SHARE * 19.5e12},
         SHARE_OF_BANDWIDTH * 2.0e12,
         (NVLINK_3, INFINIBAND),
@@ -84,7 +85,7 @@ KNOWN = {
     "h100": Device(
         "H100 80 GB",
         "gpu",
-        79.1 * 2**30,
+        79.1 * GIB,
         {"bfloat16": SHARE * 989e12, "float16": SHARE * 989e12, "float32": SHARE * 67e12},
         SHARE_OF_BANDWIDTH * 3.35e12,
         (NVLINK_4, INFINIBAND),
@@ -93,7 +94,7 @@ KNOWN = {
     "h200": Device(
         "H200 141 GB",
         "gpu",
-        139.8 * 2**30,
+        139.8 * GIB,
         {"bfloat16": SHARE * 989e12, "float16": SHARE * 989e12, "float32": SHARE * 67e12},
         SHARE_OF_BANDWIDTH * 4.8e12,
         (NVLINK_4, INFINIBAND),

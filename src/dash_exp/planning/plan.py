@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 
 from dash_exp.planning.beside import ScorerSizes
 from dash_exp.planning.held import PHASES, added_up, in_cpu_memory, in_cpu_memory_beside_gpus, on_device
-from dash_exp.planning.job import GIB, Job, job_of
+from dash_exp.planning.job import Job, job_of
 from dash_exp.planning.load import Parts
-from dash_exp.planning.machine import Device
+from dash_exp.planning.machine import GIB, Device
 from dash_exp.planning.memory import extrapolated_peaks, peaks_of_teacher, scoring_bytes
 from dash_exp.planning.timing import seconds
 

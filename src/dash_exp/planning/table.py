@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
-from dash_exp.planning.job import GIB
 from dash_exp.planning.load import Parts
+from dash_exp.planning.machine import GIB
 from dash_exp.planning.plan import Plan
 from dash_exp.planning.timing import REACHED, rate
 

@@ -21,7 +21,7 @@ ATTEMPTS_FILE = (
 )
 ENDING = "unfinished"  # the status in `result.json` while a trained run writes the last of its files
 SNAPSHOTS = Path("checkpoints") / "resume"  # in a run folder
-SNAPSHOT_NAME = re.compile(r"step_\d{5,}-[0-9a-f]{16}\.pt")
+SNAPSHOT_NAME = re.compile(r"step_\d{5,}-[0-9a-f]{16}(\.pt)?")
 # Of `rollout.sampler` with servers: where they are, and how weights get there. None of these changes a number.
 OF_SERVERS = (
     *("servers", "colocate", "server_nodes", "gpus_per_server", "memory_share"),
@@ -176,8 +176,11 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def snapshots(folder: Path) -> list[Path]:
-    """Snapshots that a stopped run can resume from, newest first: `step_00012-<digest>.pt`, the outer step and a SHA-256."""
-    names = [file for file in (folder / SNAPSHOTS).glob("step_*.pt") if SNAPSHOT_NAME.fullmatch(file.name)]
+    """Snapshots that a stopped run can resume from, newest first: `step_00012-<digest>.pt`, the outer step and a SHA-256.
+
+    One in parts is a folder, `step_00012-<digest>` (`training.snapshot_parts`).
+    """
+    names = [file for file in (folder / SNAPSHOTS).glob("step_*") if SNAPSHOT_NAME.fullmatch(file.name)]
     return sorted(names, key=lambda file: int(file.name.split("-")[0].removeprefix("step_")), reverse=True)
 
 

@@ -52,12 +52,16 @@ class Refresh:
         """The stale weights that are still needed, by the number of outer steps they had. They do not change later."""
         return dict(self._copies)
 
-    def restore(self, versions: Sequence[int], copies: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Resume with these `versions` and `copies`, and the policy as it is now."""
+    @property
+    def older(self) -> dict[int, Mapping[str, Tensor]]:
+        """`copies` without those of the policy as it is now, which `restore` makes again."""
+        return {step: weights for step, weights in self._copies.items() if step != len(self._versions) - 1}
+
+    def restore(self, versions: Sequence[int], older: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Resume with these `versions` and `older` weights, and the policy as it is now."""
         self._versions = list(versions)
-        self._copies = dict(copies)
-        if self.weights is not None:
-            self._copies[len(versions) - 1] = self.weights()
+        self._copies = dict(older)
+        self._keep(len(versions) - 1)
 
     def due(self, step: int) -> int:
         """The number of outer steps behind the weights that `step` is sampled with."""
@@ -73,11 +77,15 @@ class Refresh:
         """Call this after every outer step, before the policy changes again. `version` is the policy version now."""
         step = len(self._versions)
         self._versions.append(version)
+        self._keep(step)
+        self._copies = {s: w for s, w in self._copies.items() if s == step or (s >= self.due(step) and self._sampled_with(s))}
+
+    def _keep(self, step: int) -> None:
+        """Copy the policy as it is after `step` outer steps, where a copy is needed."""
         if self.weights is not None:
             self._copies[step] = self.weights()
         elif not self.on_policy and self._sampled_with(step):
             self._copies[step] = copied(trained(self.policy))
-        self._copies = {s: w for s, w in self._copies.items() if s == step or (s >= self.due(step) and self._sampled_with(s))}
 
     def _sampled_with(self, step: int) -> bool:
         """Whether an outer step is sampled with the policy after `step` outer steps."""
@@ -100,9 +108,9 @@ class Refresh:
 
 def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A copy in CPU memory. Tensors that share memory (tied embeddings) also share it in the copy."""
-    copies: dict[int, Tensor] = {}
+    copies: dict[tuple[int, torch.Size], Tensor] = {}  # by place in memory; those without numbers are all at 0
     with torch.no_grad():
         for tensor in weights.values():
-            if tensor.data_ptr() not in copies:
-                copies[tensor.data_ptr()] = tensor.detach().to("cpu", copy=True)
-    return {name: copies[tensor.data_ptr()] for name, tensor in weights.items()}
+            if (tensor.data_ptr(), tensor.shape) not in copies:
+                copies[tensor.data_ptr(), tensor.shape] = tensor.detach().to("cpu", copy=True)
+    return {name: copies[tensor.data_ptr(), tensor.shape] for name, tensor in weights.items()}

@@ -6,9 +6,8 @@ noise, such as an adapter's dropout, comes from global generators, whose states 
 
 from __future__ import annotations
 
-import json
 import logging
-import random
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,30 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from dash_exp.core import files, process
-from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.pace import Pace
 from dash_exp.core.words import first_line
 from dash_exp.distributed.ranks import ALONE, Ranks
 from dash_exp.models import adapter, sharded
-from dash_exp.results.problems import differ
-from dash_exp.results.run_folder import ATTEMPTS_FILE, same_numbers, snapshots
-from dash_exp.settings import renamed
+from dash_exp.results.run_folder import ATTEMPTS_FILE
+from dash_exp.training import snapshot_parts, snapshot_search
 from dash_exp.training.background import Background
 from dash_exp.training.module import PolicyModule
+from dash_exp.training.random_state import random_state, set_random_state
 from dash_exp.training.record import RunRecord
 from dash_exp.training.rollout import RolloutDataModule
-from dash_exp.training.snapshot_file import State, read, write
+from dash_exp.training.snapshot_file import remove_old, write
+from dash_exp.training.snapshot_search import MODULE
 
 log = logging.getLogger(__name__)
 
-# Of the module, in addition to its weights.
-MODULE = ("policy_version", "accuracy", "accuracy_version", "evaluation", "right", "micro_tokens", "nonfinite_in_a_row")
 ASSUMED_RATE = 250e6  # bytes per second that a snapshot is written with, until the first one was
 SMALL = 2**28  # bytes
 
@@ -55,7 +51,7 @@ def is_written_beside(size: float, in_cpu_memory: bool) -> bool:
 
 
 class Snapshots(L.Callback):
-    """Writes a snapshot `checkpoints/resume/step_*.pt` as often as `every` says, and restores a run from such a file.
+    """Writes a snapshot `checkpoints/resume/step_*` as often as `every` says, and restores a run from one.
 
     `every`: see `Pace.read`. Training waits for a copy of the weights, which a thread then writes, or for the writing (see
     `is_written_beside`). There is never more than one that is being written; what failed there is raised at the end of the next
@@ -63,9 +59,14 @@ class Snapshots(L.Callback):
 
     When a run is stopped in a way that Python notices, a snapshot of the last outer step is written too, unless an optimizer
     step has changed the policy since. `config` is the text of the settings: a snapshot of other settings is not used. `more()`
-    gives what else is to be kept; it comes back in the state under "more". With `anew` existing snapshots are ignored. Of
-    several ranks the first reads the snapshot that all resume from, and writes. `problems`: digests of the sets of problems;
-    UserError where they are not those of the snapshot. `now`: a clock, in seconds.
+    gives what else is to be kept; it comes back in the state under "more". With `anew` existing snapshots are ignored.
+    `problems`: digests of the sets of problems; UserError where they are not those of the snapshot. `now`: a clock, in seconds.
+
+    Of several ranks the first writes one file, and reads the one that all resume from. Where the policy `is_sharded`, and all
+    ranks see one disk, each writes its part of weights, moments and older weights, and reads what it needs of such parts
+    (`snapshot_parts`); the first writes all else, when the parts are there. Without such a disk the first gathers all of it. A
+    run reads either form, whatever it writes. Where the policy is sharded a run that is stopped writes no snapshot: that takes
+    all ranks, and one of them may be gone.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Snapshots(L.Callback):
         anew: bool = False,
         ranks: Ranks = ALONE,
         problems: Mapping[str, str] | None = None,
+        is_sharded: bool = False,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.run_dir = run_dir
@@ -88,7 +90,10 @@ class Snapshots(L.Callback):
         self.ranks = ranks
         self.problems = dict(problems or {})
         self.now = now
-        found = self._read() if ranks.first and not anew else None  # one process reads it, and no other needs the disk
+        self.in_parts = is_sharded and snapshot_parts.on_one_disk(run_dir, ranks)
+        if is_sharded and not self.in_parts and ranks.first:
+            log.info("not all ranks see %s: the first gathers the weights of the others for snapshots", run_dir)
+        found, self._parts = snapshot_search.found(run_dir, config, self.problems, anew, ranks, self.in_parts)
         self._moments = found["optimizer"].pop("state") if found else {}  # the largest part: sent when each needs its share
         self.state: dict[str, Any] | None = ranks.tensors_from_first(found)
         self._last: dict[str, Any] | None = None  # the end of the last outer step, what is large left out
@@ -112,16 +117,19 @@ class Snapshots(L.Callback):
     # --- resuming ------------------------------------------------------------------------------------------------------
 
     def put_back(self, trainer: L.Trainer, module: PolicyModule, record: RunRecord) -> None:
-        """Restores everything but the optimizer and the random numbers, which exist when training starts."""
+        """Restores everything but the optimizer and the random numbers, which exist when training starts, and what is in parts,
+        which needs the sharded policy.
+        """
         assert self.state is not None
         trainer.fit_loop.epoch_progress.current.processed = self.step  # type: ignore[attr-defined]
-        adapter.put_back(module.policy, self.state.pop("policy"))  # whole: Lightning has it sharded later
+        if self._parts is None:
+            adapter.put_back(module.policy, self.state.pop("policy"))  # whole: Lightning has it sharded later
+            self.data.refresh.restore(self.state["versions"], self.state["copies"])
         for name, value in self.state["module"].items():
             setattr(module, name, value)
         module.watch.restore(self.rows)
         vars(module.objective.kl_coef).update(self.state["kl"])
         module.clock.restore(self.state["clock"])
-        self.data.refresh.restore(self.state["versions"], self.state["copies"])
         self.data.eval_timeouts, self.data.eval_errors = self.state["eval"]
         if "select" in self.state:  # earlier versions had no rule to select prompts
             self.data.selection.restore(self.state["select"])
@@ -129,12 +137,19 @@ class Snapshots(L.Callback):
         for row in self.rows:  # a tracker starts from the beginning, and knows which rows it has
             record.track(trainer, row)
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning has sharded the policy, and nobody has used it: what is in parts comes before all that is made from it."""
+        if self._parts is not None:
+            assert isinstance(pl_module, PolicyModule) and self.state is not None
+            self._parts.put_back(pl_module.policy, self.state.pop("policy"))
+            self.data.refresh.restore(self.state["versions"], self._parts.older())
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.state is not None:
             optimizer = trainer.optimizers[0]
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            of_each = (self.ranks.tensors_from_first(self._moments.pop(i, {})) for i in range(len(parameters)))
-            moments = {i: sharded.parts(saved, parameters[i]) for i, saved in enumerate(of_each) if saved}
+            moments = {i: self._moments_of(i, parameter) for i, parameter in enumerate(parameters)}
+            moments = {i: kept for i, kept in moments.items() if kept}
             optimizer.load_state_dict(self.state["optimizer"] | {"state": moments})
             schedule = trainer.lr_scheduler_configs[0].scheduler
             schedule.load_state_dict(self.state["schedule"])
@@ -142,10 +157,15 @@ class Snapshots(L.Callback):
                 group["lr"] = lr  # the optimizer's own may be that of an unfinished step
             if self.ranks.index < len(self.state["random"]):  # the run may have had fewer ranks
                 set_random_state(self.state["random"][self.ranks.index])
-            self.state = None  # its memory
+            self.state = self._parts = None  # their memory
         assert isinstance(pl_module, PolicyModule)
         self._began = self._since = self.now()
         self._spent_at_start_s = sum(pl_module.clock.snapshot.values())
+
+    def _moments_of(self, index: int, parameter: Tensor) -> dict[str, Any]:
+        """What the optimizer keeps of its parameter number `index`, divided as the parameter is."""
+        moments = sharded.parts(self.ranks.tensors_from_first(self._moments.pop(index, {})), parameter)
+        return moments | self._parts.moments(index, parameter) if self._parts else moments
 
     # --- writing -------------------------------------------------------------------------------------------------------
 
@@ -160,33 +180,34 @@ class Snapshots(L.Callback):
         last = step == trainer.max_epochs or trainer.should_stop
         due = self.ranks.first and not last and self._is_due(trainer, pl_module, step)
         # each rank has noise of its own, such as an adapter's dropout; whether it is time is for the first to say
-        all_ranks = self.ranks.gather((random_state(), due))
-        due = all_ranks[0][1]
-        if not self.ranks.first:
-            if due:
-                self._weights(trainer, pl_module)
-            return
+        all_ranks = self.ranks.gather((random_state(), secrets.token_hex(8) if due else ""))
+        token = all_ranks[0][1]
+        if self.ranks.first:
+            self._last = self._rest(trainer, pl_module, step, [state for state, _ in all_ranks])
+            self._changed = False
+        if token:
+            self._write(trainer, pl_module, is_written_beside(*self._size(trainer, pl_module)), token)
+
+    def _rest(self, trainer: L.Trainer, module: PolicyModule, step: int, random: list[dict[str, Any]]) -> dict[str, Any]:
+        """All that a snapshot holds, without what is large. `random`: the states of all ranks."""
         record = next(c for c in trainer.callbacks if isinstance(c, RunRecord))  # type: ignore[attr-defined]
-        self._last = {
+        return {
             "config": self.config,
             "problems": self.problems,
             "step": step,
-            "module": {name: getattr(pl_module, name) for name in MODULE},
-            "kl": dict(vars(pl_module.objective.kl_coef)),
-            "clock": pl_module.clock.state(),
+            "module": {name: getattr(module, name) for name in MODULE},
+            "kl": dict(vars(module.objective.kl_coef)),
+            "clock": module.clock.state(),
             "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
             "versions": self.data.refresh.versions,
-            "copies": self.data.refresh.copies,
+            "copies": {} if self.in_parts else self.data.refresh.older,
             "eval": (self.data.eval_timeouts, self.data.eval_errors),
             "select": self.data.selection_state(step),
             "rows": list(record.rows),
             "best": record.best,
-            "random": [state for state, _ in all_ranks],
+            "random": random,
             "more": self.more(),
         }
-        self._changed = False
-        if due:
-            self._write(trainer, pl_module, is_written_beside(*self._size(trainer, pl_module)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
@@ -228,35 +249,70 @@ class Snapshots(L.Callback):
         return sum(module.clock.snapshot.values()) - self._spent_at_start_s
 
     def _size(self, trainer: L.Trainer, module: PolicyModule) -> tuple[int, bool]:
-        """Bytes of a snapshot, and whether the run trains in the CPU memory that a copy would take."""
+        """Bytes of what this rank writes, and whether the run trains in the CPU memory that a copy would take."""
         optimizer = trainer.optimizers[0]
         weights = [*module.policy.parameters(), *(p for group in optimizer.param_groups for p in group["params"])]
         moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
         tensors = {id(tensor): tensor for tensor in [*(w for w in weights if w.requires_grad), *moments]}
-        in_cpu_memory = module.policy.device.type in ("cpu", "mps") and not sharded.is_sharded(module.policy)
-        return sum(tensor.nbytes for tensor in tensors.values()), in_cpu_memory
+        in_cpu_memory = module.policy.device.type in ("cpu", "mps") and (self.in_parts or not sharded.is_sharded(module.policy))
+        own = (t.to_local() if self.in_parts and isinstance(t, DTensor) else t for t in tensors.values())
+        return sum(tensor.nbytes for tensor in own), in_cpu_memory
 
-    def _write(self, trainer: L.Trainer, module: PolicyModule, beside: bool) -> None:
+    def _write(self, trainer: L.Trainer, module: PolicyModule, beside: bool, token: str = "") -> None:
         """Write what is in `_last` and the weights; `beside`: from a copy of the weights, while training goes on.
 
-        Always in the thread, which no signal interrupts.
+        Always in the thread, which no signal interrupts. `token`: of this snapshot, the same on all ranks.
         """
-        assert self._last is not None
+        if not (self.ranks.first or self.in_parts):
+            self._weights(trainer, module)
+            return
         self._spent_before_s = self._spent(module)
         with self._waiting(module.clock):
             self._beside.wait()  # so that there is one copy at a time
-            state = self._last | self._weights(trainer, module, copy=beside)
-            self._beside.start(partial(self._write_file, state, module.clock if beside else None))
+            make = self._part_writer if self.in_parts else self._file_writer
+            self._beside.start(
+                partial(self._written_by, make(trainer, module, beside, token), module.clock if beside else None)
+            )
             if not beside:
                 self._beside.wait()
         self._since = self.now()
 
-    def _write_file(self, state: State, clock: Clock | None) -> None:
+    def _file_writer(self, trainer: L.Trainer, module: PolicyModule, copy: bool, token: str) -> Callable[[], int]:
+        """What writes one file in the thread, and returns the outer step of a snapshot that now counts."""
+        assert self._last is not None
+        state = self._last | self._weights(trainer, module, copy)
+
+        def work() -> int:
+            write(self.run_dir, state)
+            return int(state["step"])
+
+        return work
+
+    def _part_writer(self, trainer: L.Trainer, module: PolicyModule, copy: bool, token: str) -> Callable[[], int]:
+        """The same for this rank's part; the first also completes the snapshot."""
+        step, refresh = trainer.current_epoch + 1, self.data.refresh
+        held = {"policy": adapter.trained(module.policy, keep_vars=True), "optimizer": trainer.optimizers[0].state_dict()}
+        shapes = {name: tensor.shape for name, tensor in held["policy"].items()}  # in the thread FSDP would not be left alone
+        pieces, rest = snapshot_parts.divided(held, self.ranks, copy)
+        rest, copies = (self._last or {}) | rest, refresh.older
+        folder = snapshot_parts.folder_of(self.run_dir, step, token)
+
+        def work() -> int:
+            older = snapshot_parts.older(copies, shapes, self.ranks)
+            snapshot_parts.write(folder, pieces | older, self.ranks)
+            if not (self.ranks.first and snapshot_parts.complete(folder, rest, self.ranks)):
+                return 0
+            remove_old(self.run_dir)
+            return step
+
+        return work
+
+    def _written_by(self, work: Callable[[], int], clock: Clock | None) -> None:
         """In the thread; its time is counted by `clock`."""
         start = self.now()
-        write(self.run_dir, state)
-        self._written = state["step"]
-        (self.run_dir / ATTEMPTS_FILE).unlink(missing_ok=True)  # it got further
+        if step := work():
+            self._written = step
+            (self.run_dir / ATTEMPTS_FILE).unlink(missing_ok=True)  # it got further
         if clock is not None:
             clock.snapshot["snapshot_beside"] += self.now() - start
 
@@ -280,61 +336,3 @@ class Snapshots(L.Callback):
     def way_on(self) -> str:
         """What the same command does when it is run again."""
         return f"resumes after outer step {self._written} in {self.run_dir}" if self._written else "starts from the beginning"
-
-    def _read(self) -> State | None:
-        """The newest undamaged snapshot; None without one, or where it is of other settings."""
-        for file in snapshots(self.run_dir):
-            try:
-                state = read(file)
-            except Exception as error:  # torch raises many kinds, and each means the same
-                log.warning("%s is damaged (%s): the snapshot before it is used", file, first_line(str(error)))
-                continue
-            if _is_of(state["config"], self.config) and _of_this_version(state):
-                if "problems" in state:  # earlier versions kept no digests
-                    self._check_problems(state["problems"])
-                return state
-            log.warning("%s is of other settings or of another version of the program: the run starts from the beginning", file)
-            return None
-        return None
-
-    def _check_problems(self, before: Mapping[str, str]) -> None:
-        """Raise UserError where the problems have changed since: the numbers before and after would not belong together."""
-        if changed := differ(before, self.problems):
-            raise UserError(
-                ", ".join(changed),
-                f"its problems have changed since the run in {self.run_dir} was stopped",
-                "Put them back, or choose another name=...; resume=false starts again in its place",
-            )
-
-
-def _is_of(before: str, settings: str) -> bool:
-    """Whether settings that a snapshot has, perhaps of an earlier version, give the numbers of these, both as JSON."""
-    return same_numbers(json.loads(renamed.in_text(before))) == same_numbers(json.loads(settings))
-
-
-def _of_this_version(state: State) -> bool:
-    """Whether the snapshot has what this version of the program restores."""
-    return set(state["module"]) == set(MODULE) and isinstance(state["random"], list)
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every global generator, in types that `torch.load` reads without pickle's classes."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-        "numpy": (kind, np.asarray(keys).tolist(), *rest),
-        "python": random.getstate(),
-    }
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if state["mps"] is not None and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    random.setstate(state["python"])

@@ -204,10 +204,9 @@ def _family(host: str) -> socket.AddressFamily:
 def main() -> None:
     """Becomes `vllm serve`. The system ends it with the task that started it."""
     from dash_exp.commands import cli, serve
-    from dash_exp.distributed import launcher
 
     parent, host, port, gpus = sys.argv[1:]
-    launcher.end_with(int(parent))
+    process.end_with(int(parent))
     cfg = OmegaConf.create(sys.stdin.read())
     assert isinstance(cfg, DictConfig)
     try:
