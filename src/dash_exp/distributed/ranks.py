@@ -190,7 +190,8 @@ class Ranks:
         """Leave the group: its connections close, which ends what other ranks wait for.
 
         Its threads are ended as well. They must not be there when Python ends: they would use what is no longer there. Where a
-        collective that was broken off cannot end, because nothing comes through a link any more, they stay (`World.stuck`).
+        collective that was broken off cannot end they stay (`World.stuck`), and the next run has a group of its own: nothing
+        comes through a link any more, or another rank's sharded weights, which an error refers to, keep its connections open.
         """
         if self.world is None:
             return
@@ -202,11 +203,12 @@ class Ranks:
             time.sleep(0.05)
         if self._unfinished and not self._unfinished.is_completed():
             self.world.stuck = True
-        else:
-            dist.destroy_process_group()
+            _left.append(dist.group.WORLD)  # a group that nothing refers to waits for its threads
+        dist.destroy_process_group()
 
 
 ALONE = Ranks()
+_left: list[Any] = []
 
 
 @contextmanager
