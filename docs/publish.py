@@ -49,7 +49,7 @@ def main() -> None:
     if arguments[:1] == ["--restore"]:
         if len(arguments) != 3 or arguments[2].startswith("-"):
             raise UserError(
-                "--restore", "needs two names", "Write --restore NAME SWEEP_DIR, as in --restore kl multirun/kl-small"
+                "--restore", "needs a name and a folder", "Write --restore NAME SWEEP_DIR, as in --restore kl multirun/kl-small"
             )
         restored, there = restore(PUBLISHED / arguments[1], Path(arguments[2]).expanduser())
         print(f"{len(restored)} cell(s) restored into {arguments[2]}; {len(there)} there already")
