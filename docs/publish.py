@@ -8,7 +8,8 @@ NAME         default: the name of the sweep and its scale: kl for kl-small, kl-s
 
 docs/results/NAME gets the report without its HTML page (report.md, figures as SVG, cells.csv and claims.csv), and cells.tar.xz
 with the small files of each cell that is done. The report is written first where there is none, or where a cell has a newer
-result. A sweep may be published before all of its cells are done, and again later.
+result. A sweep may be published before all of its cells are done, and again later. Its cells are those of its last command:
+where several commands ran them (seed=0, then seed=1), give that of all cells (seed=0,1) first, which runs none of them again.
 
 --restore writes the cells of cells.tar.xz into SWEEP_DIR. The command of the sweep then runs the other cells only, and its
 report is over all of them. A cell that has a folder there already stays as it is. What is not kept: checkpoints, logs, and the
@@ -18,10 +19,11 @@ completions that the report does not show.
 from __future__ import annotations
 
 import io
+import lzma
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -30,9 +32,10 @@ from omegaconf import OmegaConf
 from dash_exp.commands import cli  # registers the resolvers of the configuration
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import whole_folder, write_whole
+from dash_exp.core.words import first_line
 from dash_exp.report import samples, write
-from dash_exp.results.cells import Cell, Results, load
-from dash_exp.results.run_folder import RECORD_FILES, RESULT_FILE, SWEEP_FILE, flat, is_run, read_yaml
+from dash_exp.results.cells import Cell, Results, load, unlisted
+from dash_exp.results.run_folder import RECORD_FILES, RESULT_FILE, SWEEP_FILE, flat, is_run, read_result, read_yaml
 
 PUBLISHED = Path(__file__).parent / "results"
 REPORT_FILES = ("report.md", "cells.csv", "claims.csv")
@@ -46,7 +49,7 @@ def main() -> None:
     if arguments[:1] == ["--restore"]:
         if len(arguments) != 3 or arguments[2].startswith("-"):
             raise UserError(
-                "--restore", "needs two names", "Write --restore NAME SWEEP_DIR, as in --restore kl multirun/kl-small"
+                "--restore", "needs a name and a folder", "Write --restore NAME SWEEP_DIR, as in --restore kl multirun/kl-small"
             )
         restored, there = restore(PUBLISHED / arguments[1], Path(arguments[2]).expanduser())
         print(f"{len(restored)} cell(s) restored into {arguments[2]}; {len(there)} there already")
@@ -61,6 +64,11 @@ def main() -> None:
     print(f"{cells_done(results)} cells done: {page}")
     for setting in places(results):
         print(f"note: the cells have a setting that names a folder of this machine: {setting}")
+    if others := of_earlier_commands(sweep):
+        print(
+            f"note: {len(others)} done cell(s) of earlier commands are left out, such as {others[0]}: {SWEEP_FILE} has those of"
+        )
+        print("the last one. Give the command of all cells, which runs none of these again, and publish again.")
 
 
 # --- publishing --------------------------------------------------------------------------------------------------------
@@ -129,6 +137,12 @@ def cells_done(results: Results) -> str:
     return f"{sum(cell.status == 'done' for cell in results.cells)} of {len(results.cells)}"
 
 
+def of_earlier_commands(sweep: Path) -> list[str]:
+    """The done cells of a sweep that are not in its list, which its last command has written."""
+    listed = (sweep / SWEEP_FILE).is_file()  # a search has no list, and all runs are its cells
+    return [cell.name for cell in unlisted(sweep) if read_result(cell).get("status") == "done"] if listed else []
+
+
 def kept(results: Results, done: Sequence[Cell], sweep: Path) -> Iterator[tuple[str, bytes]]:
     """The files of the archive: the list of cells; of each done cell its record, and the completions that the report shows."""
     if (sweep / SWEEP_FILE).is_file():
@@ -146,10 +160,7 @@ def kept(results: Results, done: Sequence[Cell], sweep: Path) -> Iterator[tuple[
 
 def kept_cells(folder: Path) -> set[str]:
     """The cells in the archive of a published sweep."""
-    if not (folder / CELLS_FILE).is_file():
-        return set()
-    with tarfile.open(folder / CELLS_FILE) as archive:
-        return {name.split("/")[0] for name in archive.getnames() if name != SWEEP_FILE}
+    return archived(folder / CELLS_FILE).keys() - {""} if (folder / CELLS_FILE).is_file() else set()
 
 
 # --- the checkout is another folder on another machine ----------------------------------------------------------------
@@ -210,17 +221,21 @@ def restore(folder: Path, sweep: Path) -> tuple[list[str], list[str]]:
 
 
 def archived(file: Path) -> dict[str, dict[str, bytes]]:
-    """The files of an archive by cell and name; the cell of `sweep.json` is "". Raises tarfile.FilterError for a path that
-    leads out of the sweep.
+    """The files of an archive by cell and name; the cell of `sweep.json` is "". Raises UserError for what `publish` has not
+    written: a damaged archive, or a path that leads out of the sweep.
     """
     cells: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(file) as archive:
-        for member in archive:
-            tarfile.data_filter(member, str(file.parent))
-            opened = archive.extractfile(member)
-            assert opened is not None, f"{member.name} is not a file"
-            cell, _, name = member.name.partition("/") if "/" in member.name else ("", "", member.name)
-            cells.setdefault(cell, {})[name] = opened.read()
+    try:
+        with tarfile.open(file) as archive:
+            for member in archive:
+                path = PurePosixPath(tarfile.data_filter(member, str(file.parent)).name).as_posix()
+                opened = archive.extractfile(member)
+                assert opened is not None, f"{path} is not a file"
+                cell, _, name = path.partition("/") if "/" in path else ("", "", path)
+                cells.setdefault(cell, {})[name] = opened.read()
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        wrong = f"is no archive of cells ({first_line(str(error)).rstrip('.')})"
+        raise UserError(str(file), wrong, "Take it from git again, or remove it and publish the sweep again") from error
     return cells
 
 

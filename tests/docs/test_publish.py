@@ -17,7 +17,7 @@ from synthetic import write_cell
 from dash_exp.commands import hydra_setup
 from dash_exp.core.errors import UserError
 from dash_exp.models import loading
-from dash_exp.report import write
+from dash_exp.report import samples, write
 from dash_exp.results.cells import load
 from dash_exp.results.run_folder import SWEEP_FILE, read_sweep, read_yaml
 
@@ -128,6 +128,17 @@ def test_what_is_kept_of_a_cell(no_figures, tmp_path):
             assert (tmp_path / "again" / cell / file).read_bytes() == (sweep / cell / file).read_bytes()
 
 
+def test_a_continued_sweep_shows_completions_of_a_seed_that_all_arms_have(no_figures, tmp_path):
+    """Published with one cell of seed 0 and both of seed 1, whose completions are kept; those of seed 0 are not."""
+    sweep, again = tmp_path / "sweep", tmp_path / "again"
+    add(sweep, CELLS[0], *CELLS[2:])
+    published(sweep, tmp_path / "published")
+    publish.restore(tmp_path / "published", again)
+    add(again, CELLS[1])
+    seed, _, problems = samples.choose(load([again]))
+    assert (seed, set(problems["p"])) == (1, {"grpo", "dash"})
+
+
 def test_models_are_found_where_the_other_checkout_has_them(no_figures, tmp_path, monkeypatch):
     add(tmp_path / "sweep", CELLS[0])
     cell = tmp_path / "sweep" / ",".join(CELLS[0])
@@ -193,11 +204,45 @@ def test_what_is_refused(no_figures, tmp_path):
         published(sweep, tmp_path / "peers")
     with pytest.raises(UserError, match=r"cells.tar.xz: is not there"):
         publish.restore(tmp_path / "peers", sweep)
-    with tarfile.open(tmp_path / "peers" / "cells.tar.xz", "w:xz") as archive:
-        archive.addfile(tarfile.TarInfo("../outside"), io.BytesIO())
-    with pytest.raises(tarfile.OutsideDestinationError):
-        publish.restore(tmp_path / "peers", sweep)
+    archive = tmp_path / "peers" / "cells.tar.xz"
+    with tarfile.open(archive, "w:xz") as opened:
+        opened.addfile(tarfile.TarInfo("../outside"), io.BytesIO())
+    with pytest.raises(UserError, match=r"is no archive of cells .*outside"):
+        publish.restore(archive.parent, sweep)
     assert not (tmp_path / "outside").exists()
+    with tarfile.open(archive, "w:xz") as opened:
+        opened.addfile(tarfile.TarInfo(f"cell/{tmp_path}/outside"), io.BytesIO())
+    publish.restore(archive.parent, sweep)
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda contents: contents[:-50], lambda _: b"version https://git-lfs"])
+def test_a_damaged_archive_is_named(no_figures, damage, tmp_path):
+    add(tmp_path / "sweep", *CELLS)
+    published(tmp_path / "sweep", tmp_path / "published")
+    archive = tmp_path / "published" / "cells.tar.xz"
+    archive.write_bytes(damage(archive.read_bytes()))
+    for use in (published, lambda sweep, folder: publish.restore(folder, sweep)):
+        with pytest.raises(UserError, match=r"cells\.tar\.xz: is no archive of cells"):
+            use(tmp_path / "sweep", tmp_path / "published")
+
+
+def test_cells_of_earlier_commands_are_named(no_figures, tmp_path, monkeypatch, capsys):
+    """`sweep.json` has the cells of the last command. That of all cells takes the others in."""
+    monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "results")
+    sweep = tmp_path / "sweep"
+    add(sweep, *CELLS[:3])
+    write_cell(sweep / "failed", ["seed=9"], status="failed")
+    every = (sweep / SWEEP_FILE).read_text()
+    of_seed_1 = [{"folder": ",".join(overrides), "overrides": overrides} for overrides in CELLS[2:]]
+    (sweep / SWEEP_FILE).write_text(json.dumps({"cells": of_seed_1}))
+    monkeypatch.setattr(sys, "argv", ["publish.py", str(sweep), "mine"])
+    publish.main()
+    assert "note: 2 done cell(s) of earlier commands are left out, such as seed=0,algo=" in capsys.readouterr().out
+    (sweep / SWEEP_FILE).write_text(every)
+    publish.main()
+    assert "note" not in capsys.readouterr().out
+    assert len(publish.kept_cells(tmp_path / "results" / "mine")) == 3
 
 
 @pytest.mark.parametrize(

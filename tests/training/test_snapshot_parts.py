@@ -97,6 +97,19 @@ def test_the_first_does_not_wait_for_a_part_that_could_not_be_written(tmp_path, 
     assert run_folder.snapshots(tmp_path) == []
 
 
+def test_a_rank_whose_folder_another_one_has_removed_leaves_it_to_that_one_to_say_why(tmp_path, monkeypatch):
+    """On a full disk its removal makes room: what then fails here is only that the folder is not there."""
+    save = snapshot_file.save
+
+    def removed(state, file):
+        save(state, file)
+        shutil.rmtree(tmp_path)  # by the other rank
+
+    monkeypatch.setattr(snapshot_file, "save", removed)
+    folder = write_part(tmp_path, 0, 2)
+    assert not snapshot_parts.complete(folder, REST, Ranks(0, 2))
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_damage_is_found_in_every_part(complete, index):
     names = snapshot_file.read(complete)["parts"]

@@ -137,6 +137,7 @@ def main() -> None:
 
 
 def _lead(run_dir: Path, in_sweep: bool, started: float) -> None:
+    run.quiet()
     cfg = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(cfg, DictConfig)
     run.lead(cfg, run_dir, in_sweep, time.perf_counter() - (time.time() - started))

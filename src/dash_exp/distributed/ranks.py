@@ -189,9 +189,10 @@ class Ranks:
     def end(self) -> None:
         """Leave the group: its connections close, which ends what other ranks wait for.
 
-        Its threads are ended as well. They must not be there when Python ends: they would use what is no longer there. Where a
-        collective that was broken off cannot end they stay (`World.stuck`), and the next run has a group of its own: nothing
-        comes through a link any more, or another rank's sharded weights, which an error refers to, keep its connections open.
+        Its threads are ended as well. They must not be there when Python ends: they would use what is no longer there. They
+        stay where a collective that was broken off cannot end (`World.stuck`): nothing comes through a link any more, or
+        another rank has an error that refers to sharded weights, which keep its connections open. The next run has a group of
+        its own.
         """
         if self.world is None:
             return

@@ -39,13 +39,14 @@ def read(file: Path) -> dict[str, list[Record]]:
 def choose(results: Results) -> tuple[int | None, int | None, dict[str, dict[str, list[Record]]]]:
     """(seed, outer step, problem -> arm -> completions): a few problems of the last step that all arms recorded.
 
-    The seed is the first one that most arms have. Problems whose completions differ in reward come first. Each arm has two
-    completions, with different rewards if possible. (None, None, {}) if the arms have nothing in common.
+    The seed is the first one of which most arms recorded completions. Problems whose completions differ in reward come first.
+    Each arm has two completions, with different rewards if possible. (None, None, {}) if the arms have nothing in common.
     """
-    cells = {arm: comparison.by_seed(results, arm) for arm in results.arms}
-    seeds = dict.fromkeys(seed for of_arm in cells.values() for seed in of_arm)
-    for seed in sorted(seeds, key=lambda s: -sum(s in of_arm for of_arm in cells.values())):
-        files = {arm: found for arm, of_arm in cells.items() if seed in of_arm and (found := steps(of_arm[seed]))}
+    done = {arm: comparison.by_seed(results, arm) for arm in results.arms}
+    recorded = {arm: {seed: found for seed, cell in of_arm.items() if (found := steps(cell))} for arm, of_arm in done.items()}
+    seeds = dict.fromkeys(seed for of_arm in recorded.values() for seed in of_arm)
+    for seed in sorted(seeds, key=lambda s: -sum(s in of_arm for of_arm in recorded.values())):
+        files = {arm: of_arm[seed] for arm, of_arm in recorded.items() if seed in of_arm}
         common = set.intersection(*(set(found) for found in files.values())) if files else set()
         for step in sorted(common, reverse=True)[:1]:
             of_arm_at_step = {arm: read(found[step]) for arm, found in files.items()}

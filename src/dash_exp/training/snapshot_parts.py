@@ -100,11 +100,15 @@ def older(copies: Copies, shapes: Mapping[str, torch.Size], ranks: Ranks) -> dic
 
 
 def write(folder: Path, pieces: Mapping[Key, Piece], ranks: Ranks) -> None:
-    """Write this rank's part. Where that fails the folder goes, so that the first rank does not wait for it."""
+    """Write this rank's part. Where that fails the folder goes, so that the first rank does not wait for it. Where it has gone
+    meanwhile another rank has failed and says why: nothing is raised here.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         write_named(dict(pieces), folder, f"part-{ranks.index}-of-{ranks.size}")
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, FileNotFoundError) and not folder.exists():
+            return
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
