@@ -1,6 +1,8 @@
 """Runs that start sampling servers themselves: the program with a stand-in for the package vllm, and with vLLM."""
 
 import json
+import os
+import tempfile
 
 import forked
 import pytest
@@ -10,9 +12,11 @@ from processes import command_lines, wait_until, wait_until_gone
 from servers import START_S, Process, until
 
 from dash_exp.commands import samplers
+from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import read_metrics
 from dash_exp.models import loading
+from dash_exp.sampling import server_room
 from dash_exp.sampling.own_servers import OwnServers
 
 OWN = ["rollout=vllm_server", "rollout.sampler.colocate=true", "rollout.sampler.max_sequences=64", "hydra.run.dir=run"]
@@ -142,6 +146,31 @@ def test_servers_end_where_the_sampler_cannot_be_made(monkeypatch, policy, token
     with pytest.raises(UserError, match="is empty"):
         samplers.sampler_of(composed(*OWN[:2]), policy, tokenizer, tmp_path)
     assert len(closed) == 1
+
+
+def test_no_folder_is_left_in_the_place_of_temporary_files(monkeypatch, tmp_path):
+    """That of a run that was killed goes with the next one; not that of a run whose servers are starting."""
+
+    def starting(settings, *others):
+        kept.append(sorted(folder.name for folder in tmp_path.iterdir()))
+        assert process.in_use(settings)
+        assert (settings / "config.yaml").is_file()
+
+    kept = []
+    killed, other = (tmp_path / f"{samplers.FOLDER}{name}" for name in ("killed", "other"))
+    for folder in (killed, other):
+        folder.mkdir()
+    lock = server_room.locked(other)
+    for folder in (killed, other):
+        os.utime(folder, (0, 0))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(samplers, "OwnServers", starting)
+    samplers.started(composed(*OWN[:2]), tmp_path)
+    assert other.name in kept[0]
+    assert killed.name not in kept[0]
+    assert len(kept[0]) == 2
+    assert list(tmp_path.iterdir()) == [other]
+    lock.release()
 
 
 @pytest.mark.needs("vllm")

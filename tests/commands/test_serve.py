@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +16,10 @@ import torch
 from conftest import ROOT, composed
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from transformers import PreTrainedModel
 
 from dash_exp.commands import serve
+from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.models import adapter, loading
 from dash_exp.sampling import server_room
@@ -288,7 +291,11 @@ def test_a_checkpoint_is_served_from_its_folder_and_an_adapter_merged(tmp_path, 
                 weight.fill_(0.5)
     record.save_model(adapted, tokenizer, best)
     assert not (best / "config.json").exists()
+    save, kept = PreTrainedModel.save_pretrained, []
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda self, to: (kept.append(process.in_use(to)), save(self, to)))
     folder, *words = start([f"run={run}", "checkpoint=best"], monkeypatch)
+    assert kept == [True]  # a server that starts at the same time does not take the folder for one that was left behind
+    assert not process.in_use(Path(folder))  # but for `vllm_main`
     assert folder.startswith(str(tmp_path / "temporary" / server_room.SERVED))
     whole, merged = adapter.whole(adapted, adapter.trained(adapted)), loading.load_policy(folder).state_dict()
     assert merged.keys() == whole.keys()

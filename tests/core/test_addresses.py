@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from dash_exp.core.addresses import host_and_port, unreachable
+from dash_exp.core.addresses import free_port, host_and_port, is_free, unreachable
 
 BAD = {
     "http://127.0.0.1:80 01": "it has a space in it",
@@ -36,4 +36,19 @@ def test_whether_something_listens():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         assert unreachable("127.0.0.1", port, 1.0) is None
+        assert not is_free("127.0.0.1", port)
     assert unreachable("127.0.0.1", port, 1.0) == "Connection refused"
+
+
+def test_a_free_port():
+    class First(set):
+        """Holds the first number that it is asked for."""
+
+        def __contains__(self, port):
+            return super().__contains__(port) or (not self and self.add(port) is None)
+
+    others = First()
+    port = free_port("127.0.0.1", others)
+    assert len(others) == 1
+    assert port not in others
+    assert is_free("127.0.0.1", port)

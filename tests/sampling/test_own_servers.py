@@ -99,7 +99,7 @@ def another_program(how):
 def test_a_port_that_another_program_takes_meanwhile(start, monkeypatch, caplog, how):
     with another_program(how) as port:
         ports, free = [port], own_servers.free_port
-        monkeypatch.setattr(own_servers, "free_port", lambda: ports.pop() if ports else free())
+        monkeypatch.setattr(own_servers, "free_port", lambda host: ports.pop() if ports else free(host))
         own = start("ready" if how == "takes connections" else f"silent {port}")
         assert own.urls != [f"http://127.0.0.1:{port}"]
         assert about(own.urls[0])["pid"] == pids(own)[0]
@@ -109,7 +109,7 @@ def test_a_port_that_another_program_takes_meanwhile(start, monkeypatch, caplog,
 def test_ports_that_are_always_taken(start, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        monkeypatch.setattr(own_servers, "free_port", lambda: port)
+        monkeypatch.setattr(own_servers, "free_port", lambda host: port)
         with pytest.raises(UserError, match=rf"other programs have taken the port .* 3 times, last {port}\."):
             start()
 

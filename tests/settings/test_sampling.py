@@ -57,7 +57,16 @@ BAD = [
     (
         "rollout=vllm_server rollout.sampler.colocate=true rollout.sampler.servers=[http://a]",
         "rollout.sampler.colocate=true: starts servers of its own, and rollout.sampler.servers=['http://a'] names others. "
-        "Leave one of them out.",
+        "Leave the addresses out, or write rollout.sampler.colocate=false.",
+    ),
+    (
+        "rollout=vllm +rollout.sampler.colocate=true",
+        "rollout.sampler.colocate=true: is for sampling servers, and the sampler is another. Use rollout=vllm_server, or",
+    ),
+    (
+        "rollout=vllm_server rollout.sampler.colocate=true rollout.sampler.gpus_per_server=4",
+        "rollout.sampler.gpus_per_server=4: is for servers on nodes of a cell's own Slurm job, and rollout.sampler.server_nodes"
+        " is 0. Leave it out. A server that you start has several GPUs with `-- --tensor-parallel-size 2`.",
     ),
     (
         "rollout=vllm_server rollout.sampler.colocate=true rollout.sampler.server_nodes=1",
@@ -111,7 +120,8 @@ BAD = [
     ),
     (
         "rollout=vllm_server rollout.sampler.server_nodes=1 rollout.sampler.servers=[http://a]",
-        "rollout.sampler.server_nodes=1: starts servers of its own, and rollout.sampler.servers=['http://a'] names others.",
+        "rollout.sampler.server_nodes=1: starts servers of its own, and rollout.sampler.servers=['http://a'] names others. "
+        "Leave the addresses out, or write rollout.sampler.server_nodes=0.",
     ),
     (
         "rollout=vllm_server rollout.sampler.server_nodes=1 rollout.sampler.transfer=nccl",

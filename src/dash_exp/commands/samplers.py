@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from dash_exp.core import files
 from dash_exp.distributed import server_store
 from dash_exp.sampling.base import Sampler
 from dash_exp.sampling.own_servers import SETTING, OwnServers
+from dash_exp.sampling.server_room import delete_left_behind, locked
+
+FOLDER = f"dash_exp_servers@{platform.node()}@"  # begins the name of a folder with the settings for servers that start
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +50,14 @@ def started(cfg: DictConfig, output: Path) -> OwnServers:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         log.warning("%s: without a GPU a sampling server gives back no memory while the policy trains", SETTING)
-    with tempfile.TemporaryDirectory(prefix="dash_exp_servers_") as folder:  # they have read it when they are ready
-        files.write_whole(Path(folder) / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        return OwnServers(Path(folder), output, gpus(cfg), on_gpu, cfg.rollout.sampler.give_up_s)
+    delete_left_behind(Path(tempfile.gettempdir()), FOLDER)
+    with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:  # they have read it when they are ready
+        lock = locked(Path(folder))
+        try:
+            files.write_whole(Path(folder) / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            return OwnServers(Path(folder), output, gpus(cfg), on_gpu, cfg.rollout.sampler.give_up_s)
+        finally:
+            lock.release()
 
 
 def gpus(cfg: DictConfig) -> Sequence[str | None]:

@@ -38,9 +38,10 @@ from omegaconf import DictConfig, OmegaConf
 from dash_exp.commands import cli
 from dash_exp.commands.evaluate import configuration as of_runs
 from dash_exp.core import process
+from dash_exp.core.addresses import family
 from dash_exp.core.errors import UserError
 from dash_exp.sampling.own_servers import STARTED_BY
-from dash_exp.sampling.server_room import SERVED, delete_left_behind
+from dash_exp.sampling.server_room import SERVED, delete_left_behind, locked
 from dash_exp.settings.validate import validate
 
 ENGINE = ("max_sequences", "max_model_len", "memory_share", "cpu_cache_gb", "eager")
@@ -96,9 +97,13 @@ def start(cfg: DictConfig, command: Command) -> None:
     if checkpoint is not None and (checkpoint / "config.json").is_file():
         folder = checkpoint
     else:
+        model = config if checkpoint is None else merged(checkpoint, cfg)
         folder = temporary / f"{SERVED}{uuid.uuid4().hex}"
-        (config if checkpoint is None else merged(checkpoint, cfg)).save_pretrained(folder)
+        folder.mkdir()
+        lock = locked(folder)  # another server that starts does not delete it, however long the weights take
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        lock.release()  # `vllm_main` takes it
     arguments = ["serve", str(folder), *words]
     print(f"http://{command.host}:{command.port} for {cfg.model.name}: vllm {shlex.join(arguments)}", flush=True)
     os.execve(sys.executable, [sys.executable, "-m", PROGRAM, *arguments], variables(bool(cfg.model.adapter)))
@@ -174,9 +179,8 @@ def merged(adapter: Path, cfg: DictConfig) -> Any:
 
 def check_port(command: Command) -> None:
     """Raise UserError where the server could not listen, before it loads anything."""
-    family = socket.AF_INET6 if ":" in command.host else socket.AF_INET
     try:
-        socket.create_server((command.host, command.port), family=family).close()
+        socket.create_server((command.host, command.port), family=family(command.host)).close()
     except OSError as error:
         number = error.errno or 0  # below 0 where the host is unknown: `os.strerror` has no words for that
         why = os.strerror(number) if number >= 0 else str(error.strerror).partition(" (while ")[0]

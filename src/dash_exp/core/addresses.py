@@ -1,9 +1,10 @@
-"""Addresses of servers, and whether they can be those of one: a typing error is not waited for."""
+"""Addresses of servers, whether they can be those of one (a typing error is not waited for), and ports where none listens."""
 
 from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Container
 from urllib.parse import urlsplit
 
 HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+")  # a name, or IPv6 without its brackets
@@ -43,3 +44,25 @@ def unreachable(host: str, port: int, within_s: float) -> str | None:
     except OSError as error:
         return str(error.strerror or error)
     return None
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a program of this machine can listen there."""
+    try:
+        socket.create_server((host, port), family=family(host)).close()
+    except OSError:
+        return False
+    return True
+
+
+def free_port(host: str, apart_from: Container[int] = ()) -> int:
+    """A port where no program listens at the moment, that is none of these."""
+    while True:
+        with socket.create_server((host, 0), family=family(host)) as found:
+            if (port := int(found.getsockname()[1])) not in apart_from:
+                return port
+
+
+def family(host: str) -> socket.AddressFamily:
+    """IPv6 or IPv4."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import httpx
 
+from dash_exp.core.addresses import free_port, is_free
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import first_line
 
@@ -107,7 +107,7 @@ class _Server:
 
     def start(self) -> None:
         self.tries += 1
-        self.port = free_port()
+        self.port = free_port(HOST)
         command = [sys.executable, "-m", PROGRAM, f"run={self.settings}", f"port={self.port}", *self.further]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
@@ -129,7 +129,7 @@ class _Server:
             who = self._answering()
             if who in (None, self.process.pid):
                 return who is not None
-        elif is_free(self.port):
+        elif is_free(HOST, self.port):
             lines = self.output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             said = first_line(lines[-1] if lines else "it printed nothing").removeprefix("error: ").rstrip(".")
             raise UserError(SETTING, f"a sampling server ended with status {status} ({said})", f"See {self.output}")
@@ -173,18 +173,3 @@ def variables(gpu: str | None) -> dict[str, str]:
     found = {name: value for name, value in os.environ.items() if not name.startswith(NOT_FOR_THEM)}
     found |= {STARTED_BY: str(os.getpid()), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return found if gpu is None else found | {"CUDA_VISIBLE_DEVICES": gpu}
-
-
-def free_port() -> int:
-    """A port that no program has at the moment."""
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def is_free(port: int) -> bool:
-    """Whether a program can listen there."""
-    try:
-        socket.create_server((HOST, port)).close()
-    except OSError:
-        return False
-    return True

@@ -48,6 +48,7 @@ def relations(cfg: DictConfig) -> None:
         )
     if "transfer" in cfg.rollout.sampler:
         _ways(cfg)
+    _gpus_per_server(cfg)
     if cfg.rollout.sampler.get("colocate"):
         _colocated(cfg)
     elif cfg.rollout.sampler.get("server_nodes"):
@@ -105,7 +106,8 @@ def _importance(cfg: DictConfig) -> None:
 def _colocated(cfg: DictConfig) -> None:
     """Servers that the run starts itself, on the devices that it trains on."""
     where, sampler = "rollout.sampler.colocate=true", cfg.rollout.sampler
-    _no_addresses(cfg, where)
+    _has_servers(cfg, where)
+    _no_addresses(cfg, where, "rollout.sampler.colocate=false")
     if sampler.get("server_nodes"):
         wrong = f"has servers on the devices of the run, and rollout.sampler.server_nodes={sampler.server_nodes} on others"
         raise UserError(where, wrong, "Leave one of them out")
@@ -123,17 +125,31 @@ def _colocated(cfg: DictConfig) -> None:
 def _server_nodes(cfg: DictConfig) -> None:
     """Servers on nodes of their own, in the Slurm job of a cell."""
     where = f"rollout.sampler.server_nodes={cfg.rollout.sampler.server_nodes}"
+    _has_servers(cfg, where)
+    _no_addresses(cfg, where, "rollout.sampler.server_nodes=0")
+
+
+def _has_servers(cfg: DictConfig, where: str) -> None:
     if not _sampler(cfg).endswith(".VLLMServerSampler"):
         raise UserError(
             where, "is for sampling servers, and the sampler is another", "Use rollout=vllm_server, or leave it out"
         )
-    _no_addresses(cfg, where)
 
 
-def _no_addresses(cfg: DictConfig, where: str) -> None:
+def _no_addresses(cfg: DictConfig, where: str, without: str) -> None:
     if (servers := cfg.rollout.sampler.get("servers")) is not None:
-        wrong = f"starts servers of its own, and rollout.sampler.servers={servers} names others"
-        raise UserError(where, wrong, "Leave one of them out")
+        wrong = f"starts servers of its own, and rollout.sampler.servers={shown(servers)} names others"
+        raise UserError(where, wrong, f"Leave the addresses out, or write {without}")
+
+
+def _gpus_per_server(cfg: DictConfig) -> None:
+    sampler = cfg.rollout.sampler
+    if (each := sampler.get("gpus_per_server", 1)) > 1 and not sampler.get("server_nodes"):
+        raise UserError(
+            f"rollout.sampler.gpus_per_server={each}",
+            "is for servers on nodes of a cell's own Slurm job, and rollout.sampler.server_nodes is 0",
+            "Leave it out. A server that you start has several GPUs with `-- --tensor-parallel-size 2`",
+        )
 
 
 def _addresses(cfg: DictConfig) -> None:

@@ -57,10 +57,10 @@ def test_a_run_whose_job_had_nodes_of_servers_is_evaluated_without_them(trained)
     """The servers that it asks are those of `rollout.sampler.servers`."""
     record = trained / ".hydra" / "config.yaml"
     cfg = OmegaConf.load(record)
-    cfg.rollout = composed("rollout=vllm_server", "rollout.sampler.server_nodes=1").rollout
+    cfg.rollout = composed("rollout=vllm_server", "rollout.sampler.server_nodes=1", "rollout.sampler.gpus_per_server=4").rollout
     OmegaConf.save(cfg, record)
     assert of(trained).rollout.sampler.server_nodes == 0
-    with pytest.raises(UserError, match="of a cell's own Slurm job, and this is an evaluation"):
+    with pytest.raises(UserError, match=r"of a cell's own Slurm job, and this is an evaluation\. Leave it out, and start"):
         of(trained, "rollout.sampler.server_nodes=1")
 
 

@@ -57,7 +57,7 @@ def configured(command: Command) -> DictConfig:
     if "adapter" in cfg.model:  # a run of an earlier version does not have it
         cfg.model.adapter = None  # a trained one is merged into its base
     validate(cfg, earlier=is_run(target))
-    server_nodes.refuse(cfg, "this is an evaluation")
+    server_nodes.refuse(cfg, "this is an evaluation", "Leave it out, and start servers: python -m dash_exp.serve")
     return cfg
 
 
@@ -67,7 +67,7 @@ def completed(folder: Path) -> DictConfig:
     if "rollout" in cfg:
         cfg.rollout = with_today(cfg.rollout, cli.composed().rollout)
         if cfg.rollout.sampler.get("server_nodes"):  # of its Slurm job, which has ended
-            cfg.rollout.sampler.server_nodes = 0
+            cfg.rollout.sampler.update({"server_nodes": 0, "gpus_per_server": 1})
     if "prompt" not in cfg:  # as such runs asked
         cfg.prompt = OmegaConf.to_container(cli.composed(["prompt=bare"]).prompt, resolve=True)
     if "select" not in cfg:
@@ -77,9 +77,8 @@ def completed(folder: Path) -> DictConfig:
 
 def with_today(section: DictConfig, today: DictConfig) -> DictConfig:
     """A section of a run's settings, with the defaults of `today` for what it does not have."""
-    merged = OmegaConf.merge(
-        OmegaConf.create(OmegaConf.to_container(today)), section
-    )  # a new one: `today` takes no other names
+    of_today = OmegaConf.create(OmegaConf.to_container(today))  # a new one: `today` takes no other names
+    merged = OmegaConf.merge(of_today, section)
     assert isinstance(merged, DictConfig)
     return merged
 

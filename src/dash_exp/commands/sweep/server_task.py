@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands.sweep.server_nodes import GPUS, ServerNodes
 from dash_exp.core import process
+from dash_exp.core.addresses import free_port, is_free
 from dash_exp.core.errors import UserError
 from dash_exp.distributed import place
 
@@ -175,27 +175,6 @@ def end(servers: Sequence[Server]) -> None:
         except subprocess.TimeoutExpired:
             each.kill()
             each.wait()
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there."""
-    try:
-        socket.create_server((host, port), family=_family(host)).close()
-    except OSError:
-        return False
-    return True
-
-
-def free_port(host: str, apart_from: set[int]) -> int:
-    """A port where a server can listen, that is none of these."""
-    while True:
-        with socket.create_server((host, 0), family=_family(host)) as found:
-            if (port := int(found.getsockname()[1])) not in apart_from:
-                return port
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 # --- one server ----------------------------------------------------------------------------------------------------------
