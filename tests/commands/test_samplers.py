@@ -179,6 +179,7 @@ def test_a_run_with_vllm_and_its_checkpoint_by_hand(tmp_path, tokenizer):
     does not.
     """
     variables = environment(tmp_path) | {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "MARK": str(tmp_path)}
+    variables["VLLM_LOGGING_LEVEL"] = "INFO"  # an engine in this process, of another test, has set it
     overrides = [*SMALL, *OWN, "rollout.sampler.cpu_cache_gb=0.25", "eval.every=2"]
     output = tmp_path / "output.txt"
     with forked.Program(TRAIN, overrides, tmp_path, variables, output, output) as run:

@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
-
 from dash_exp.core.addresses import free_port, is_free
 from dash_exp.core.errors import UserError
 from dash_exp.core.words import first_line
@@ -144,6 +142,8 @@ class _Server:
 
     def _answering(self) -> int | None:
         """The id of the process that answers at the port, as it says itself: -1 for another program, None for none so far."""
+        import httpx  # here: commands that read this file for its names need not wait for it
+
         try:
             response = httpx.get(f"{self.url}/v1/models", timeout=PROBE_S, trust_env=False)
         except httpx.HTTPError:
