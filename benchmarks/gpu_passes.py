@@ -102,13 +102,12 @@ def passes(part: str, cfg: DictConfig) -> Iterator[Row]:
     optimizer = instantiate(cfg.optimizer)(policy.parameters())
     groups = work.groups(work.samples)
     needed, count = update_flops(size_of(policy), groups), sum(g.prompt + sum(g.completions) for g in groups)
-    for name, variant in variants(policy).items():
+    for name, variant in variants(policy, getattr(torch, cfg.model.compute_dtype)).items():
         try:
             with variant() as packed:
                 seconds = median_seconds(partial(update, policy, optimizer, work, work.samples, packed), work.device)
         except UserError as error:  # varlen, where torch or the GPU does not have it
             print(f"update, {name}: {error}", flush=True)
-            optimizer.zero_grad()
             continue
         yield from speed.rows(row, f"update, {name}", count, needed, seconds)
     with peak("update"):
@@ -136,8 +135,11 @@ def vllm(part: str, cfg: DictConfig) -> Iterator[Row]:
         sampler.close()
 
 
-def variants(policy: PreTrainedModel) -> dict[str, Callable[[], contextlib.AbstractContextManager[bool]]]:
-    """The ways to compute the update, by name. Each is entered around it, and says whether micro-batches are packed."""
+def variants(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, Callable[[], contextlib.AbstractContextManager[bool]]]:
+    """The ways to compute the update, by name. Each is entered around it, and says whether micro-batches are packed.
+
+    UserError where one is entered that does not work here in this number type.
+    """
 
     @contextlib.contextmanager
     def as_it_is(packed: bool, flash: bool = True) -> Iterator[bool]:
@@ -152,6 +154,7 @@ def variants(policy: PreTrainedModel) -> dict[str, Callable[[], contextlib.Abstr
         before = policy.config._attn_implementation
         policy.set_attn_implementation(name)
         try:
+            packing.check_varlen(policy, policy.device, dtype)
             yield packing.enabled(policy)
         finally:
             policy.set_attn_implementation(before)

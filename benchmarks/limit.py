@@ -53,6 +53,7 @@ from transformers import PreTrainedModel
 from dash_exp.commands import cli, run
 from dash_exp.commands.build import Parts, build, close, make_trainer
 from dash_exp.commands.sizes import sizes
+from dash_exp.core import process
 from dash_exp.core.errors import UserError
 from dash_exp.core.metrics import Clock
 from dash_exp.core.types import Rollouts
@@ -63,6 +64,7 @@ from dash_exp.planning.machine import bandwidths, matrix_rates
 from dash_exp.results.plots import PHASE_COLOURS
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.settings.validate import validate
+from dash_exp.training.heap import Heap
 from dash_exp.training.module import PolicyModule
 
 DEFAULTS = {"kl": "kl.coef=0", "steps": "steps=4"}  # used if no override has the setting
@@ -407,6 +409,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="as for train.py")
     parser.add_argument("--out", type=Path, default=Path("outputs/limit"), help="folder for the results (default: %(default)s)")
     arguments = parser.parse_intermixed_args()
+    process.keep_few_products()
     named = {re.split(r"[.=]", override)[0] for override in arguments.overrides}
     overrides = [*(default for name, default in DEFAULTS.items() if name not in named), *arguments.overrides]
     cfg = cli.composed(overrides)
@@ -471,7 +474,7 @@ def outer_steps(cfg: Any, out: Path, group: Ranks) -> tuple[Probe, Parts, str]:
         policy = parts.module.policy
         rate_now = partial(matrix_rate, linear_shapes(policy, cfg.batch.micro_tokens), dtype, cfg, group.size)
         probe = Probe(clock, cfg.steps - 2, size_of(policy), dtype.itemsize, rate_now, group)
-        trainer = make_trainer(cfg, out, group, [probe])
+        trainer = make_trainer(cfg, out, group, [probe, Heap()])
         trainer.limit_val_batches = 0
         written = sizes(cfg, parts, out)
         trainer.fit(parts.module, datamodule=parts.data)

@@ -68,7 +68,10 @@ def resident(field: str) -> float:
 
 
 def main(path: Path, overrides: list[str]) -> None:
-    import dash_exp.commands.run  # noqa: F401 (everything that a run imports)
+    from dash_exp.core import process
+
+    with process.importing():  # as in `train.py`, which finds it all imported
+        import dash_exp.commands.run  # noqa: F401 (everything that a run imports)
     from dash_exp.core.metrics import Clock
 
     peak, clock = PeakMemory(), Clock.__call__

@@ -78,7 +78,7 @@ def main() -> None:
 def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/peers"))
-    parser.add_argument("--arms", type=names, default=[*OURS, *TRL])
+    parser.add_argument("--arms", type=names, default=["dash", "no_gf", "grpo", *TRL], help=f"of {', '.join([*OURS, *TRL])}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps")
     parser.add_argument("--target", type=float, default=0.7, help="accuracy on the test problems, sampled at temperature 1")
@@ -101,6 +101,8 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
         parser.error(
             f"--{wrong[0].replace('_', '-')}={getattr(options, wrong[0])} cannot be divided among {options.ranks} ranks"
         )
+    if options.ranks > 1 and (wrong := [arm for arm in options.arms if arm.endswith("_vllm")]):
+        parser.error(f"--arms: {wrong[0]} samples with one engine, which --ranks={options.ranks} cannot share")
     if options.only_time and options.steps < 2:
         parser.error(f"--steps={options.steps}: --only-time leaves the first step out; use at least 2")
     if wrong := [s for s in settings if "=" not in s and s[0] != "~"]:

@@ -29,7 +29,6 @@ from dash_exp.commands.rewards import rewards_of
 from dash_exp.core.types import Prompt
 from dash_exp.data import order
 from dash_exp.models.loading import load_tokenizer
-from dash_exp.models.packing import OF_SETTING
 from dash_exp.rewards.base import close_rewards
 from dash_exp.sampling.hf import HFSampler
 from dash_exp.settings.overrides import number_of_kl
@@ -90,8 +89,8 @@ def run(options: argparse.Namespace, cfg: DictConfig) -> None:
 
 def load_model(cfg: DictConfig) -> PreTrainedModel:
     """The policy as Transformers has it, without our attention."""
-    attention = cfg.model.attn_implementation
-    kwargs = {"dtype": getattr(torch, cfg.model.dtype), "attn_implementation": OF_SETTING.get(attention, attention)}
+    attention = "sdpa" if cfg.model.attn_implementation == "varlen" else cfg.model.attn_implementation
+    kwargs = {"dtype": getattr(torch, cfg.model.dtype), "attn_implementation": attention}
     if not cfg.model.architecture:
         return AutoModelForCausalLM.from_pretrained(cfg.model.path, **kwargs)
     torch.manual_seed(cfg.seed)

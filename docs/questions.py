@@ -18,6 +18,17 @@ RESULTS = Path(__file__).parent / "results"
 SCALES = {"": "embedded model", "-smollm2": "SmolLM2-135M"}  # by the end of the folder's name
 WORDS = ("supported", "contradicted", "undecided")
 FIGURES = ("tradeoff-in_dist", "phases")  # the first one that the report has is shown
+OF_SWEEP = {  # before these
+    "batch_sizes": "phases",
+    "gradient_filtering": "curve-steps-reward-mean",
+    "kl": "curve-steps-reward-mean",
+    "long_run": "curve-steps-accuracy-in_dist",
+    "pass_at_k": "pass_at_k-in_dist",
+    "rewards": "curve-steps-accuracy-in_dist",
+    "staleness": "phases",
+}
+# What a sweep would measure there is not what it asks.
+NOT_THERE = {(sweep, ""): "not run: the embedded model writes no programs" for sweep in ("efficiency_code", "sft_vs_rl_code")}
 IMAGE = re.compile(r"!\[(?P<alt>(?:\\.|[^\]\\])*)\]\(figures/(?P<name>.+?)\.svg\)")
 
 
@@ -58,7 +69,8 @@ class Published:
         """A figure of the report with its description, "" where it has none."""
         report = (self.folder / "report.md").read_text(encoding="utf-8")
         found = {image["name"]: image["alt"] for image in IMAGE.finditer(report) if image["name"] != "legend"}
-        name = next((name for name in (*FIGURES, *found) if name in found), None)
+        wanted = OF_SWEEP.get(self.folder.name.removesuffix("-smollm2"), "")
+        name = next((name for name in (wanted, *FIGURES, *found) if name in found), None)
         return f"![{found[name]}](results/{self.folder.name}/figures/{name}.svg)" if name else ""
 
 
@@ -72,9 +84,9 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 def questions_page(questions: Mapping[str, str], results: Path = RESULTS) -> str:
     """Every sweep with its question: the verdicts in numbers, then each published result. `questions`: by the sweep's name."""
-    answers = {sweep: {scale: published(results / f"{sweep}{end}") for end, scale in SCALES.items()} for sweep in questions}
+    answers = {sweep: {end: published(results / f"{sweep}{end}") for end in SCALES} for sweep in questions}
     overview = [
-        [f"[`{sweep}`](#{sweep})", prose(question), *(in_numbers(answer) for answer in answers[sweep].values())]
+        [f"[`{sweep}`](#{sweep})", prose(question), *(in_numbers(sweep, end, answers[sweep][end]) for end in SCALES)]
         for sweep, question in questions.items()
     ]
     parts = [
@@ -88,9 +100,9 @@ def questions_page(questions: Mapping[str, str], results: Path = RESULTS) -> str
     ]
     for sweep, question in questions.items():
         parts += [f"## {sweep} {{ #{sweep} }}", prose(question)]
-        for scale, answer in answers[sweep].items():
-            name = scale[0].upper() + scale[1:]
-            parts += [f"**{name}:** not run yet."] if answer is None else answered(name, answer)
+        for end, answer in answers[sweep].items():
+            name = SCALES[end][0].upper() + SCALES[end][1:]
+            parts += [f"**{name}:** {not_run(sweep, end)}."] if answer is None else answered(name, answer)
     return page(parts)
 
 
@@ -99,10 +111,15 @@ def published(folder: Path) -> Published | None:
     return Published(folder) if (folder / "report.md").is_file() else None
 
 
-def in_numbers(answer: Published | None) -> str:
+def not_run(sweep: str, end: str) -> str:
+    """Why there is no result."""
+    return NOT_THERE.get((sweep, end), "not run yet")
+
+
+def in_numbers(sweep: str, end: str, answer: Published | None) -> str:
     """`3 supported, 1 undecided`, with the number of cells where some are not done."""
     if answer is None:
-        return "not run yet"
+        return not_run(sweep, end)
     return f"{answer.counts}{'' if set(answer.statuses) == {'done'} else f' ({answer.cells})'}"
 
 

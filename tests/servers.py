@@ -95,18 +95,18 @@ class Process:
     def label(self):
         return self.call("GET", "/weight_info").json()["weight_version"]
 
-    def rpc(self, name, **arguments):
-        return httpx.post(f"{self.url}/collective_rpc", json={"method": name, "kwargs": arguments}, timeout=PATIENCE_S)
+    def rpc(self, name, seconds=PATIENCE_S, **arguments):
+        return httpx.post(f"{self.url}/collective_rpc", json={"method": name, "kwargs": arguments}, timeout=seconds)
 
     def begin_update(self, label):
         """As a client that is about to give it weights."""
         self.call("POST", "/pause", params={"mode": "abort"})
         self.call("POST", "/update_weight_version", json={"new_version": f"loading {label}"})
+        assert self.rpc("update_config", overrides={"load_config": {"load_format": "safetensors"}}).status_code == 200
 
     def update(self, folder, label):
         """Weights that another client has put into this folder."""
         self.begin_update(label)
-        assert self.rpc("update_config", overrides={"load_config": {"load_format": "safetensors"}}).status_code == 200
         assert self.rpc("reload_weights", weights_path=str(folder)).status_code == 200
         self.call("POST", "/reset_prefix_cache")
         self.call("POST", "/update_weight_version", json={"new_version": label})

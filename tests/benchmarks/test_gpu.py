@@ -74,7 +74,7 @@ def test_all_variants_have_the_gradient_of_the_same_work():
         work = gpu_passes.work_of(cfg, policy.config.vocab_size)
         assert [len(g.completions) for g in work.groups(work.samples)] == [8] * 4
         assert {len(s.completion_ids) for s in work.longest} == {16} and len({len(s.completion_ids) for s in work.samples}) > 4
-        with gpu_passes.variants(policy)[name]() as packed:
+        with gpu_passes.variants(policy, torch.float32)[name]() as packed:
             gpu_passes.update(policy, torch.optim.SGD(policy.parameters(), lr=1e-3), work, work.samples, packed)
         found[name] = torch.cat([p.detach().flatten() for p in policy.parameters()])
     torch.testing.assert_close(found["packed"], found["padded"])

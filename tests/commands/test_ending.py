@@ -58,6 +58,14 @@ def assert_whole(folder: Path, before: dict) -> None:
     assert not (folder / run_folder.SNAPSHOTS).exists()
 
 
+@pytest.mark.parametrize("kept", [["last"], ["best"], []])
+def test_only_the_weights_that_are_asked_for_are_kept(kept, tmp_path):
+    settings = [*LETTERS, f"checkpoints=[{','.join(kept)}]", "logger=csv"]
+    assert run.run(composed(*settings), tmp_path)["status"] == "done"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*")) == kept
+    assert finished.finished(tmp_path, composed(*settings[:-2], "logger=csv"))  # other weights to keep are no other run
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_a_run_that_is_killed_in_its_end_is_ended_by_the_same_command(place, tmp_path, again):
     folder = tmp_path / "outputs" / "small" / "then"

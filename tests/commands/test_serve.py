@@ -166,6 +166,14 @@ def test_the_command_of_vllm():
     assert tokenizer.eos_token_id == 1
 
 
+def test_a_second_machine_has_no_routes():
+    """vLLM refuses to start it with a number of API servers."""
+    words = loaded(further=["--nnodes", "2", "--node-rank", "1", "--headless"])[2]
+    assert "--api-server-count" not in words
+    with pytest.raises(UserError, match=r"-- --api-server-count: is fixed by this program"):
+        loaded(further=["--api-server-count", "2"])
+
+
 def test_the_command_of_vllm_with_adapters(monkeypatch):
     words = loaded("model.adapter=lora", "model.lora.r=5")[2]
     assert value_of("--max-lora-rank", words) == "8"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_what_was_started_must_be_what_the_trainer_has(machines):
 
 @pytest.fixture
 def cable(tmp_path):
-    """Two network namespaces with a cable between them; gives the name of its first end."""
+    """Two network namespaces with a cable between them: gives their names, and what sets the cable `up` or `down`."""
 
     names = [f"dash{os.getpid()}{n}" for n in (0, 1)]
     ends = [f"de{os.getpid() % 100000}{n}" for n in (0, 1)]
@@ -109,26 +110,29 @@ def cable(tmp_path):
             ip("-n", name, "addr", "add", f"10.77.0.{n + 1}/24", "dev", end)
             ip("-n", name, "link", "set", end, "up")
             ip("-n", name, "link", "set", "lo", "up")
-        yield names, lambda: ip("-n", names[1], "link", "set", ends[1], "down")
+        yield names, lambda state: ip("-n", names[1], "link", "set", ends[1], state)
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
 @pytest.mark.needs("namespaces")
-def test_a_machine_whose_cable_is_cut_ends_the_run_by_name_and_it_goes_on_with_one(cable, machines, tmp_path):
+def test_a_machine_whose_cable_is_cut_ends_the_run_by_name_and_it_goes_on_with_one_machine_or_two(cable, machines, tmp_path):
     """Each machine has a network, a name and a folder of its own."""
-    names, cut = cable
+    names, put = cable
     settings = [*COMMON, "steps=16", "eval.every=16", "optimizer.lr=1e-5"]  # with larger steps, rounding grows
-    both = []
-    for n in (0, 1):
-        as_machine = ["unshare", "--uts", "sh", "-c", f'hostname machine{n}; exec "$@"', "sh"]
-        command = torchrun(n, "10.77.0.1", 29555, *settings, "trainer=ddp", "hydra.run.dir=run")
-        both.append(machines(n, ["ip", "netns", "exec", names[n], *as_machine, *command]))
+
+    def start():
+        for n in (0, 1):
+            as_machine = ["unshare", "--uts", "sh", "-c", f'hostname machine{n}; exec "$@"', "sh"]
+            command = torchrun(n, "10.77.0.1", 29555, *settings, "trainer=ddp", "hydra.run.dir=run")
+            yield machines(n, ["ip", "netns", "exec", names[n], *as_machine, *command])
+
+    both = list(start())
     folder, said = both[0][1] / "run", both[0][2]
     third = folder / "completions" / "step_00003.jsonl"
     processes.wait_until(lambda: third.exists() and run_folder.snapshots(folder), 400, said.read_text)
-    cut()
+    put("down")
     until = time.monotonic() + BOUND_S
     for process, _, _ in both:
         assert process.wait(until - time.monotonic()) == 1
@@ -140,9 +144,16 @@ def test_a_machine_whose_cable_is_cut_ends_the_run_by_name_and_it_goes_on_with_o
     assert result["status"] == "failed"
     assert "rank 1 of 2 on machine1" in result["error"]
     assert len(run_folder.snapshots(folder)) > 0
-    for each in (folder, tmp_path / "alone"):
+
+    shutil.copytree(folder, tmp_path / "with_one")
+    for each in (tmp_path / "with_one", tmp_path / "alone"):
         run.run(composed(*settings), each)
-    runs.alike(folder, tmp_path / "alone")
+    put("up")
+    for process, _, said in list(start()):
+        assert process.wait(400) == 0, said.read_text()
+    assert re.search("^resumes after outer step", both[0][2].read_text(), re.MULTILINE)
+    for each in (folder, tmp_path / "with_one"):
+        runs.alike(each, tmp_path / "alone")
 
 
 # Slurm cannot resolve the names of its nodes here

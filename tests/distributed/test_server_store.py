@@ -87,6 +87,23 @@ def test_the_end_of_the_first_task_by_force_is_noticed(job):
     first.join(PATIENCE_S)
 
 
+def test_a_first_task_that_says_nothing_any_more_is_noticed(job, monkeypatch):
+    """As where the link to its machine is cut. Not where this process was stopped itself."""
+    first = forked.process(job_servers.first_task, job)
+    link = Link(0)
+    wait_until(lambda: link.own, PATIENCE_S)
+    os.kill(first.pid, signal.SIGSTOP)
+    monkeypatch.setattr(beats, "SILENCE_S", 1.0)
+    monkeypatch.setattr(beats, "LATE_S", 0.5)
+    time.sleep(1.5)
+    assert not link.over  # nobody has asked for longer than LATE_S
+    until = time.monotonic() + 10
+    wait_until(lambda: link.over, PATIENCE_S)
+    assert time.monotonic() < until
+    os.kill(first.pid, signal.SIGKILL)
+    first.join(PATIENCE_S)
+
+
 def test_a_first_task_that_does_not_come_is_not_waited_for_without_end(job, monkeypatch):
     monkeypatch.setattr(beats, "START_S", 0.3)
     link = Link(0)

@@ -35,7 +35,7 @@ def test_layout_by_hand():
     assert packed.positions_N.tolist() == [0, 1, 2, 0, 3, 4, 3, 1, 2]
     assert packed.before_K.tolist() == [2, 4, 2, 3, 7]
     assert packed.prompt_B.tolist() == [0, 0, 1]
-    assert packed.mask_B1TS[2, 0].tolist() == [[True, False, False, True, False], [True, False, False, True, True]]
+    assert packed.mask[2, 0].tolist() == [[True, False, False, True, False], [True, False, False, True, True]]
 
 
 CASES = [*((family, False) for family in FAMILIES), *((family, True) for family in WINDOWED)]
@@ -92,18 +92,26 @@ def test_attention_of_sequences_of_any_length(family, windows, monkeypatch):
 
 
 def test_the_setting_for_sequences_of_any_length(monkeypatch):
-    """In 32 bits and on CPUs it is sdpa. What the kernel does not take is told."""
+    """In 32 bits and on CPUs it is sdpa. What the kernel does not take is told before anything is computed."""
     shape = {"model_type": "qwen2", **SMALL}
-    policies = [load_policy("", "float32", shape, attn_implementation=name) for name in ("sdpa", "varlen")]
-    assert [policy.config._attn_implementation for policy in policies] == [packing.ATTENTION, packing.VARLEN]
+    names = ("sdpa", "varlen", "flash_attention_2")
+    policies = [load_policy("", "float32", shape, attn_implementation=name) for name in names]
+    attentions = [policy.config._attn_implementation for policy in policies]
+    assert attentions == [packing.ATTENTION, packing.VARLEN, packing.VARLEN]
     policies[1].load_state_dict(policies[0].state_dict())
     batch = collate(samples(), 0, packed=True)
-    torch.testing.assert_close(*(log_probs.token_logprobs(policy, batch, 1.0) for policy in policies))
+    torch.testing.assert_close(*(log_probs.token_logprobs(policy, batch, 1.0) for policy in policies[:2]))
+    cpu = torch.device("cpu")
+    packing.check_varlen(policies[1], cpu, torch.bfloat16)
     monkeypatch.setattr(packing, "IN_32_BITS", set())
-    torch.testing.assert_close(*(log_probs.token_logprobs(policy, batch, 1.0) for policy in policies))
-    said = r"^model\.attn_implementation=varlen: does not work with this GPU.*\. Write sdpa"
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(UserError, match=said):
-        log_probs.token_logprobs(policies[1], batch, 1.0)
+    torch.testing.assert_close(*(log_probs.token_logprobs(policy, batch, 1.0) for policy in policies[:2]))
+    packing.check_varlen(policies[1], cpu, torch.float32)
+    packing.check_varlen(policies[0], cpu, torch.bfloat16)
+    said = r"^model\.attn_implementation: its attention without padding does not work with this GPU.*\. Write sdpa"
+    with pytest.raises(UserError, match=said):
+        packing.check_varlen(policies[1], cpu, torch.bfloat16)
+    monkeypatch.setattr(packing, "varlen_attn", of_any_length)
+    packing.check_varlen(policies[1], cpu, torch.bfloat16)
 
 
 @pytest.mark.gpu

@@ -95,17 +95,21 @@ def test_what_the_watch_saw_by_arm(tmp_path):
     ]
     for algo, seed, result in runs:
         write_cell(tmp_path / f"{algo}{seed}", [f"algo={algo}", f"seed={seed}"], result=result)
+    for seed, fired in ((0, [None, 0, 0, 0]), (1, [None, 0, 1, 2])):
+        metrics = pd.read_csv(tmp_path / f"dash{seed}" / "metrics.csv")
+        metrics["watch/kl_blowup"] = fired
+        metrics.to_csv(tmp_path / f"dash{seed}" / "metrics.csv", index=False)
     document = document_of(tmp_path)
     header = next(b for b in section(document, "watch").blocks if isinstance(b, Table)).header
     assert header == ["arm", "nonfinite", "kl_blowup", "truncated", "optimizer steps skipped"]
-    assert rows(document, "watch") == {"grpo": ["0", "0", "1", "0"], "dash": ["3", "3", "0", "6"]}
+    assert rows(document, "watch") == {"grpo": ["0", "0", "1", "0"], "dash": ["3", "3 (first: step 2)", "0", "6"]}
     assert "kl_blowup:  kl/ref_nats_per_token is above a limit." in texts(document, "watch")
     said = texts(document, "summary")
     assert "The watch skipped optimizer steps because a check fired: 6 in dash." in said
     assert "The watch stopped 1 cell: dash, seed 1 by kl_blowup." in said
     page, markdown = to_html(document, tmp_path / "report" / "figures"), to_markdown(document)
     assert "Checks that fired during training (watch)" in page
-    assert "| dash | 3 | 3 | 0 | 6 |" in markdown
+    assert "| dash | 3 | 3 (first: step 2) | 0 | 6 |" in markdown
 
 
 def test_a_watch_that_saw_nothing_and_runs_without_one(tmp_path):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import forked
+import httpx
 import numpy as np
 import pytest
 import safetensors.torch
@@ -305,11 +306,27 @@ def test_weights_that_someone_else_put_there(sampler, servers, served_policy, ma
     assert "version 1" in servers[0].label()
 
 
-def test_a_trainer_that_died_inside_an_update_leaves_a_server_that_can_be_used(sampler, servers, served_policy, many, expected):
+def test_a_trainer_that_died_inside_an_update_leaves_a_server_that_can_be_used(
+    sampler, servers, served_policy, many, expected, tmp_path
+):
+    """Before it has asked for the weights to be loaded, and after: the server loads what nobody waits for."""
+    others = written(served_policy, tmp_path / "others", **{"model.norm.weight": torch.full((128,), 0.5)})
+
+    def checksums(server):
+        return server.call("POST", "/weight_checker", json={"action": "checksum"}).text
+
     servers[0].begin_update("of a run that is gone")
-    next_run = sampler(servers[0])
+    servers[1].begin_update("of a run that is gone")
+    before = checksums(servers[1])
+    servers[1].stop("Worker")
+    with pytest.raises(httpx.ReadTimeout):  # its connection is closed, as that of a process which is killed
+        servers[1].rpc("reload_weights", seconds=1, weights_path=str(others))
+    servers[1].go_on()
+    assert checksums(servers[1]) != before  # it is asked after the weights were loaded
+    next_run = sampler()
     next_run.load_weights(served_policy.state_dict(), 1)
-    check_same(next_run.sample(many[:4], 4, LONG, KEY), expected[:16])
+    check_same(next_run.sample(many, 4, LONG, KEY), expected)
+    assert (next_run.active_servers, next_run.resent_prompts) == (2, 0)
 
 
 def test_a_client_that_goes_away(sampler, servers, served_policy, many):

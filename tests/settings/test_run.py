@@ -16,6 +16,12 @@ BAD = [
         "of the run's time (5%), or null.",
     ),
     ("resume_every=0", "resume_every=0: does not say how often"),
+    (
+        "checkpoints=[last,first]",
+        "checkpoints=['last', 'first']: is not a list of last and best. Write checkpoints=[last,best], ",
+    ),
+    ("checkpoints=last", "checkpoints=last: is not a list of last and best"),
+    ("checkpoints=null", "checkpoints=null: is not a list of last and best"),
     ("steps=0", "steps=0: is not a whole number of at least 1"),
     ("steps=2.5", "steps=2.5"),
     ("steps=many", "steps=many"),

@@ -20,7 +20,7 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands import ending, prompting, several
-from dash_exp.commands.build import Parts, build, close, make_trainer
+from dash_exp.commands.build import Parts, build, close, make_trainer, record_of
 from dash_exp.commands.sizes import derived_sizes, device_name, quick_words, sizes, slow_words
 from dash_exp.commands.sweep.finished import with_other_problems
 from dash_exp.core import files, process
@@ -179,7 +179,7 @@ def follow(cfg: DictConfig, run_dir: Path, group: Ranks) -> None:
             problems=parts.digests,
             is_sharded=parts.module.sharded,
         )
-        record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, rows=snapshots.rows, writes=False)
+        record = record_of(cfg, parts, run_dir, snapshots, writes=False)
         budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
         trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Heap()])
         if snapshots.state is not None:
@@ -222,7 +222,7 @@ def train(cfg: DictConfig, parts: Parts, run_dir: Path, in_sweep: bool, start: f
         is_sharded=parts.module.sharded,
     )
     trackers = ending.start_trackers(cfg, run_dir, in_sweep)  # before the record, which removes what an earlier attempt left
-    record = RunRecord(run_dir, parts.tokenizer, cfg.completions_every, cfg.table_rows, columns, snapshots.rows)
+    record = record_of(cfg, parts, run_dir, snapshots, columns)
     budget = Budget(parts.clock, **limits(cfg, snapshots.rows), ranks=group)
     shown = [Progress(cfg.steps)] if group.first else []  # the others have the same terminal
     trainer = make_trainer(cfg, run_dir, group, [budget, record, snapshots, Heap(), *shown], trackers)

@@ -12,7 +12,8 @@ run=DIR             the settings of this run, also one of an earlier version, in
 checkpoint=last     last or best: with the weights of this checkpoint of the run, to try them by hand at /v1/completions and
                     /v1/chat/completions. Without it the weights come from the run that uses the server
 -- ...              what follows goes to `vllm serve`: --tensor-parallel-size 2, --data-parallel-size 4, --nnodes 2
-                    --node-rank 0 --master-addr HOST, --distributed-executor-backend ray
+                    --node-rank 0 --master-addr HOST (on the second machine --node-rank 1 and --headless),
+                    --distributed-executor-backend ray
 
 On a machine with several GPUs start one server for each: CUDA_VISIBLE_DEVICES=1 python -m dash_exp.serve port=8002. Ctrl-C
 ends it.
@@ -196,15 +197,17 @@ def loaded(cfg: DictConfig, command: Command) -> tuple[Any, Any, list[str]]:
 
     architecture: Any = OmegaConf.to_container(cfg.model.architecture) if cfg.model.architecture else None
     config = loading.load_architecture(cfg.model.path, architecture).config
-    settings = engine_options(cfg, config)
+    settings = engine_options(cfg, config, "--headless" in command.further)
     if command.checkpoint is not None:
         settings["load_format"] = "auto"
     words = options(settings, command)
     return config, loading.load_tokenizer(cfg.model.tokenizer), words
 
 
-def engine_options(cfg: DictConfig, config: Any) -> dict[str, Any]:
-    """Options of `vllm serve`, by name, for a model with this configuration of Transformers."""
+def engine_options(cfg: DictConfig, config: Any, is_headless: bool = False) -> dict[str, Any]:
+    """Options of `vllm serve`, by name, for a model with this configuration of Transformers. `is_headless`: it has engines
+    alone, and another machine has the routes; vLLM refuses `--api-server-count` there.
+    """
     import torch
 
     from dash_exp.sampling import engine
@@ -224,7 +227,8 @@ def engine_options(cfg: DictConfig, config: Any) -> dict[str, Any]:
         "pid": os.getpid(),  # which stays that of `vllm serve`: for the run that has started it
     }
     made = engine.engine_settings(dtype=getattr(torch, cfg.model.compute_dtype), lora_rank=rank, **settings)
-    made["api_server_count"] = 1  # each would have a list of adapters, and uploads, of its own
+    if not is_headless:
+        made["api_server_count"] = 1  # each would have a list of adapters, and uploads, of its own
     # Runs read the second name, to see whether the server is theirs: `Server.read_facts`.
     made["served_model_name"] = [f"dash-{about['fingerprint'][:16]}", json.dumps(about)]
     made["middleware"] = "dash_exp.sampling.upload.Upload"  # weights from other machines

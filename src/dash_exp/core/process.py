@@ -79,18 +79,22 @@ def in_use(folder: Path) -> bool:
         return True
 
 
+def keep_few_products() -> None:
+    """Use `KEPT_PRODUCTS` from the first product on, where the user has not set these variables."""
+    for name, number in KEPT_PRODUCTS.items():
+        os.environ.setdefault(name, number)
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """Around the import of torch and what comes with it: switches Python's garbage collector off, a fifth of the import's time.
 
     The collector starts whenever many objects were created, and finds no garbage among modules. Later collections skip them.
-    Variables of the user for `KEPT_PRODUCTS` stay.
     """
     if "torch" in sys.modules:  # as in a later cell of a sweep, which may have left garbage
         yield
         return
-    for name, number in KEPT_PRODUCTS.items():
-        os.environ.setdefault(name, number)
+    keep_few_products()
     gc.disable()
     try:
         yield

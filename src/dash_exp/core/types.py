@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -136,10 +137,10 @@ class Sample:
 class Packed:
     """The tokens of B completions and of their P different prompts in one row of N tokens (see `packing`).
 
-    prompts_PC, completions_BT: the place of each token in the row, filled up on the right with 0. prompt_B: which of the P
-    prompts each completion has. mask_B1TS: what a completion token attends to in its prompt and its completion, S = C + T.
-    back_N: the place of each token in the output of attention, P x C and then B x T. For the K completion tokens: before_K, the
-    place of the token before it; row_K and column_K, its own place in (B, T).
+    prompts_PC, completions_BT: the place of each token in the row, filled up on the right with 0. prompt_mask_PC: where a
+    prompt is not filled up. prompt_B: which of the P prompts each completion has. back_N: the place of each token in the output
+    of attention, P x C and then B x T. For the K completion tokens: before_K, the place of the token before it; row_K and
+    column_K, its own place in (B, T).
 
     The same without padding, for attention of sequences of any length: the P prompts and the B completions have their queries
     one after the other, from query_starts, shape (P + B + 1,), and their keys from key_starts, at the places keys_S.
@@ -148,9 +149,9 @@ class Packed:
     ids_N: Tensor
     positions_N: Tensor
     prompts_PC: Tensor
+    prompt_mask_PC: Tensor
     completions_BT: Tensor
     prompt_B: Tensor
-    mask_B1TS: Tensor
     back_N: Tensor
     before_K: Tensor
     row_K: Tensor
@@ -158,6 +159,14 @@ class Packed:
     query_starts: Tensor
     key_starts: Tensor
     keys_S: Tensor
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """What each completion token attends to in its prompt and completion, (B, 1, T, C + T). Made where it is asked for."""
+        n_rows, width = self.completions_BT.shape
+        sees_prompt_BTC = self.prompt_mask_PC[self.prompt_B, None].expand(-1, width, -1)
+        sees_itself_TT = torch.ones(width, width, dtype=torch.bool, device=self.prompt_B.device).tril()
+        return torch.cat([sees_prompt_BTC, sees_itself_TT.expand(n_rows, -1, -1)], dim=2)[:, None]
 
     def to(self, device: torch.device) -> Packed:
         """A copy on the device."""

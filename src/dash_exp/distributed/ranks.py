@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 READY_S = 1800.0  # for all ranks to load the model and their data
 CONNECT = timedelta(minutes=5)  # for gloo, from each to each
-PATIENCE = timedelta(hours=2)  # for a rank that is alive and not there yet: it may be sampling
+PATIENCE = timedelta(days=1)  # for a rank that is alive and not there yet: it may be sampling; `look` finds one that has gone
 NOTICE_S = 8.0  # after a collective failed: until the rank that caused it has said why, or is missed
 LOOK_S = 0.5  # between two looks whether all ranks are there, while one waits
 BUCKET = 2**24  # numbers that are added up in one call

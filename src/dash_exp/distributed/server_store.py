@@ -74,13 +74,13 @@ def opened() -> Iterator[None]:
 class Link:
     """The connection of server task `number` to the first task, in a thread: a store that does not answer blocks that alone.
 
-    `own`: the address of this machine in the network that leads there, "" before the first task is there. `over`: the cell has
-    ended, or the first task has, or it has not come.
+    `own`: the address of this machine in the network that leads there, "" before the first task is there.
     """
 
     def __init__(self, number: int) -> None:
         self.own = ""
-        self.over = False
+        self._over = False
+        self._answered = self._looked = time.monotonic()  # when the store last answered; when `over` was last asked for
         found = world.slurm()
         self._at = found.main_address, found.main_port
         self._number = number
@@ -89,6 +89,18 @@ class Link:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="first task")
         self._thread.start()
+
+    @property
+    def over(self) -> bool:
+        """Whether the cell has ended, or the first task has or is not heard of any more, or it has not come.
+
+        Where the link to its machine is cut, nothing ends the connection: the store does not answer. Ask often.
+        """
+        now = time.monotonic()
+        if now - self._looked > beats.LATE_S:
+            self._answered = now  # this process was stopped itself
+        self._looked = now
+        return self._over or (self.own != "" and now - self._answered > beats.SILENCE_S)
 
     def say(self, said: Said) -> None:
         """Let the first rank know."""
@@ -104,6 +116,7 @@ class Link:
             if (store := self._reached()) is None:
                 return
             while not (store.check(["servers/over"]) or self._ended.wait(LOOK_S)):
+                self._answered = time.monotonic()
                 if (said := self._said) is not None and said != self._told:
                     store.set(f"servers/{self._number}", json.dumps(asdict(said)))
                     self._told = said
@@ -111,7 +124,7 @@ class Link:
         except RuntimeError:  # the first task has gone
             pass
         finally:
-            self.over = True
+            self._over = True
 
     def _reached(self) -> dist.TCPStore | None:
         """The store, as soon as it is there; None where it does not come."""
@@ -121,7 +134,7 @@ class Link:
                 with socket.create_connection(self._at, timeout=ANSWER_S) as probe:
                     own = str(probe.getsockname()[0])
                 store = _connected(*self._at)
-                self.own = own
+                self._answered, self.own = time.monotonic(), own
                 return store
         return None
 

@@ -53,9 +53,9 @@ def load_policy(
     Raises UserError for what cannot be loaded, and for weights that are incomplete or not finite: Transformers fills gaps with
     random numbers, and one NaN makes every log-probability NaN.
     """
-    torch_dtype = getattr(torch, dtype)
-    of_packed = packing.VARLEN if attn_implementation == "varlen" else packing.ATTENTION
-    attn_implementation = packing.OF_SETTING.get(attn_implementation, attn_implementation)
+    torch_dtype, wanted = getattr(torch, dtype), attn_implementation
+    if not trust_remote_code or wanted == "varlen":
+        attn_implementation = packing.OF_SETTING.get(wanted, wanted)
     # cuDNN's attention makes a plan for each new shape, in tenths of a second, and our shapes change with each token
     torch.backends.cuda.enable_cudnn_sdp(False)
     if architecture:
@@ -83,7 +83,9 @@ def load_policy(
     without_noise(model)
     generation.check(model, "model.architecture" if architecture else f"model.path={path}")
     if not trust_remote_code:
-        _enable_packing(model, of_packed)
+        _enable_packing(model, packing.VARLEN if wanted in packing.OF_SETTING else packing.ATTENTION)
+        if wanted == "flash_attention_2" and not packing.enabled(model):
+            model.set_attn_implementation(wanted)  # that of Transformers, for padded rows
     if lora is not None:
         adapter.add(model, None if architecture else path, **lora)
     if gradient_checkpointing:

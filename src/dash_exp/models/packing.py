@@ -32,7 +32,8 @@ from dash_exp.core.words import error_line
 
 ATTENTION = "packed_sdpa"  # the name of `attention` in Transformers
 VARLEN = "packed_varlen"  # the same, and packed rows by torch's flash attention of sequences of any length: no padding, no mask
-OF_SETTING = {"varlen": "sdpa"}  # model.attn_implementation, and what Transformers is asked for where that is not the same
+# model.attn_implementation, and what Transformers is asked for where packed rows have attention by `VARLEN`
+OF_SETTING = {"varlen": "sdpa", "flash_attention_2": "sdpa"}
 # Devices on which attention computes in 32 bits under autocast: CPUs are slower in 16 bits, in the backward pass four times.
 IN_32_BITS = {"cpu"}
 FLASH_DTYPES = {torch.float16, torch.bfloat16}  # in which torch has flash attention
@@ -80,9 +81,6 @@ def pack(pairs: Sequence[tuple[tuple[int, ...], TokenIds]]) -> Packed:
     prompts_PC, prompt_mask_PC = _places([len(prompt) for prompt in numbers], 0)
     lengths_P = prompt_mask_PC.sum(1)
     completions_BT, mask_BT = _places([len(completion) for _, completion in pairs], int(lengths_P.sum()))
-    n_rows, width = mask_BT.shape
-    sees_prompt_BTC = np.broadcast_to(prompt_mask_PC[prompt_B, None], (n_rows, width, prompt_mask_PC.shape[1]))
-    sees_itself_BTT = np.broadcast_to(np.tri(width, dtype=bool), (n_rows, width, width))
     last_of_prompt_B1 = (prompts_PC[:, 0] + lengths_P - 1)[prompt_B, None]
     row_K, column_K = mask_BT.nonzero()
     rows_BS = np.concatenate([prompts_PC[prompt_B], completions_BT], axis=1)
@@ -91,9 +89,9 @@ def pack(pairs: Sequence[tuple[tuple[int, ...], TokenIds]]) -> Packed:
         "ids_N": np.concatenate([*numbers, *(completion for _, completion in pairs)], dtype=np.int64),
         "positions_N": np.concatenate([prompt_mask_PC.nonzero()[1], lengths_P[prompt_B][row_K] + column_K]),
         "prompts_PC": prompts_PC,
+        "prompt_mask_PC": prompt_mask_PC,
         "completions_BT": completions_BT,
         "prompt_B": prompt_B,
-        "mask_B1TS": np.concatenate([sees_prompt_BTC, sees_itself_BTT], axis=2)[:, None],
         "back_N": np.concatenate([prompt_mask_PC.ravel().nonzero()[0], prompts_PC.size + mask_BT.ravel().nonzero()[0]]),
         "before_K": np.concatenate([last_of_prompt_B1, completions_BT[:, :-1]], axis=1)[mask_BT],
         "row_K": row_K,
@@ -193,7 +191,7 @@ def _packed_attention(
         return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
     of_prompts = rows(packed.prompts_PC, packed.prompts_PC, None)
-    of_completions = rows(packed.completions_BT, rows_BS, packed.mask_B1TS)
+    of_completions = rows(packed.completions_BT, rows_BS, packed.mask)
     out = _take(torch.cat([of_prompts, of_completions]), packed.back_N)
     return out.view(1, len(out), query.shape[1], -1)
 
@@ -206,26 +204,39 @@ def _varlen_attention(
     dtype = product_dtype(query)
     query, key, value = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
     longest_prompt, longest = packed.prompts_PC.shape[1], packed.completions_BT.shape[1]
-    try:
-        out: Any = varlen_attn(
-            query.contiguous(),
-            key.index_select(0, packed.keys_S),
-            value.index_select(0, packed.keys_S),
-            packed.query_starts,
-            packed.key_starts,
-            max(longest_prompt, longest),
-            longest_prompt + longest,
-            scale=scaling,
-            window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=True,
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError) as error:  # a GPU or a head size that it is not for, another version of torch
-        wrong = f"does not work with this GPU, model or torch ({error_line(error)})"
-        raise UserError("model.attn_implementation=varlen", wrong, "Write sdpa") from error
+    out: Any = varlen_attn(
+        query.contiguous(),
+        key.index_select(0, packed.keys_S),
+        value.index_select(0, packed.keys_S),
+        packed.query_starts,
+        packed.key_starts,
+        max(longest_prompt, longest),
+        longest_prompt + longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+    )
     attended: Tensor = out[None]
     return attended
+
+
+def check_varlen(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+    """UserError where this attention is chosen, and does not compute two tokens and their gradients in `dtype` on the device.
+
+    A GPU or a head size may be one that it is not for, or the version of torch another.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation != VARLEN or device.type in IN_32_BITS or dtype not in FLASH_DTYPES:
+        return
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shape, starts = (2, config.num_attention_heads, size), torch.tensor([0, 2], dtype=torch.int32, device=device)
+    query, key, value = (torch.zeros(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    try:
+        out: Any = varlen_attn(query, key, value, starts, starts, 2, 2, scale=None, window_size=(-1, 0), enable_gqa=True)
+        out.sum().backward()
+    except (RuntimeError, TypeError) as error:
+        wrong = f"its attention without padding does not work with this GPU, model or torch ({error_line(error)})"
+        raise UserError("model.attn_implementation", wrong, "Write sdpa") from error
 
 
 def product_dtype(states: Tensor) -> torch.dtype:

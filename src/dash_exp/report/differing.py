@@ -14,8 +14,20 @@ from dash_exp.results.run_folder import read_yaml
 from dash_exp.settings.overrides import number_of_kl
 from dash_exp.training.budget import LIMITS
 
-# These name a run, set its noise, or say how it is reported. They are expected to differ.
-NAMES = ("seed", "name", "experiment", "study", "objective", "hydra", "logger", "completions_every", "table_rows")
+# These name a run, set its noise, or say how it is reported and where things are kept. They are expected to differ.
+NAMES = (
+    "seed",
+    "name",
+    "experiment",
+    "study",
+    "objective",
+    "hydra",
+    "logger",
+    "completions_every",
+    "table_rows",
+    "checkpoints",
+)
+NAMES += ("teacher.file",)
 OWN = re.compile(r"\$\{[^}]*\bown\.")  # a reference to a setting of the sweep file itself
 
 Flat = dict[str, Any]

@@ -128,9 +128,10 @@ def without_questions(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_earlier(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings as those of an earlier version: without new ones, where they say what all such runs did, and without what
-    changes no number: how many processes grade, which had another default, and where sampling servers are.
+    changes no number: how many processes grade, which had another default, where sampling servers are, which weights are kept.
     """
     found = without_bare_prompt(settings)
+    found.pop("checkpoints", None)
     rollout = found.get("rollout")
     if isinstance(rollout, Mapping) and isinstance(sampler := rollout.get("sampler"), Mapping) and "servers" in sampler:
         found["rollout"] = {**rollout, "sampler": {k: v for k, v in sampler.items() if k not in OF_SERVERS}}

@@ -54,8 +54,8 @@ class Updates:
             return Weights(weights, self.dtype, version, self.room, settings=self.settings)
         return self._whole(adapter.whole(self.policy, weights), version)
 
-    def _whole(self, weights: Mapping[str, Tensor], version: int) -> Weights:
-        on_device = self.transfer != "folder"
+    def _whole(self, weights: Mapping[str, Tensor], version: int, by_folder: bool = False) -> Weights:
+        on_device = self.transfer != "folder" and not by_folder
         return Weights(weights, self.dtype, version, self.room, expected=self.shapes, may_be_native=on_device)
 
     async def give(self, server: Server, weights: Weights) -> None:
@@ -79,7 +79,7 @@ class Updates:
         """The weights below the adapter. Servers that need them at the same time read one copy."""
         async with self._base_lock:
             if (base := self._base()) is None:
-                base = await asyncio.to_thread(self._whole, adapter.base(self.policy), 0)
+                base = await asyncio.to_thread(self._whole, adapter.base(self.policy), 0, by_folder=True)
                 self._base = weakref.ref(base)
             return base
 

@@ -29,7 +29,7 @@ class Weights:
     """A copy of the policy's weights in the dtype of sampling. `number`: no others in this process have it.
 
     `expected`: name and shape of each weight of a whole model. `settings`: those of an adapter (`adapter.described`), if it is
-    one. If the weights can be sent over NCCL, they stay on the device of the policy as `tensors`, and go into a folder only
+    one. If the weights can be sent over NCCL, they stay on the `device` of the policy as `tensors`, and go into a folder only
     when a server without a GPU asks for it.
     """
 
@@ -47,11 +47,10 @@ class Weights:
         self.number = next(NUMBERS)
         self.version = version
         self.settings = settings
-        self.device = next(iter(weights.values())).device  # stale weights are on the CPU (`refresh.copied`)
-        on_device = may_be_native and self.device.type == "cuda"
-        device = None if on_device else "cpu"
+        own = next(iter(weights.values())).device  # stale weights are on the CPU (`refresh.copied`)
+        self.device = own if may_be_native and own.type == "cuda" else torch.device("cpu")
         self.tensors: Mapping[str, Tensor] = {
-            name: tensor.detach().to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+            name: tensor.detach().to(device=self.device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
             for name, tensor in weights.items()
         }
         if expected is not None:
@@ -59,7 +58,7 @@ class Weights:
         self._room = room
         self._folder: Path | None = None
         self._lock = threading.Lock()
-        if on_device:
+        if self.device.type != "cpu":
             torch.accelerator.synchronize()  # NCCL reads them in its own streams
         else:
             self.folder()

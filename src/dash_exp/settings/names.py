@@ -19,8 +19,8 @@ OWN = "own"  # the section for settings of the user's own, whatever their names
 # By section: its settings. Sections that are not listed take any, as model.architecture, or are parts.
 NAMES = {
     "": "name steps seed eval model optimizer schedule clip_norm watch budget objective study completions_every table_rows "
-    "resume resume_every plan plan_device plan_tokens algo batch data filter kl logger prompt reward rollout select teacher "
-    "trainer own",
+    "checkpoints resume resume_every plan plan_device plan_tokens algo batch data filter kl logger prompt reward rollout "
+    "select teacher trainer own",
     "batch": "prompts group_size sample_prompts epochs minibatches micro_tokens",
     "algo": "name group_size advantage loss weighting denominator train_sampler",
     "budget": "seconds sampled_tokens optimizer_steps match",
@@ -35,7 +35,7 @@ NAMES = {
     "rollout": "temperature max_response_tokens truncated truncated_penalty staleness refresh_every importance_cap "
     "mismatch_limit memory_gb sampler",
     "study": "question baseline target claims paper smollm2 scale",
-    "study.smollm2": "steps every n k",
+    "study.smollm2": "steps every n k limit",
     "study.paper": "data models steps every n k table methods note",
     "teacher": "name path tokenizer template chat temperature max_tokens tries seed file",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from omegaconf import DictConfig
 
 from dash_exp.core.errors import UserError
@@ -9,6 +11,7 @@ from dash_exp.core.pace import FORMS, Pace
 from dash_exp.settings.checks import flags, known, number, numbers, shown, texts
 
 SECTIONS = ""
+CHECKPOINTS = ("last", "best")  # that a run may keep, in its folder `checkpoints`
 DEVICES = ("a100", "h100", "h200")  # that plan_device can name
 
 
@@ -19,6 +22,10 @@ def values(cfg: DictConfig) -> None:
     number(cfg, "seed", whole=True, least=0, below=2**32, why="numpy takes no other seed")
     texts(cfg, "name objective")
     flags(cfg, "resume plan")
+    kept = cfg.get("checkpoints", CHECKPOINTS)  # which settings of an earlier version do not have
+    if not isinstance(kept, Sequence) or isinstance(kept, str) or any(each not in CHECKPOINTS for each in kept):
+        wrong = f"is not a list of {' and '.join(CHECKPOINTS)}"
+        raise UserError(f"checkpoints={shown(kept)}", wrong, "Write checkpoints=[last,best], [last], [best] or []")
     if cfg.get("plan_device") is not None:
         known(cfg, "plan_device", DEVICES)
     if "/" in cfg.name or cfg.name.startswith((".", "~")):

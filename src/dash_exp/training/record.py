@@ -18,11 +18,12 @@ from dash_exp.core.metrics import MetricsFile
 from dash_exp.core.types import Rollouts
 from dash_exp.models import sharded
 from dash_exp.results.trackers import Tracker
+from dash_exp.settings.run import CHECKPOINTS
 from dash_exp.training.module import PolicyModule
 
 
 class RunRecord(L.Callback):
-    """Writes a row of metrics per outer step, the completions of every `completions_every`-th, and two checkpoints.
+    """Writes a row of metrics per outer step, the completions of every `completions_every`-th, and the `checkpoints`.
 
     `checkpoints/last` is the policy after the last step, `checkpoints/best` the one with the highest in-distribution accuracy
     so far, saved when it is evaluated. Both are Transformers folders. The choice of `best` looks at the test set, so the
@@ -39,6 +40,7 @@ class RunRecord(L.Callback):
         columns: Sequence[str] = (),
         rows: Sequence[dict[str, float | int | None]] = (),
         writes: bool = True,
+        checkpoints: Sequence[str] = CHECKPOINTS,
     ) -> None:
         self.run_dir = run_dir
         self.tokenizer = tokenizer
@@ -47,6 +49,7 @@ class RunRecord(L.Callback):
         self.rows: list[dict[str, float | int | None]] = []
         self.best = -1.0
         self.writes = writes
+        self.checkpoints = checkpoints
         self.file: MetricsFile | None = None
         if writes:
             self._clear(int(rows[-1]["step"] or 0) if rows else 0)
@@ -59,7 +62,7 @@ class RunRecord(L.Callback):
         """Remove what an unfinished attempt left beyond outer step `step`."""
         for result in ("result.json", "problems.csv", "curves.png"):
             (self.run_dir / result).unlink(missing_ok=True)
-        for checkpoint in ("best", "last"):
+        for checkpoint in CHECKPOINTS:
             files.mend_folder(self.run_dir / "checkpoints" / checkpoint)
         if step == 0:
             shutil.rmtree(self.run_dir / "checkpoints", ignore_errors=True)
@@ -108,6 +111,8 @@ class RunRecord(L.Callback):
         self._save(pl_module.policy, "last")
 
     def _save(self, policy: PreTrainedModel, name: str) -> None:
+        if name not in self.checkpoints:
+            return
         weights = sharded.weights(policy, keep=self.writes)
         if self.writes:
             save_model(policy, self.tokenizer, self.run_dir / "checkpoints" / name, weights)

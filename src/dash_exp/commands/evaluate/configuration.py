@@ -158,7 +158,7 @@ def checkpoint_of(run: Path, which: str, cfg: DictConfig) -> tuple[str, bool]:
         raise UserError(
             str(run),
             f"has no checkpoint {which} (there: {there or 'none'})",
-            f"Use checkpoint={there.split(', ')[0]}" if there else "Use a run that has ended",
+            f"Use checkpoint={there.split(', ')[0]}" if there else "Use a run that has ended and has checkpoints=[last]",
         )
     return str(folder), True
 

@@ -88,6 +88,18 @@ def watched(results: Results, arm: str) -> dict[str, int]:
     return {name: sum(int(result.get(key) or 0) for result in cells) for name, key in keys.items()} if cells else {}
 
 
+def first_fired(results: Results, arm: str) -> dict[str, int]:
+    """The first outer step in which each check of the watch fired, over all cells of an arm. Without those that did not."""
+    found: dict[str, int] = {}
+    for cell in results.of_arm(arm, None):
+        for name in CHECKS:
+            column = f"watch/{name}"
+            steps = cell.metrics.loc[cell.metrics[column] > 0, "step"] if column in cell.metrics else ()
+            if len(steps):
+                found[name] = min(int(min(steps)), found.get(name, int(min(steps))))
+    return found
+
+
 def phases(results: Results, arm: str) -> dict[str, float]:
     """Mean seconds by phase over the done cells of an arm, and `other`, the rest of the total. {} without cells."""
     means = {phase: over_seeds(results, arm, f"time/{phase}_s") for phase in PHASES}

@@ -24,7 +24,10 @@ def watch(c: Context) -> Section | None:
     if not names and not skipped:
         return Section("watch", "Watch", title, [Paragraph("No check of the watch fired in any run.")])
     shown = [*names, *([comparison.SKIPPED] if skipped else [])]
-    rows = [[c.named(arm), *(Cell(whole(counts[name])) for name in shown)] for arm, counts in found.items()]
+    rows: list[list[Cell]] = []
+    for arm, counts in found.items():
+        first = {name: f" (first: step {step})" for name, step in comparison.first_fired(c.results, arm).items()}
+        rows.append([c.named(arm), *(Cell(f"{whole(counts[name])}{first.get(name, '')}") for name in shown)])
     meanings = Items([Cell(f"{name}:", f" {CHECKS[name].meaning}.") for name in names])
     note = "Number of outer steps in which each check fired, summed over seeds. Runs that are not done count as well."
     table = Table(["arm", *names, *(["optimizer steps skipped"] if skipped else [])], rows)
