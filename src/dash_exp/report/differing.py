@@ -15,19 +15,8 @@ from dash_exp.settings.overrides import number_of_kl
 from dash_exp.training.budget import LIMITS
 
 # These name a run, set its noise, or say how it is reported and where things are kept. They are expected to differ.
-NAMES = (
-    "seed",
-    "name",
-    "experiment",
-    "study",
-    "objective",
-    "hydra",
-    "logger",
-    "completions_every",
-    "table_rows",
-    "checkpoints",
-)
-NAMES += ("teacher.file",)
+NAMES = ["seed", "name", "experiment", "study", "objective", "hydra", "logger", "completions_every", "table_rows"]
+NAMES += ["checkpoints", "teacher.file"]
 OWN = re.compile(r"\$\{[^}]*\bown\.")  # a reference to a setting of the sweep file itself
 
 Flat = dict[str, Any]
