@@ -1,8 +1,8 @@
 r"""What it would save to use completions of the epoch before as drafts of new ones (`speculative reuse`, which is not built).
 
     python train.py model=smollm2-135m model.compute_dtype=bfloat16 data=sums kl=0 steps=14 hydra.run.dir=outputs/one_epoch
-    python benchmarks/reuse.py models/SmolLM2-135M-Instruct outputs/one_epoch/checkpoints/final model.compute_dtype=bfloat16 \
-        data=sums batch.prompts=16 batch.group_size=8
+    python benchmarks/reuse.py models/SmolLM2-135M-Instruct outputs/one_epoch/checkpoints/last model=smollm2-135m \
+        model.compute_dtype=bfloat16 data=sums batch.prompts=16 batch.group_size=8
 
 The first model is the policy of the epoch before, the second the policy now. A token t of a draft is kept with the probability
 min(1, p_now(t) / p_before(t)); the first one that is not kept is replaced by one drawn from max(0, p_now - p_before), and the
