@@ -40,10 +40,14 @@ FLASH_DTYPES = {torch.float16, torch.bfloat16}  # in which torch has flash atten
 
 
 def possible(model: PreTrainedModel) -> bool:
-    """Whether the model's attention is `sdpa` through Transformers' interface, over the whole context or a sliding window."""
+    """Whether the model's attention is `sdpa` through Transformers' interface, over the whole context or a sliding window,
+    without a cap on scores or logits.
+    """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     known = kinds <= {"full_attention", "sliding_attention"}
+    caps = [getattr(config, f"{of}_logit_softcapping", None) for of in ("attn", "final")]  # these show only in large numbers
+    known = known and not any(caps)
     return bool(config._attn_implementation == "sdpa" and model._supports_attention_backend and known)
 
 
@@ -226,11 +230,16 @@ def check_varlen(model: PreTrainedModel, device: torch.device, dtype: torch.dtyp
     A GPU or a head size may be one that it is not for, or the version of torch another.
     """
     config = model.config.get_text_config()
+    dtype = model.dtype if dtype == torch.float32 else dtype  # without autocast, attention has the type of the weights
     if config._attn_implementation != VARLEN or device.type in IN_32_BITS or dtype not in FLASH_DTYPES:
         return
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shape, starts = (2, config.num_attention_heads, size), torch.tensor([0, 2], dtype=torch.int32, device=device)
-    query, key, value = (torch.zeros(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    of_keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    starts = torch.tensor([0, 2], dtype=torch.int32, device=device)
+    query, key, value = (
+        torch.zeros(2, heads, size, dtype=dtype, device=device, requires_grad=True)
+        for heads in (config.num_attention_heads, of_keys, of_keys)
+    )
     try:
         out: Any = varlen_attn(query, key, value, starts, starts, 2, 2, scale=None, window_size=(-1, 0), enable_gqa=True)
         out.sum().backward()

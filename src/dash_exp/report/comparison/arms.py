@@ -90,14 +90,10 @@ def watched(results: Results, arm: str) -> dict[str, int]:
 
 def first_fired(results: Results, arm: str) -> dict[str, int]:
     """The first outer step in which each check of the watch fired, over all cells of an arm. Without those that did not."""
-    found: dict[str, int] = {}
-    for cell in results.of_arm(arm, None):
-        for name in CHECKS:
-            column = f"watch/{name}"
-            steps = cell.metrics.loc[cell.metrics[column] > 0, "step"] if column in cell.metrics else ()
-            if len(steps):
-                found[name] = min(int(min(steps)), found.get(name, int(min(steps))))
-    return found
+    metrics = [cell.metrics for cell in results.of_arm(arm, None)]
+    columns = {name: f"watch/{name}" for name in CHECKS}
+    fired = {n: [int(s) for m in metrics if c in m for s in m.loc[m[c] > 0, "step"]] for n, c in columns.items()}
+    return {name: min(steps) for name, steps in fired.items() if steps}
 
 
 def phases(results: Results, arm: str) -> dict[str, float]:
