@@ -6,10 +6,11 @@
 SWEEP_DIR    a sweep, as in multirun/kl-small
 NAME         default: the name of the sweep and its scale: kl for kl-small, kl-smollm2 for kl with +scale=smollm2
 
-docs/results/NAME gets the report without its HTML page (report.md, figures as SVG, cells.csv and claims.csv), and cells.tar.xz
-with the small files of each cell that is done. The report is written first where there is none, or where a cell has a newer
-result. A sweep may be published before all of its cells are done, and again later. Its cells are those of its last command:
-where several commands ran them (seed=0, then seed=1), give that of all cells (seed=0,1) first, which runs none of them again.
+docs/results/NAME gets the report without its HTML page (report.md, the figures that it shows as SVG, cells.csv and claims.csv),
+and cells.tar.xz with the small files of each cell that is done. The report is written first where there is none, or where a
+cell has a newer result. A sweep may be published before all of its cells are done, and again later. Its cells are those of its
+last command: where several commands ran them (seed=0, then seed=1), give that of all cells (seed=0,1) first, which runs none of
+them again.
 
 --restore writes the cells of cells.tar.xz into SWEEP_DIR. The command of the sweep then runs the other cells only, and its
 report is over all of them. A cell that has a folder there already stays as it is. What is not kept: checkpoints, logs, and the
@@ -41,6 +42,7 @@ PUBLISHED = Path(__file__).parent / "results"
 REPORT_FILES = ("report.md", "cells.csv", "claims.csv")
 CELLS_FILE = "cells.tar.xz"
 CONFIG, COMPOSED = "config.yaml", ".hydra/config.yaml"  # of a cell: with values, and with references
+FIGURE = re.compile(r"\(figures/([^/()]+\.svg)\)")  # in report.md
 REFERENCE = re.compile(r"\$\{(local|asset):[^{}]+\}")  # to a model, which may be a folder of the checkout
 
 
@@ -96,8 +98,8 @@ def publish(results: Results, sweep: Path, folder: Path) -> Path:
             if (report / name).is_file():
                 (new / name).write_bytes((report / name).read_bytes())
         (new / "figures").mkdir()
-        for figure in (report / "figures").glob("*.svg"):
-            (new / "figures" / figure.name).write_bytes(figure.read_bytes())
+        for figure in set(FIGURE.findall((report / "report.md").read_text(encoding="utf-8"))):  # the HTML page has more
+            (new / "figures" / figure).write_bytes((report / "figures" / figure).read_bytes())
         with tarfile.open(new / CELLS_FILE, "w:xz") as archive:
             for name, content in kept(results, done, sweep):
                 member = tarfile.TarInfo(name)  # without times and owners: the same cells give the same file

@@ -1,6 +1,7 @@
 """The page of questions: what each sweep asks, and what its published results say. `generate.py` writes it.
 
-Of a sweep NAME it reads docs/results/NAME (the embedded model) and docs/results/NAME-smollm2, as `publish.py` writes them.
+Of a sweep NAME it reads docs/results/NAME (the embedded model) and docs/results/NAME-smollm2, as `publish.py` writes them, and
+the sentences of answers.yaml.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import yaml
 from writing import WRITTEN, page, prose, table
 
 RESULTS = Path(__file__).parent / "results"
+ANSWERS = Path(__file__).parent / "answers.yaml"
 SCALES = {"": "embedded model", "-smollm2": "SmolLM2-135M"}  # by the end of the folder's name
 WORDS = ("supported", "contradicted", "undecided")
 FIGURES = ("tradeoff-in_dist", "phases")  # the first one that the report has is shown
@@ -82,8 +85,12 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def questions_page(questions: Mapping[str, str], results: Path = RESULTS) -> str:
-    """Every sweep with its question: the verdicts in numbers, then each published result. `questions`: by the sweep's name."""
+def questions_page(questions: Mapping[str, str], results: Path = RESULTS, sentences: Mapping[str, str] | None = None) -> str:
+    """Every sweep with its question: the verdicts in numbers, then each published result.
+
+    `questions`: by the sweep's name. `sentences`: the answers, by the folder in `results`; None: those of answers.yaml.
+    """
+    sentences = yaml.safe_load(ANSWERS.read_text(encoding="utf-8")) if sentences is None else sentences
     answers = {sweep: {end: published(results / f"{sweep}{end}") for end in SCALES} for sweep in questions}
     overview = [
         [f"[`{sweep}`](#{sweep})", prose(question), *(in_numbers(sweep, end, answers[sweep][end]) for end in SCALES)]
@@ -102,7 +109,8 @@ def questions_page(questions: Mapping[str, str], results: Path = RESULTS) -> str
         parts += [f"## {sweep} {{ #{sweep} }}", prose(question)]
         for end, answer in answers[sweep].items():
             name = SCALES[end][0].upper() + SCALES[end][1:]
-            parts += [f"**{name}:** {not_run(sweep, end)}."] if answer is None else answered(name, answer)
+            sentence = prose(sentences.get(f"{sweep}{end}", ""))
+            parts += [f"**{name}:** {not_run(sweep, end)}."] if answer is None else answered(name, answer, sentence)
     return page(parts)
 
 
@@ -123,10 +131,11 @@ def in_numbers(sweep: str, end: str, answer: Published | None) -> str:
     return f"{answer.counts}{'' if set(answer.statuses) == {'done'} else f' ({answer.cells})'}"
 
 
-def answered(name: str, answer: Published) -> list[str]:
-    """The verdicts of a published result, and a figure."""
-    parts = [f"**{name}:** {answer.cells}, {answer.counts}. [Report]({answer.link})"]
+def answered(name: str, answer: Published, sentence: str) -> list[str]:
+    """What a published result says in one sentence, a figure, the link to its report, and its verdicts."""
+    parts = [f"**{name}:** {sentence}" if sentence else "", answer.figure]
+    parts.append(f"{'' if sentence else f'**{name}:** '}{answer.cells}, {answer.counts}. [Report]({answer.link})")
     if answer.verdicts:
         found = [[row["verdict"], prose(row["claim"]), prose(row["found"])] for row in answer.verdicts]
         parts.append(table(["verdict", "claim", "found"], found))
-    return [*parts, answer.figure] if answer.figure else parts
+    return [part for part in parts if part]

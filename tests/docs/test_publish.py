@@ -51,9 +51,10 @@ def no_figures(monkeypatch):
 
 
 def told(report):
-    """All that a report says, but when it was made and its page."""
+    """All that a report says, but when it was made, its page and the figures that only the page has."""
     files = {file.relative_to(report).as_posix(): file for file in report.rglob("*") if file.suffix in (".md", ".csv", ".svg")}
     texts = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    texts = {name: text for name, text in texts.items() if not name.endswith(".svg") or f"({name})" in texts["report.md"]}
     return texts | {"report.md": [line for line in texts["report.md"].splitlines() if not line.startswith("Created ")]}
 
 
@@ -88,6 +89,9 @@ def test_a_sweep_is_published_before_it_is_done_and_continued_from_there(tmp_pat
     assert "dash takes 1.25 times the training time of grpo" in page  # 50 / 40
     assert names(folder) >= {"report.md", "cells.csv", "claims.csv", "cells.tar.xz", "figures/legend.svg"}
     assert not [name for name in names(folder) if name.endswith((".html", ".png"))]
+    shown = {f"figures/{name}" for name in publish.FIGURE.findall(page)}
+    assert {name for name in names(folder) if name.endswith(".svg")} == shown
+    assert "figures/curve-seconds-reward-mean.svg" in names(sweep / "report") - shown
 
     assert publish.restore(folder, elsewhere) == ([",".join(cell) for cell in CELLS[:2]], [])
     assert read_sweep(elsewhere) == read_sweep(sweep)

@@ -3,8 +3,9 @@
 import json
 
 import publish
+import yaml
 from conftest import ROOT
-from questions import RESULTS, Published, questions_page
+from questions import ANSWERS, RESULTS, Published, questions_page
 from synthetic import write_cell
 
 from dash_exp.results.cells import load
@@ -41,7 +42,8 @@ def test_verdicts_and_what_is_not_run_yet(tmp_path):
     published(tmp_path, "first", CLAIMS, "grpo", "dash")
     published(tmp_path, "first-smollm2", CLAIMS, "grpo")
     published(tmp_path, "second-smollm2", None, "grpo", "dash")
-    page = questions_page({"first": "Is dash_exp faster?", "second": "Which?", "third": "What?"}, tmp_path)
+    sentences = {"second-smollm2": "The second one."}
+    page = questions_page({"first": "Is dash_exp faster?", "second": "Which?", "third": "What?"}, tmp_path, sentences)
     overview = [
         [cell.strip() for cell in line.strip("| ").split(" | ")] for line in page.splitlines() if line.startswith("| [")
     ]
@@ -63,9 +65,16 @@ def test_verdicts_and_what_is_not_run_yet(tmp_path):
     assert "not judged: no seed is done in both" in first
     second = section(page, "second")
     assert "**Embedded model:** not run yet." in second
-    assert "**SmolLM2-135M:** 4 of 4 cells done, no claims." in second
+    assert "**SmolLM2-135M:** The second one.\n\n![" in second
+    assert ".svg)\n\n4 of 4 cells done, no claims. [Report](results/second-smollm2/report.md)" in second
     assert "| verdict |" not in second
     assert section(page, "third").count("not run yet.") == 2
+
+
+def test_each_published_report_has_its_answer_and_there_is_no_other():
+    answers = yaml.safe_load(ANSWERS.read_text(encoding="utf-8"))
+    assert sorted(answers) == sorted(file.parent.name for file in RESULTS.glob("*/report.md"))
+    assert [name for name, sentence in answers.items() if not sentence.endswith(".")] == []
 
 
 def test_each_published_report_is_on_the_page_with_a_figure_that_is_there():

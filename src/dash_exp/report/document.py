@@ -179,7 +179,13 @@ def _block(block: Block) -> str:
         case Figures():
             return _images(block.figures)
         case Tabs():
-            return "\n\n".join(f"**Against {label}** {_inline(note)}\n\n{_images(figs)}" for label, figs, note in block.tabs)
+            (label, figs, note), *others = block.tabs
+            whole = f"**Against {label}** {_inline(note)}\n\n{_images(figs)}"
+            if not others:
+                return whole
+            firsts = _images([figs[0] for _, figs, _ in others])
+            said = f"**Against {', '.join(label for label, _, _ in others)}**: the first of these; the HTML page has them all."
+            return f"{whole}\n\n{said}\n\n{firsts}"
         case Samples():
             answer = f" (answer {_inline(block.answer)})" if block.answer else ""
             head = f"Problem{answer}:\n\n{_indented(block.problem)}"

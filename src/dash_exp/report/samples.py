@@ -1,4 +1,7 @@
-"""Completions of the same problems in each arm, read from the run folders, to compare side by side."""
+"""Completions of the same problems in each arm, read from the run folders, to compare side by side.
+
+Where a reward is a sum of parts, wrong completions that it pays come first: they show what can be had without the answer.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from dash_exp.results.cells import Cell, Results
 
 PROBLEMS = 3
 PER_ARM = 2  # completions of a problem
+PAID = "paid_though_wrong"  # added to a record that was chosen for this
 CHARACTERS = 1500  # of a completion
 
 Record = Mapping[str, Any]
@@ -39,8 +43,9 @@ def read(file: Path) -> dict[str, list[Record]]:
 def choose(results: Results) -> tuple[int | None, int | None, dict[str, dict[str, list[Record]]]]:
     """(seed, outer step, problem -> arm -> completions): a few problems of the last step that all arms recorded.
 
-    The seed is the first one of which most arms recorded completions. Problems whose completions differ in reward come first.
-    Each arm has two completions, with different rewards if possible. (None, None, {}) if the arms have nothing in common.
+    The seed is the first one of which most arms recorded completions. Problems with wrong completions that are paid in most
+    arms come first, then those whose completions differ in reward. Each arm has two completions, with different rewards if
+    possible, and of the wrong ones the one that is paid most. (None, None, {}) if the arms have nothing in common.
     """
     done = {arm: comparison.by_seed(results, arm) for arm in results.arms}
     recorded = {arm: {seed: found for seed, cell in of_arm.items() if (found := steps(cell))} for arm, of_arm in done.items()}
@@ -52,21 +57,43 @@ def choose(results: Results) -> tuple[int | None, int | None, dict[str, dict[str
             of_arm_at_step = {arm: read(found[step]) for arm, found in files.items()}
             first, *others = of_arm_at_step.values()
             shared = [problem for problem in first if all(problem in other for other in others)]
-            shared.sort(key=lambda problem: not any(_varied(found[problem]) for found in of_arm_at_step.values()))
-            chosen = {p: {arm: _two(found[p]) for arm, found in of_arm_at_step.items()} for p in shared[:PROBLEMS]}
+            right = {arm: part_of_the_answer(done[arm][seed]) for arm in files}
+
+            def interest(problem: str, found=of_arm_at_step, right=right) -> tuple[int, bool]:
+                hacked = sum(paid_wrong(of[problem], right[arm]) is not None for arm, of in found.items())
+                return -hacked, not any(_varied(of[problem]) for of in found.values())
+
+            shared.sort(key=interest)
+            chosen = {p: {arm: _two(of[p], right[arm]) for arm, of in of_arm_at_step.items()} for p in shared[:PROBLEMS]}
             if chosen:
                 return seed, step, chosen
     return None, None, {}
+
+
+def part_of_the_answer(cell: Cell) -> str | None:
+    """The field of a record that says whether the answer is right, where the reward is a sum of parts: `reward/right`."""
+    part = (cell.config.get("reward") or {}).get("correct")
+    return None if part is None else f"reward/{part}"
+
+
+def paid_wrong(records: list[Record], right: str | None) -> Record | None:
+    """Of the wrong completions with a reward above 0 the one that has most; None if there is none."""
+    wrong = [r for r in records if isinstance(r.get(right or ""), int | float) and r[right or ""] < 1]
+    paid = [r for r in wrong if isinstance(r.get("reward"), int | float) and r["reward"] > 0]
+    return max(paid, key=lambda record: record["reward"], default=None)
 
 
 def _varied(records: list[Record]) -> bool:
     return len({record.get("reward") for record in records}) > 1
 
 
-def _two(records: list[Record]) -> list[Record]:
-    """The first completion, and the first one with another reward, else the second one."""
-    other = [record for record in records[1:] if record.get("reward") != records[0].get("reward")]
-    return [records[0], *(other or records[1:])][:PER_ARM]
+def _two(records: list[Record], right: str | None) -> list[Record]:
+    """The wrong completion that is paid most, else the first one; and the first one with another reward, else another one."""
+    paid = paid_wrong(records, right)
+    first = paid or records[0]
+    rest = [record for record in records if record is not first]
+    other = [record for record in rest if record.get("reward") != first.get("reward")]
+    return [{**first, PAID: True} if paid else first, *(other or rest)][:PER_ARM]
 
 
 def shortened(text: str) -> str:

@@ -13,7 +13,10 @@ def section(c: Context) -> Section:
     title = "Sample completions"
     if not chosen:
         return Section("samples", "Samples", title, [Paragraph("The arms have no recorded completions of the same problem.")])
-    blocks: list[Block] = [Paragraph(f"From outer step {step}, the last step that all arms recorded, with seed {seed}.")]
+    said = f"From outer step {step}, the last step that all arms recorded, with seed {seed}."
+    if any(samples.PAID in record for of_arm in chosen.values() for records in of_arm.values() for record in records):
+        said += " Wrong completions that have a reward come first."
+    blocks: list[Block] = [Paragraph(said)]
     for of_arm in chosen.values():
         first = next(iter(of_arm.values()))[0]
         each = []
@@ -26,7 +29,7 @@ def section(c: Context) -> Section:
 
 
 def sample_facts(record: samples.Record) -> str:
-    """`reward 1.00 (right 1.00, format 0.00), advantage +0.50, kept`"""
+    """`wrong, but reward 0.50 (right 0.00, format 1.00), advantage +0.50, kept`"""
     reward, advantage = record.get("reward"), record.get("advantage")
     of_parts = {key.removeprefix("reward/"): value for key, value in record.items() if key.startswith("reward/")}
     numbers = {name: value for name, value in of_parts.items() if isinstance(value, int | float) and "accepted" not in name}
@@ -34,4 +37,5 @@ def sample_facts(record: samples.Record) -> str:
     said = [f"reward {reward:.2f}" + (parts and f" ({parts})") if isinstance(reward, int | float) else "no reward"]
     said += [f"advantage {advantage:+.2f}".replace("-", "−")] if isinstance(advantage, int | float) else []
     said += ["kept" if record["kept"] else "dropped"] if "kept" in record else []
+    said[0] = f"wrong, but {said[0]}" if samples.PAID in record else said[0]
     return ", ".join([*said, *(["truncated"] if record.get("truncated") else [])])
