@@ -58,12 +58,8 @@ def choose(results: Results) -> tuple[int | None, int | None, dict[str, dict[str
             first, *others = of_arm_at_step.values()
             shared = [problem for problem in first if all(problem in other for other in others)]
             right = {arm: part_of_the_answer(done[arm][seed]) for arm in files}
-
-            def interest(problem: str, found=of_arm_at_step, right=right) -> tuple[int, bool]:
-                hacked = sum(paid_wrong(of[problem], right[arm]) is not None for arm, of in found.items())
-                return -hacked, not any(_varied(of[problem]) for of in found.values())
-
-            shared.sort(key=interest)
+            shared.sort(key=lambda problem: not any(_varied(of[problem]) for of in of_arm_at_step.values()))
+            shared.sort(key=lambda p: -sum(paid_wrong(of[p], right[arm]) is not None for arm, of in of_arm_at_step.items()))
             chosen = {p: {arm: _two(of[p], right[arm]) for arm, of in of_arm_at_step.items()} for p in shared[:PROBLEMS]}
             if chosen:
                 return seed, step, chosen
