@@ -110,4 +110,7 @@ def test_the_figures_are_also_files(page_file):
     assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.svg")} == names
     markdown = (page_file.parent / "report.md").read_text()
     linked = {part.partition(".svg")[0] for part in markdown.split("](figures/")[1:]}
-    assert linked == names
+    assert linked <= names
+    assert "curve-seconds-accuracy-in_dist" in linked
+    left_out = names - linked  # the Markdown has of the other axes the first figure alone
+    assert left_out and not [name for name in left_out if not name.startswith("curve-") or name.startswith("curve-steps-")]
