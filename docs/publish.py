@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from writing import IMAGE
 
 from dash_exp.commands import cli  # registers the resolvers of the configuration
 from dash_exp.core.errors import UserError
@@ -42,7 +43,6 @@ PUBLISHED = Path(__file__).parent / "results"
 REPORT_FILES = ("report.md", "cells.csv", "claims.csv")
 CELLS_FILE = "cells.tar.xz"
 CONFIG, COMPOSED = "config.yaml", ".hydra/config.yaml"  # of a cell: with values, and with references
-FIGURE = re.compile(r"\(figures/([^/()]+\.svg)\)")  # in report.md
 REFERENCE = re.compile(r"\$\{(local|asset):[^{}]+\}")  # to a model, which may be a folder of the checkout
 
 
@@ -98,8 +98,9 @@ def publish(results: Results, sweep: Path, folder: Path) -> Path:
             if (report / name).is_file():
                 (new / name).write_bytes((report / name).read_bytes())
         (new / "figures").mkdir()
-        for figure in set(FIGURE.findall((report / "report.md").read_text(encoding="utf-8"))):  # the HTML page has more
-            (new / "figures" / figure).write_bytes((report / "figures" / figure).read_bytes())
+        for image in IMAGE.finditer((report / "report.md").read_text(encoding="utf-8")):  # the HTML page has more
+            figure = f"figures/{image['name']}.svg"
+            (new / figure).write_bytes((report / figure).read_bytes())
         with tarfile.open(new / CELLS_FILE, "w:xz") as archive:
             for name, content in kept(results, done, sweep):
                 member = tarfile.TarInfo(name)  # without times and owners: the same cells give the same file

@@ -7,17 +7,17 @@ the sentences of answers.yaml.
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import yaml
-from writing import WRITTEN, page, prose, table
+from writing import IMAGE, WRITTEN, page, prose, table
 
 RESULTS = Path(__file__).parent / "results"
 ANSWERS = Path(__file__).parent / "answers.yaml"
+NO_SENTENCE = "published; its sentence in docs/answers.yaml is not written yet."
 SCALES = {"": "embedded model", "-smollm2": "SmolLM2-135M"}  # by the end of the folder's name
 WORDS = ("supported", "contradicted", "undecided")
 FIGURES = ("tradeoff-in_dist", "phases")  # the first one that the report has is shown
@@ -32,7 +32,6 @@ OF_SWEEP = {  # before these
 }
 # What a sweep would measure there is not what it asks.
 NOT_THERE = {(sweep, ""): "not run: the embedded model writes no programs" for sweep in ("efficiency_code", "sft_vs_rl_code")}
-IMAGE = re.compile(r"!\[(?P<alt>(?:\\.|[^\]\\])*)\]\(figures/(?P<name>.+?)\.svg\)")
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,9 @@ def questions_page(questions: Mapping[str, str], results: Path = RESULTS, senten
         parts += [f"## {sweep} {{ #{sweep} }}", prose(question)]
         for end, answer in answers[sweep].items():
             name = SCALES[end][0].upper() + SCALES[end][1:]
-            sentence = prose(sentences.get(f"{sweep}{end}", ""))
-            parts += [f"**{name}:** {not_run(sweep, end)}."] if answer is None else answered(name, answer, sentence)
+            sentence = f"{not_run(sweep, end)}." if answer is None else sentences.get(f"{sweep}{end}", NO_SENTENCE)
+            parts.append(f"**{name}:** {prose(sentence)}")
+            parts += [] if answer is None else answered(answer)
     return page(parts)
 
 
@@ -131,11 +131,11 @@ def in_numbers(sweep: str, end: str, answer: Published | None) -> str:
     return f"{answer.counts}{'' if set(answer.statuses) == {'done'} else f' ({answer.cells})'}"
 
 
-def answered(name: str, answer: Published, sentence: str) -> list[str]:
-    """What a published result says in one sentence, a figure, the link to its report, and its verdicts."""
-    parts = [f"**{name}:** {sentence}" if sentence else "", answer.figure]
-    parts.append(f"{'' if sentence else f'**{name}:** '}{answer.cells}, {answer.counts}. [Report]({answer.link})")
+def answered(answer: Published) -> list[str]:
+    """A figure of a published result, the link to its report, and its verdicts."""
+    parts = [answer.figure] if answer.figure else []
+    parts.append(f"{answer.cells}, {answer.counts}. [Report]({answer.link})")
     if answer.verdicts:
         found = [[row["verdict"], prose(row["claim"]), prose(row["found"])] for row in answer.verdicts]
         parts.append(table(["verdict", "claim", "found"], found))
-    return [part for part in parts if part]
+    return parts

@@ -53,7 +53,8 @@ def test_verdicts_and_what_is_not_run_yet(tmp_path):
         ["[`third`](#third)", "What?", "not run yet", "not run yet"],
     ]
     first = section(page, "first")
-    assert "**Embedded model:** 4 of 4 cells done, 1 supported, 1 contradicted. [Report](results/first/report.md)" in first
+    assert "**Embedded model:** published; its sentence in `docs/answers.yaml` is not written yet." in first
+    assert "\n\n4 of 4 cells done, 1 supported, 1 contradicted. [Report](results/first/report.md)" in first
     # 50/100 and 51/101 seconds: logarithms -0.693 and -0.683, so exp(-0.688 +- 6.31 * 0.0049)
     assert (
         "| supported | `dash_exp` saves time | dash takes 0.50 times the training time of grpo (0.49 to 0.52, 2 seeds) |"
@@ -61,7 +62,7 @@ def test_verdicts_and_what_is_not_run_yet(tmp_path):
     )
     assert "| contradicted | training time of dash is below 0.10 times that of grpo | dash takes 0.50 times " in first
     assert "](results/first/figures/tradeoff-in_dist.svg)" in first
-    assert "**SmolLM2-135M:** 2 of 4 cells done, 2 undecided. [Report](results/first-smollm2/report.md)" in first
+    assert "\n\n2 of 4 cells done, 2 undecided. [Report](results/first-smollm2/report.md)" in first
     assert "not judged: no seed is done in both" in first
     second = section(page, "second")
     assert "**Embedded model:** not run yet." in second

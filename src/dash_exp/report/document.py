@@ -179,13 +179,11 @@ def _block(block: Block) -> str:
         case Figures():
             return _images(block.figures)
         case Tabs():
-            (label, figs, note), *others = block.tabs
-            whole = f"**Against {label}** {_inline(note)}\n\n{_images(figs)}"
-            if not others:
-                return whole
-            firsts = _images([figs[0] for _, figs, _ in others])
-            said = f"**Against {', '.join(label for label, _, _ in others)}**: the first of these; the HTML page has them all."
-            return f"{whole}\n\n{said}\n\n{firsts}"
+            shown = [(label, figs if i == 0 else figs[:1], note) for i, (label, figs, note) in enumerate(block.tabs)]
+            parts = [f"**Against {label}** {_inline(note)}\n\n{_images(figs)}" for label, figs, note in shown]
+            if any(len(figs) > 1 for _, figs, _ in block.tabs[1:]):
+                parts.append("The other curves against these are in the HTML page that is written with this one.")
+            return "\n\n".join(parts)
         case Samples():
             answer = f" (answer {_inline(block.answer)})" if block.answer else ""
             head = f"Problem{answer}:\n\n{_indented(block.problem)}"

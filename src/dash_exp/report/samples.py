@@ -66,24 +66,23 @@ def choose(results: Results) -> tuple[int | None, int | None, dict[str, dict[str
     return None, None, {}
 
 
-def part_of_the_answer(cell: Cell) -> str | None:
-    """The field of a record that says whether the answer is right, where the reward is a sum of parts: `reward/right`."""
+def part_of_the_answer(cell: Cell) -> str:
+    """The field of a record that says whether the answer is right, as in `reward/right`; "" if the reward has no parts."""
     part = (cell.config.get("reward") or {}).get("correct")
-    return None if part is None else f"reward/{part}"
+    return f"reward/{part}" if part else ""
 
 
-def paid_wrong(records: list[Record], right: str | None) -> Record | None:
+def paid_wrong(records: list[Record], right: str) -> Record | None:
     """Of the wrong completions with a reward above 0 the one that has most; None if there is none."""
-    wrong = [r for r in records if isinstance(r.get(right or ""), int | float) and r[right or ""] < 1]
-    paid = [r for r in wrong if isinstance(r.get("reward"), int | float) and r["reward"] > 0]
-    return max(paid, key=lambda record: record["reward"], default=None)
+    graded = [r for r in records if right in r and isinstance(r.get("reward"), int | float)]
+    return max((r for r in graded if r[right] < 1 and r["reward"] > 0), key=lambda record: record["reward"], default=None)
 
 
 def _varied(records: list[Record]) -> bool:
     return len({record.get("reward") for record in records}) > 1
 
 
-def _two(records: list[Record], right: str | None) -> list[Record]:
+def _two(records: list[Record], right: str) -> list[Record]:
     """The wrong completion that is paid most, else the first one; and the first one with another reward, else another one."""
     paid = paid_wrong(records, right)
     first = paid or records[0]
