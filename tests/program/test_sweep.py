@@ -1,11 +1,13 @@
 """Sweeps as a user runs them: stopped in the middle, with an arm that fails, with arms that stop where the baseline stopped."""
 
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import forked
 import pandas.testing
+import pytest
 from conftest import LETTERS, TRAIN, environment
 from omegaconf import OmegaConf
 
@@ -159,6 +161,63 @@ hydra: {{mode: MULTIRUN, sweeper: {{params: {{algo: "grpo,dash,no_gf", seed: "0,
         assert refused.returncode == 1
         assert message in refused.stderr
     assert not (tmp_path / "multirun" / "other").exists()
+
+
+# --- runs that sweeps share --------------------------------------------------------------------------------------------
+
+
+def test_cells_that_another_sweep_has_done_are_copied(train, tmp_path):
+    """A copied cell is the run that this sweep would have made, to the last digit. What is another run is made, and so is
+    one whose weights are not there.
+    """
+    take = "hydra.callbacks.ledger.take_from=[multirun/small]"
+    assert train("-m", *SWEEP, "algo=dash", "seed=0,1", "kl.coef=0.04").returncode == 0
+    others = ["-m", *SWEEP, "kl.coef=0.04,0", "seed=0,1", "study.question=Another one?"]
+    assert train(*others, "name=alone").returncode == 0
+    done = train(*others, take, "name=shared")
+    assert done.returncode == 0, done.stderr
+    assert "sweep of 4 cells into multirun/shared, 2 taken from multirun/small" in done.stdout
+    assert done.stdout.count(" -> ") == 2  # cells that were started
+    assert "not taken: kl.coef=0,seed=1 (nearest has kl.coef=0.04, not 0)" in done.stdout
+    shared, alone = (tmp_path / "multirun" / name for name in ("shared", "alone"))
+    pandas.testing.assert_frame_equal(table(shared).drop(columns=["cell", "taken_from"]), table(alone).drop(columns="cell"))
+    assert table(shared)["taken_from"].fillna("").tolist() == ["small", "small", "", ""]
+    for cell, other in zip(cells.cells_of(shared), cells.cells_of(alone), strict=True):
+        assert {**cell.config, "name": "alone"} == dict(other.config)
+        assert (cell.folder / "completions" / "step_00002.jsonl").is_file()
+    again = train(*others, take, "name=shared")
+    assert "sweep of 4 cells into multirun/shared, 4 of them done before, 0 taken from multirun/small" in again.stdout
+
+    renamed = ["-m", *SWEEP, "algo=no_gf", "filter=advantage,none", "kl.coef=0.04", take]
+    assert "2 cells into multirun/labels, 1 taken from" in train(*renamed, "name=labels").stdout  # DASH by another name
+    for cell in cells.cells_of(tmp_path / "multirun" / "small"):
+        shutil.rmtree(cell.folder / "checkpoints" / "best")
+    missing = train("-m", *SWEEP, "kl.coef=0.04", "seed=1,2", take, "name=weights")
+    assert "2 cells into multirun/weights, 0 taken from" in missing.stdout
+    assert "seed=1 (nearest has no checkpoints/best there)" in missing.stdout
+    without = train("-m", *SWEEP, "kl.coef=0.04", "seed=1,2", "checkpoints=[]", take, "name=without")
+    assert "2 cells into multirun/without, 1 taken from" in without.stdout
+    matched = ["budget.match=optimizer_steps", "study.baseline=['algo=dash']", take, "name=matched"]
+    assert "2 cells into multirun/matched, 0 taken from" in train("-m", *SWEEP, "algo=dash,grpo", *matched).stdout
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        ("[multirun/nowhere]", "error: multirun/nowhere: there is no such folder"),
+        ("[empty]", "error: empty: contains no runs"),
+        ("[waiting]", "take_from=[waiting]: has no cell that is done"),
+        ("multirun/small", "take_from=multirun/small: is not a list of folders"),
+    ],
+)
+def test_folders_without_done_cells_to_copy_are_refused(train, tmp_path, folders, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "waiting").mkdir()
+    (tmp_path / "waiting" / "sweep.json").write_text('{"cells": [{"folder": "seed=0", "overrides": ["seed=0"]}]}')
+    refused = train("-m", *SWEEP, "seed=0,1", f"hydra.callbacks.ledger.take_from={folders}")
+    assert refused.returncode == 1
+    assert said in refused.stderr
+    assert not list(tmp_path.rglob("metrics.csv"))
 
 
 # --- compute-matched ---------------------------------------------------------------------------------------------------

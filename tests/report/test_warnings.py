@@ -32,6 +32,14 @@ def test_other_machines_and_failed_gradings(sweep):
     assert "parameters differs between cells" in said and "files have changed" in said
 
 
+def test_cells_that_were_run_for_another_sweep(sweep):
+    assert "run for another sweep" not in warnings_of(sweep)
+    for seed in range(3):
+        file = sweep / f"algo=dash,seed={seed}" / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"taken_from": "kl" if seed else "efficiency_math"}))
+    assert "3 cells were run for another sweep: efficiency_math (1 cell), kl (2 cells)." in warnings_of(sweep)
+
+
 @pytest.mark.parametrize(
     ("grpo", "dash", "over_problems", "said"),
     [

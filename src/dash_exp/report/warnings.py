@@ -20,6 +20,7 @@ def warnings(results: Results) -> list[str]:
         *unexplained(results),
         *_sizes(results),
         *_environment(results),
+        *_taken(results),
         *_missing(results),
         *_seeds(results),
         *_evaluation(results),
@@ -77,6 +78,13 @@ def _environment(results: Results) -> list[str]:
     if len(threads) > 1:
         said.append(f"Cells had different numbers of torch threads, so their times are not comparable: {_listed(threads)}.")
     return said
+
+
+def _taken(results: Results) -> list[str]:
+    """Cells that were run for another sweep."""
+    sweeps = _distinct(results, lambda c: c.result.get("taken_from"))
+    many = sum(sweeps.values())
+    return [f"{cells_of(many)} {'was' if many == 1 else 'were'} run for another sweep: {_listed(sweeps)}."] if sweeps else []
 
 
 def _distinct(results: Results, value: Any) -> dict[str, int]:

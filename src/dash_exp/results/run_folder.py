@@ -33,7 +33,7 @@ RESULT_FILE = "result.json"
 ID_FILE = "wandb_id"  # in a run folder: the id of the run in W&B, and the last row that W&B may have
 # What `result.json` holds: the status of the run, texts, and numbers by the beginning of their keys.
 STATUSES = ("done", "failed", "stopped", "unfinished")  # unfinished: killed, or still running
-TEXTS = ("error", "git", "device", "stopped_by", "watch/stopped_by")
+TEXTS = ("error", "git", "device", "stopped_by", "watch/stopped_by", "taken_from")
 NUMBERS = (
     *("accuracy/", "eval/", "time/", "tokens/", "completions/", "score/", "select/", "optimizer"),
     *("watch/", "steps", "sizes/"),

@@ -22,7 +22,7 @@ def finished(run_dir: Path, cfg: DictConfig) -> bool:
     before = load_cell(run_dir).config
     if not before:
         return False  # the file is damaged, so it is not known what was done
-    if _settings(OmegaConf.create(dict(before))) != _settings(cfg):
+    if identity(OmegaConf.create(dict(before))) != identity(cfg):
         raise UserError(str(run_dir), "holds a finished run with other settings", "Choose another name=..., or remove it")
     return True
 
@@ -54,7 +54,7 @@ def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:
     """Raise UserError where a stopped run of other settings could be resumed, which this run would overwrite."""
     before = load_cell(run_dir).config
     if cfg.get("resume") and before and can_resume(run_dir):
-        was, now = (dict(flat(same_numbers(_settings(c)))) for c in (OmegaConf.create(dict(before)), cfg))
+        was, now = (dict(flat(same_numbers(identity(c)))) for c in (OmegaConf.create(dict(before)), cfg))
         differ = [f"{key}={now.get(key)}, not {was.get(key)}" for key in {**now, **was} if now.get(key) != was.get(key)]
         if differ:
             raise UserError(
@@ -64,7 +64,7 @@ def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:
             )
 
 
-def _settings(cfg: Any) -> Any:
+def identity(cfg: Any) -> dict[str, Any]:
     """What identifies a run: all settings but the limit that a matched budget got, the trackers, how the run resumes, and what
     is asked.
     """

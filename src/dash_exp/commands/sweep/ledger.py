@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 import dash_exp.commands.hydra_setup  # noqa: F401  for the processes of launchers, which load this callback
-from dash_exp.commands.sweep import cells
+from dash_exp.commands.sweep import cells, taken
 from dash_exp.commands.sweep.launchers import check_single
 from dash_exp.commands.sweep.progress import progress_line
 from dash_exp.core.errors import UserError
@@ -34,12 +35,15 @@ class Ledger(Callback):
 
     Its errors are SystemExit, because Hydra turns any other exception of a callback into a warning. `report` names the function
     that writes the report from the results and a folder, None for no report. `plan` names the function that is called with the
-    configuration in place of a run with `plan=true`; it exits.
+    configuration in place of a run with `plan=true`; it exits. `take_from`: folders of sweeps whose done cells are copied.
     """
 
-    def __init__(self, report: str | None = None, plan: str = "dash_exp.commands.cli.show_plan") -> None:
+    def __init__(
+        self, report: str | None = None, plan: str = "dash_exp.commands.cli.show_plan", take_from: Sequence[str] = ()
+    ) -> None:
         self.report = report
         self.plan = plan
+        self.take_from = take_from
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before Hydra writes the configuration into the run folder. With `plan=true` Hydra never writes it."""
@@ -56,6 +60,7 @@ class Ledger(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             planned = cells.checked(config)
+            elsewhere = taken.done_in(self.take_from)
         except UserError as error:
             sys.exit(f"error: {error}")
         except HydraException:
@@ -66,12 +71,18 @@ class Ledger(Callback):
             return
         try:
             cells.write_list(folder, planned)
+            missing = taken.take(planned, elsewhere)
         except OSError as error:
             where, wrong, right = trouble(error) or (str(folder), str(error), "Choose another name=...")
             sys.exit(f"error: {UserError(where or str(folder), wrong, right)}")
-        done = [cell for cell in planned if read_result(cell.folder).get("status") == "done"]
-        before = f", {len(done)} of them done before" if done else ""
+        copied = list(missing.values()).count("")
+        done = sum(read_result(cell.folder).get("status") == "done" for cell in planned) - copied
+        before = f", {done} of them done before" if done else ""
+        before += f", {copied} taken from {' and '.join(map(str, self.take_from))}" if self.take_from else ""
         print(f"sweep of {len(planned)} cells into {folder}{before}", flush=True)
+        for cell, why in missing.items():
+            if why:
+                print(f"not taken: {cell} (nearest has {why})", flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

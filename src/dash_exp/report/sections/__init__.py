@@ -52,7 +52,7 @@ def document(results: Results, folder: Path, baseline: str | None, target_accura
     return Document(
         title=title(results),
         lead=lead(results),
-        created=f"Created {date} from {len(results.cells)} cells. Intervals are 95% intervals; accuracy is greedy, in percent.",
+        created=f"Created {date}. Intervals are 95% intervals; accuracy is greedy, in percent.",
         facts=facts(context),
         sections=[found for section in SECTIONS if (found := section(context)) is not None],
         legend=[(arm, *looks[arm]) for arm in results.arms],
