@@ -11,6 +11,7 @@ import pytest
 from conftest import LETTERS, TRAIN, environment
 from omegaconf import OmegaConf
 
+from dash_exp.core.process import alone_in
 from dash_exp.results import cells, run_folder
 
 SWEEP = [*LETTERS, "hydra.callbacks.ledger.report=null"]
@@ -185,6 +186,7 @@ def test_cells_that_another_sweep_has_done_are_copied(train, tmp_path):
     for cell, other in zip(cells.cells_of(shared), cells.cells_of(alone), strict=True):
         assert {**cell.config, "name": "alone"} == dict(other.config)
         assert (cell.folder / "completions" / "step_00002.jsonl").is_file()
+        assert (cell.folder / "checkpoints" / "last").is_dir()
     again = train(*others, take, "name=shared")
     assert "sweep of 4 cells into multirun/shared, 4 of them done before, 0 taken from multirun/small" in again.stdout
 
@@ -197,6 +199,19 @@ def test_cells_that_another_sweep_has_done_are_copied(train, tmp_path):
     assert "seed=1 (nearest has no checkpoints/best there)" in missing.stdout
     without = train("-m", *SWEEP, "kl.coef=0.04", "seed=1,2", "checkpoints=[]", take, "name=without")
     assert "2 cells into multirun/without, 1 taken from" in without.stdout
+    assert not list((tmp_path / "multirun" / "without").glob("*/checkpoints/last"))
+    running = cells.cells_of(tmp_path / "multirun" / "without")[0].folder
+    (running / "result.json").unlink()
+    with alone_in(running):
+        refused = train("-m", *SWEEP, "kl.coef=0.04", "seed=1,2", "checkpoints=[]", take, "name=without")
+    assert "1 of them done before, 0 taken from" in refused.stdout
+    assert "another process is working in it" in refused.stderr
+    lost = cells.cells_of(tmp_path / "multirun" / "small")[0].folder / "completions" / "lost"
+    lost.symlink_to("nowhere")
+    refused = train("-m", *SWEEP, "kl.coef=0.04", "seed=0,1", "checkpoints=[]", take, "name=lost")
+    assert refused.returncode == 1
+    assert "completions/lost: cannot be copied" in refused.stderr
+    lost.unlink()
     matched = ["budget.match=optimizer_steps", "study.baseline=['algo=dash']", take, "name=matched"]
     assert "2 cells into multirun/matched, 0 taken from" in train("-m", *SWEEP, "algo=dash,grpo", *matched).stdout
 
@@ -208,6 +223,8 @@ def test_cells_that_another_sweep_has_done_are_copied(train, tmp_path):
         ("[empty]", "error: empty: contains no runs"),
         ("[waiting]", "take_from=[waiting]: has no cell that is done"),
         ("multirun/small", "take_from=multirun/small: is not a list of folders"),
+        ("[7]", "take_from=[7]: is not a list of folders"),
+        ("[wandb:us/them/theirs]", "is not a list of folders"),
     ],
 )
 def test_folders_without_done_cells_to_copy_are_refused(train, tmp_path, folders, said):
@@ -217,6 +234,14 @@ def test_folders_without_done_cells_to_copy_are_refused(train, tmp_path, folders
     refused = train("-m", *SWEEP, "seed=0,1", f"hydra.callbacks.ledger.take_from={folders}")
     assert refused.returncode == 1
     assert said in refused.stderr
+    assert not list(tmp_path.rglob("metrics.csv"))
+
+
+def test_a_search_has_no_cells_to_copy(train, tmp_path):
+    search = ["-m", *SWEEP, "hydra/sweeper=optuna", "optimizer.lr=interval(1e-5,1e-2)"]
+    refused = train(*search, "hydra.callbacks.ledger.take_from=[multirun/small]")
+    assert refused.returncode == 1
+    assert "take_from: names sweeps to copy cells from, and a search has no list of cells" in refused.stderr
     assert not list(tmp_path.rglob("metrics.csv"))
 
 

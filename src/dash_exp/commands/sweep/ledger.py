@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,29 +61,34 @@ class Ledger(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             planned = cells.checked(config)
-            elsewhere = taken.done_in(self.take_from)
         except UserError as error:
             sys.exit(f"error: {error}")
         except HydraException:
             return  # the sweeper composes the cells as well, and raises the same error
         if not planned:  # a search, whose cells are not known yet
+            if self.take_from:
+                wrong = "names sweeps to copy cells from, and a search has no list of cells"
+                sys.exit(f"error: {UserError(taken.FOLDERS, wrong, 'Leave it out')}")
             (folder / SWEEP_FILE).unlink(missing_ok=True)
             print(f"search into {folder}", flush=True)
             return
         try:
+            copied, missing = taken.take(planned, self.take_from)
             cells.write_list(folder, planned)
-            missing = taken.take(planned, elsewhere)
+        except UserError as error:
+            sys.exit(f"error: {error}")
         except OSError as error:
             where, wrong, right = trouble(error) or (str(folder), str(error), "Choose another name=...")
             sys.exit(f"error: {UserError(where or str(folder), wrong, right)}")
-        copied = list(missing.values()).count("")
+        except Exception:  # Hydra would turn it into a warning, and start the cells
+            traceback.print_exc()
+            sys.exit(1)
         done = sum(read_result(cell.folder).get("status") == "done" for cell in planned) - copied
         before = f", {done} of them done before" if done else ""
         before += f", {copied} taken from {' and '.join(map(str, self.take_from))}" if self.take_from else ""
         print(f"sweep of {len(planned)} cells into {folder}{before}", flush=True)
         for cell, why in missing.items():
-            if why:
-                print(f"not taken: {cell} (nearest has {why})", flush=True)
+            print(f"not taken: {cell} (nearest has {why})", flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

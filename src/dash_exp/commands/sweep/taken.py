@@ -6,7 +6,8 @@ The sweeps of the paper share runs: its DASH runs with a KL coefficient of 0.04 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,42 +16,55 @@ from dash_exp.commands.sweep.cells import Planned
 from dash_exp.commands.sweep.finished import identity
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import whole_folder, write_whole
-from dash_exp.results.cells import Cell, load
-from dash_exp.results.run_folder import ATTEMPTS_FILE, ID_FILE, can_resume, flat, read_result, write_result
+from dash_exp.core.process import in_use
+from dash_exp.results.cells import Cell, load, load_cell, unlisted
+from dash_exp.results.run_folder import SCHEME, can_resume, flat, read_result, write_result
 from dash_exp.settings.run import CHECKPOINTS
 
 FOLDERS = "hydra.callbacks.ledger.take_from"
 # What a run is called, and what is asked of it, besides the names in `identity`. None of these changes a number of the run.
 ASKED = ("name", "study", "own", "objective", "algo.name")
+# What is copied, besides the weights that the cell asks for. The rest is of the other sweep, as its ids in trackers.
+FILES = ("metrics.csv", "problems.csv", "completions", "curves.png", "train.log")
+
+
+def take(planned: Sequence[Planned], folders: Any) -> tuple[int, dict[str, str]]:
+    """Copy those of the planned cells that the sweeps in `folders` have done with the same settings.
+
+    Left out are cells that have begun in this sweep, and those of `budget.match`, whose limit is that of another cell. Returns
+    the number of cells that were copied, and what is missing for each of the others, by the overrides that not all cells have.
+    Raises UserError for what is no list of sweeps with done cells, and for files that cannot be copied.
+    """
+    open_cells = [cell for cell in planned if cell.cfg.budget.match is None and not _begun(cell.folder)]
+    sources = [(source, _numbers(OmegaConf.create(dict(source.config)))) for source in done_in(folders)] if open_cells else []
+    missing: dict[str, str] = {}
+    for cell in open_cells if sources else []:
+        wanted, weights = _numbers(cell.cfg), cell.cfg.get("checkpoints", CHECKPOINTS)
+        lacks, source = min(((_lacks(s, has, wanted, weights), s) for s, has in sources), key=lambda pair: len(pair[0]))
+        if lacks:
+            own = [override for override in cell.overrides if any(override not in other.overrides for other in planned)]
+            missing[",".join(own) or cell.folder.name] = "; ".join(lacks[:3])
+        else:
+            _copy(source, cell, weights)
+    return len(open_cells if sources else []) - len(missing), missing
 
 
 def done_in(folders: Any) -> list[Cell]:
-    """The done cells of these sweeps. Raises UserError for what is no list of sweeps."""
-    if isinstance(folders, str) or not isinstance(folders, Sequence):
+    """The done cells of these sweeps, those of earlier commands as well. Raises UserError where there are none."""
+    given = isinstance(folders, Sequence) and not isinstance(folders, str)
+    if not given or any(not isinstance(folder, str) or folder.startswith(SCHEME) for folder in folders):
         raise UserError(f"{FOLDERS}={folders}", "is not a list of folders", f"Write {FOLDERS}=[multirun/NAME]")
-    done = [cell for cell in (load(folders).cells if folders else ()) if cell.status == "done" and cell.config]
+    listed = load(folders).cells if folders else []
+    others = [load_cell(cell) for folder in folders for cell in unlisted(Path(folder).expanduser())]
+    done = [cell for cell in (*listed, *others) if cell.status == "done" and cell.config]
     if folders and not done:
         raise UserError(f"{FOLDERS}=[{','.join(folders)}]", "has no cell that is done", "Leave it out, or name another sweep")
     return done
 
 
-def take(planned: Sequence[Planned], done: Sequence[Cell]) -> dict[str, str]:
-    """Copy those of the planned cells that are done elsewhere with the same settings. Returns each cell that could have been
-    copied, by the overrides that not all of them have, with what is missing for it: "" where it was copied.
-
-    Left out are cells that have begun in this sweep, and those of `budget.match`, whose limit is that of another cell.
-    """
-    found: dict[str, str] = {}
-    for cell in planned if done else []:
-        if read_result(cell.folder).get("status") == "done" or can_resume(cell.folder) or cell.cfg.budget.match is not None:
-            continue
-        missing = {source.folder: _missing(source, cell.cfg) for source in done}
-        nearest = min(done, key=lambda source: len(missing[source.folder]))
-        if not missing[nearest.folder]:
-            _copy(nearest, cell)
-        own = [override for override in cell.overrides if any(override not in other.overrides for other in planned)]
-        found[",".join(own) or cell.folder.name] = "; ".join(missing[nearest.folder][:3])
-    return found
+def _begun(folder: Path) -> bool:
+    """Whether this sweep has the cell already, or is at work on it."""
+    return read_result(folder).get("status") == "done" or can_resume(folder) or in_use(folder)
 
 
 def _numbers(cfg: DictConfig) -> dict[str, Any]:
@@ -58,21 +72,29 @@ def _numbers(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in flat(identity(cfg)) if not f"{key}.".startswith(tuple(f"{name}." for name in ASKED))}
 
 
-def _missing(source: Cell, cfg: DictConfig) -> list[str]:
-    """Why `source` is not the run of these settings: its other settings, and weights that it did not keep."""
-    was, wanted = _numbers(OmegaConf.create(dict(source.config))), _numbers(cfg)
-    other = [f"{key}={was.get(key)}, not {wanted.get(key)}" for key in {**wanted, **was} if was.get(key) != wanted.get(key)]
-    kept = cfg.get("checkpoints", CHECKPOINTS)
-    return other + [f"no checkpoints/{name} there" for name in kept if not (source.folder / "checkpoints" / name).is_dir()]
+def _lacks(source: Cell, has: Mapping[str, Any], wanted: Mapping[str, Any], weights: Sequence[str]) -> list[str]:
+    """Why `source` is not the wanted run: its other settings, and weights that it did not keep.
+
+    A setting that is not there is as good as null: an earlier version did not have it.
+    """
+    other = [f"{key}={has.get(key)}, not {wanted.get(key)}" for key in {**wanted, **has} if has.get(key) != wanted.get(key)]
+    return other + [f"no checkpoints/{name} there" for name in weights if not (source.folder / "checkpoints" / name).is_dir()]
 
 
-def _copy(source: Cell, cell: Planned) -> None:
-    """The folder of a done run as that of this cell. It is another run in W&B, where it was logged once."""
-    left_out = shutil.ignore_patterns(ID_FILE, ATTEMPTS_FILE, "resume")
+def _copy(source: Cell, cell: Planned, weights: Sequence[str]) -> None:
+    """The files of a done run as those of this cell."""
     with whole_folder(cell.folder) as new:
-        shutil.copytree(source.folder, new, ignore=left_out, dirs_exist_ok=True)
+        try:
+            for name in (*FILES, *(f"checkpoints/{kept}" for kept in weights)):
+                if (source.folder / name).is_dir():
+                    shutil.copytree(source.folder / name, new / name, copy_function=shutil.copyfile)
+                elif (source.folder / name).is_file():
+                    shutil.copyfile(source.folder / name, new / name)
+        except shutil.Error as error:  # of a folder: a list of what could not be copied, to where, and why
+            file, _, why = error.args[0][0]
+            raise UserError(str(file), f"cannot be copied ({why})", f"Leave {source.folder.parent} out of {FOLDERS}") from error
         write_whole(new / "config.yaml", OmegaConf.to_yaml(cell.cfg, resolve=True))
-        (new / ".hydra").mkdir(exist_ok=True)
+        (new / ".hydra").mkdir()  # Hydra writes the rest of it when the cell's turn comes
         write_whole(new / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(cell.overrides))
         first = source.result.get("taken_from") or source.folder.resolve().parent.name
         write_result(new, {**source.result, "taken_from": first})
