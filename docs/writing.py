@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 WRITTEN = "<!-- Written by docs/generate.py from {}. Do not edit this page. -->"
-# The search shows pages that explain before pages that list.
 IMAGE = re.compile(r"!\[(?P<alt>(?:\\.|[^\]\\])*)\]\(figures/(?P<name>.+?)\.svg\)")  # in the report.md of a sweep
+# The search shows pages that explain before pages that list.
 NOTICE = "---\nsearch:\n  boost: 0.5\n---\n\n" + WRITTEN
 
 

@@ -55,13 +55,19 @@ def _check_stopped(run_dir: Path, cfg: DictConfig) -> None:
     before = load_cell(run_dir).config
     if cfg.get("resume") and before and can_resume(run_dir):
         was, now = (dict(flat(same_numbers(identity(c)))) for c in (OmegaConf.create(dict(before)), cfg))
-        differ = [f"{key}={now.get(key)}, not {was.get(key)}" for key in {**now, **was} if now.get(key) != was.get(key)]
+        differ = differences(now, was)
         if differ:
             raise UserError(
                 str(run_dir),
                 f"holds a stopped run with other settings that can be resumed ({'; '.join(differ[:3])})",
                 "Give the settings of that run, or choose another name=...; resume=false starts again in its place",
             )
+
+
+def differences(these: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """`steps=20, not 30` for each setting that differs. A missing one is as good as null: an earlier version had none."""
+    keys = {**these, **others}
+    return [f"{key}={these.get(key)}, not {others.get(key)}" for key in keys if these.get(key) != others.get(key)]
 
 
 def identity(cfg: Any) -> dict[str, Any]:

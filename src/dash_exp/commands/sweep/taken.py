@@ -1,6 +1,6 @@
 """Cells that other sweeps have done: they are copied, not run again (`hydra.callbacks.ledger.take_from`).
 
-The sweeps of the paper share runs: its DASH runs with a KL coefficient of 0.04 are an arm of tables 1, 3, 5 and 6.
+The sweeps of the paper share runs: its DASH runs with a KL coefficient of 0.04 are an arm of tables 1, 3 and 6.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dash_exp.commands.sweep.cells import Planned
-from dash_exp.commands.sweep.finished import identity
+from dash_exp.commands.sweep.finished import differences, identity
 from dash_exp.core.errors import UserError
 from dash_exp.core.files import whole_folder, write_whole
 from dash_exp.core.process import in_use
@@ -35,10 +35,10 @@ def take(planned: Sequence[Planned], folders: Any) -> tuple[int, dict[str, str]]
     the number of cells that were copied, and what is missing for each of the others, by the overrides that not all cells have.
     Raises UserError for what is no list of sweeps with done cells, and for files that cannot be copied.
     """
-    open_cells = [cell for cell in planned if cell.cfg.budget.match is None and not _begun(cell.folder)]
+    open_cells = [cell for cell in planned if folders and cell.cfg.budget.match is None and not _begun(cell.folder)]
     sources = [(source, _numbers(OmegaConf.create(dict(source.config)))) for source in done_in(folders)] if open_cells else []
     missing: dict[str, str] = {}
-    for cell in open_cells if sources else []:
+    for cell in open_cells:
         wanted, weights = _numbers(cell.cfg), cell.cfg.get("checkpoints", CHECKPOINTS)
         lacks, source = min(((_lacks(s, has, wanted, weights), s) for s, has in sources), key=lambda pair: len(pair[0]))
         if lacks:
@@ -46,7 +46,7 @@ def take(planned: Sequence[Planned], folders: Any) -> tuple[int, dict[str, str]]
             missing[",".join(own) or cell.folder.name] = "; ".join(lacks[:3])
         else:
             _copy(source, cell, weights)
-    return len(open_cells if sources else []) - len(missing), missing
+    return len(open_cells) - len(missing), missing
 
 
 def done_in(folders: Any) -> list[Cell]:
@@ -54,10 +54,10 @@ def done_in(folders: Any) -> list[Cell]:
     given = isinstance(folders, Sequence) and not isinstance(folders, str)
     if not given or any(not isinstance(folder, str) or folder.startswith(SCHEME) for folder in folders):
         raise UserError(f"{FOLDERS}={folders}", "is not a list of folders", f"Write {FOLDERS}=[multirun/NAME]")
-    listed = load(folders).cells if folders else []
+    listed = load(folders).cells  # UserError for what is no sweep
     others = [load_cell(cell) for folder in folders for cell in unlisted(Path(folder).expanduser())]
     done = [cell for cell in (*listed, *others) if cell.status == "done" and cell.config]
-    if folders and not done:
+    if not done:
         raise UserError(f"{FOLDERS}=[{','.join(folders)}]", "has no cell that is done", "Leave it out, or name another sweep")
     return done
 
@@ -73,12 +73,10 @@ def _numbers(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _lacks(source: Cell, has: Mapping[str, Any], wanted: Mapping[str, Any], weights: Sequence[str]) -> list[str]:
-    """Why `source` is not the wanted run: its other settings, and weights that it did not keep.
-
-    A setting that is not there is as good as null: an earlier version did not have it.
-    """
-    other = [f"{key}={has.get(key)}, not {wanted.get(key)}" for key in {**wanted, **has} if has.get(key) != wanted.get(key)]
-    return other + [f"no checkpoints/{name} there" for name in weights if not (source.folder / "checkpoints" / name).is_dir()]
+    """Why `source` is not the wanted run: its other settings, and weights that it did not keep."""
+    return differences(has, wanted) + [
+        f"no checkpoints/{name} there" for name in weights if not (source.folder / "checkpoints" / name).is_dir()
+    ]
 
 
 def _copy(source: Cell, cell: Planned, weights: Sequence[str]) -> None:
